@@ -1,0 +1,67 @@
+// Guards for operators that C++ callers reach directly, and the words of their schemas; Python has explained before.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <optional>
+#include <string_view>
+
+#include "common/joint_gradient.h"
+
+namespace rmcla {
+
+inline Target parse_target(std::string_view word) {
+  if (word == "mc") return Target::kMostConfusing;
+  if (word == "ll") return Target::kLeastLikely;
+  if (word == "untargeted") return Target::kUntargeted;
+  if (word == "margin") return Target::kMargin;
+  TORCH_CHECK_VALUE(word == "given", "target must be 'mc', 'll', 'untargeted', 'margin' or 'given'; got '", word, "'");
+  return Target::kGiven;
+}
+
+inline LabelScheme parse_label_scheme(std::string_view word) {
+  if (word == "main") return LabelScheme::kMain;
+  if (word == "sup") return LabelScheme::kSup;
+  TORCH_CHECK_VALUE(word == "none", "label_scheme must be 'main', 'sup' or 'none'; got '", word, "'");
+  return LabelScheme::kNone;
+}
+
+inline void check_logits(const at::Tensor& logits) {
+  TORCH_CHECK_TYPE(at::isFloatingType(logits.scalar_type()), "logits must be float; got ", logits.scalar_type());
+  TORCH_CHECK_VALUE(logits.dim() == 2 && logits.size(1) >= 2, "logits must have shape (B, C), C >= 2; got ", logits.sizes());
+}
+
+inline void check_classes(const char* name, const at::Tensor& labels, const at::Tensor& logits) {
+  TORCH_CHECK_TYPE(labels.scalar_type() == at::kLong, name, " must be int64; got ", labels.scalar_type());
+  TORCH_CHECK_VALUE(labels.dim() == 1 && labels.size(0) == logits.size(0), name, " must have shape (", logits.size(0),
+                    ",); got ", labels.sizes());
+  TORCH_CHECK_VALUE(labels.device() == logits.device(), name, " must be on ", logits.device(), "; got ", labels.device());
+}
+
+inline void check_like(const char* name, const at::Tensor& tensor, const at::Tensor& images) {
+  TORCH_CHECK_VALUE(tensor.sizes() == images.sizes(), name, " must have shape ", images.sizes(), "; got ", tensor.sizes());
+  TORCH_CHECK_VALUE(tensor.device() == images.device(), name, " must be on ", images.device(), "; got ", tensor.device());
+}
+
+// A float, or a float32 tensor of shape () or (B,), read where the kernel runs.
+inline void check_per_image(const char* name, const std::optional<at::Tensor>& values, const at::Tensor& images) {
+  if (!values) return;
+  TORCH_CHECK_TYPE(values->scalar_type() == at::kFloat, name, " must be float32; got ", values->scalar_type());
+  TORCH_CHECK_VALUE(values->dim() == 0 || (values->dim() == 1 && images.dim() && values->size(0) == images.size(0)), name,
+                    " must have shape () or (B,); got ", values->sizes());
+  TORCH_CHECK_VALUE(values->device() == images.device(), name, " must be on ", images.device(), "; got ", values->device());
+}
+
+// The images if their memory has no gaps and no overlaps, in any order of dimensions; else a contiguous copy. Element-wise
+// kernels then run over flat memory, where the image of element i is (i / stride(0)) % B.
+inline at::Tensor as_dense(const at::Tensor& images) {
+  return images.is_non_overlapping_and_dense() ? images : images.contiguous();
+}
+
+// `tensor` in the memory layout of the dense `images`: itself where it already is.
+inline at::Tensor in_layout_of(const at::Tensor& images, const at::Tensor& tensor) {
+  if (tensor.strides() == images.strides()) return tensor;
+  return at::empty_like(images, tensor.options(), at::MemoryFormat::Preserve).copy_(tensor);
+}
+
+}  // namespace rmcla

@@ -1,0 +1,48 @@
+"""Bilateral Adversarial Training, fast: fused operators, and the training loop and evaluation built on them.
+
+The operators load with the package; `rmcla_fast.data`, `.training`, `.evaluation` and `.models` load when first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from rmcla_fast.ops import (
+    JointGradient,
+    JointObjective,
+    joint_gradient,
+    joint_objective,
+    perturb_step,
+    random_start,
+    redistribute_labels,
+    soft_cross_entropy,
+)
+
+if TYPE_CHECKING:
+    from rmcla_fast import data, evaluation, models, training
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "JointGradient",
+    "JointObjective",
+    "data",
+    "evaluation",
+    "joint_gradient",
+    "joint_objective",
+    "models",
+    "perturb_step",
+    "random_start",
+    "redistribute_labels",
+    "soft_cross_entropy",
+    "training",
+]
+
+_LAZY_MODULES = ("data", "evaluation", "models", "training")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY_MODULES:
+        return importlib.import_module(f"rmcla_fast.{name}")
+    raise AttributeError(f"module 'rmcla_fast' has no attribute {name!r}")

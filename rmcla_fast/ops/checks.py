@@ -1,0 +1,117 @@
+"""The checks that operators share: each raises one sentence that names the argument, what came and what was expected.
+
+Only what Python knows without reading a tensor is checked here: shapes, dtypes, devices and numbers. Label values are
+checked by the CPU kernels.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def floating(name: str, tensor: Any, *, uint8: bool = False) -> None:
+    """A float tensor (or uint8, where it means value / 255)."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor; got {type(tensor).__name__}")
+    if tensor.dtype not in FLOATS and not (uint8 and tensor.dtype == torch.uint8):
+        expected = "uint8, float32" if uint8 else "float32"
+        raise TypeError(f"{name} must be {expected}, float64, float16 or bfloat16; got {tensor.dtype}")
+
+
+def logits(tensor: Any) -> None:
+    """(B, C) float with C at least 2."""
+    floating("logits", tensor)
+    if tensor.dim() != 2:
+        raise ValueError(f"logits must have shape (B, C); got {tuple(tensor.shape)}")
+    if tensor.shape[1] < 2:
+        raise ValueError(f"logits must have at least 2 classes; got shape {tuple(tensor.shape)}")
+
+
+def class_indices(name: str, tensor: Any, like: Tensor) -> None:
+    """(B,) int64 on the device of the logits."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be an int64 tensor of shape ({like.shape[0]},); got {type(tensor).__name__}")
+    if tensor.dtype != torch.int64:
+        raise TypeError(f"{name} must be int64; got {tensor.dtype}")
+    if tensor.dim() != 1 or tensor.shape[0] != like.shape[0]:
+        raise ValueError(f"{name} must have shape ({like.shape[0]},), one a row of logits; got {tuple(tensor.shape)}")
+    same_device(name, tensor, like, "logits")
+
+
+def same_device(name: str, tensor: Tensor, like: Tensor, like_name: str) -> None:
+    if tensor.device != like.device:
+        raise ValueError(f"{name} must be on {like.device}, as {like_name} is; got {tensor.device}")
+
+
+def same_shape(name: str, tensor: Tensor, like: Tensor, like_name: str) -> None:
+    if tensor.shape != like.shape:
+        raise ValueError(f"{name} must have the shape of {like_name}, {tuple(like.shape)}; got {tuple(tensor.shape)}")
+
+
+def number(name: str, value: Any) -> float:
+    """A finite number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number; got {type(value).__name__}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite; got {value}")
+    return float(value)
+
+
+def positive(name: str, value: Any) -> float:
+    value = number(name, value)
+    if value <= 0:
+        raise ValueError(f"{name} must be positive; got {value}")
+    return value
+
+
+def not_negative(name: str, value: Any) -> float:
+    value = number(name, value)
+    if value < 0:
+        raise ValueError(f"{name} must not be negative; got {value}")
+    return value
+
+
+def pixel_range(lower: Any, upper: Any) -> tuple[float, float]:
+    lower, upper = number("lower", lower), number("upper", upper)
+    if lower > upper:
+        raise ValueError(f"lower must not exceed upper; got lower {lower} and upper {upper}")
+    return lower, upper
+
+
+def top_k(value: Any) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"top_k must be an int or None; got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"top_k must be at least 1; got {value}")
+
+
+def per_image(name: str, tensor: Tensor, images: Tensor) -> Tensor:
+    """A float32 tensor of shape () or (B,) on the images' device."""
+    if tensor.dtype != torch.float32:
+        raise TypeError(f"{name} must be a float or a float32 tensor; got a {tensor.dtype} tensor")
+    batch = images.shape[0] if images.dim() else 1
+    if tensor.dim() > 1 or (tensor.dim() == 1 and (tensor.shape[0] != batch or not images.dim())):
+        raise ValueError(f"{name} must have shape () or ({batch},), one an image; got {tuple(tensor.shape)}")
+    same_device(name, tensor, images, "images")
+    return tensor
+
+
+def output(out: Any, shape: torch.Size, dtype: torch.dtype, like: Tensor, like_name: str) -> None:
+    """A buffer that may be written: right shape, dtype and device, and no part of an autograd graph."""
+    if not isinstance(out, Tensor):
+        raise TypeError(f"out must be a tensor; got {type(out).__name__}")
+    if out.shape != shape:
+        raise ValueError(f"out must have shape {tuple(shape)}; got {tuple(out.shape)}")
+    if out.dtype != dtype:
+        raise TypeError(f"out must be {dtype}; got {out.dtype}")
+    same_device("out", out, like, like_name)
+    if out.requires_grad:
+        raise ValueError("out must not require grad; pass out.detach()")

@@ -1,0 +1,90 @@
+"""`perturb_step`: one signed step, projected on the ball around the origin and on the pixel range."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rmcla_fast import backend as backends
+from rmcla_fast.ops import checks
+from rmcla_fast.reference.perturb_step import as_dense
+
+
+def _fake(images: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(as_dense(images))
+
+
+_ARGUMENTS = (
+    "Tensor images, Tensor origin, Tensor grad, float step_size, Tensor? step_sizes, float epsilon, Tensor? epsilons, "
+    "float lower, float upper"
+)
+backends.define("perturb_step", "perturb_step", f"({_ARGUMENTS}) -> Tensor", _fake)
+backends.define(
+    "perturb_step", "perturb_step.out", f"({_ARGUMENTS}, *, Tensor(a!) out) -> ()", lambda *_, **__: None
+)
+
+
+def perturb_step(
+    images: Tensor,
+    origin: Tensor,
+    grad: Tensor,
+    *,
+    step_size: float | Tensor,
+    epsilon: float | Tensor,
+    lower: float = 0.0,
+    upper: float = 1.0,
+    out: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """clip(clip(images + step_size * sign(grad), origin - epsilon, origin + epsilon), lower, upper), in one pass.
+
+    Step 3 of "Bilateral Adversarial Training" (Wang and Zhang, ICCV 2019), and the step of every l-infinity PGD attack
+    (Madry et al., ICLR 2018). Arithmetic in float32 (float64 for float64 images) whatever the storage, the same bits on
+    every backend; sign(0) = 0 and an infinite gradient has sign +-1.
+
+    Args:
+        images: any shape and layout, float32, float64, float16 or bfloat16: where the step starts.
+        origin: the same shape, any of these dtypes or uint8 (value / 255): the centre of the ball.
+        grad: the same shape, any of these float dtypes: the direction to ascend.
+        step_size: a finite float (negative descends) or a float32 tensor on the images' device of shape () or (B,).
+        epsilon: the radius, in the images' unit (8/255): a float, not negative, or a tensor likewise. A negative or NaN
+            value in a tensor gives NaN in that image, since reading it would stall a GPU.
+        lower, upper: the pixel range.
+        out: written and returned where given; the images' shape and dtype, and may be any of the inputs.
+        backend: None (choose), "reference", "cpu", "triton" or "cuda".
+
+    Returns:
+        The images' shape and dtype, in their memory layout (contiguous where they are not dense). NaN in any of the three
+        tensors gives NaN in that element. Not differentiable: it never requires grad.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong kind, shape, dtype, device or range.
+    """
+    checks.floating("images", images)
+    checks.floating("origin", origin, uint8=True)
+    checks.floating("grad", grad)
+    checks.same_shape("origin", origin, images, "images")
+    checks.same_shape("grad", grad, images, "images")
+    checks.same_device("origin", origin, images, "images")
+    checks.same_device("grad", grad, images, "images")
+    steps = epsilons = None
+    if isinstance(step_size, Tensor):
+        steps, step_size = checks.per_image("step_size", step_size, images), 0.0
+    if isinstance(epsilon, Tensor):
+        epsilons, epsilon = checks.per_image("epsilon", epsilon, images), 0.0
+    arguments = (
+        checks.number("step_size", step_size),
+        steps,
+        checks.not_negative("epsilon", epsilon),
+        epsilons,
+        *checks.pixel_range(lower, upper),
+    )
+    if out is None:
+        operator = backends.choose("perturb_step", images, backend)
+        result: Tensor = operator(images, origin, grad, *arguments)
+        return result
+    checks.output(out, images.shape, images.dtype, images, "images")
+    backends.choose("perturb_step.out", images, backend)(images, origin, grad, *arguments, out=out)
+    return out

@@ -1,0 +1,90 @@
+"""`random_start`: uniform noise in the epsilon ball, from a counter-based generator that a captured graph can replay."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rmcla_fast import backend as backends
+from rmcla_fast.ops import checks
+from rmcla_fast.reference.perturb_step import as_dense
+
+
+def _result_dtype(images: Tensor) -> torch.dtype:
+    return torch.float32 if images.dtype == torch.uint8 else images.dtype
+
+
+def _fake(images: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(as_dense(images), dtype=_result_dtype(images))
+
+
+_ARGUMENTS = "Tensor images, float epsilon, Tensor? epsilons, Tensor rng, float lower, float upper, bool clip"
+backends.define("random_start", "random_start", f"({_ARGUMENTS}) -> Tensor", _fake)
+backends.define(
+    "random_start", "random_start.out", f"({_ARGUMENTS}, *, Tensor(a!) out) -> ()", lambda *_, **__: None
+)
+
+
+def random_start(
+    images: Tensor,
+    epsilon: float | Tensor,
+    *,
+    rng: Tensor,
+    lower: float = 0.0,
+    upper: float = 1.0,
+    clip: bool = False,
+    out: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """images + u with u ~ U(-epsilon, epsilon) for every pixel; the same bits on every backend.
+
+    Step 1 of "Bilateral Adversarial Training" (Wang and Zhang, ICCV 2019), which does not clip to the pixel range. The
+    noise is Philox4x32-10 (Salmon et al., SC 2011) with key (low, high word of the seed) and counter (low, high word of
+    i div 4, low word of the step, 0): element i of the dense memory takes word i mod 4, u = (word >> 8) * 2**-24, and
+    adds epsilon * (2 u - 1) rounded to float32.
+
+    Args:
+        images: any shape and layout, uint8 (value / 255), float32, float64, float16 or bfloat16.
+        epsilon: the radius, in the unit of [0, 1] images (8/255): a float, not negative, or a float32 tensor on the images'
+            device of shape () or (B,). A negative or NaN value in a tensor gives NaN in that image.
+        rng: int64 tensor (seed, step) on the images' device, read by the kernel and never advanced: a captured CUDA graph
+            draws fresh noise when the step in it changes.
+        lower, upper: the pixel range, used where `clip`.
+        clip: whether to clip to the pixel range.
+        out: written and returned where given; the result's shape and dtype, and may be `images`.
+        backend: None (choose), "reference", "cpu", "triton" or "cuda".
+
+    Returns:
+        The images' shape, in their dtype (float32 for uint8) and memory layout (contiguous where they are not dense). The
+        noise follows memory order: another layout gives other pixels the same noise. Not differentiable.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong kind, shape, dtype, device or range.
+    """
+    checks.floating("images", images, uint8=True)
+    if not isinstance(rng, Tensor) or rng.dtype != torch.int64:
+        got = rng.dtype if isinstance(rng, Tensor) else type(rng).__name__
+        raise TypeError(f"rng must be an int64 tensor (seed, step); got {got}")
+    if rng.shape != (2,):
+        raise ValueError(f"rng must have shape (2,), seed and step; got {tuple(rng.shape)}")
+    checks.same_device("rng", rng, images, "images")
+    if not isinstance(clip, bool):
+        raise TypeError(f"clip must be a bool; got {type(clip).__name__}")
+    epsilons = None
+    if isinstance(epsilon, Tensor):
+        epsilons, epsilon = checks.per_image("epsilon", epsilon, images), 0.0
+    arguments = (
+        checks.not_negative("epsilon", epsilon),
+        epsilons,
+        rng,
+        *checks.pixel_range(lower, upper),
+        clip,
+    )
+    if out is None:
+        result: Tensor = backends.choose("random_start", images, backend)(images, *arguments)
+        return result
+    checks.output(out, images.shape, _result_dtype(images), images, "images")
+    backends.choose("random_start.out", images, backend)(images, *arguments, out=out)
+    return out

@@ -1,0 +1,95 @@
+"""`soft_cross_entropy`: the loss of soft labels, with the gradient of the logits made in the forward pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rmcla_fast import backend as backends
+from rmcla_fast.ops import checks
+
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def _fake(
+    logits: Tensor, labels: Tensor, reduction: str, label_gradient: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    return (
+        logits.new_empty(logits.shape[:1] if reduction == "none" else (), dtype=wide),
+        logits.new_empty(logits.shape),
+        logits.new_empty(logits.shape, dtype=wide) if label_gradient else None,
+    )
+
+
+backends.define(
+    "soft_cross_entropy",
+    "soft_cross_entropy",
+    "(Tensor logits, Tensor labels, str reduction, bool label_gradient) -> (Tensor, Tensor, Tensor?)",
+    _fake,
+)
+
+
+class _SoftCrossEntropy(torch.autograd.Function):
+    """Both gradients left the forward's kernel already, row by row and not reduced; the backward scales them."""
+
+    @staticmethod
+    def forward(ctx: Any, operator: Any, logits: Tensor, labels: Tensor, reduction: str, label_gradient: bool) -> Tensor:
+        loss: Tensor
+        loss, grad_logits, grad_labels = operator(logits, labels, reduction, label_gradient)
+        ctx.save_for_backward(grad_logits, grad_labels)
+        ctx.reduction = reduction
+        ctx.label_dtype = labels.dtype
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("soft_cross_entropy has no second derivative; call it without create_graph=True")
+        grad_logits, grad_labels = ctx.saved_tensors
+        if ctx.reduction == "mean":
+            grad = grad / grad_logits.shape[0]
+        elif ctx.reduction == "none":
+            grad = grad[:, None]
+        for_labels = (grad_labels * grad).to(ctx.label_dtype) if grad_labels is not None else None
+        return None, (grad_logits * grad).to(grad_logits.dtype), for_labels, None, None
+
+
+def soft_cross_entropy(
+    logits: Tensor, labels: Tensor, *, reduction: str = "mean", backend: str | None = None
+) -> Tensor:
+    """-sum_k y_k log softmax(z)_k for soft labels y, or -log softmax(z)_y for class indices.
+
+    Step 5 of "Bilateral Adversarial Training" (Wang and Zhang, ICCV 2019). Labels need not sum to one: the gradient in the
+    logits is sum(y) softmax(z) - y, made in the forward pass, and the one in the labels is -log softmax(z), the method's v.
+
+    Args:
+        logits: (B, C) float32, float64, float16 or bfloat16, any stride, C >= 2. Arithmetic is float32 (float64 for float64).
+        labels: (B, C) float in any of these dtypes, or (B,) int64 class indices.
+        reduction: "mean" over the rows, "sum", or "none".
+        backend: None (choose), "reference", "cpu", "triton" or "cuda".
+
+    Returns:
+        The loss, float32 (float64 for float64 logits): a scalar, or (B,) for reduction "none". Differentiable in logits and
+        in float labels, once: a second derivative raises RuntimeError. A row of logits with NaN or infinity gives NaN; so
+        does, on a GPU, a row whose class index is no class.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong kind, shape, dtype, device or range; on a CPU also a class index
+            outside [0, C).
+    """
+    checks.logits(logits)
+    if isinstance(labels, Tensor) and labels.dtype != torch.int64:
+        if labels.dtype not in checks.FLOATS:
+            raise TypeError(f"labels must be float (B, C) or int64 (B,); got {labels.dtype}")
+        checks.same_shape("labels", labels, logits, "logits")
+        checks.same_device("labels", labels, logits, "logits")
+    else:
+        checks.class_indices("labels", labels, logits)
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}; got {reduction!r}")
+    operator = backends.choose("soft_cross_entropy", logits, backend)
+    loss: Tensor = _SoftCrossEntropy.apply(operator, logits, labels, reduction, labels.requires_grad)
+    return loss

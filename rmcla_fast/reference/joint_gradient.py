@@ -1,0 +1,102 @@
+"""Reference of `joint_gradient` and `redistribute_labels` (PAPER: "The method", "Adversarial labels") in plain torch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from rmcla_fast.reference.labels import compute_dtype, in_range
+
+INFINITY = float("inf")
+NAN = float("nan")
+
+
+def joint_gradient(
+    logits: Tensor,
+    labels: Tensor,
+    target: str = "mc",
+    target_labels: Tensor | None = None,
+    beta: float = 9.0,
+    gamma: float = 0.01,
+    top_k: int | None = None,
+    label_scheme: str = "main",
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """Objective (B,), its gradient (B, C), soft labels (B, C) or None, targets (B,); `target_labels` for target "given"."""
+    z = logits.to(compute_dtype(logits))
+    num_classes = z.shape[1]
+    valid = z.isfinite().all(1) & in_range("labels", labels, num_classes)
+    true = labels.clamp(0, num_classes - 1)
+    is_true = one_hot(true, num_classes).bool()
+
+    if target == "untargeted":
+        targets = true
+    elif target == "given":
+        assert target_labels is not None
+        valid &= in_range("target", target_labels, num_classes)
+        targets = target_labels.clamp(0, num_classes - 1)
+    elif target == "ll":
+        targets = z.masked_fill(is_true, INFINITY).argmin(1)
+    else:  # "mc", and the class that the margin is to
+        targets = z.masked_fill(is_true, -INFINITY).argmax(1)
+
+    is_target = one_hot(targets, num_classes).to(z.dtype)
+    if target == "margin":
+        objective = (z.gather(1, targets[:, None]) - z.gather(1, true[:, None])).squeeze(1)
+        gradient = is_target - is_true.to(z.dtype)
+    else:
+        log_p = z.log_softmax(1)
+        objective = log_p.gather(1, targets[:, None]).squeeze(1)  # -CE(z, target)
+        gradient = is_target - log_p.exp()
+        if target == "untargeted":
+            objective, gradient = -objective, -gradient
+
+    soft_labels = None
+    if label_scheme != "none":
+        soft_labels = _soft_labels(z, is_true, beta, gamma, top_k, label_scheme)
+        soft_labels = soft_labels.masked_fill(~valid[:, None], NAN)
+    return (
+        objective.masked_fill(~valid, NAN),
+        gradient.masked_fill(~valid[:, None], NAN).to(logits.dtype),
+        soft_labels,
+        targets.masked_fill(~valid, -1),
+    )
+
+
+def redistribute_labels(
+    logits: Tensor,
+    labels: Tensor,
+    beta: float = 9.0,
+    gamma: float = 0.01,
+    top_k: int | None = None,
+    label_scheme: str = "main",
+) -> Tensor:
+    """The soft labels (B, C) of `joint_gradient` alone."""
+    z = logits.to(compute_dtype(logits))
+    num_classes = z.shape[1]
+    valid = z.isfinite().all(1) & in_range("labels", labels, num_classes)
+    is_true = one_hot(labels.clamp(0, num_classes - 1), num_classes).bool()
+    return _soft_labels(z, is_true, beta, gamma, top_k, label_scheme).masked_fill(~valid[:, None], NAN)
+
+
+def redistribute_labels_out(
+    logits: Tensor, labels: Tensor, beta: float, gamma: float, top_k: int | None, label_scheme: str, out: Tensor
+) -> None:
+    out.copy_(redistribute_labels(logits, labels, beta, gamma, top_k, label_scheme))
+
+
+def _soft_labels(z: Tensor, is_true: Tensor, beta: float, gamma: float, top_k: int | None, label_scheme: str) -> Tensor:
+    """Each class other than the true one receives in proportion to its share; the true one keeps beta times the largest."""
+    others = z.shape[1] - 1
+    if label_scheme == "main":  # s_k = v_k - v_MC + gamma; with v = -log p the log-sum-exp cancels
+        share = z.masked_fill(is_true, -INFINITY).amax(1, keepdim=True) - z + gamma
+    elif others == 1:  # sup with two classes: the limit sum v = 0 has the same labels
+        share = torch.ones_like(z)
+    else:  # sup: v_k = -log p_k
+        share = z.logsumexp(1, keepdim=True) - z
+    if top_k is not None and top_k < others:  # the top_k largest v are the top_k smallest logits; ties to the lower index
+        receivers = z.masked_fill(is_true, INFINITY).argsort(dim=1, stable=True)[:, :top_k]
+        share = torch.zeros_like(share).scatter(1, receivers, share.gather(1, receivers))
+    share = share.masked_fill(is_true, 0)
+    kept = beta * share.amax(1, keepdim=True)
+    return torch.where(is_true, kept, share) / (share.sum(1, keepdim=True) + kept)

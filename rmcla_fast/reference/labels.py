@@ -1,0 +1,24 @@
+"""What is common to the references that read class labels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def compute_dtype(tensor: Tensor) -> torch.dtype:
+    """float64 for float64 storage, float32 for every other."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def label_error(name: str, label: int, row: int, num_classes: int) -> str:
+    return f"{name} must lie in [0, {num_classes}); got {label} in row {row}"
+
+
+def in_range(name: str, labels: Tensor, num_classes: int) -> Tensor:
+    """(B,) bool: which labels are classes. On the CPU a ValueError names the first that is not; a GPU would stall."""
+    valid = (labels >= 0) & (labels < num_classes)
+    if labels.device.type == "cpu" and not bool(valid.all()):
+        row = int(valid.int().argmin())
+        raise ValueError(label_error(name, int(labels[row]), row, num_classes))
+    return valid

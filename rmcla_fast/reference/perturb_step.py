@@ -1,0 +1,64 @@
+"""Reference of `perturb_step` (PAPER: "The method", step 3) in plain torch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rmcla_fast.reference.labels import compute_dtype
+
+
+def perturb_step(
+    images: Tensor,
+    origin: Tensor,
+    grad: Tensor,
+    step_size: float,
+    step_sizes: Tensor | None,
+    epsilon: float,
+    epsilons: Tensor | None,
+    lower: float = 0.0,
+    upper: float = 1.0,
+) -> Tensor:
+    """clip(clip(images + step_size * sign(grad), origin - epsilon, origin + epsilon), lower, upper); NaN in, NaN out."""
+    dtype = compute_dtype(images)
+    step = per_image(step_size, step_sizes, images)
+    radius = per_image(epsilon, epsilons, images)
+    radius = torch.where(radius >= 0, radius, float("nan"))
+    center = to_unit(origin, dtype)
+    sign = torch.where(grad.isnan(), grad, grad.sign()).to(dtype)
+    moved = images.to(dtype) + step * sign
+    inside = moved.clamp(center - radius, center + radius).clamp(lower, upper)
+    return torch.empty_like(as_dense(images)).copy_(inside)
+
+
+def perturb_step_out(
+    images: Tensor,
+    origin: Tensor,
+    grad: Tensor,
+    step_size: float,
+    step_sizes: Tensor | None,
+    epsilon: float,
+    epsilons: Tensor | None,
+    lower: float,
+    upper: float,
+    out: Tensor,
+) -> None:
+    out.copy_(perturb_step(images, origin, grad, step_size, step_sizes, epsilon, epsilons, lower, upper))
+
+
+def as_dense(images: Tensor) -> Tensor:
+    """The images if their memory has no gaps and no overlaps, in any order of dimensions; else a contiguous copy."""
+    return images if torch.empty_like(images).stride() == images.stride() else images.contiguous()
+
+
+def per_image(value: float, values: Tensor | None, images: Tensor) -> Tensor:
+    """A float or a float32 tensor of shape () or (B,), in the arithmetic's dtype, shaped to multiply the images."""
+    dtype = compute_dtype(images)
+    if values is None:
+        return torch.tensor(value, dtype=dtype, device=images.device)
+    return values.to(dtype).reshape(-1, *[1] * (images.dim() - 1)) if values.dim() else values.to(dtype)
+
+
+def to_unit(images: Tensor, dtype: torch.dtype) -> Tensor:
+    """uint8 means value / 255, correctly rounded; float images are as they are."""
+    return images.to(dtype) / 255 if images.dtype == torch.uint8 else images.to(dtype)

@@ -1,0 +1,28 @@
+"""Reference of `soft_cross_entropy` (PAPER: "The method", step 5) in plain torch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from rmcla_fast.reference.labels import compute_dtype, in_range
+
+
+def soft_cross_entropy(
+    logits: Tensor, labels: Tensor, reduction: str = "mean", label_gradient: bool = False
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Loss -sum_k y_k log p_k; each row's gradients in the logits, sum(y) p - y, and in the labels, -log p (not reduced)."""
+    z = logits.to(compute_dtype(logits))
+    valid = z.isfinite().all(1)
+    if labels.dim() == 1:
+        valid &= in_range("labels", labels, z.shape[1])
+        y = one_hot(labels.clamp(0, z.shape[1] - 1), z.shape[1]).to(z.dtype)
+    else:
+        y = labels.to(z.dtype)
+    z = z.masked_fill(~valid[:, None], float("nan"))
+    log_p = z.log_softmax(1)
+    rows = -(y * log_p).sum(1)
+    gradient = y.sum(1, keepdim=True) * log_p.exp() - y
+    loss = {"mean": rows.mean, "sum": rows.sum, "none": rows.clone}[reduction]()
+    return loss, gradient.to(logits.dtype), -log_p if label_gradient else None

@@ -1,0 +1,116 @@
+"""Builds the compiled extension `rmcla_fast._C` where it can be built, and says loudly what is lost where it cannot.
+
+    pip install --no-build-isolation .        the torch that is installed is the torch the extension is built for
+
+RMCLA_WITH_CUDA=0/1 forces the CUDA kernels off or on; RMCLA_SKIP_NATIVE=1 leaves the whole extension out.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import setup
+
+ROOT = Path(__file__).parent
+ARCHITECTURES = "8.0;9.0+PTX"  # where TORCH_CUDA_ARCH_LIST does not say otherwise: no GPU is needed to build
+WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-psabi"]
+
+
+def lost(what: str, why: str) -> None:
+    line = "*" * 100
+    print(f"\n{line}\nrmcla_fast: {what}\n  because: {why}\n{line}\n", file=sys.stderr, flush=True)
+
+
+def cuda_home() -> Path | None:
+    """The toolkit that has nvcc, headers and libcudart together; the nvcc on PATH may be a wrapper that lives elsewhere."""
+    nvcc = shutil.which("nvcc")
+    candidates = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
+    candidates += [nvcc and Path(nvcc).resolve().parent.parent, "/usr/local/cuda"]
+    candidates += sorted(Path("/usr/local").glob("cuda-*"), reverse=True) + ["/usr/lib/cuda"]
+    for home in (Path(candidate) for candidate in candidates if candidate):
+        if (home / "bin/nvcc").exists() and any(home.glob("lib*/libcudart.so*")):
+            return home
+    return None
+
+
+def why_no_cuda(torch, home: Path | None) -> str:
+    """Why the CUDA kernels cannot be built; "" if they can."""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is a build without CUDA"
+    if home is None:
+        return "no CUDA toolkit with nvcc and libcudart was found (CUDA_HOME says where to look)"
+    release = subprocess.run([home / "bin/nvcc", "--version"], capture_output=True, text=True).stdout
+    found = re.search(r"release (\d+)\.", release)
+    if not found or found[1] != torch.version.cuda.split(".")[0]:
+        return f"nvcc in {home} is release {found[1] if found else '?'} and torch was built with CUDA {torch.version.cuda}"
+    return ""
+
+
+def extension() -> dict:
+    """The one build function: setuptools' arguments for the extension, CPU part and CUDA part."""
+    if os.environ.get("RMCLA_SKIP_NATIVE") == "1":
+        lost("the compiled kernels are left out; the plain-torch reference runs", "RMCLA_SKIP_NATIVE=1")
+        return {}
+    try:
+        import torch
+    except ImportError:
+        lost(
+            "the compiled kernels are NOT built; the plain-torch reference (on a GPU: Triton) runs, many times slower on a CPU",
+            "torch cannot be imported in this build; install torch, then: pip install --no-build-isolation .",
+        )
+        return {}
+    home = cuda_home()
+    forced = os.environ.get("RMCLA_WITH_CUDA")
+    reason = "RMCLA_WITH_CUDA=0" if forced == "0" else why_no_cuda(torch, home)
+    if reason and forced == "1":
+        raise SystemExit(f"RMCLA_WITH_CUDA=1, but the CUDA kernels cannot be built: {reason}")
+    if home and not reason:
+        os.environ["CUDA_HOME"] = str(home)
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
+
+    from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
+
+    class Build(BuildExtension):
+        """A compiler that is missing or fails costs the kernels, and never the install."""
+
+        def run(self) -> None:
+            try:
+                super().run()
+            except Exception as error:
+                if forced == "1":
+                    raise
+                lost(
+                    "the compiled kernels are NOT built; the plain-torch reference (on a GPU: Triton) runs instead",
+                    f"the compiler failed ({str(error).splitlines()[0]}); a C++17 compiler is needed, see above",
+                )
+                self.extensions = []
+
+        def copy_extensions_to_source(self) -> None:
+            if self.extensions:
+                super().copy_extensions_to_source()
+
+    cpp = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-g1", *WARNINGS]
+    nvcc = ["-O3", "-lineinfo"]
+    sources = [ROOT / "csrc/module.cpp", *sorted(ROOT.glob("csrc/cpu/*.cpp"))]
+    if reason:
+        lost("the CUDA kernels are NOT built; the CPU kernels are", reason)
+        kind, flags, macros = CppExtension, {"cxx": cpp}, []
+    else:
+        sources += sorted(ROOT.glob("csrc/cuda/*.cu"))
+        quoted = '"' + os.environ["TORCH_CUDA_ARCH_LIST"] + '"'
+        kind, flags, macros = CUDAExtension, {"cxx": cpp, "nvcc": nvcc}, [("RMCLA_WITH_CUDA", None), ("RMCLA_CUDA_ARCHITECTURES", quoted)]
+    module = kind(
+        "rmcla_fast._C",
+        [str(path.relative_to(ROOT)) for path in sources],
+        include_dirs=[str(ROOT / "csrc")],
+        define_macros=macros,
+        extra_compile_args=flags,
+    )
+    module.depends = [str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("csrc/**/*.h"))]
+    return {"ext_modules": [module], "cmdclass": {"build_ext": Build}}
+
+
+setup(**extension())
