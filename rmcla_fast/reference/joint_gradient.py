@@ -1,4 +1,4 @@
-"""Reference of `joint_gradient` and `redistribute_labels` (PAPER: "The method", "Adversarial labels") in plain torch."""
+"""Reference of `joint_gradient` and `redistribute_labels` (Wang and Zhang 2019, supplementary equations 2 to 6) in plain torch."""
 
 from __future__ import annotations
 

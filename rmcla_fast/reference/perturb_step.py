@@ -1,4 +1,4 @@
-"""Reference of `perturb_step` (PAPER: "The method", step 3) in plain torch."""
+"""Reference of `perturb_step` (Wang and Zhang 2019, the method's step 3) in plain torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reference of `random_start` (PAPER: "The method", step 1) in plain torch, with its counter-based noise.
+"""Reference of `random_start` (Wang and Zhang 2019, the method's step 1) in plain torch, with its counter-based noise.
 
 Philox4x32-10 is from Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 """

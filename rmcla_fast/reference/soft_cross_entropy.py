@@ -1,4 +1,4 @@
-"""Reference of `soft_cross_entropy` (PAPER: "The method", step 5) in plain torch."""
+"""Reference of `soft_cross_entropy` (Wang and Zhang 2019, the method's step 5) in plain torch."""
 
 from __future__ import annotations
 
