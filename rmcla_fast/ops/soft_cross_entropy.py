@@ -75,9 +75,8 @@ def soft_cross_entropy(
 
     Returns:
         The loss, float32 (float64 for float64 logits): a scalar, or (B,) for reduction "none". Differentiable in logits
-        and
-        in float labels, once: a second derivative raises RuntimeError. A row of logits with NaN or infinity gives NaN;
-        so does, on a GPU, a row whose class index is no class.
+        and in float labels, once: a second derivative raises RuntimeError. A row of logits with NaN or infinity gives
+        NaN; so does, on a GPU, a row whose class index is no class.
 
     Raises:
         TypeError, ValueError: an argument of the wrong kind, shape, dtype, device or range; on a CPU also a class index

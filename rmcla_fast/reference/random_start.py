@@ -24,7 +24,7 @@ def random_start(
     upper: float = 1.0,
     clip: bool = False,
 ) -> Tensor:
-    """images + u, u ~ U(-epsilon, epsilon) from Philox; element i of dense memory takes word i mod 4 of block i div 4."""
+    """images + u, u ~ U(-epsilon, epsilon) from Philox; element i of memory takes word i mod 4 of block i div 4."""
     images = as_dense(images)
     result = torch.empty_like(images, dtype=torch.float32 if images.dtype == torch.uint8 else images.dtype)
     noise = torch.empty_like(result, dtype=torch.float32)
