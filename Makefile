@@ -39,8 +39,9 @@ $(INSTALLED): $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH) numpy 'setuptools>=77' wheel ninja pybind11
 	$(BIN)/pip install --disable-pip-version-check --no-build-isolation --editable '.[train,eval,dev]' --verbose \
-	  2>&1 | tee .venv/install.log | grep --line-buffered -E '^ *(rmcla_fast:|because:|ERROR|error|FAILED)|: error' || true
-	$(BIN)/python -c 'import rmcla_fast' && rm -f .venv/installed-* && touch $@
+	  >.venv/install.log 2>&1 || { tail -n 40 .venv/install.log; exit 1; }
+	grep -A1 'rmcla_fast:' .venv/install.log | sort -u || true
+	rm -f .venv/installed-* && touch $@
 
 clean:
 	rm -rf .venv build *.egg-info rmcla_fast/*.so

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rmcla_fast.ops import (
     JointGradient,
     JointObjective,
+    augment_start,
     joint_gradient,
     joint_objective,
     perturb_step,
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 __all__ = [
     "JointGradient",
     "JointObjective",
+    "augment_start",
     "data",
     "evaluation",
     "joint_gradient",

@@ -63,14 +63,8 @@ def random_start(
         TypeError, ValueError: an argument of the wrong kind, shape, dtype, device or range.
     """
     checks.floating("images", images, uint8=True)
-    if not isinstance(rng, Tensor) or rng.dtype != torch.int64:
-        got = rng.dtype if isinstance(rng, Tensor) else type(rng).__name__
-        raise TypeError(f"rng must be an int64 tensor (seed, step); got {got}")
-    if rng.shape != (2,):
-        raise ValueError(f"rng must have shape (2,), seed and step; got {tuple(rng.shape)}")
-    checks.same_device("rng", rng, images, "images")
-    if not isinstance(clip, bool):
-        raise TypeError(f"clip must be a bool; got {type(clip).__name__}")
+    checks.random_state(rng, images, "images")
+    checks.boolean("clip", clip)
     epsilons = None
     if isinstance(epsilon, Tensor):
         epsilons, epsilon = checks.per_image("epsilon", epsilon, images), 0.0
