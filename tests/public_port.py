@@ -1,7 +1,7 @@
 """The paper's public training step, ported to plain PyTorch line by line and apart from the library: a truth for tests.
 
-It is straightforward on purpose, as the benchmark's rival: the labels come from -log p in eager torch, the attack's backward
-computes the gradients of the weights too, and the clean forward keeps its graph.
+It is straightforward on purpose, as the benchmark's rival: the labels come from -log p in eager torch, the attack's
+backward computes the gradients of the weights too, and the clean forward keeps its graph.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def public_step(
     attack_sign: float = -1.0,
     target: str = "mc",
 ) -> Tensor:
-    """One update; `clean_source` is the public code's extra forward. The last two arguments make it wrong on purpose."""
+    """One update; `clean_source` is the public code's extra forward. The last two arguments make it wrong."""
     model.eval()
     start = (images + noise).requires_grad_()
     logits = model(start)

@@ -54,7 +54,7 @@ def test_every_recipe_gives_images_in_range_and_labels_that_are_labels(name: str
     clean = images.float() / 255
     assert result.images.shape == images.shape
     assert result.images.dtype == torch.float32
-    assert 0 <= float(result.images.min())
+    assert float(result.images.min()) >= 0
     assert float(result.images.max()) <= 1
     reach = EPSILON if recipe(name).project else 3 * EPSILON
     assert float((result.images - clean).abs().max()) <= reach + 1e-6
@@ -308,8 +308,10 @@ def test_bad_arguments_are_one_sentence(changes: dict[str, object], words: str) 
 def test_nearest_class_needs_a_linear_classifier() -> None:
     images, labels = batch()
     convolutional = nn.Sequential(nn.Conv2d(1, 10, 8), nn.Flatten())
-    with pytest.raises(ValueError, match="reads the rows of the last nn.Linear, and the model has none"):
+    with pytest.raises(ValueError, match=r"reads the rows of the last nn\.Linear, and the model has none"):
         adversarial_example(convolutional, images, labels, recipe("r-mosa-la"), rng=RNG)
-    inner = nn.Sequential(nn.Flatten(), nn.Linear(64, 7), nn.Unflatten(1, (1, 1, 7)), nn.Conv2d(1, 10, (1, 7)), nn.Flatten())
+    inner = nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 7), nn.Unflatten(1, (1, 1, 7)), nn.Conv2d(1, 10, (1, 7)), nn.Flatten()
+    )
     with pytest.raises(ValueError, match="it has 7 outputs, and the model 10 logits"):
         adversarial_example(inner, images, labels, recipe("r-mix-la"), rng=RNG)

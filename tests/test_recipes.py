@@ -10,10 +10,12 @@ import pytest
 import rmcla_fast
 from rmcla_fast import Recipe, recipes
 
-PAPER = (
-    "standard madry-pgd7-2 madry-pgd10-3 trades r-fgsm r-ll r-rand r-mc r-mc-la r-mc-la+ r-mc-la9 r-mc-la9+ r-mc-la-sup "
-    "r-mc-la-sup+ r-mosa-la r-mosa-la+ r-mix-la r-mix-la+ fgsm-rs n-fgsm n-mc-la n-fgsm-la n-margin"
-).split()
+LABELLED = ("r-mc-la", "r-mc-la9", "r-mc-la-sup", "r-mosa-la", "r-mix-la")
+PAPER = [
+    *("standard", "madry-pgd7-2", "madry-pgd10-3", "trades", "r-fgsm", "r-ll", "r-rand", "r-mc"),
+    *(name + source for name in LABELLED for source in ("", "+")),
+    *("fgsm-rs", "n-fgsm", "n-mc-la", "n-fgsm-la", "n-margin"),
+]
 COSTS = {"standard": 3, "madry-pgd7-2": 17, "madry-pgd10-3": 23, "trades": 27}
 
 
@@ -40,7 +42,12 @@ def test_values_of_the_paper() -> None:
     assert (noisy.start_ratio, noisy.step_ratio, noisy.project) == (2.0, 1.0, False)
     assert recipes.get("fgsm-rs").step_ratio == 1.25
     trades = recipes.get("trades")
-    assert (trades.outer_loss, trades.trades_weight, trades.start, trades.start_ratio) == ("trades", 6.0, "normal", 0.001)
+    assert (trades.outer_loss, trades.trades_weight, trades.start, trades.start_ratio) == (
+        "trades",
+        6.0,
+        "normal",
+        0.001,
+    )
     assert {name: recipes.get(name).label_scheme for name in ("r-mc", "r-mc-la-sup", "n-margin", "n-fgsm-la")} == {
         "r-mc": "none",
         "r-mc-la-sup": "sup",

@@ -1,4 +1,4 @@
-"""One update: its passes by counting, its numbers against an independent port, its ways to run, and nothing on the host."""
+"""One update: its passes by counting, its numbers against an independent port, its ways to run, no host reads."""
 
 from __future__ import annotations
 
@@ -219,7 +219,9 @@ def test_layouts_and_dtypes_of_images_agree(images: str) -> None:
     if images == "float":
         torch.manual_seed(0)
         other = models.WideResNet(10, depth=10, width=1)
-        assert float(TrainStep(other, sgd(other), recipe("r-mc-la"), capture="eager")(given, torch.arange(8))) == float(loss)
+        assert float(TrainStep(other, sgd(other), recipe("r-mc-la"), capture="eager")(given, torch.arange(8))) == float(
+            loss
+        )
 
 
 # Nothing on the host.
@@ -228,7 +230,16 @@ def test_layouts_and_dtypes_of_images_agree(images: str) -> None:
 class RefuseHostReads(TorchDispatchMode):
     """Fails on what makes a GPU wait: a scalar read, or a shape that depends on values."""
 
-    REFUSED = ("_local_scalar_dense", "item", "is_nonzero", "nonzero", "masked_select", "equal", "_unique2", "unique_dim")
+    REFUSED = (
+        "_local_scalar_dense",
+        "item",
+        "is_nonzero",
+        "nonzero",
+        "masked_select",
+        "equal",
+        "_unique2",
+        "unique_dim",
+    )
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.__name__.split(".")[0]
@@ -251,7 +262,12 @@ def test_the_dispatch_mode_refuses() -> None:
 def test_a_step_never_reads_a_tensor_on_the_host(name: str) -> None:
     model = network()
     step = TrainStep(
-        model, sgd(model, fused=True), recipe(name), ema=ExponentialAverage(model, 0.9), clip_norm=1.0, skip_nonfinite=True
+        model,
+        sgd(model, fused=True),
+        recipe(name),
+        ema=ExponentialAverage(model, 0.9),
+        clip_norm=1.0,
+        skip_nonfinite=True,
     )
     given = batch()
     with RefuseHostReads():
@@ -303,7 +319,7 @@ def test_epsilon_warms_up() -> None:
     step = TrainStep(model, sgd(model), recipe("r-mc-la"))
     step.epsilon = 0  # a warm-up may begin without an attack
     assert bool(step(*batch()).isfinite())
-    with pytest.raises(ValueError, match="epsilon must not be negative; got -0.1"):
+    with pytest.raises(ValueError, match=r"epsilon must not be negative; got -0\.1"):
         step.epsilon = -0.1
 
 
