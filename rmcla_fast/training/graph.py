@@ -17,8 +17,8 @@ class CapturedUpdate:
 
     The first calls are real updates on a side stream; the next one of the same shapes is captured there and replayed,
     as is every later one. A batch of other shapes runs uncaptured. Learning rates are device tensors that the graph
-    reads: a schedule may still write floats into the optimizer's groups. A change of any other hyper-parameter, or of the
-    optimizer's state by `load_state_dict`, captures anew.
+    reads: a schedule may still write floats into the optimizer's groups. A change of any other hyper-parameter, or of
+    the optimizer's state by `load_state_dict`, captures anew.
     """
 
     def __init__(self, update: Update, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
