@@ -25,7 +25,7 @@ class CapturedUpdate:
         self._update = update
         self._optimizer = optimizer
         self._device = device
-        self._stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._stream: torch.cuda.Stream = torch.cuda.Stream(device)
         self._rates = [torch.zeros((), device=device) for _ in optimizer.param_groups]
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: list[Tensor] = []
