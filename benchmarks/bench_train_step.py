@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -212,10 +211,17 @@ def print_peak_memory(options: argparse.Namespace) -> None:
             run()
         print((torch.cuda.max_memory_allocated(bench.device) - before) / 2**20)
         return
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for _ in range(3):
+    run()  # makes the optimizer's state and the libraries' own buffers
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+    before = resident_kib("VmRSS")
+    for _ in range(2):
         run()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10)
+    print((resident_kib("VmHWM") - before) / 2**10)
+
+
+def resident_kib(field: str) -> int:
+    """This process's resident memory, now ("VmRSS") or at its peak ("VmHWM"); Linux only."""
+    return int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0])
 
 
 def context(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
@@ -284,7 +290,7 @@ def main() -> None:
     load_before = os.getloadavg()
     samples = measure(rivals, options.rounds, bench.device)
     memory = {}
-    if not options.no_memory:
+    if not options.no_memory and (bench.device.type == "cuda" or sys.platform == "linux"):
         memory = {name: peak_memory(options, name) for name in ("standard", "r-mc-la", "public port")}
     report = {
         "context": {**context(options, bench.device), "load_before": load_before},

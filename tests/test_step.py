@@ -26,9 +26,13 @@ def batch(size: int = 16, classes: int = 10, seed: int = 0) -> tuple[Tensor, Ten
     return images, torch.randint(0, classes, (size,), generator=generator)
 
 
-def network(classes: int = 10, width: int = 8) -> nn.Module:
+def network(classes: int = 10) -> nn.Module:
+    """Convolutions, batch norm, a linear classifier."""
     torch.manual_seed(0)
-    return models.SmallCNN(classes, width=width)
+    layers: list[nn.Module] = [models.Normalize(1)]
+    for inputs, outputs in ((1, 16), (16, 16), (16, 32)):
+        layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(512, classes))
 
 
 def sgd(model: nn.Module, lr: float = 0.05, **options: Any) -> torch.optim.SGD:
@@ -73,7 +77,7 @@ MUTANTS = [{"attack_sign": 1.0}, {"target": "ll"}, {"clean_source": None}]
 def against_the_port(name: str, updates: int, **wrong: Any) -> tuple[float, float]:
     """Largest relative distance of the weights after one update, and of the losses over all of them."""
     epsilon, classes = 0.3, CLASSES[name]
-    ours, theirs = network(classes, width=16), network(classes, width=16)
+    ours, theirs = network(classes), network(classes)
     before = weights(ours)
     values = recipes.get(name).replace(epsilon=epsilon)
     step = TrainStep(ours, sgd(ours, 0.1), values, capture="eager", seed=5)
