@@ -145,5 +145,7 @@ def philox4x32(counter: Sequence[int], key: Sequence[int], rounds: int = 10) -> 
 def random_unit(seed: int, step: int, index: int, stream: int = 0) -> np.float32:
     """2 u - 1 of element `index` of the dense memory, exact in float32; seed and step are any 64-bit integers."""
     seed, step, block = seed % (1 << 64), step % (1 << 64), index // 4
-    word = philox4x32((block % (1 << 32), block >> 32, step % (1 << 32), stream), (seed % (1 << 32), seed >> 32))[index % 4]
+    word = philox4x32((block % (1 << 32), block >> 32, step % (1 << 32), stream), (seed % (1 << 32), seed >> 32))[
+        index % 4
+    ]
     return np.float32(2 * ((word >> 8) * 2.0**-24) - 1)

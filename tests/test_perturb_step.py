@@ -29,7 +29,9 @@ NAN, INF = float("nan"), float("inf")
 EPSILON, STEP = 8 / 255, 2 / 255
 
 
-def expected(images: Tensor, origin: Tensor, grad: Tensor, step: float | Tensor, epsilon: float | Tensor, lower, upper) -> Tensor:
+def expected(
+    images: Tensor, origin: Tensor, grad: Tensor, step: float | Tensor, epsilon: float | Tensor, lower, upper
+) -> Tensor:
     """The oracle in the arithmetic's dtype, rounded once to the images'."""
     work = torch.float64 if images.dtype == torch.float64 else torch.float32
 
@@ -40,7 +42,9 @@ def expected(images: Tensor, origin: Tensor, grad: Tensor, step: float | Tensor,
 
     center = origin.cpu().numpy() if origin.dtype == torch.uint8 else origin.cpu().to(work).numpy()
     arrays = images.cpu().to(work).numpy(), center, grad.cpu().to(torch.float64).numpy()
-    return torch.from_numpy(np.asarray(oracle.perturb_step(*arrays, budget(step), budget(epsilon), lower, upper))).to(images.dtype)
+    return torch.from_numpy(np.asarray(oracle.perturb_step(*arrays, budget(step), budget(epsilon), lower, upper))).to(
+        images.dtype
+    )
 
 
 def dense_layout(images: Tensor) -> tuple[int, ...]:
@@ -89,7 +93,15 @@ def test_random_shapes(backend: Backend) -> None:
         strides = dense_layout(images)
         poison_free_memory(images.numel(), backend.device)
         result = rmcla_fast.perturb_step(
-            images, origin, grad, step_size=step, epsilon=epsilon, lower=bounds[0], upper=bounds[1], out=buffer, backend=backend.name
+            images,
+            origin,
+            grad,
+            step_size=step,
+            epsilon=epsilon,
+            lower=bounds[0],
+            upper=bounds[1],
+            out=buffer,
+            backend=backend.name,
         )
         assert_same_bits(result, wanted, "result")
         assert not result.requires_grad
@@ -106,10 +118,14 @@ def test_never_leaves_the_ball_or_the_range(backend: Backend, dtype: torch.dtype
     work = torch.float64 if dtype == torch.float64 else torch.float32
     generator = torch.Generator().manual_seed(0)
     for origin_dtype in {dtype, torch.float32, torch.uint8}:
-        origin = pixels((count,), origin_dtype, backend.device, generator).clamp(0, 255 if origin_dtype == torch.uint8 else 1)
+        origin = pixels((count,), origin_dtype, backend.device, generator).clamp(
+            0, 255 if origin_dtype == torch.uint8 else 1
+        )
         images = pixels((count,), dtype, backend.device, generator)
         grad = torch.randn(count, generator=generator).to(backend.device)
-        result = rmcla_fast.perturb_step(images, origin, grad, step_size=2 * epsilon, epsilon=epsilon, backend=backend.name)
+        result = rmcla_fast.perturb_step(
+            images, origin, grad, step_size=2 * epsilon, epsilon=epsilon, backend=backend.name
+        )
         center = origin.to(work) / 255 if origin_dtype == torch.uint8 else origin.to(work)
         radius = torch.tensor(epsilon, dtype=work, device=backend.device)
         assert bool((result >= (center - radius).to(dtype)).all())
@@ -134,7 +150,19 @@ def test_sign_of_every_kind_of_gradient(backend: Backend, dtype: torch.dtype, gr
     """Zeros have sign 0, infinities +-1, and the smallest number of the gradient's own dtype keeps its sign."""
     smallest = torch.finfo(grad_dtype).smallest_normal
     subnormal = torch.finfo(grad_dtype).smallest_normal * torch.finfo(grad_dtype).eps
-    values = [0.0, -0.0, INF, -INF, smallest, -smallest, subnormal, -subnormal, torch.finfo(grad_dtype).max, 1e-300, NAN]
+    values = [
+        0.0,
+        -0.0,
+        INF,
+        -INF,
+        smallest,
+        -smallest,
+        subnormal,
+        -subnormal,
+        torch.finfo(grad_dtype).max,
+        1e-300,
+        NAN,
+    ]
     grad = torch.tensor(values, dtype=torch.float64).to(grad_dtype).to(backend.device)
     images = torch.full_like(grad, 0.5, dtype=dtype)
     result = rmcla_fast.perturb_step(images, images, grad, step_size=0.25, epsilon=0.5, backend=backend.name)
@@ -165,7 +193,10 @@ def test_nan_in_any_of_three_stays_in_its_element(backend: Backend, dtype: torch
 def test_out_may_be_any_input(backend: Backend, dtype: torch.dtype, alias: str, shape: tuple[int, ...]) -> None:
     for layout in ("contiguous", "channels_last", "strided"):
         tensors = {
-            name: lay_out(pixels(shape, dtype, backend.device, torch.Generator().manual_seed(seed)) - 0.5 * (name == "grad"), layout)
+            name: lay_out(
+                pixels(shape, dtype, backend.device, torch.Generator().manual_seed(seed)) - 0.5 * (name == "grad"),
+                layout,
+            )
             for seed, name in enumerate(("images", "origin", "grad"))
         }
         wanted = expected(*tensors.values(), STEP, EPSILON, 0.0, 1.0)
@@ -182,7 +213,9 @@ def test_out_may_be_any_input(backend: Backend, dtype: torch.dtype, alias: str, 
 def test_out_writes_nothing_outside_itself(backend: Backend) -> None:
     buffer = torch.full((2, 3, 4, 9), 7.0, device=backend.device)
     images = pixels((2, 3, 4, 4), torch.float32, backend.device, torch.Generator().manual_seed(0))
-    rmcla_fast.perturb_step(images, images, images, step_size=STEP, epsilon=EPSILON, out=buffer[..., 1::2], backend=backend.name)
+    rmcla_fast.perturb_step(
+        images, images, images, step_size=STEP, epsilon=EPSILON, out=buffer[..., 1::2], backend=backend.name
+    )
     assert bool((buffer[..., 0::2] == 7.0).all())
     assert not bool((buffer[..., 1::2] == 7.0).any())
 
@@ -200,7 +233,10 @@ def test_a_million_and_one_elements(backend: Backend) -> None:
     count = 4_099 if backend.interpreted else MANY
     generator = torch.Generator().manual_seed(0)
     for dtype in (torch.float32, torch.bfloat16):
-        images, origin = pixels((count,), dtype, backend.device, generator), pixels((count,), torch.uint8, backend.device, generator)
+        images, origin = (
+            pixels((count,), dtype, backend.device, generator),
+            pixels((count,), torch.uint8, backend.device, generator),
+        )
         grad = torch.randn(count, generator=generator).to(backend.device)
         out = poisoned((count,), dtype, backend.device)
         result = rmcla_fast.perturb_step(images, origin, grad, step_size=STEP, epsilon=EPSILON, backend=backend.name)
@@ -219,7 +255,9 @@ def test_repeats_and_threads_change_no_bit(backend: Backend) -> None:
         for count in (threads, 1, 2, 3):
             torch.set_num_threads(count)
             results.append(
-                rmcla_fast.perturb_step(images, images.flip(0), images, step_size=STEP, epsilon=EPSILON, backend=backend.name)
+                rmcla_fast.perturb_step(
+                    images, images.flip(0), images, step_size=STEP, epsilon=EPSILON, backend=backend.name
+                )
             )
     finally:
         torch.set_num_threads(threads)
@@ -242,4 +280,6 @@ def test_opcheck(backend: Backend) -> None:
             steps = torch.tensor([0.1, 0.2], device=backend.device)
             torch.library.opcheck(operator.default, (images, origin, grad, STEP, None, 0.0, steps, 0.0, 1.0))
         arguments = (images.contiguous(), origin, grad, 0.0, steps, EPSILON, None, 0.0, 1.0)
-        torch.library.opcheck(operator.out, arguments, {"out": torch.empty(2, 3, 4, 4, dtype=dtype, device=backend.device)})
+        torch.library.opcheck(
+            operator.out, arguments, {"out": torch.empty(2, 3, 4, 4, dtype=dtype, device=backend.device)}
+        )

@@ -14,7 +14,10 @@ from torch import Tensor
 
 
 class Tolerance(NamedTuple):
-    """|result - exact| <= absolute + relative * |exact| + units_in_last_place * ulp(exact in the result's dtype)."""
+    """|result - stored| <= absolute + relative * |stored| + units_in_last_place * ulp(stored).
+
+    With units in the last place, `stored` is the exact result rounded to the result's dtype; without, the exact result.
+    """
 
     absolute: float
     relative: float = 0.0
@@ -51,11 +54,17 @@ def unit_in_last_place(values: np.ndarray, dtype: torch.dtype) -> np.ndarray:
 
 
 def assert_close(
-    result: Tensor, expected: np.ndarray, table: dict[torch.dtype, Tolerance], what: str, scale: float | np.ndarray = 1.0
+    result: Tensor,
+    expected: np.ndarray,
+    table: dict[torch.dtype, Tolerance],
+    what: str,
+    scale: float | np.ndarray = 1.0,
 ) -> None:
     """NaN exactly where the oracle has NaN, and every other element within the table's tolerance, times `scale`."""
     tolerance = table[result.dtype]
     got = exact(result)
+    if tolerance.units_in_last_place:
+        expected = exact(torch.from_numpy(np.asarray(expected)).to(result.dtype))
     assert got.shape == expected.shape, f"{what}: shape {got.shape}, expected {expected.shape}"
     nan = np.isnan(expected)
     assert np.array_equal(np.isnan(got), nan), f"{what}: NaN at the wrong places\n{got}\nexpected\n{expected}"
