@@ -58,7 +58,7 @@ def number(name: str, value: Any) -> float:
     """A finite number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number; got {type(value).__name__}")
-    if not math.isfinite(value):
+    if not -math.inf < value < math.inf:  # which torch.compile traces for a number that changes; not so isfinite
         raise ValueError(f"{name} must be finite; got {value}")
     return float(value)
 
