@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import importlib.util
 import os
 import subprocess
 import sys
-import textwrap
+import types
 from pathlib import Path
 
 import pytest
@@ -20,20 +21,7 @@ from rmcla_fast import native
 ROOT = Path(rmcla_fast.__file__).parents[1]
 EXTENSION_BUILT = importlib.util.find_spec("rmcla_fast._C") is not None
 
-# Stands in for the compiled extension before the package is imported: missing, broken, or built for another torch.
-EXTENSION = """
-import importlib.abc, importlib.machinery, sys, types
-
-class Extension(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    def find_spec(self, name, path, target=None):
-        return importlib.machinery.ModuleSpec(name, self) if name == "rmcla_fast._C" else None
-    def create_module(self, spec):
-        return types.ModuleType(spec.name)
-    def exec_module(self, module):
-        {body}
-
-sys.meta_path.insert(0, Extension())
-"""
+# Before the package is imported: as if the extension had not been built.
 MISSING = """
 import importlib.util
 find_spec = importlib.util.find_spec
@@ -45,7 +33,7 @@ def run(code: str, **environment: str) -> str:
     """Standard output of `code` in a fresh interpreter, with only these of the package's environment variables."""
     clean = {k: v for k, v in os.environ.items() if k not in ("RMCLA_BACKEND", "TRITON_INTERPRET")}
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
+        [sys.executable, "-c", code],
         env={**clean, "PYTHONPATH": str(ROOT), **environment},
         capture_output=True,
         text=True,
@@ -113,17 +101,28 @@ def test_unknown_names() -> None:
         rmcla_fast.joint_gradient(torch.randn(2, 3), torch.tensor([0, 1]), backend="fast")
 
 
-def test_an_empty_environment_variable_is_no_choice() -> None:
-    assert run(CALL + "\nprint(call())", RMCLA_BACKEND="").split() == ["ran"]
-
-
 def test_a_backend_that_cannot_run_the_tensor_says_why() -> None:
     with pytest.raises(ValueError, match="backend 'cuda' cannot run a cpu tensor: it runs cuda tensors only"):
         rmcla_fast.random_start(torch.rand(3), 0.1, rng=torch.tensor([0, 0]), backend="cuda")
-    printed = run(CALL + '\nprint(call(backend="triton"))')
-    assert "backend 'triton' cannot run a cpu tensor: " in printed
+
+
+def test_a_plain_import_and_call() -> None:
+    """Nothing heavy is imported, an empty RMCLA_BACKEND is no choice, and Triton says what it needs."""
+    printed = run(
+        CALL
+        + """
+import sys
+heavy = "rmcla_fast.triton_kernels.joint_gradient", "rmcla_fast.training", "rmcla_fast.evaluation", "matplotlib", "sklearn"
+print(call())
+print([name for name in heavy if name in sys.modules])
+print(call(backend="triton"))
+""",
+        RMCLA_BACKEND="",
+    ).splitlines()
+    assert printed[:2] == ["ran", "[]"]
+    assert printed[2].startswith("backend 'triton' cannot run a cpu tensor: ")
     installed = importlib.util.find_spec("triton") is not None
-    assert ("TRITON_INTERPRET=1" if installed else "pip install triton") in printed
+    assert ("TRITON_INTERPRET=1" if installed else "pip install triton") in printed[2]
 
 
 def test_the_choice_on_a_cpu() -> None:
@@ -141,46 +140,53 @@ def test_the_choice_on_a_gpu() -> None:
         rmcla_fast.joint_gradient(torch.randn(2, 3).cuda(), torch.tensor([0, 1]).cuda(), backend="cpu")
 
 
-@pytest.mark.parametrize(
-    ("prepare", "reason"),
-    [
-        (MISSING, "the compiled extension was not built; build it with: pip install"),
-        (
-            EXTENSION.format(body='raise ImportError("undefined symbol: _ZN3c10")'),
-            "the compiled extension does not load (undefined symbol: _ZN3c10); rebuild it with: pip install",
-        ),
-        (
-            EXTENSION.format(body='module.build_config = lambda: {"torch": "1.0.0", "cuda": ""}'),
-            "the compiled extension was built for torch 1.0.0, and this is torch",
-        ),
-    ],
-    ids=["missing", "broken", "of another torch"],
-)
-def test_without_the_extension_the_reference_runs_with_one_warning(prepare: str, reason: str) -> None:
-    code = """
-    print(call(), call())
-    rmcla_fast.perturb_step(logits, logits, logits, step_size=0.1, epsilon=0.1)
-    print(len(caught), caught[0].filename)
-    print(caught[0].message)
-    print(call(backend="cpu"))
+def test_without_the_extension_the_reference_runs_with_one_warning() -> None:
+    printed = run(
+        MISSING
+        + CALL
+        + """
+print(call(), call())
+rmcla_fast.perturb_step(logits, logits, logits, step_size=0.1, epsilon=0.1)
+print(len(caught), caught[0].filename)
+print(caught[0].message)
+print(call(backend="cpu"))
 """
-    counts, place, warning, refusal = run(prepare + CALL + code).splitlines()
-    assert counts == "ran ran"
-    assert place.split()[0] == "1"
-    assert warning.startswith("rmcla_fast runs its plain-torch reference on cpu: ")
-    assert reason in warning
-    assert refusal.startswith("backend 'cpu' cannot run a cpu tensor: ")
-    assert reason in refusal
+    ).splitlines()
+    reason = "the compiled extension was not built; build it with: pip install"
+    assert printed[0] == "ran ran"
+    assert printed[1] == "1 <string>", "one warning, at the line of the caller"
+    assert printed[2].startswith(f"rmcla_fast runs its plain-torch reference on cpu: {reason}")
+    assert printed[3].startswith(f"backend 'cpu' cannot run a cpu tensor: {reason}")
 
 
+class _Extension(types.ModuleType):
+    """In the compiled extension's place: one that does not load, or one that was built for another torch."""
 
-def test_importing_the_package_imports_no_kernels_and_no_extras() -> None:
-    printed = run("""
-import sys, rmcla_fast
-heavy = ("rmcla_fast.triton_kernels.joint_gradient", "rmcla_fast.training", "rmcla_fast.evaluation", "matplotlib", "sklearn")
-print([name for name in heavy if name in sys.modules])
-""")
-    assert printed.strip() == "[]"
+    def __init__(self, loads: bool) -> None:
+        super().__init__("rmcla_fast._C")
+        self.loads = loads
+
+    def build_config(self) -> dict[str, str]:
+        if not self.loads:
+            raise ImportError("undefined symbol: _ZN3c10\nin line 2 of the loader's words")
+        return {"torch": "1.0.0", "compiler": "", "cuda": ""}
+
+
+@pytest.mark.parametrize(
+    ("loads", "reason"),
+    [
+        (False, "the compiled extension does not load (undefined symbol: _ZN3c10); rebuild it with: pip install"),
+        (True, "the compiled extension was built for torch 1.0.0, and this is torch"),
+    ],
+)
+def test_an_extension_that_cannot_be_used_says_why(monkeypatch: pytest.MonkeyPatch, loads: bool, reason: str) -> None:
+    extension = _Extension(loads)
+    extension.__spec__ = importlib.machinery.ModuleSpec("rmcla_fast._C", None)
+    monkeypatch.setitem(sys.modules, "rmcla_fast._C", extension)
+    config, said = native._load()
+    assert config is None
+    assert said.startswith(reason)
+    assert said.count("\n") == 0
 
 
 def test_every_operator_is_registered_for_every_backend() -> None:
