@@ -197,7 +197,13 @@ def test_an_extension_that_cannot_be_used_says_why(monkeypatch: pytest.MonkeyPat
 
 def test_every_operator_is_registered_for_every_backend() -> None:
     registered = set(backends._operators)
-    assert {"joint_gradient", "redistribute_labels", "redistribute_labels.out", "perturb_step", "perturb_step.out"} <= registered
+    assert {
+        "joint_gradient",
+        "redistribute_labels",
+        "redistribute_labels.out",
+        "perturb_step",
+        "perturb_step.out",
+    } <= registered
     assert {"random_start", "random_start.out", "soft_cross_entropy"} <= registered
     for name in registered:
         base, _, overload = name.partition(".")

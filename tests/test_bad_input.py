@@ -148,7 +148,12 @@ PERTURB = [
     ("images", ones(*SHAPE, dtype=torch.uint8), TypeError, "images must be float32, .*; got torch.uint8"),
     ("origin", constant(None), TypeError, "origin must be a tensor; got NoneType"),
     ("origin", ones(*SHAPE, dtype=torch.int32), TypeError, "origin must be uint8, float32, .*; got torch.int32"),
-    ("origin", ones(2, 3, 4, 1), ValueError, r"origin must have the shape of images, \(2, 3, 4, 4\); got \(2, 3, 4, 1\)"),
+    (
+        "origin",
+        ones(2, 3, 4, 1),
+        ValueError,
+        r"origin must have the shape of images, \(2, 3, 4, 4\); got \(2, 3, 4, 1\)",
+    ),
     ("origin", elsewhere(*SHAPE), ValueError, "origin must be on .*, as images is; got meta"),
     ("grad", constant(None), TypeError, "grad must be a tensor; got NoneType"),
     ("grad", ones(*SHAPE, dtype=torch.uint8), TypeError, "grad must be float32, .*; got torch.uint8"),

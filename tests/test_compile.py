@@ -47,7 +47,9 @@ def every_operator(backend: str) -> Callable[..., list[Tensor]]:
         into = torch.empty_like(step)
         rmcla_fast.perturb_step(start, images, grad, step_size=budget, epsilon=budget, out=into, backend=backend)
         joint = rmcla_fast.joint_gradient(logits, labels, top_k=3, backend=backend)
-        no_labels = rmcla_fast.joint_gradient(logits, labels, target=joint.targets, label_scheme="none", backend=backend)
+        no_labels = rmcla_fast.joint_gradient(
+            logits, labels, target=joint.targets, label_scheme="none", backend=backend
+        )
         objective = rmcla_fast.joint_objective(logits, labels, target="margin", label_scheme="sup", backend=backend)
         soft = rmcla_fast.redistribute_labels(logits, labels, beta=11.0, backend=backend)
         buffer = torch.empty_like(soft)
@@ -87,7 +89,9 @@ def test_gradients_compile_whole(backend: Backend) -> None:
     function = with_gradients(backend.name)
     compiled = torch.compile(function, fullgraph=True)
     generator = torch.Generator().manual_seed(0)
-    images, weight, soft = (torch.randn(shape, generator=generator).to(backend.device) for shape in ((6, 8), (8, 10), (6, 10)))
+    images, weight, soft = (
+        torch.randn(shape, generator=generator).to(backend.device) for shape in ((6, 8), (8, 10), (6, 10))
+    )
     labels = torch.tensor([0, 1, 2, 9, 9, 5], device=backend.device)
     results = []
     for call in (function, compiled):
