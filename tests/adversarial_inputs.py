@@ -56,7 +56,7 @@ def poisoned(shape: torch.Size | tuple[int, ...], dtype: torch.dtype, device: to
 
 
 def poison_free_memory(elements: int, device: torch.device) -> None:
-    """Fills with NaN, and frees, blocks of the sizes that outputs of `elements` take, for the allocator to hand out next."""
+    """Fills with NaN, and frees, blocks of the sizes that outputs of `elements` take, for the allocator to reuse."""
     blocks = [
         torch.full((elements * width // 4,), float("nan"), device=device) for width in (2, 4, 8) for _ in range(2)
     ]
@@ -64,7 +64,7 @@ def poison_free_memory(elements: int, device: torch.device) -> None:
 
 
 def lay_out(tensor: Tensor, layout: str) -> Tensor:
-    """The tensor in another memory layout, with poison wherever a kernel has no business; "expanded" repeats the first image."""
+    """The tensor in another layout, with poison where a kernel has no business; "expanded" repeats the first image."""
     if tensor.dim() == 0 or layout == "contiguous":
         return tensor.contiguous()
     if layout == "expanded":

@@ -1,7 +1,7 @@
 """Independent float64 oracle, in numpy, written from the formulas of the paper and not from any code of the package.
 
-"Bilateral Adversarial Training" (Wang and Zhang, ICCV 2019) and its supplement, equations 2 to 6; Philox4x32-10 from Salmon
-et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011), with the known answers that its authors publish.
+"Bilateral Adversarial Training" (Wang and Zhang, ICCV 2019) and its supplement, equations 2 to 6; Philox4x32-10 from
+Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011), with the known answers that its authors publish.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def soft_cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array, Arra
 def perturb_step(
     images: Array, origin: Array, grad: Array, step: Array | float, epsilon: Array | float, lower: float, upper: float
 ) -> Array:
-    """In the dtype of `images`, float32 or float64, one rounding an operation: the bits that every backend must give."""
+    """In the dtype of `images`, float32 or float64, one rounding an operation: the bits that every backend gives."""
     kind = images.dtype.type
     center = origin.astype(kind) / kind(255) if origin.dtype == np.uint8 else origin.astype(kind)
     step, epsilon = np.asarray(step, dtype=kind), np.asarray(epsilon, dtype=kind)

@@ -1,4 +1,4 @@
-"""Which backend runs: the argument, then RMCLA_BACKEND, then the best there is; and what is said where the extension is missing."""
+"""Which backend runs: the argument, then RMCLA_BACKEND, then the best there is; and what is said if it is missing."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_a_plain_import_and_call() -> None:
         CALL
         + """
 import sys
-heavy = "rmcla_fast.triton_kernels.joint_gradient", "rmcla_fast.training", "rmcla_fast.evaluation", "matplotlib", "sklearn"
+heavy = "rmcla_fast.triton_kernels.perturb_step", "rmcla_fast.training", "rmcla_fast.evaluation", "matplotlib"
 print(call())
 print([name for name in heavy if name in sys.modules])
 print(call(backend="triton"))

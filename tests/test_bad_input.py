@@ -277,11 +277,15 @@ def direct_calls(device: torch.device) -> list[tuple[str, tuple[Any, ...], dict[
 
 
 def test_kernels_guard_against_direct_calls(backend: Backend) -> None:
-    """C++ callers reach the compiled kernels without the public functions' checks: an error, and no memory read past its end."""
+    """C++ callers reach the compiled kernels without the public checks: an error, and no memory read past its end."""
     if backend.name not in ("cpu", "cuda"):
         pytest.skip("only compiled kernels are called directly by C++")
+    taken = []
     for name, arguments, out in direct_calls(backend.device):
         operator = getattr(backend.operator(name), "out" if out else "default")
-        with pytest.raises((ValueError, TypeError, RuntimeError)):
+        try:
             operator(*arguments, **out)
-            pytest.fail(f"{name} took {arguments[1:]} {out}")
+        except (ValueError, TypeError, RuntimeError):
+            continue
+        taken.append((name, arguments[1:], out))
+    assert not taken

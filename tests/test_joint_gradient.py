@@ -101,7 +101,7 @@ def test_equal_logits_tie_to_the_lower_class(backend: Backend, dtype: torch.dtyp
 
 @pytest.mark.parametrize("gap", [1, 7, 8, 15, 16, 31, 32, 33, 64, 128, 200])
 def test_maxima_and_minima_twice_across_lanes(backend: Backend, gap: int) -> None:
-    """The same extreme value in two lanes of a vector, a warp or a block: the lower class wins, wherever the label is."""
+    """One extreme value in two lanes of a vector, a warp or a block: the lower class wins, wherever the label is."""
     classes = 210 if not backend.interpreted else 66
     if gap >= classes - 3:
         pytest.skip("the interpreter's rows are shorter")

@@ -1,4 +1,4 @@
-"""What the paper proves of its labels (supplementary equations 7 to 10), of the oracle and of every backend in float64."""
+"""What the paper proves of its labels (supplementary equations 7 to 10), for the oracle and all backends in float64."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`random_start`: the published generator, the same bits on every backend, and noise that depends on place and step alone."""
+"""`random_start`: the published generator, the same bits on every backend, noise by place and step alone."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def assert_close(
 
 
 def assert_same_bits(result: Tensor, expected: Tensor, what: str) -> None:
-    """The same shape, dtype and value everywhere, NaN beside NaN; the two zeros count as one, as max(-0, 0) is either."""
+    """The same shape, dtype and value everywhere, NaN beside NaN; the two zeros are one, since max(-0, 0) is either."""
     assert result.dtype == expected.dtype, f"{what}: {result.dtype}, expected {expected.dtype}"
     assert result.shape == expected.shape, f"{what}: shape {tuple(result.shape)}, expected {tuple(expected.shape)}"
     result, expected = result.detach().cpu(), expected.detach().cpu()

@@ -14,8 +14,8 @@ def compute_dtype(tensor: Tensor) -> torch.dtype:
 def surprisal(z: Tensor) -> Tensor:
     """v_k = -log p_k of every row (B, C).
 
-    `log_softmax` adds thousands of terms one after the other, and `logsumexp(z) - z` rounds at the magnitude of z and not
-    of the difference; `sum` adds pairwise.
+    `log_softmax` adds thousands of terms one after the other, and `logsumexp(z) - z` rounds at the magnitude of z and
+    not of the difference; `sum` adds pairwise.
     """
     below = z.amax(1, keepdim=True) - z
     return below + (-below).exp().sum(1, keepdim=True).log()
