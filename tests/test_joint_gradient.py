@@ -121,14 +121,14 @@ def test_maxima_and_minima_twice_across_lanes(backend: Backend, gap: int) -> Non
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("target", [*TARGETS, "given"])
 def test_a_bad_row_is_nan_and_touches_no_other(backend: Backend, target: str, scheme: str, bad: float) -> None:
-    for classes in (2, 10, 33 if backend.interpreted else 1000):
+    for classes in (10,) if backend.interpreted else (2, 10, 1000):
         generator = torch.Generator().manual_seed(classes)
         logits = torch.randn(5, classes, generator=generator).to(backend.device)
         labels = torch.randint(0, classes, (5,), generator=generator).to(backend.device)
         wanted = labels.flip(0) if target == "given" else target
         rule = {**DEFAULT, "label_scheme": scheme, "top_k": 3}
         good = rmcla_fast.joint_gradient(logits, labels, target=wanted, **rule, backend=backend.name)
-        for place in {0, classes // 2, classes - 1, int(labels[2])}:
+        for place in {int(labels[2]), *(() if backend.interpreted else (0, classes // 2)), classes - 1}:
             spoilt = logits.clone()
             spoilt[2, place] = bad
             result = rmcla_fast.joint_gradient(spoilt, labels, target=wanted, **rule, backend=backend.name)

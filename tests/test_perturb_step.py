@@ -274,7 +274,7 @@ def test_result_never_requires_grad(backend: Backend) -> None:
 def test_opcheck(backend: Backend) -> None:
     operator = backend.operator("perturb_step")
     for dtype in (torch.float32, torch.bfloat16):
-        for layout in IMAGE_LAYOUTS:
+        for layout in ("contiguous", "channels_last", "strided"):
             images = lay_out(torch.rand(2, 3, 4, 4, device=backend.device).to(dtype), layout)
             origin, grad = torch.rand(2, 3, 4, 4, device=backend.device), torch.randn(2, 3, 4, 4, device=backend.device)
             steps = torch.tensor([0.1, 0.2], device=backend.device)

@@ -237,7 +237,7 @@ def test_opcheck(backend: Backend) -> None:
     epsilons = torch.tensor([0.1, 0.2], device=backend.device)
     for dtype in (torch.float32, torch.bfloat16, torch.uint8):
         values = pixels((2, 3, 4, 4), dtype, backend.device, torch.Generator().manual_seed(0))
-        for layout in IMAGE_LAYOUTS:
+        for layout in ("contiguous", "channels_last", "strided"):
             torch.library.opcheck(operator.default, (lay_out(values, layout), 0.0, epsilons, rng, 0.0, 1.0, True))
         out = torch.empty(2, 3, 4, 4, dtype=torch.float32 if dtype == torch.uint8 else dtype, device=backend.device)
         torch.library.opcheck(operator.out, (values, EPSILON, None, rng, 0.0, 1.0, False), {"out": out})

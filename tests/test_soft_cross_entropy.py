@@ -60,7 +60,7 @@ def check(logits: Tensor, labels: Tensor, reduction: str, upstream: Tensor, back
         wanted = np.asarray(np.nan if reduction == "mean" else 0.0)
     assert loss.dtype == wide
     assert_close(loss, wanted, LOSS, "loss")
-    loss.backward(upstream.to(wide))
+    loss.backward(upstream.to(loss))
     # The derivative's rounding is that of sum(y) p, times the incoming gradient.
     scale = np.maximum(1, np.abs(y).sum(1, keepdims=True)) * np.maximum(1, np.abs(factor))
     assert logits.grad.dtype == logits.dtype
@@ -117,7 +117,7 @@ def test_imagenet_21k_classes(backend: Backend, reduction: str) -> None:
 
 def test_large_batch(backend: Backend) -> None:
     """The mean and the sum of many rows keep the loss's tolerance: they are not added one after the other."""
-    case = LogitCase(200 if backend.interpreted else 100_003, 10, torch.float32, "normal", "contiguous", 0)
+    case = LogitCase(200 if backend.interpreted else 20_003, 10, torch.float32, "normal", "contiguous", 0)
     logits, labels = case.logits(backend.device), soft_labels(case, "distribution", torch.float32, backend.device)
     rows, _, _ = oracle.soft_cross_entropy(exact(logits), exact(labels))
     for reduction, wanted in (("sum", rows.sum()), ("mean", rows.mean()), ("none", rows)):
@@ -198,6 +198,15 @@ def test_only_what_is_asked_for_gets_a_gradient(backend: Backend) -> None:
     rmcla_fast.soft_cross_entropy(logits, labels, backend=backend.name).backward()
     assert logits.grad is None
     assert_close(labels.grad, oracle.soft_cross_entropy(exact(logits), exact(labels))[2] / 3, LABEL_GRADIENT, "labels")
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_a_loss_scale_beyond_float16(backend: Backend, reduction: str) -> None:
+    """The first scale of a gradient scaler, 65,536, is infinite in float16 while the scaled gradients are not."""
+    case = LogitCase(100, 6, torch.float16, "normal", "contiguous", 2)
+    logits, labels = case.logits(backend.device), case.classes_drawn(backend.device)
+    logits = logits.scatter(1, labels[:, None], 3.0)  # gradients below 1
+    check(logits, labels, reduction, torch.full((100,) if reduction == "none" else (), 65_536.0), backend.name)
 
 
 @pytest.mark.parametrize("wanted", ["logits", "labels"])
