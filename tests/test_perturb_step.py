@@ -81,7 +81,8 @@ def test_random_shapes(backend: Backend) -> None:
             if kind == "float" or (kind == "one an image" and not shape):
                 return most * torch.rand((), generator=generator).item()
             size = shape[:1] if kind == "one an image" else ()
-            return (most * torch.rand(size, generator=generator)).to(backend.device)
+            drawn = (most * torch.rand(size, generator=generator)).to(backend.device)
+            return lay_out(drawn, ("contiguous", "strided", "expanded")[seed % 3])
 
         step, epsilon = budget(budgets[0], 0.2), budget(budgets[1], 0.2)
         wanted = expected(images, origin, grad, step, epsilon, *bounds)
@@ -227,6 +228,17 @@ def test_a_bad_radius_in_a_tensor_is_nan_in_that_image_alone(backend: Backend) -
     assert bool(result[1:3].isnan().all())
     assert torch.equal(result[3], images[3])
     assert bool(result[0].isfinite().all())
+
+
+def test_budgets_that_are_not_finite(backend: Backend) -> None:
+    """The formula as it is: an infinite ball clips nothing, an infinite step gives the edge or, at sign 0, NaN."""
+    images = pixels((6, 3, 3, 4), torch.float32, backend.device, torch.Generator().manual_seed(0)).clamp(0, 1)
+    grad = images.flip(0) - 0.5
+    grad[:, 0] = 0
+    step = torch.tensor([INF, -INF, NAN, 0.1, INF, 0.0], device=backend.device)
+    epsilon = torch.tensor([0.1, 0.1, 0.1, INF, INF, 0.0], device=backend.device)
+    result = rmcla_fast.perturb_step(images, images, grad, step_size=step, epsilon=epsilon, backend=backend.name)
+    assert_same_bits(result, expected(images, images, grad, step, epsilon, 0.0, 1.0), "result")
 
 
 def test_a_million_and_one_elements(backend: Backend) -> None:

@@ -111,9 +111,8 @@ def test_random_shapes(backend: Backend) -> None:
         images = lay_out(pixels(shape, dtype, backend.device, generator), layout)
         epsilon: float | Tensor = 0.3 * torch.rand((), generator=generator).item()
         if budget == "scalar tensor" or (budget == "one an image" and shape):
-            epsilon = 0.3 * torch.rand(shape[:1] if budget == "one an image" else (), generator=generator).to(
-                backend.device
-            )
+            epsilon = 0.3 * torch.rand(shape[:1] if budget == "one an image" else (), generator=generator)
+            epsilon = lay_out(epsilon.to(backend.device), ("contiguous", "strided", "expanded")[seed % 3])
         wanted = expected(images, epsilon, *words, bounds)
         dense = torch.empty_like(images).stride() == images.stride()
         strides = images.stride() if dense else images.contiguous().stride()
@@ -122,7 +121,7 @@ def test_random_shapes(backend: Backend) -> None:
             buffer = images
         elif out is not None:
             buffer = lay_out(poisoned(shape, wanted.dtype, backend.device), out if out != "images" else "contiguous")
-        rng = rng_of(*words, backend.device)
+        rng = lay_out(rng_of(*words, backend.device), "strided" if seed % 2 else "contiguous")
         poison_free_memory(images.numel(), backend.device)
         clip = {} if bounds is None else {"clip": True, "lower": bounds[0], "upper": bounds[1]}
         result = rmcla_fast.random_start(images, epsilon, rng=rng, out=buffer, **clip, backend=backend.name)
