@@ -1,0 +1,283 @@
+"""`joint_gradient` and `redistribute_labels` in Triton (Wang and Zhang 2019, supplementary equations 2 to 6).
+
+Three walks over a row: its extremes, its sums, its results. Top-k adds the bits of a binary search for the k-th smallest logit.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from rmcla_fast.triton_kernels import rows
+from rmcla_fast.triton_kernels.conversion import arithmetic, narrow, scalar, widen
+from rmcla_fast.triton_kernels.rows import highest, order_key, tile
+
+INFINITY = tl.constexpr(float("inf"))
+NAN = tl.constexpr(float("nan"))
+
+
+@triton.jit(do_not_specialize=["batch", "num_classes", "top_k", "logits_row", "labels_stride", "given_stride", "soft_row"])
+def _kernel(
+    logits,  # (B, C)
+    labels,  # (B,) int64
+    given,  # (B,) int64, or None
+    objective,  # (B,), or None
+    gradient,  # (B, C) contiguous, or None
+    soft,  # (B, C), or None
+    targets,  # (B,), or None
+    batch,
+    num_classes,
+    top_k,
+    beta: tl.float64,
+    gamma: tl.float64,
+    logits_row,
+    logits_column,
+    labels_stride,
+    given_stride,
+    soft_row,
+    soft_column,
+    TARGET: tl.constexpr,  # as in the schema, or "none": labels alone
+    SCHEME: tl.constexpr,
+    SELECT: tl.constexpr,  # whether top_k leaves classes out
+    KEY_BITS: tl.constexpr,  # how many bits tell two logits apart
+    ALIGNMENT: tl.constexpr,  # divides num_classes, logits_row and soft_row
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    RESIDENT: tl.constexpr,  # whether a row fits one tile
+    DTYPE: tl.constexpr,
+):
+    ENTROPY: tl.constexpr = TARGET != "none" and TARGET != "margin"
+    SHIFT: tl.constexpr = DTYPE.primitive_bitwidth - KEY_BITS
+    num_classes = tl.multiple_of(num_classes, ALIGNMENT)
+    logits_row = tl.multiple_of(logits_row, ALIGNMENT)
+    soft_row = tl.multiple_of(soft_row, ALIGNMENT)
+
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    live = row < batch
+    label = tl.load(labels + row * labels_stride, mask=live, other=0)
+    valid = (label >= 0) & (label < num_classes)
+    true = tl.where(valid, label, 0).to(tl.int32)
+    start_of_row = logits + row * logits_row
+    line = start_of_row[:, None]
+    z_true = widen(tl.load(start_of_row + true.to(tl.int64) * logits_column, mask=live, other=0), DTYPE)
+    end = COLUMNS if RESIDENT else num_classes
+    if RESIDENT:
+        z, columns, inside = tile(line, 0, logits_column, num_classes, live, COLUMNS, DTYPE)
+
+    # The extremes of the classes other than the true one; ties to the lower class.
+    top = tl.full((ROWS,), -INFINITY, DTYPE)
+    low = tl.full((ROWS,), INFINITY, DTYPE)
+    top_at = tl.zeros((ROWS,), tl.int32)
+    low_at = tl.zeros((ROWS,), tl.int32)
+    finite = tl.full((ROWS,), 1, tl.int32)
+    for start in range(0, end, COLUMNS):
+        if not RESIDENT:
+            z, columns, inside = tile(line, start, logits_column, num_classes, live, COLUMNS, DTYPE)
+        other = inside & (columns != true[:, None])
+        tile_top, at = highest(tl.where(other, z, -INFINITY), columns)
+        top_at = tl.where(tile_top > top, at, top_at)
+        top = tl.maximum(top, tile_top)
+        tile_low, at = highest(tl.where(other, -z, -INFINITY), columns)
+        low_at = tl.where(-tile_low < low, at, low_at)
+        low = tl.minimum(low, -tile_low)
+        finite = tl.minimum(finite, tl.min((tl.abs(z) < INFINITY).to(tl.int32), axis=1))
+    valid &= finite > 0
+    peak = tl.maximum(top, z_true)
+
+    if SELECT:  # the largest threshold with fewer than top_k keys below it is the key of the top_k-th smallest logit
+        threshold = tl.zeros((ROWS,), tl.uint64 if DTYPE == tl.float64 else tl.uint32)
+        for step in range(KEY_BITS):
+            candidate = threshold | (tl.full((ROWS,), 1, threshold.dtype) << (KEY_BITS - 1 - step))
+            below = tl.zeros((ROWS,), tl.int32)
+            for start in range(0, end, COLUMNS):
+                if not RESIDENT:
+                    z, columns, inside = tile(line, start, logits_column, num_classes, live, COLUMNS, DTYPE)
+                other = inside & (columns != true[:, None])
+                less = other & (order_key(z, SHIFT) < candidate[:, None])
+                below += tl.sum(less.to(tl.int32), axis=1)
+            threshold = tl.where(below < top_k, candidate, threshold)
+
+    # The sums: of exp(z - peak), and of how far the receivers lie below the base of their shares.
+    if SCHEME == "sup":  # two classes: the limit sum v = 0, where the one receiver's share is its own largest
+        base = tl.where(num_classes == 2, top, peak)
+    else:
+        base = top
+    exponentials = tl.zeros((ROWS,), DTYPE)
+    spread = tl.zeros((ROWS,), DTYPE)
+    below = tl.zeros((ROWS,), tl.int32)
+    z_threshold = tl.full((ROWS,), -INFINITY, DTYPE)
+    for start in range(0, end, COLUMNS):
+        if not RESIDENT:
+            z, columns, inside = tile(line, start, logits_column, num_classes, live, COLUMNS, DTYPE)
+        if ENTROPY or SCHEME == "sup":
+            exponentials += tl.sum(tl.where(inside, tl.exp(z - peak[:, None]), 0.0), axis=1)
+        if SCHEME != "none":
+            receives = inside & (columns != true[:, None])
+            if SELECT:
+                key = order_key(z, SHIFT)
+                equal = receives & (key == threshold[:, None])
+                z_threshold = tl.maximum(z_threshold, tl.max(tl.where(equal, z, -INFINITY), axis=1))
+                receives &= key < threshold[:, None]
+                below += tl.sum(receives.to(tl.int32), axis=1)
+            spread += tl.sum(tl.where(receives, base[:, None] - z, 0.0), axis=1)
+    if ENTROPY or SCHEME == "sup":
+        log_sum = tl.log(exponentials)
+
+    if SCHEME != "none":
+        if SCHEME == "sup":
+            offset = tl.where(num_classes == 2, 1.0, log_sum)
+        else:
+            offset = tl.zeros((ROWS,), DTYPE) + scalar(gamma, DTYPE)
+        receivers = num_classes - 1
+        if SELECT:
+            receivers = top_k
+            budget = top_k - below  # of the classes at the threshold, the first so many
+            spread += budget.to(DTYPE) * (base - z_threshold)
+        kept = scalar(beta, DTYPE) * (base - low + offset)
+        total = spread + receivers.to(DTYPE) * offset + kept
+
+    if TARGET != "none":
+        if TARGET == "untargeted":
+            target, z_target = true, z_true
+        elif TARGET == "ll":
+            target, z_target = low_at, low
+        elif TARGET == "given":
+            wanted = tl.load(given + row * given_stride, mask=live, other=0)
+            valid &= (wanted >= 0) & (wanted < num_classes)
+            target = tl.where((wanted >= 0) & (wanted < num_classes), wanted, 0).to(tl.int32)
+            pointer = start_of_row + target.to(tl.int64) * logits_column
+            z_target = widen(tl.load(pointer, mask=live, other=0), DTYPE)
+        else:
+            target, z_target = top_at, top
+        if TARGET == "margin":
+            ascends = z_target - z_true
+        else:
+            ascends = (z_target - peak) - log_sum
+        if TARGET == "untargeted":
+            ascends = -ascends
+        tl.store(objective + row, tl.where(valid, ascends, NAN), mask=live)
+        tl.store(targets + row, tl.where(valid, target, -1).to(tl.int64), mask=live)
+
+    seen = tl.zeros((ROWS,), tl.int32)
+    for start in range(0, end, COLUMNS):
+        if not RESIDENT:
+            z, columns, inside = tile(line, start, logits_column, num_classes, live, COLUMNS, DTYPE)
+        is_true = columns == true[:, None]
+        if TARGET != "none":
+            slope = (columns == target[:, None]).to(DTYPE)
+            if TARGET == "margin":
+                slope -= is_true.to(DTYPE)
+            else:
+                slope -= tl.exp(z - peak[:, None]) / exponentials[:, None]
+            if TARGET == "untargeted":
+                slope = -slope
+            slope = narrow(tl.where(valid[:, None], slope, NAN), gradient.dtype.element_ty)
+            tl.store(gradient + row[:, None] * num_classes + columns, slope, mask=inside)
+        if SCHEME != "none":
+            share = base[:, None] - z + offset[:, None]
+            if SELECT:
+                key = order_key(z, SHIFT)
+                equal = (inside & (columns != true[:, None]) & (key == threshold[:, None])).to(tl.int32)
+                rank = seen[:, None] + tl.cumsum(equal, axis=1)
+                seen += tl.sum(equal, axis=1)
+                receives = (key < threshold[:, None]) | ((equal > 0) & (rank <= budget[:, None]))
+                share = tl.where(receives, share, 0.0)
+            share = tl.where(is_true, kept[:, None], share) / total[:, None]
+            share = tl.where(valid[:, None], share, NAN)
+            tl.store(soft + row[:, None] * soft_row + columns.to(tl.int64) * soft_column, share, mask=inside)
+
+
+def joint_gradient(
+    logits: Tensor,
+    labels: Tensor,
+    target: str,
+    target_labels: Tensor | None,
+    beta: float,
+    gamma: float,
+    top_k: int | None,
+    label_scheme: str,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """Objective (B,), its gradient (B, C), soft labels (B, C) or None, targets (B,); `target_labels` for target "given"."""
+    wide = _wide(logits)
+    objective = torch.empty(logits.shape[0], dtype=wide, device=logits.device)
+    targets = torch.empty(logits.shape[0], dtype=torch.int64, device=logits.device)
+    gradient = rows.result(logits)
+    soft_labels = None if label_scheme == "none" else rows.result(logits, wide)
+    outputs = objective, gradient, soft_labels, targets
+    _launch(logits, labels, target, target_labels, beta, gamma, top_k, label_scheme, outputs)
+    return outputs
+
+
+def redistribute_labels(
+    logits: Tensor, labels: Tensor, beta: float, gamma: float, top_k: int | None, label_scheme: str
+) -> Tensor:
+    """The soft labels (B, C) of `joint_gradient` alone."""
+    out = rows.result(logits, _wide(logits))
+    redistribute_labels_out(logits, labels, beta, gamma, top_k, label_scheme, out)
+    return out
+
+
+def redistribute_labels_out(
+    logits: Tensor, labels: Tensor, beta: float, gamma: float, top_k: int | None, label_scheme: str, out: Tensor
+) -> None:
+    """`redistribute_labels` into `out`, of any stride; it may be `logits`."""
+    _launch(logits, labels, "none", None, beta, gamma, top_k, label_scheme, (None, None, out, None))
+
+
+def _wide(logits: Tensor) -> torch.dtype:
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+
+def _launch(
+    logits: Tensor,
+    labels: Tensor,
+    target: str,
+    target_labels: Tensor | None,
+    beta: float,
+    gamma: float,
+    top_k: int | None,
+    label_scheme: str,
+    outputs: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
+) -> None:
+    batch, num_classes = logits.shape
+    if batch == 0:
+        return
+    soft = outputs[2]
+    soft_row, soft_column = (0, 1) if soft is None else soft.stride()
+    row, column = logits.stride()
+    per_program, columns, warps = rows.block_shape(num_classes)
+    select = label_scheme != "none" and top_k is not None and top_k < num_classes - 1
+    with torch.cuda.device_of(logits):
+        _kernel[(triton.cdiv(batch, per_program),)](
+            logits,
+            labels,
+            target_labels,
+            *outputs,
+            batch,
+            num_classes,
+            top_k if select else 0,
+            beta,
+            gamma,
+            row,
+            column,
+            labels.stride(0),
+            0 if target_labels is None else target_labels.stride(0),
+            soft_row,
+            soft_column,
+            TARGET=target,
+            SCHEME=label_scheme,
+            SELECT=select,
+            KEY_BITS=KEY_BITS[logits.dtype] if select else 0,
+            ALIGNMENT=rows.alignment(num_classes, row, soft_row),
+            ROWS=per_program,
+            COLUMNS=columns,
+            RESIDENT=num_classes <= columns,
+            DTYPE=arithmetic(logits),
+            num_warps=warps,
+        )
+
+
+# A float16 in float32 has 13 zero bits at its end, a bfloat16 has 16.
+KEY_BITS = {torch.float64: 64, torch.float32: 32, torch.float16: 19, torch.bfloat16: 16}

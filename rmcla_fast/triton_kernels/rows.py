@@ -1,0 +1,65 @@
+"""One row of logits a program, or several short ones side by side: block shapes, tiles, and what each row's statistics are.
+
+A row of up to LONGEST_RESIDENT classes stays in registers; a longer one is walked in tiles of that many, from cache.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from rmcla_fast.triton_kernels.conversion import widen
+
+LONGEST_RESIDENT = 8192
+NO_COLUMN = tl.constexpr(2**31 - 1)
+
+
+@functools.lru_cache(maxsize=256)
+def block_shape(num_classes: int) -> tuple[int, int, int]:
+    """(rows, columns, warps) of a program's block: 8 values a thread, 16 for the longest rows; one warp for short rows."""
+    columns = min(triton.next_power_of_2(num_classes), LONGEST_RESIDENT)
+    rows = max(256 // columns, 1)
+    return rows, columns, min(max(rows * columns // 256, 1), 16)
+
+
+def alignment(*sizes: int) -> int:
+    """The power of two, up to 16, that divides all sizes: what the compiler must know to load several values at once."""
+    return math.gcd(16, *sizes)
+
+
+def result(logits: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """An empty contiguous (B, C), in the logits' dtype or another."""
+    return torch.empty(logits.shape, dtype=dtype or logits.dtype, device=logits.device)
+
+
+@triton.jit
+def tile(line, start, stride, num_classes, live, COLUMNS: tl.constexpr, DTYPE: tl.constexpr):
+    """Values (R, COLUMNS) of the rows at `line` (R, 1) from column `start` on, 0 outside; their columns; which are inside."""
+    columns = start + tl.arange(0, COLUMNS)[None, :]
+    inside = (columns < num_classes) & live[:, None]
+    return widen(tl.load(line + columns.to(tl.int64) * stride, mask=inside, other=0), DTYPE), columns, inside
+
+
+@triton.jit
+def highest(values, columns):
+    """(R,) the largest value of each row of a tile and the first column that has it."""
+    top = tl.max(values, axis=1)
+    return top, tl.min(tl.where(values == top[:, None], columns, NO_COLUMN), axis=1)
+
+
+@triton.jit
+def order_key(values, SHIFT: tl.constexpr):
+    """Unsigned integers in the order of the finite `values`, -0 equal to 0, without the SHIFT low bits that 16-bit storage never sets."""
+    values = tl.where(values == 0, 0.0, values)
+    if values.dtype == tl.float64:
+        bits = values.to(tl.int64, bitcast=True)
+        key = (bits ^ ((bits >> 63) | -(2**63))).to(tl.uint64, bitcast=True)
+    else:
+        bits = values.to(tl.int32, bitcast=True)
+        key = (bits ^ ((bits >> 31) | -(2**31))).to(tl.uint32, bitcast=True)
+    return key >> SHIFT

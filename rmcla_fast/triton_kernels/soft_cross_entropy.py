@@ -1,0 +1,136 @@
+"""`soft_cross_entropy` in Triton (Wang and Zhang 2019, the method's step 5): each row's loss and gradients in one launch."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from rmcla_fast.triton_kernels import rows
+from rmcla_fast.triton_kernels.conversion import arithmetic, narrow, widen
+from rmcla_fast.triton_kernels.rows import tile
+
+INFINITY = tl.constexpr(float("inf"))
+NAN = tl.constexpr(float("nan"))
+
+
+@triton.jit(do_not_specialize=["batch", "num_classes", "logits_row", "labels_row"])
+def _kernel(
+    logits,  # (B, C)
+    labels,  # (B, C) float, or (B,) int64
+    losses,  # (B,)
+    gradient,  # (B, C) contiguous
+    label_gradient,  # (B, C) contiguous, or None
+    batch,
+    num_classes,
+    logits_row,
+    logits_column,
+    labels_row,
+    labels_column,
+    INDEX: tl.constexpr,  # whether the labels are class indices
+    ALIGNMENT: tl.constexpr,  # divides num_classes, logits_row and, for float labels, labels_row
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    RESIDENT: tl.constexpr,  # whether a row fits one tile
+    DTYPE: tl.constexpr,
+):
+    num_classes = tl.multiple_of(num_classes, ALIGNMENT)
+    logits_row = tl.multiple_of(logits_row, ALIGNMENT)
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    live = row < batch
+    line = (logits + row * logits_row)[:, None]
+    end = COLUMNS if RESIDENT else num_classes
+    valid = live
+    if INDEX:
+        label = tl.load(labels + row * labels_row, mask=live, other=0)
+        valid &= (label >= 0) & (label < num_classes)
+    else:
+        labels_row = tl.multiple_of(labels_row, ALIGNMENT)
+        label_line = (labels + row * labels_row)[:, None]
+    if RESIDENT:
+        z, columns, inside = tile(line, 0, logits_column, num_classes, live, COLUMNS, DTYPE)
+        if INDEX:
+            y = (columns == label[:, None]).to(DTYPE)
+        else:
+            y, columns, inside = tile(label_line, 0, labels_column, num_classes, live, COLUMNS, DTYPE)
+
+    peak = tl.full((ROWS,), -INFINITY, DTYPE)
+    finite = tl.full((ROWS,), 1, tl.int32)
+    for start in range(0, end, COLUMNS):
+        if not RESIDENT:
+            z, columns, inside = tile(line, start, logits_column, num_classes, live, COLUMNS, DTYPE)
+        peak = tl.maximum(peak, tl.max(tl.where(inside, z, -INFINITY), axis=1))
+        finite = tl.minimum(finite, tl.min((tl.abs(z) < INFINITY).to(tl.int32), axis=1))
+    valid &= finite > 0
+
+    exponentials = tl.zeros((ROWS,), DTYPE)
+    mass = tl.zeros((ROWS,), DTYPE)
+    losses_below_peak = tl.zeros((ROWS,), DTYPE)
+    for start in range(0, end, COLUMNS):
+        if not RESIDENT:
+            z, columns, inside = tile(line, start, logits_column, num_classes, live, COLUMNS, DTYPE)
+            if INDEX:
+                y = (columns == label[:, None]).to(DTYPE)
+            else:
+                y, columns, inside = tile(label_line, start, labels_column, num_classes, live, COLUMNS, DTYPE)
+        exponentials += tl.sum(tl.where(inside, tl.exp(z - peak[:, None]), 0.0), axis=1)
+        mass += tl.sum(y, axis=1)
+        losses_below_peak += tl.sum(y * (peak[:, None] - z), axis=1)
+    log_sum = tl.log(exponentials)
+    loss = losses_below_peak + mass * log_sum
+    tl.store(losses + row, tl.where(valid, loss, NAN), mask=live)
+
+    for start in range(0, end, COLUMNS):
+        if not RESIDENT:
+            z, columns, inside = tile(line, start, logits_column, num_classes, live, COLUMNS, DTYPE)
+            if INDEX:
+                y = (columns == label[:, None]).to(DTYPE)
+            else:
+                y, columns, inside = tile(label_line, start, labels_column, num_classes, live, COLUMNS, DTYPE)
+        slope = mass[:, None] * (tl.exp(z - peak[:, None]) / exponentials[:, None]) - y
+        slope = narrow(tl.where(valid[:, None], slope, NAN), gradient.dtype.element_ty)
+        tl.store(gradient + row[:, None] * num_classes + columns, slope, mask=inside)
+        if label_gradient is not None:
+            surprise = (peak[:, None] - z) + log_sum[:, None]
+            surprise = tl.where(valid[:, None], surprise, NAN)
+            tl.store(label_gradient + row[:, None] * num_classes + columns, surprise, mask=inside)
+
+
+def soft_cross_entropy(
+    logits: Tensor, labels: Tensor, reduction: str, label_gradient: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Loss -sum_k y_k log p_k; each row's gradients in the logits, sum(y) p - y, and in the labels, -log p (not reduced)."""
+    batch, num_classes = logits.shape
+    wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    losses = torch.empty(batch, dtype=wide, device=logits.device)
+    gradient = rows.result(logits)
+    for_labels = rows.result(logits, wide) if label_gradient else None
+    if batch > 0:
+        index = labels.dim() == 1
+        row, column = logits.stride()
+        labels_row, labels_column = (labels.stride(0), 1) if index else labels.stride()
+        per_program, columns, warps = rows.block_shape(num_classes)
+        with torch.cuda.device_of(logits):
+            _kernel[(triton.cdiv(batch, per_program),)](
+                logits,
+                labels,
+                losses,
+                gradient,
+                for_labels,
+                batch,
+                num_classes,
+                row,
+                column,
+                labels_row,
+                labels_column,
+                INDEX=index,
+                ALIGNMENT=rows.alignment(num_classes, row, 0 if index else labels_row),
+                ROWS=per_program,
+                COLUMNS=columns,
+                RESIDENT=num_classes <= columns,
+                DTYPE=arithmetic(logits),
+                num_warps=warps,
+            )
+    loss = {"mean": losses.mean, "sum": losses.sum, "none": lambda: losses}[reduction]()
+    return loss, gradient, for_labels
