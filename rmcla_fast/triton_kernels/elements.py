@@ -47,8 +47,10 @@ def value_stride(values: Tensor | None) -> int:
 def load_flat(pointer, offsets, count, MASKED: tl.constexpr):
     """Elements of flat memory; without a mask where the block is full, so that loads are 128 bits wide whatever the count."""
     if MASKED:
-        return tl.load(pointer + offsets, mask=offsets < count, other=0)
-    return tl.load(pointer + offsets)
+        values = tl.load(pointer + offsets, mask=offsets < count, other=0)
+    else:
+        values = tl.load(pointer + offsets)
+    return values
 
 
 @triton.jit
@@ -62,11 +64,13 @@ def store_flat(pointer, offsets, values, count, MASKED: tl.constexpr):
 @triton.jit
 def to_unit(values, DTYPE: tl.constexpr):
     """uint8 means value / 255, correctly rounded (a GPU's plain float32 division is not); float images are as they are."""
-    if values.dtype == tl.uint8:
-        if DTYPE == tl.float64:
-            return values.to(DTYPE) / 255.0
-        return tl.div_rn(values.to(DTYPE), tl.full(values.shape, 255.0, DTYPE))
-    return widen(values, DTYPE)
+    if values.dtype != tl.uint8:
+        unit = widen(values, DTYPE)
+    elif DTYPE == tl.float64:
+        unit = values.to(DTYPE) / 255.0
+    else:
+        unit = tl.div_rn(values.to(DTYPE), tl.full(values.shape, 255.0, DTYPE))
+    return unit
 
 
 @triton.jit
@@ -84,14 +88,25 @@ def image_of(start, batch, image_size, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def per_image(value, values, stride, start, count, batch, image_size, DTYPE: tl.constexpr, PER_IMAGE: tl.constexpr, BLOCK: tl.constexpr):
+def per_image(
+    value,
+    values,
+    stride,
+    start,
+    batch,
+    image_size,
+    PER_IMAGE: tl.constexpr,
+    DTYPE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """The float `value`, or where `values` is a tensor the one value in it, or the one of each element's image."""
     if values is None:
-        return scalar(value, DTYPE)
-    if PER_IMAGE:
-        image = image_of(start, batch, image_size, BLOCK)
-        return tl.load(values + image * stride).to(DTYPE)
-    return scalar(tl.load(values).to(DTYPE), DTYPE)
+        chosen = scalar(value, DTYPE)
+    elif PER_IMAGE:
+        chosen = tl.load(values + image_of(start, batch, image_size, BLOCK) * stride).to(DTYPE)
+    else:
+        chosen = scalar(tl.load(values), DTYPE)
+    return chosen
 
 
 @triton.jit

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from rmcla_fast.triton_kernels import rows
 from rmcla_fast.triton_kernels.conversion import arithmetic, narrow, scalar, widen
-from rmcla_fast.triton_kernels.rows import highest, order_key, tile
+from rmcla_fast.triton_kernels.rows import NO_COLUMN, first_of_largest, order_key, tile
 
 INFINITY = tl.constexpr(float("inf"))
 NAN = tl.constexpr(float("nan"))
 
 
-@triton.jit(do_not_specialize=["batch", "num_classes", "top_k", "logits_row", "labels_stride", "given_stride", "soft_row"])
+@triton.jit(do_not_specialize=["batch", "classes", "top_k", "logits_row", "labels_stride", "given_stride", "soft_row"])
 def _kernel(
     logits,  # (B, C)
     labels,  # (B,) int64
@@ -28,7 +28,7 @@ def _kernel(
     soft,  # (B, C), or None
     targets,  # (B,), or None
     batch,
-    num_classes,
+    classes,  # C / ALIGNMENT, as logits_row and soft_row are the strides divided by it
     top_k,
     beta: tl.float64,
     gamma: tl.float64,
@@ -42,7 +42,7 @@ def _kernel(
     SCHEME: tl.constexpr,
     SELECT: tl.constexpr,  # whether top_k leaves classes out
     KEY_BITS: tl.constexpr,  # how many bits tell two logits apart
-    ALIGNMENT: tl.constexpr,  # divides num_classes, logits_row and soft_row
+    ALIGNMENT: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     RESIDENT: tl.constexpr,  # whether a row fits one tile
@@ -50,16 +50,13 @@ def _kernel(
 ):
     ENTROPY: tl.constexpr = TARGET != "none" and TARGET != "margin"
     SHIFT: tl.constexpr = DTYPE.primitive_bitwidth - KEY_BITS
-    num_classes = tl.multiple_of(num_classes, ALIGNMENT)
-    logits_row = tl.multiple_of(logits_row, ALIGNMENT)
-    soft_row = tl.multiple_of(soft_row, ALIGNMENT)
-
+    num_classes = classes * ALIGNMENT
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     live = row < batch
     label = tl.load(labels + row * labels_stride, mask=live, other=0)
     valid = (label >= 0) & (label < num_classes)
     true = tl.where(valid, label, 0).to(tl.int32)
-    start_of_row = logits + row * logits_row
+    start_of_row = logits + row * logits_row * ALIGNMENT
     line = start_of_row[:, None]
     z_true = widen(tl.load(start_of_row + true.to(tl.int64) * logits_column, mask=live, other=0), DTYPE)
     end = COLUMNS if RESIDENT else num_classes
@@ -67,74 +64,77 @@ def _kernel(
         z, columns, inside = tile(line, 0, logits_column, num_classes, live, COLUMNS, DTYPE)
 
     # The extremes of the classes other than the true one; ties to the lower class.
-    top = tl.full((ROWS,), -INFINITY, DTYPE)
-    low = tl.full((ROWS,), INFINITY, DTYPE)
-    top_at = tl.zeros((ROWS,), tl.int32)
-    low_at = tl.zeros((ROWS,), tl.int32)
-    finite = tl.full((ROWS,), 1, tl.int32)
+    tops = tl.full((ROWS, COLUMNS), -INFINITY, DTYPE)
+    lows = tl.full((ROWS, COLUMNS), -INFINITY, DTYPE)  # of -z
+    top_columns = tl.full((ROWS, COLUMNS), NO_COLUMN, tl.int32)
+    low_columns = tl.full((ROWS, COLUMNS), NO_COLUMN, tl.int32)
+    finite = tl.full((ROWS, COLUMNS), 1, tl.int32)
     for start in range(0, end, COLUMNS):
         if not RESIDENT:
             z, columns, inside = tile(line, start, logits_column, num_classes, live, COLUMNS, DTYPE)
         other = inside & (columns != true[:, None])
-        tile_top, at = highest(tl.where(other, z, -INFINITY), columns)
-        top_at = tl.where(tile_top > top, at, top_at)
-        top = tl.maximum(top, tile_top)
-        tile_low, at = highest(tl.where(other, -z, -INFINITY), columns)
-        low_at = tl.where(-tile_low < low, at, low_at)
-        low = tl.minimum(low, -tile_low)
-        finite = tl.minimum(finite, tl.min((tl.abs(z) < INFINITY).to(tl.int32), axis=1))
-    valid &= finite > 0
+        higher = other & (z > tops)
+        tops = tl.where(higher, z, tops)
+        top_columns = tl.where(higher, columns, top_columns)
+        lower = other & (-z > lows)
+        lows = tl.where(lower, -z, lows)
+        low_columns = tl.where(lower, columns, low_columns)
+        finite = tl.where(tl.abs(z) < INFINITY, finite, 0)
+    top, top_at = first_of_largest(tops, top_columns)
+    low, low_at = first_of_largest(lows, low_columns)
+    low = -low
+    valid &= tl.min(finite, axis=1) > 0
     peak = tl.maximum(top, z_true)
 
     if SELECT:  # the largest threshold with fewer than top_k keys below it is the key of the top_k-th smallest logit
         threshold = tl.zeros((ROWS,), tl.uint64 if DTYPE == tl.float64 else tl.uint32)
         for step in range(KEY_BITS):
             candidate = threshold | (tl.full((ROWS,), 1, threshold.dtype) << (KEY_BITS - 1 - step))
-            below = tl.zeros((ROWS,), tl.int32)
+            less = tl.zeros((ROWS, COLUMNS), tl.int32)
             for start in range(0, end, COLUMNS):
                 if not RESIDENT:
                     z, columns, inside = tile(line, start, logits_column, num_classes, live, COLUMNS, DTYPE)
                 other = inside & (columns != true[:, None])
-                less = other & (order_key(z, SHIFT) < candidate[:, None])
-                below += tl.sum(less.to(tl.int32), axis=1)
-            threshold = tl.where(below < top_k, candidate, threshold)
+                less += (other & (order_key(z, SHIFT) < candidate[:, None])).to(tl.int32)
+            threshold = tl.where(tl.sum(less, axis=1) < top_k, candidate, threshold)
 
     # The sums: of exp(z - peak), and of how far the receivers lie below the base of their shares.
     if SCHEME == "sup":  # two classes: the limit sum v = 0, where the one receiver's share is its own largest
         base = tl.where(num_classes == 2, top, peak)
     else:
         base = top
-    exponentials = tl.zeros((ROWS,), DTYPE)
-    spread = tl.zeros((ROWS,), DTYPE)
-    below = tl.zeros((ROWS,), tl.int32)
-    z_threshold = tl.full((ROWS,), -INFINITY, DTYPE)
+    exponentials = tl.zeros((ROWS, COLUMNS), DTYPE)
+    distances = tl.zeros((ROWS, COLUMNS), DTYPE)
+    less = tl.zeros((ROWS, COLUMNS), tl.int32)
+    at_threshold = tl.full((ROWS, COLUMNS), -INFINITY, DTYPE)
     for start in range(0, end, COLUMNS):
         if not RESIDENT:
             z, columns, inside = tile(line, start, logits_column, num_classes, live, COLUMNS, DTYPE)
         if ENTROPY or SCHEME == "sup":
-            exponentials += tl.sum(tl.where(inside, tl.exp(z - peak[:, None]), 0.0), axis=1)
+            exponentials += tl.where(inside, tl.exp(z - peak[:, None]), 0.0)
         if SCHEME != "none":
             receives = inside & (columns != true[:, None])
             if SELECT:
                 key = order_key(z, SHIFT)
-                equal = receives & (key == threshold[:, None])
-                z_threshold = tl.maximum(z_threshold, tl.max(tl.where(equal, z, -INFINITY), axis=1))
+                at_threshold = tl.where(receives & (key == threshold[:, None]), z, at_threshold)
                 receives &= key < threshold[:, None]
-                below += tl.sum(receives.to(tl.int32), axis=1)
-            spread += tl.sum(tl.where(receives, base[:, None] - z, 0.0), axis=1)
+                less += receives.to(tl.int32)
+            distances += tl.where(receives, base[:, None] - z, 0.0)
     if ENTROPY or SCHEME == "sup":
-        log_sum = tl.log(exponentials)
+        exponential_sum = tl.sum(exponentials, axis=1)
+        log_sum = tl.log(exponential_sum)
 
     if SCHEME != "none":
         if SCHEME == "sup":
             offset = tl.where(num_classes == 2, 1.0, log_sum)
         else:
             offset = tl.zeros((ROWS,), DTYPE) + scalar(gamma, DTYPE)
+        spread = tl.sum(distances, axis=1)
         receivers = num_classes - 1
         if SELECT:
             receivers = top_k
-            budget = top_k - below  # of the classes at the threshold, the first so many
-            spread += budget.to(DTYPE) * (base - z_threshold)
+            budget = top_k - tl.sum(less, axis=1)  # of the classes at the threshold, the first so many
+            spread += budget.to(DTYPE) * (base - tl.max(at_threshold, axis=1))
         kept = scalar(beta, DTYPE) * (base - low + offset)
         total = spread + receivers.to(DTYPE) * offset + kept
 
@@ -170,7 +170,7 @@ def _kernel(
             if TARGET == "margin":
                 slope -= is_true.to(DTYPE)
             else:
-                slope -= tl.exp(z - peak[:, None]) / exponentials[:, None]
+                slope -= tl.exp(z - peak[:, None]) / exponential_sum[:, None]
             if TARGET == "untargeted":
                 slope = -slope
             slope = narrow(tl.where(valid[:, None], slope, NAN), gradient.dtype.element_ty)
@@ -186,7 +186,7 @@ def _kernel(
                 share = tl.where(receives, share, 0.0)
             share = tl.where(is_true, kept[:, None], share) / total[:, None]
             share = tl.where(valid[:, None], share, NAN)
-            tl.store(soft + row[:, None] * soft_row + columns.to(tl.int64) * soft_column, share, mask=inside)
+            tl.store(soft + row[:, None] * soft_row * ALIGNMENT + columns.to(tl.int64) * soft_column, share, mask=inside)
 
 
 def joint_gradient(
@@ -249,6 +249,7 @@ def _launch(
     row, column = logits.stride()
     per_program, columns, warps = rows.block_shape(num_classes)
     select = label_scheme != "none" and top_k is not None and top_k < num_classes - 1
+    alignment = rows.alignment(num_classes, row, soft_row)
     with torch.cuda.device_of(logits):
         _kernel[(triton.cdiv(batch, per_program),)](
             logits,
@@ -256,21 +257,21 @@ def _launch(
             target_labels,
             *outputs,
             batch,
-            num_classes,
+            num_classes // alignment,
             top_k if select else 0,
             beta,
             gamma,
-            row,
+            row // alignment,
             column,
             labels.stride(0),
             0 if target_labels is None else target_labels.stride(0),
-            soft_row,
+            soft_row // alignment,
             soft_column,
             TARGET=target,
             SCHEME=label_scheme,
             SELECT=select,
             KEY_BITS=KEY_BITS[logits.dtype] if select else 0,
-            ALIGNMENT=rows.alignment(num_classes, row, soft_row),
+            ALIGNMENT=alignment,
             ROWS=per_program,
             COLUMNS=columns,
             RESIDENT=num_classes <= columns,

@@ -42,8 +42,8 @@ def _step(
     slope = load_flat(grad, offsets, count, MASKED)
     slope = widen(slope, tl.float64 if slope.dtype == tl.float64 else tl.float32)
     sign = tl.where(slope > 0, 1.0, tl.where(slope < 0, -1.0, tl.where(slope == 0, 0.0, float("nan")))).to(DTYPE)
-    step = per_image(step_size, steps, steps_stride, start, count, batch, image_size, DTYPE, STEP_PER_IMAGE, BLOCK)
-    radius = per_image(epsilon, radii, radii_stride, start, count, batch, image_size, DTYPE, RADIUS_PER_IMAGE, BLOCK)
+    step = per_image(step_size, steps, steps_stride, start, batch, image_size, STEP_PER_IMAGE, DTYPE, BLOCK)
+    radius = per_image(epsilon, radii, radii_stride, start, batch, image_size, RADIUS_PER_IMAGE, DTYPE, BLOCK)
     radius = valid_radius(radius)
     least = center - radius
     most = center + radius

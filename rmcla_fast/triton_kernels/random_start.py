@@ -52,7 +52,7 @@ def _start(
 ):
     offsets = start + tl.arange(0, BLOCK)
     center = to_unit(load_flat(images, offsets, count, MASKED), DTYPE)
-    radius = per_image(epsilon, radii, radii_stride, start, count, batch, image_size, tl.float32, RADIUS_PER_IMAGE, BLOCK)
+    radius = per_image(epsilon, radii, radii_stride, start, batch, image_size, RADIUS_PER_IMAGE, tl.float32, BLOCK)
     shift = valid_radius(radius) * noise(rng, rng_stride, start // 4, STREAM, BLOCK)
     moved = center + shift.to(DTYPE)
     if CLIP:

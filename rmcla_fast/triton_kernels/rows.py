@@ -1,6 +1,7 @@
 """One row of logits a program, or several short ones side by side: block shapes, tiles, and what each row's statistics are.
 
-A row of up to LONGEST_RESIDENT classes stays in registers; a longer one is walked in tiles of that many, from cache.
+A row of up to LONGEST_TILE classes stays in registers; a longer one is walked in tiles of that many, from cache. What a walk
+gathers has the tile's shape and is reduced once, at its end: one exchange between threads a row, and not one a tile.
 """
 
 from __future__ import annotations
@@ -15,20 +16,20 @@ from torch import Tensor
 
 from rmcla_fast.triton_kernels.conversion import widen
 
-LONGEST_RESIDENT = 8192
-NO_COLUMN = tl.constexpr(2**31 - 1)
+LONGEST_TILE = 4096
+NO_COLUMN = tl.constexpr(2**31 - 1)  # later than every column
 
 
 @functools.lru_cache(maxsize=256)
 def block_shape(num_classes: int) -> tuple[int, int, int]:
-    """(rows, columns, warps) of a program's block: 8 values a thread, 16 for the longest rows; one warp for short rows."""
-    columns = min(triton.next_power_of_2(num_classes), LONGEST_RESIDENT)
-    rows = max(256 // columns, 1)
-    return rows, columns, min(max(rows * columns // 256, 1), 16)
+    """(rows, columns, warps) of a program's block: one warp and 4 values a thread for short rows, else 8 values a thread."""
+    columns = min(triton.next_power_of_2(num_classes), LONGEST_TILE)
+    return max(128 // columns, 1), columns, max(columns // 256, 1)
 
 
 def alignment(*sizes: int) -> int:
-    """The power of two, up to 16, that divides all sizes: what the compiler must know to load several values at once."""
+    """The power of two, up to 16, that divides all sizes. A kernel gets them divided by it and multiplies: so the compiler
+    knows how many values it can load at once, and compiles once for all sizes that share it."""
     return math.gcd(16, *sizes)
 
 
@@ -46,8 +47,8 @@ def tile(line, start, stride, num_classes, live, COLUMNS: tl.constexpr, DTYPE: t
 
 
 @triton.jit
-def highest(values, columns):
-    """(R,) the largest value of each row of a tile and the first column that has it."""
+def first_of_largest(values, columns):
+    """(R,) the largest of each row of `values`, and the lowest of the `columns` (R, COLUMNS) where it stands."""
     top = tl.max(values, axis=1)
     return top, tl.min(tl.where(values == top[:, None], columns, NO_COLUMN), axis=1)
 

@@ -15,7 +15,7 @@ INFINITY = tl.constexpr(float("inf"))
 NAN = tl.constexpr(float("nan"))
 
 
-@triton.jit(do_not_specialize=["batch", "num_classes", "logits_row", "labels_row"])
+@triton.jit(do_not_specialize=["batch", "classes", "logits_row", "labels_row"])
 def _kernel(
     logits,  # (B, C)
     labels,  # (B, C) float, or (B,) int64
@@ -23,31 +23,29 @@ def _kernel(
     gradient,  # (B, C) contiguous
     label_gradient,  # (B, C) contiguous, or None
     batch,
-    num_classes,
+    classes,  # C / ALIGNMENT, as logits_row and, for float labels, labels_row are the strides divided by it
     logits_row,
     logits_column,
     labels_row,
     labels_column,
     INDEX: tl.constexpr,  # whether the labels are class indices
-    ALIGNMENT: tl.constexpr,  # divides num_classes, logits_row and, for float labels, labels_row
+    ALIGNMENT: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     RESIDENT: tl.constexpr,  # whether a row fits one tile
     DTYPE: tl.constexpr,
 ):
-    num_classes = tl.multiple_of(num_classes, ALIGNMENT)
-    logits_row = tl.multiple_of(logits_row, ALIGNMENT)
+    num_classes = classes * ALIGNMENT
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     live = row < batch
-    line = (logits + row * logits_row)[:, None]
+    line = (logits + row * logits_row * ALIGNMENT)[:, None]
     end = COLUMNS if RESIDENT else num_classes
     valid = live
     if INDEX:
         label = tl.load(labels + row * labels_row, mask=live, other=0)
         valid &= (label >= 0) & (label < num_classes)
     else:
-        labels_row = tl.multiple_of(labels_row, ALIGNMENT)
-        label_line = (labels + row * labels_row)[:, None]
+        label_line = (labels + row * labels_row * ALIGNMENT)[:, None]
     if RESIDENT:
         z, columns, inside = tile(line, 0, logits_column, num_classes, live, COLUMNS, DTYPE)
         if INDEX:
@@ -55,18 +53,19 @@ def _kernel(
         else:
             y, columns, inside = tile(label_line, 0, labels_column, num_classes, live, COLUMNS, DTYPE)
 
-    peak = tl.full((ROWS,), -INFINITY, DTYPE)
-    finite = tl.full((ROWS,), 1, tl.int32)
+    peaks = tl.full((ROWS, COLUMNS), -INFINITY, DTYPE)
+    finite = tl.full((ROWS, COLUMNS), 1, tl.int32)
     for start in range(0, end, COLUMNS):
         if not RESIDENT:
             z, columns, inside = tile(line, start, logits_column, num_classes, live, COLUMNS, DTYPE)
-        peak = tl.maximum(peak, tl.max(tl.where(inside, z, -INFINITY), axis=1))
-        finite = tl.minimum(finite, tl.min((tl.abs(z) < INFINITY).to(tl.int32), axis=1))
-    valid &= finite > 0
+        peaks = tl.where(inside & (z > peaks), z, peaks)
+        finite = tl.where(tl.abs(z) < INFINITY, finite, 0)
+    peak = tl.max(peaks, axis=1)
+    valid &= tl.min(finite, axis=1) > 0
 
-    exponentials = tl.zeros((ROWS,), DTYPE)
-    mass = tl.zeros((ROWS,), DTYPE)
-    losses_below_peak = tl.zeros((ROWS,), DTYPE)
+    exponentials = tl.zeros((ROWS, COLUMNS), DTYPE)
+    masses = tl.zeros((ROWS, COLUMNS), DTYPE)
+    distances = tl.zeros((ROWS, COLUMNS), DTYPE)
     for start in range(0, end, COLUMNS):
         if not RESIDENT:
             z, columns, inside = tile(line, start, logits_column, num_classes, live, COLUMNS, DTYPE)
@@ -74,11 +73,13 @@ def _kernel(
                 y = (columns == label[:, None]).to(DTYPE)
             else:
                 y, columns, inside = tile(label_line, start, labels_column, num_classes, live, COLUMNS, DTYPE)
-        exponentials += tl.sum(tl.where(inside, tl.exp(z - peak[:, None]), 0.0), axis=1)
-        mass += tl.sum(y, axis=1)
-        losses_below_peak += tl.sum(y * (peak[:, None] - z), axis=1)
-    log_sum = tl.log(exponentials)
-    loss = losses_below_peak + mass * log_sum
+        exponentials += tl.where(inside, tl.exp(z - peak[:, None]), 0.0)
+        masses += y
+        distances += y * (peak[:, None] - z)
+    exponential_sum = tl.sum(exponentials, axis=1)
+    log_sum = tl.log(exponential_sum)
+    mass = tl.sum(masses, axis=1)
+    loss = tl.sum(distances, axis=1) + mass * log_sum
     tl.store(losses + row, tl.where(valid, loss, NAN), mask=live)
 
     for start in range(0, end, COLUMNS):
@@ -88,7 +89,7 @@ def _kernel(
                 y = (columns == label[:, None]).to(DTYPE)
             else:
                 y, columns, inside = tile(label_line, start, labels_column, num_classes, live, COLUMNS, DTYPE)
-        slope = mass[:, None] * (tl.exp(z - peak[:, None]) / exponentials[:, None]) - y
+        slope = mass[:, None] * (tl.exp(z - peak[:, None]) / exponential_sum[:, None]) - y
         slope = narrow(tl.where(valid[:, None], slope, NAN), gradient.dtype.element_ty)
         tl.store(gradient + row[:, None] * num_classes + columns, slope, mask=inside)
         if label_gradient is not None:
@@ -110,6 +111,8 @@ def soft_cross_entropy(
         index = labels.dim() == 1
         row, column = logits.stride()
         labels_row, labels_column = (labels.stride(0), 1) if index else labels.stride()
+        alignment = rows.alignment(num_classes, row, 0 if index else labels_row)
+        labels_row = labels_row if index else labels_row // alignment
         per_program, columns, warps = rows.block_shape(num_classes)
         with torch.cuda.device_of(logits):
             _kernel[(triton.cdiv(batch, per_program),)](
@@ -119,13 +122,13 @@ def soft_cross_entropy(
                 gradient,
                 for_labels,
                 batch,
-                num_classes,
-                row,
+                num_classes // alignment,
+                row // alignment,
                 column,
                 labels_row,
                 labels_column,
                 INDEX=index,
-                ALIGNMENT=rows.alignment(num_classes, row, 0 if index else labels_row),
+                ALIGNMENT=alignment,
                 ROWS=per_program,
                 COLUMNS=columns,
                 RESIDENT=num_classes <= columns,
