@@ -20,9 +20,9 @@ def dense(images: Tensor) -> Tensor:
 
 
 def same_layout(first: Tensor, second: Tensor) -> bool:
-    """Whether two tensors of one shape keep their elements in the same order; the stride of a single element is no matter."""
+    """Whether two tensors of one shape keep their elements in the same order in memory."""
     strides, others = first.stride(), second.stride()
-    return strides == others or all(
+    return strides == others or all(  # where a dimension has one element, its stride does not matter
         size == 1 or a == b for size, a, b in zip(first.shape, strides, others, strict=True)
     )
 
@@ -33,7 +33,7 @@ def in_layout_of(images: Tensor, tensor: Tensor) -> Tensor:
 
 
 def batch_geometry(images: Tensor) -> tuple[int, int, int]:
-    """(elements, B, s): element i of the dense images' memory belongs to image (i // s) % B."""
+    """(elements, B, s): element i of the memory of the dense `images` belongs to image (i // s) % B."""
     count = images.numel()
     batch = images.shape[0] if images.dim() else 1
     return count, batch, images.stride(0) if batch > 1 else count
@@ -44,29 +44,11 @@ def value_stride(values: Tensor | None) -> int:
 
 
 @triton.jit
-def load_flat(pointer, offsets, count, MASKED: tl.constexpr):
-    """Elements of flat memory; without a mask where the block is full, so that loads are 128 bits wide whatever the count."""
-    if MASKED:
-        values = tl.load(pointer + offsets, mask=offsets < count, other=0)
-    else:
-        values = tl.load(pointer + offsets)
-    return values
-
-
-@triton.jit
-def store_flat(pointer, offsets, values, count, MASKED: tl.constexpr):
-    if MASKED:
-        tl.store(pointer + offsets, values, mask=offsets < count)
-    else:
-        tl.store(pointer + offsets, values)
-
-
-@triton.jit
 def to_unit(values, DTYPE: tl.constexpr):
-    """uint8 means value / 255, correctly rounded (a GPU's plain float32 division is not); float images are as they are."""
+    """uint8 means value / 255, correctly rounded: a GPU's plain float32 division is not. Floats are as they are."""
     if values.dtype != tl.uint8:
         unit = widen(values, DTYPE)
-    elif DTYPE == tl.float64:
+    elif tl.float64 == DTYPE:
         unit = values.to(DTYPE) / 255.0
     else:
         unit = tl.div_rn(values.to(DTYPE), tl.full(values.shape, 255.0, DTYPE))
@@ -75,7 +57,7 @@ def to_unit(values, DTYPE: tl.constexpr):
 
 @triton.jit
 def image_of(start, batch, image_size, BLOCK: tl.constexpr):
-    """(BLOCK,) the image that each element from `start` on belongs to: (i // image_size) % batch without a division each."""
+    """(BLOCK,) (i // image_size) % batch for each element i from `start` on, without a division each."""
     first = (start // image_size) % batch
     within = start % image_size
     lane = tl.arange(0, BLOCK)
@@ -113,3 +95,10 @@ def per_image(
 def valid_radius(radius):
     """A radius from a tensor may be negative or NaN: both mean NaN, since raising would stall a GPU."""
     return tl.where(radius >= 0, radius, float("nan"))
+
+
+@triton.jit
+def clip(values, lower, upper):
+    """NaN stays NaN."""
+    values = tl.where(values < lower, lower, values)
+    return tl.where(values > upper, upper, values)

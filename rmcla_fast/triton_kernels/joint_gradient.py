@@ -1,6 +1,6 @@
 """`joint_gradient` and `redistribute_labels` in Triton (Wang and Zhang 2019, supplementary equations 2 to 6).
 
-Three walks over a row: its extremes, its sums, its results. Top-k adds the bits of a binary search for the k-th smallest logit.
+Three walks over a row: its extremes, its sums, its results. Top-k adds a binary search, bit by bit, for the k-th.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from rmcla_fast.triton_kernels import rows
-from rmcla_fast.triton_kernels.conversion import arithmetic, narrow, scalar, widen
+from rmcla_fast.triton_kernels.conversion import alignment_of, arithmetic, narrow, scalar, widen
 from rmcla_fast.triton_kernels.rows import NO_COLUMN, first_of_largest, order_key, tile
 
 INFINITY = tl.constexpr(float("inf"))
@@ -87,7 +87,7 @@ def _kernel(
     peak = tl.maximum(top, z_true)
 
     if SELECT:  # the largest threshold with fewer than top_k keys below it is the key of the top_k-th smallest logit
-        threshold = tl.zeros((ROWS,), tl.uint64 if DTYPE == tl.float64 else tl.uint32)
+        threshold = tl.zeros((ROWS,), tl.uint64 if tl.float64 == DTYPE else tl.uint32)
         for step in range(KEY_BITS):
             candidate = threshold | (tl.full((ROWS,), 1, threshold.dtype) << (KEY_BITS - 1 - step))
             less = tl.zeros((ROWS, COLUMNS), tl.int32)
@@ -99,10 +99,8 @@ def _kernel(
             threshold = tl.where(tl.sum(less, axis=1) < top_k, candidate, threshold)
 
     # The sums: of exp(z - peak), and of how far the receivers lie below the base of their shares.
-    if SCHEME == "sup":  # two classes: the limit sum v = 0, where the one receiver's share is its own largest
-        base = tl.where(num_classes == 2, top, peak)
-    else:
-        base = top
+    # With two classes "sup" is its limit for sum v = 0: the share of the one receiver is 1.
+    base = tl.where(num_classes == 2, top, peak) if SCHEME == "sup" else top
     exponentials = tl.zeros((ROWS, COLUMNS), DTYPE)
     distances = tl.zeros((ROWS, COLUMNS), DTYPE)
     less = tl.zeros((ROWS, COLUMNS), tl.int32)
@@ -151,10 +149,7 @@ def _kernel(
             z_target = widen(tl.load(pointer, mask=live, other=0), DTYPE)
         else:
             target, z_target = top_at, top
-        if TARGET == "margin":
-            ascends = z_target - z_true
-        else:
-            ascends = (z_target - peak) - log_sum
+        ascends = z_target - z_true if TARGET == "margin" else (z_target - peak) - log_sum
         if TARGET == "untargeted":
             ascends = -ascends
         tl.store(objective + row, tl.where(valid, ascends, NAN), mask=live)
@@ -186,7 +181,9 @@ def _kernel(
                 share = tl.where(receives, share, 0.0)
             share = tl.where(is_true, kept[:, None], share) / total[:, None]
             share = tl.where(valid[:, None], share, NAN)
-            tl.store(soft + row[:, None] * soft_row * ALIGNMENT + columns.to(tl.int64) * soft_column, share, mask=inside)
+            tl.store(
+                soft + row[:, None] * soft_row * ALIGNMENT + columns.to(tl.int64) * soft_column, share, mask=inside
+            )
 
 
 def joint_gradient(
@@ -199,7 +196,7 @@ def joint_gradient(
     top_k: int | None,
     label_scheme: str,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-    """Objective (B,), its gradient (B, C), soft labels (B, C) or None, targets (B,); `target_labels` for target "given"."""
+    """Objective (B,), its gradient (B, C), soft labels (B, C) or None, targets (B,); "given" is `target_labels`."""
     wide = _wide(logits)
     objective = torch.empty(logits.shape[0], dtype=wide, device=logits.device)
     targets = torch.empty(logits.shape[0], dtype=torch.int64, device=logits.device)
@@ -249,7 +246,7 @@ def _launch(
     row, column = logits.stride()
     per_program, columns, warps = rows.block_shape(num_classes)
     select = label_scheme != "none" and top_k is not None and top_k < num_classes - 1
-    alignment = rows.alignment(num_classes, row, soft_row)
+    alignment = alignment_of(num_classes, row, soft_row)
     with torch.cuda.device_of(logits):
         _kernel[(triton.cdiv(batch, per_program),)](
             logits,

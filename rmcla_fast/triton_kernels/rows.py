@@ -1,13 +1,12 @@
-"""One row of logits a program, or several short ones side by side: block shapes, tiles, and what each row's statistics are.
+"""One row of logits a program, or several short ones: the block, its tiles, and logits ordered as integers.
 
-A row of up to LONGEST_TILE classes stays in registers; a longer one is walked in tiles of that many, from cache. What a walk
-gathers has the tile's shape and is reduced once, at its end: one exchange between threads a row, and not one a tile.
+A row of up to LONGEST_TILE classes stays in registers; a longer one is walked in tiles of that many, from cache. What a
+walk gathers has the tile's shape and is reduced once, at its end: one exchange between threads a row, not one a tile.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 
 import torch
 import triton
@@ -22,15 +21,9 @@ NO_COLUMN = tl.constexpr(2**31 - 1)  # later than every column
 
 @functools.lru_cache(maxsize=256)
 def block_shape(num_classes: int) -> tuple[int, int, int]:
-    """(rows, columns, warps) of a program's block: one warp and 4 values a thread for short rows, else 8 values a thread."""
+    """(rows, columns, warps) of a program: a warp and 4 values a thread for short rows, else 8 values a thread."""
     columns = min(triton.next_power_of_2(num_classes), LONGEST_TILE)
     return max(128 // columns, 1), columns, max(columns // 256, 1)
-
-
-def alignment(*sizes: int) -> int:
-    """The power of two, up to 16, that divides all sizes. A kernel gets them divided by it and multiplies: so the compiler
-    knows how many values it can load at once, and compiles once for all sizes that share it."""
-    return math.gcd(16, *sizes)
 
 
 def result(logits: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -40,7 +33,7 @@ def result(logits: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
 @triton.jit
 def tile(line, start, stride, num_classes, live, COLUMNS: tl.constexpr, DTYPE: tl.constexpr):
-    """Values (R, COLUMNS) of the rows at `line` (R, 1) from column `start` on, 0 outside; their columns; which are inside."""
+    """(R, COLUMNS) values of the rows at `line` from column `start` on, 0 outside; their columns; which are inside."""
     columns = start + tl.arange(0, COLUMNS)[None, :]
     inside = (columns < num_classes) & live[:, None]
     return widen(tl.load(line + columns.to(tl.int64) * stride, mask=inside, other=0), DTYPE), columns, inside
@@ -55,7 +48,7 @@ def first_of_largest(values, columns):
 
 @triton.jit
 def order_key(values, SHIFT: tl.constexpr):
-    """Unsigned integers in the order of the finite `values`, -0 equal to 0, without the SHIFT low bits that 16-bit storage never sets."""
+    """Unsigned integers in the order of finite `values`, -0 as 0, less SHIFT low bits that 16-bit storage lacks."""
     values = tl.where(values == 0, 0.0, values)
     if values.dtype == tl.float64:
         bits = values.to(tl.int64, bitcast=True)

@@ -1,4 +1,4 @@
-"""`soft_cross_entropy` in Triton (Wang and Zhang 2019, the method's step 5): each row's loss and gradients in one launch."""
+"""`soft_cross_entropy` in Triton (Wang and Zhang 2019, the method's step 5): loss and gradients in one launch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from rmcla_fast.triton_kernels import rows
-from rmcla_fast.triton_kernels.conversion import arithmetic, narrow, widen
+from rmcla_fast.triton_kernels.conversion import alignment_of, arithmetic, narrow
 from rmcla_fast.triton_kernels.rows import tile
 
 INFINITY = tl.constexpr(float("inf"))
@@ -101,7 +101,7 @@ def _kernel(
 def soft_cross_entropy(
     logits: Tensor, labels: Tensor, reduction: str, label_gradient: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Loss -sum_k y_k log p_k; each row's gradients in the logits, sum(y) p - y, and in the labels, -log p (not reduced)."""
+    """Loss -sum_k y_k log p_k; each row's gradients in logits, sum(y) p - y, and labels, -log p (not reduced)."""
     batch, num_classes = logits.shape
     wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
     losses = torch.empty(batch, dtype=wide, device=logits.device)
@@ -111,7 +111,7 @@ def soft_cross_entropy(
         index = labels.dim() == 1
         row, column = logits.stride()
         labels_row, labels_column = (labels.stride(0), 1) if index else labels.stride()
-        alignment = rows.alignment(num_classes, row, 0 if index else labels_row)
+        alignment = alignment_of(num_classes, row, 0 if index else labels_row)
         labels_row = labels_row if index else labels_row // alignment
         per_program, columns, warps = rows.block_shape(num_classes)
         with torch.cuda.device_of(logits):
@@ -135,5 +135,6 @@ def soft_cross_entropy(
                 DTYPE=arithmetic(logits),
                 num_warps=warps,
             )
-    loss = {"mean": losses.mean, "sum": losses.sum, "none": lambda: losses}[reduction]()
-    return loss, gradient, for_labels
+    if reduction != "none":
+        losses = losses.mean() if reduction == "mean" else losses.sum()
+    return losses, gradient, for_labels
