@@ -101,13 +101,13 @@ def test_every_target_and_dtype(dtype: torch.dtype, scheme: str) -> None:
     for target in TARGETS:
         for classes in (2, 10):
             logits, labels = logits_and_labels(17, classes, dtype)
-            check_rows(logits, labels, target, scheme, top_k=3)
+            check_rows(logits, labels, target, scheme)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_every_top_k(dtype: torch.dtype) -> None:
     for classes in (2, 3, 7):
-        logits, labels = logits_and_labels(9, classes, dtype)
+        logits, labels = logits_and_labels(16, classes, dtype)
         for top_k in range(1, classes + 1):
             check_rows(logits, labels, scheme="sup" if top_k % 2 else "main", top_k=top_k)
 
@@ -115,12 +115,13 @@ def test_every_top_k(dtype: torch.dtype) -> None:
 @pytest.mark.usefixtures("tiles_of_16")
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_rows_walked_in_tiles(dtype: torch.dtype) -> None:
+    logits, labels = logits_and_labels(9, 37, dtype)  # two programs, three tiles
     for number, target in enumerate(TARGETS):
-        logits, labels = logits_and_labels(5, 33 + number, dtype)
-        for top_k in (None, 1, 9, 30):
-            check_rows(logits, labels, target, ("main", "sup")[number % 2], top_k)
-        for soft in (labels, torch.rand_like(logits)):
-            check_loss(logits, soft)
+        check_rows(logits, labels, target, ("main", "sup")[number % 2])
+    for top_k in (1, 9, 35):
+        check_rows(logits, labels, scheme=("main", "sup")[top_k % 2], top_k=top_k)
+    for soft in (labels, torch.rand_like(logits)):
+        check_loss(logits, soft)
 
 
 @pytest.mark.usefixtures("tiles_of_16")
@@ -129,14 +130,15 @@ def test_ties_across_tiles() -> None:
     logits[1, 20:] = -0.0  # equal to 0, and so of the same rank
     logits[2, ::7] = 1.0
     logits[3, 40] = -1.0
-    for top_k in (1, 16, 17, 40, 48):
+    for top_k in (1, 16, 17, 48):
         check_rows(logits, torch.tensor([0, 18, 21, 49], device=DEVICE), "ll", top_k=top_k)
 
 
 def test_many_classes() -> None:
-    for classes in (4096, 4097, 21_841):
-        logits, labels = logits_and_labels(2, classes)
+    for classes in (4096, 21_841):
+        logits, labels = logits_and_labels(1, classes)
         check_rows(logits, labels, scheme="sup", top_k=9)
+        check_rows(logits, labels)
         check_loss(logits, torch.rand_like(logits).softmax(1))
 
 
@@ -186,10 +188,8 @@ def test_non_finite_rows(value: float, tiles: str, request: pytest.FixtureReques
         request.getfixturevalue("tiles_of_16")
     logits, labels = logits_and_labels(4, 40)
     logits[0, 39] = logits[2, labels[2]] = value
-    for top_k in (None, 5):
-        for target in TARGETS:
-            check_rows(logits, labels, target, top_k=top_k)
-    check_loss(logits, labels)
+    for number, target in enumerate(TARGETS):
+        check_rows(logits, labels, target, ("main", "sup")[number % 2], top_k=5 if target == "ll" else None)
     check_loss(logits, torch.rand_like(logits))
 
 
@@ -408,7 +408,7 @@ def test_layout_of_a_single_element_does_not_matter() -> None:
 
 
 def test_results_are_the_same_from_run_to_run() -> None:
-    logits, labels = logits_and_labels(33, 100)
+    logits, labels = logits_and_labels(5, 100)
     first, second = (rmcla_fast.joint_gradient(logits, labels, top_k=9, backend="triton") for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     losses = [rmcla_fast.soft_cross_entropy(logits, labels, backend="triton") for _ in range(2)]

@@ -87,6 +87,8 @@ def _kernel(
     peak = tl.maximum(top, z_true)
 
     if SELECT:  # the largest threshold with fewer than top_k keys below it is the key of the top_k-th smallest logit
+        if RESIDENT:
+            key = order_key(z, inside & (columns != true[:, None]), SHIFT)
         threshold = tl.zeros((ROWS,), tl.uint64 if tl.float64 == DTYPE else tl.uint32)
         for step in range(KEY_BITS):
             candidate = threshold | (tl.full((ROWS,), 1, threshold.dtype) << (KEY_BITS - 1 - step))
@@ -94,8 +96,8 @@ def _kernel(
             for start in range(0, end, COLUMNS):
                 if not RESIDENT:
                     z, columns, inside = tile(line, start, logits_column, num_classes, live, COLUMNS, DTYPE)
-                other = inside & (columns != true[:, None])
-                less += (other & (order_key(z, SHIFT) < candidate[:, None])).to(tl.int32)
+                    key = order_key(z, inside & (columns != true[:, None]), SHIFT)
+                less += (key < candidate[:, None]).to(tl.int32)
             threshold = tl.where(tl.sum(less, axis=1) < top_k, candidate, threshold)
 
     # The sums: of exp(z - peak), and of how far the receivers lie below the base of their shares.
@@ -113,9 +115,10 @@ def _kernel(
         if SCHEME != "none":
             receives = inside & (columns != true[:, None])
             if SELECT:
-                key = order_key(z, SHIFT)
-                at_threshold = tl.where(receives & (key == threshold[:, None]), z, at_threshold)
-                receives &= key < threshold[:, None]
+                if not RESIDENT:
+                    key = order_key(z, receives, SHIFT)
+                at_threshold = tl.where(key == threshold[:, None], z, at_threshold)
+                receives = key < threshold[:, None]
                 less += receives.to(tl.int32)
             distances += tl.where(receives, base[:, None] - z, 0.0)
     if ENTROPY or SCHEME == "sup":
@@ -173,8 +176,9 @@ def _kernel(
         if SCHEME != "none":
             share = base[:, None] - z + offset[:, None]
             if SELECT:
-                key = order_key(z, SHIFT)
-                equal = (inside & (columns != true[:, None]) & (key == threshold[:, None])).to(tl.int32)
+                if not RESIDENT:
+                    key = order_key(z, inside & (columns != true[:, None]), SHIFT)
+                equal = (key == threshold[:, None]).to(tl.int32)
                 rank = seen[:, None] + tl.cumsum(equal, axis=1)
                 seen += tl.sum(equal, axis=1)
                 receives = (key < threshold[:, None]) | ((equal > 0) & (rank <= budget[:, None]))

@@ -47,13 +47,16 @@ def first_of_largest(values, columns):
 
 
 @triton.jit
-def order_key(values, SHIFT: tl.constexpr):
-    """Unsigned integers in the order of finite `values`, -0 as 0, less SHIFT low bits that 16-bit storage lacks."""
+def order_key(values, receives, SHIFT: tl.constexpr):
+    """Unsigned integers in the order of finite `values`, -0 as 0; where not `receives`, more than any.
+
+    Less their SHIFT low bits, in which 16-bit storage never differs.
+    """
     values = tl.where(values == 0, 0.0, values)
     if values.dtype == tl.float64:
         bits = values.to(tl.int64, bitcast=True)
-        key = (bits ^ ((bits >> 63) | -(2**63))).to(tl.uint64, bitcast=True)
+        key = tl.where(receives, bits ^ ((bits >> 63) | -(2**63)), -1).to(tl.uint64, bitcast=True)
     else:
         bits = values.to(tl.int32, bitcast=True)
-        key = (bits ^ ((bits >> 31) | -(2**31))).to(tl.uint32, bitcast=True)
+        key = tl.where(receives, bits ^ ((bits >> 31) | -(2**31)), -1).to(tl.uint32, bitcast=True)
     return key >> SHIFT
