@@ -1,4 +1,4 @@
-"""Without a GPU the Triton kernels are tested in Triton's interpreter, which must be chosen before triton is imported."""
+"""Without a GPU the Triton kernels are tested in Triton's interpreter, chosen before triton is imported."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ On a machine without a GPU the kernels run in Triton's interpreter, on CPU tenso
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import pytest
@@ -70,7 +71,9 @@ def assert_equal(result: Tensor, expected: Tensor, what: str) -> None:
     torch.testing.assert_close(result, expected, rtol=0, atol=0, equal_nan=True, msg=lambda text: f"{what}: {text}")
 
 
-def check_rows(logits: Tensor, labels: Tensor, target: str = "mc", scheme: str = "main", top_k: int | None = None) -> None:
+def check_rows(
+    logits: Tensor, labels: Tensor, target: str = "mc", scheme: str = "main", top_k: int | None = None
+) -> None:
     """`joint_gradient` and `redistribute_labels` against the reference, on rows whose labels are classes."""
     what = f"{tuple(logits.shape)} {logits.dtype} {logits.stride()} {target} {scheme} top {top_k}"
     wanted = labels.flip(0) if target == "given" else target
@@ -307,7 +310,9 @@ def test_elements_in_every_layout(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_elements_of_every_dtype(dtype: torch.dtype) -> None:
-    special = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1e-40, -1e-40, 2.0, 0.5], device=DEVICE)
+    special = torch.tensor(
+        [float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1e-40, -1e-40, 2.0, 0.5], device=DEVICE
+    )
     images = torch.cat([torch.rand(1000, device=DEVICE), special.repeat(27)])
     origin = torch.cat([torch.rand(1000, device=DEVICE), special.repeat_interleave(3).repeat(9)])
     grad = torch.cat([torch.randn(1000, device=DEVICE), special.repeat_interleave(27)])
@@ -336,7 +341,9 @@ def test_random_start(dtype: torch.dtype) -> None:
     for rng in ([0, 0], [-1, -1], [-(2**63), 2**63 - 1], [123_456_789_012, 2**32 + 7]):
         for clip in (False, True):
             got, expected = (
-                rmcla_fast.random_start(images, 8 / 255, rng=torch.tensor(rng, device=DEVICE), clip=clip, backend=backend)
+                rmcla_fast.random_start(
+                    images, 8 / 255, rng=torch.tensor(rng, device=DEVICE), clip=clip, backend=backend
+                )
                 for backend in ("triton", "reference")
             )
             assert_equal(got, expected, f"{dtype}, {rng}, {clip}")
@@ -398,6 +405,40 @@ def test_bfloat16_conversions() -> None:
     narrow_result = torch.empty(near.shape, dtype=torch.bfloat16, device=DEVICE)
     _convert_kernel[(96,)](near, narrow_result, DTYPE=tl.float32, BLOCK=4096)
     torch.testing.assert_close(narrow_result, near.to(torch.bfloat16), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("shape", [(20, 3, 32, 32), (20, 1, 8, 8), (6, 3, 5, 7)])
+def test_augment_start(shape: tuple[int, ...]) -> None:
+    dataset = torch.randint(0, 256, shape, dtype=torch.uint8).to(DEVICE)
+    index = torch.randint(0, shape[0], (5,)).to(DEVICE)
+    rng = torch.tensor([5, 2**33 + 1], device=DEVICE)
+    for number, (dtype, memory_format, epsilon) in enumerate(
+        itertools.product(
+            (torch.float32, torch.float16, torch.bfloat16),
+            (torch.contiguous_format, torch.channels_last),
+            (0.03, torch.tensor(0.03, device=DEVICE), torch.rand(5, device=DEVICE) * 0.1),
+        )
+    ):
+        rule = {"dtype": dtype, "memory_format": memory_format, "padding": 4 * (number % 2), "flip": number % 3 > 0}
+        got, expected = (
+            rmcla_fast.augment_start(dataset, index, rng=rng, epsilon=epsilon, **rule, backend=backend)
+            for backend in ("triton", "reference")
+        )
+        for result, wanted in zip(got, expected, strict=True):
+            assert torch.equal(result, wanted), (shape, rule)
+            assert result.is_contiguous(memory_format=memory_format)
+
+
+def test_an_index_that_is_no_image() -> None:
+    dataset = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8).to(DEVICE)
+    rng = torch.tensor([1, 2], device=DEVICE)
+    for index in ([3, -1, 0], [3, 4, 0], [3, 2**40, 0]):
+        results = rmcla_fast.augment_start(
+            dataset, torch.tensor(index, device=DEVICE), rng=rng, epsilon=0.1, backend="triton"
+        )
+        for result in results:
+            assert result.isnan().flatten(1).all(1).tolist() == [False, True, False]
+            assert result.isnan().flatten(1).any(1).tolist() == [False, True, False]
 
 
 def test_layout_of_a_single_element_does_not_matter() -> None:

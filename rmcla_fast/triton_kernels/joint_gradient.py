@@ -248,7 +248,7 @@ def _launch(
     soft = outputs[2]
     soft_row, soft_column = (0, 1) if soft is None else soft.stride()
     row, column = logits.stride()
-    per_program, columns, warps = rows.block_shape(num_classes)
+    per_program, columns, warps = rows.block_shape(num_classes, logits.dtype)
     select = label_scheme != "none" and top_k is not None and top_k < num_classes - 1
     alignment = alignment_of(num_classes, row, soft_row)
     with torch.cuda.device_of(logits):

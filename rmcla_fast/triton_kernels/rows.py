@@ -1,6 +1,6 @@
 """One row of logits a program, or several short ones: the block, its tiles, and logits ordered as integers.
 
-A row of up to LONGEST_TILE classes stays in registers; a longer one is walked in tiles of that many, from cache. What a
+A row of up to LONGEST_TILE classes (half as many in float64) stays in registers; a longer one is walked in tiles of that many, from cache. What a
 walk gathers has the tile's shape and is reduced once, at its end: one exchange between threads a row, not one a tile.
 """
 
@@ -20,9 +20,9 @@ NO_COLUMN = tl.constexpr(2**31 - 1)  # later than every column
 
 
 @functools.lru_cache(maxsize=256)
-def block_shape(num_classes: int) -> tuple[int, int, int]:
+def block_shape(num_classes: int, dtype: torch.dtype) -> tuple[int, int, int]:
     """(rows, columns, warps) of a program: a warp and 4 values a thread for short rows, else 8 values a thread."""
-    columns = min(triton.next_power_of_2(num_classes), LONGEST_TILE)
+    columns = min(triton.next_power_of_2(num_classes), LONGEST_TILE // (2 if dtype == torch.float64 else 1))
     return max(128 // columns, 1), columns, max(columns // 256, 1)
 
 

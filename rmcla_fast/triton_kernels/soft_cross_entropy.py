@@ -113,7 +113,7 @@ def soft_cross_entropy(
         labels_row, labels_column = (labels.stride(0), 1) if index else labels.stride()
         alignment = alignment_of(num_classes, row, 0 if index else labels_row)
         labels_row = labels_row if index else labels_row // alignment
-        per_program, columns, warps = rows.block_shape(num_classes)
+        per_program, columns, warps = rows.block_shape(num_classes, logits.dtype)
         with torch.cuda.device_of(logits):
             _kernel[(triton.cdiv(batch, per_program),)](
                 logits,
