@@ -5,7 +5,6 @@ On a machine without a GPU the kernels run in Triton's interpreter, on CPU tenso
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 
 import pytest
@@ -121,8 +120,7 @@ def test_rows_walked_in_tiles(dtype: torch.dtype) -> None:
     logits, labels = logits_and_labels(9, 37, dtype)  # two programs, three tiles
     for number, target in enumerate(TARGETS):
         check_rows(logits, labels, target, ("main", "sup")[number % 2])
-    for top_k in (1, 9, 35):
-        check_rows(logits, labels, scheme=("main", "sup")[top_k % 2], top_k=top_k)
+    check_rows(logits, labels, scheme="sup", top_k=9)
     for soft in (labels, torch.rand_like(logits)):
         check_loss(logits, soft)
 
@@ -410,16 +408,12 @@ def test_bfloat16_conversions() -> None:
 @pytest.mark.parametrize("shape", [(20, 3, 32, 32), (20, 1, 8, 8), (6, 3, 5, 7)])
 def test_augment_start(shape: tuple[int, ...]) -> None:
     dataset = torch.randint(0, 256, shape, dtype=torch.uint8).to(DEVICE)
-    index = torch.randint(0, shape[0], (5,)).to(DEVICE)
+    index = torch.randint(0, shape[0], (3,)).to(DEVICE)
     rng = torch.tensor([5, 2**33 + 1], device=DEVICE)
-    for number, (dtype, memory_format, epsilon) in enumerate(
-        itertools.product(
-            (torch.float32, torch.float16, torch.bfloat16),
-            (torch.contiguous_format, torch.channels_last),
-            (0.03, torch.tensor(0.03, device=DEVICE), torch.rand(5, device=DEVICE) * 0.1),
-        )
-    ):
-        rule = {"dtype": dtype, "memory_format": memory_format, "padding": 4 * (number % 2), "flip": number % 3 > 0}
+    epsilons = (0.03, torch.tensor(0.03, device=DEVICE), torch.rand(3, device=DEVICE) * 0.1)
+    for number, dtype in enumerate((torch.float32, torch.float16, torch.bfloat16) * 2):
+        epsilon, memory_format = epsilons[number // 2], (torch.contiguous_format, torch.channels_last)[number % 2]
+        rule = {"dtype": dtype, "memory_format": memory_format, "padding": 4 * (number % 3 > 0), "flip": number != 3}
         got, expected = (
             rmcla_fast.augment_start(dataset, index, rng=rng, epsilon=epsilon, **rule, backend=backend)
             for backend in ("triton", "reference")

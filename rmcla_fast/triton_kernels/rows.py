@@ -1,8 +1,8 @@
 """One row of logits a program, or several short ones: the block, its tiles, and logits ordered as integers.
 
-A row of up to LONGEST_TILE classes (half as many in float64) stays in registers; a longer one is walked in tiles of that
-many, from cache. What a walk gathers has the tile's shape and is reduced once, at its end: one exchange between threads a
-row, not one a tile.
+A row of up to LONGEST_TILE classes (half as many in float64) stays in registers; a longer one is walked in tiles of
+that many, from cache. What a walk gathers has the tile's shape and is reduced once, at its end: one exchange between
+threads a row, not one a tile.
 """
 
 from __future__ import annotations
