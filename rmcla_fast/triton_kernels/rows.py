@@ -2,7 +2,7 @@
 
 A row of up to LONGEST_TILE classes (half as many in float64) stays in registers; a longer one is walked in tiles of
 that many, from cache. What a walk gathers has the tile's shape and is reduced once, at its end: one exchange between
-threads a row, not one a tile.
+threads a row, not one a tile (and Triton 3.8 fails an assertion of its own on some sums that a loop carries).
 """
 
 from __future__ import annotations
