@@ -55,7 +55,7 @@ def translate(source: str) -> str:
 
 def build() -> Path:
     """Compiles the shared library, once for each state of the sources."""
-    sources = sorted(ROOT.glob("csrc/cuda/*.cu"))
+    sources = [*sorted(ROOT.glob("csrc/cuda/*.cu")), ROOT / "tests/cuda_emulator/probes.cpp"]
     read = [*sources, *sorted(ROOT.glob("csrc/**/*.*h")), *sorted(ROOT.glob("tests/cuda_emul*/*")), Path(__file__)]
     key = hashlib.sha256(b"".join(path.read_bytes() for path in read) + torch.__version__.encode()).hexdigest()[:16]
     folder = ROOT / "build/cuda_emulation" / key
