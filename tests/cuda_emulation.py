@@ -1,7 +1,8 @@
-"""Builds csrc/cuda for a CPU: the kernels' own source over tests/cuda_emulator, registered as `rmcla_emulated::` operators.
+"""Builds csrc/cuda for a CPU: the kernels' own source over tests/cuda_emulator, as operators `rmcla_emulated::`.
 
-A GPU is rare where tests run. This shows that the kernels compute what they should, that no block parts at a barrier and
-that every index and tail is right; what only a GPU can show (streams, graphs, the memory model) is left to the GPU tests.
+A GPU is rare where tests run. This shows that the kernels compute what they should, that no block parts at a barrier
+and that every index and tail is right; what only a GPU can show (streams, graphs, the memory model) is left to
+test_cuda_device.py.
 """
 
 from __future__ import annotations

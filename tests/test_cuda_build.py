@@ -1,6 +1,6 @@
-"""The CUDA kernels compiled ahead of time: no spills, no local memory, 128-bit accesses. Needs nvcc and no GPU, no CUDA torch.
+"""The CUDA kernels compiled ahead of time: no spills, no local memory, 128-bit accesses.
 
-The device passes skip PyTorch's headers, so a kernel compiles with the toolkit alone.
+Needs nvcc, and neither a GPU nor a CUDA build of torch: the device passes skip PyTorch's headers.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def test_rows_are_packed_and_stay_on_the_chip(compiled: Compiled, source: str) -
 
 
 def test_the_host_side_compiles_with_this_torch(tmp_path: Path) -> None:
-    """All of random_start.cu, with PyTorch's headers. A CPU build of torch has them but for one generated file of macros."""
+    """All of random_start.cu. A CPU build of torch has the headers too, but for one generated file of macros."""
     nvcc = tool("nvcc")
     if nvcc is None:
         pytest.skip("compiling the CUDA kernels needs nvcc")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_cuda_kernels import FLOATS, Kernels, kernels, run, to  # noqa: F401  (a fixture)
+from test_cuda_kernels import FLOATS, Kernels, _kernels, run, to  # noqa: F401  (a fixture)
 from torch import Tensor
 
 from rmcla_fast import reference
@@ -51,7 +51,7 @@ def numbers(shape: tuple[int, ...]) -> list[tuple[float, Tensor | None]]:
 @pytest.mark.parametrize("origin_dtype", [*FLOATS, torch.uint8], ids=str)
 @pytest.mark.parametrize("grad_dtype", FLOATS, ids=str)
 def test_perturb_step_in_every_dtype(
-    kernels: Kernels,  # noqa: F811
+    kernels: Kernels,
     images_dtype: torch.dtype,
     origin_dtype: torch.dtype,
     grad_dtype: torch.dtype,
@@ -73,7 +73,7 @@ def layouts(tensor: Tensor) -> list[Tensor]:
     return [tensor, tensor.contiguous(memory_format=torch.channels_last), batch_inside, gaps, offset]
 
 
-def test_perturb_step_in_every_layout(kernels: Kernels) -> None:  # noqa: F811
+def test_perturb_step_in_every_layout(kernels: Kernels) -> None:
     images, origin, grad = pixels(torch.float32), pixels(torch.uint8, seed=1), gradient(torch.bfloat16)
     epsilon = (0.0, torch.linspace(0.01, 0.2, SHAPE[0]))
     for x, o, g in itertools.product(layouts(images), layouts(origin)[:2], layouts(grad)[:2] + layouts(grad)[4:]):
@@ -87,7 +87,7 @@ def test_perturb_step_in_every_layout(kernels: Kernels) -> None:  # noqa: F811
             assert torch.equal(out.cpu().nan_to_num(), expected.nan_to_num())
 
 
-def keep_layout(kernels: Kernels, tensor: Tensor) -> Tensor:  # noqa: F811
+def keep_layout(kernels: Kernels, tensor: Tensor) -> Tensor:
     """On the device with the same strides and offset (`.to` makes gaps and offsets disappear)."""
     if kernels.device == "cpu":
         return tensor
@@ -98,7 +98,7 @@ def keep_layout(kernels: Kernels, tensor: Tensor) -> Tensor:  # noqa: F811
 
 @pytest.mark.parametrize("which", [0, 1, 2])
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_perturb_step_into_any_input(kernels: Kernels, which: int, dtype: torch.dtype) -> None:  # noqa: F811
+def test_perturb_step_into_any_input(kernels: Kernels, which: int, dtype: torch.dtype) -> None:
     inputs = [pixels(dtype), pixels(dtype, seed=1), gradient(dtype)]
     expected = reference.perturb_step(*inputs, 0.05, None, 0.1, None)
     inputs = to(kernels, *inputs)
@@ -106,7 +106,7 @@ def test_perturb_step_into_any_input(kernels: Kernels, which: int, dtype: torch.
     same_bits(inputs[which].cpu(), expected)
 
 
-def test_perturb_step_into_memory_that_overlaps(kernels: Kernels) -> None:  # noqa: F811
+def test_perturb_step_into_memory_that_overlaps(kernels: Kernels) -> None:
     memory = torch.rand(1001)
     expected = reference.perturb_step(memory[:-1], memory[:-1], -memory[:-1], 0.05, None, 0.1, None)
     memory = to(kernels, memory)[0]
@@ -117,7 +117,7 @@ def test_perturb_step_into_memory_that_overlaps(kernels: Kernels) -> None:  # no
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 1023, 1024, 1025, 4099, 1_000_001])
-def test_elements_of_every_count(kernels: Kernels, count: int) -> None:  # noqa: F811
+def test_elements_of_every_count(kernels: Kernels, count: int) -> None:
     for dtype in FLOATS:
         images, grad = pixels(dtype, (count,)), torch.randn(count)
         arguments = (images, images, grad, 0.05, None, 0.1, None, 0.0, 1.0)
@@ -130,7 +130,7 @@ def test_elements_of_every_count(kernels: Kernels, count: int) -> None:  # noqa:
 
 @pytest.mark.parametrize("dtype", [*FLOATS, torch.uint8], ids=str)
 @pytest.mark.parametrize("clip", [False, True])
-def test_random_start_in_every_dtype_and_layout(kernels: Kernels, dtype: torch.dtype, clip: bool) -> None:  # noqa: F811
+def test_random_start_in_every_dtype_and_layout(kernels: Kernels, dtype: torch.dtype, clip: bool) -> None:
     images = pixels(dtype)
     if dtype != torch.uint8:
         images.view(-1)[:3] = torch.tensor([NAN, INFINITY, -INFINITY]).to(dtype)
@@ -155,7 +155,7 @@ def test_random_start_in_every_dtype_and_layout(kernels: Kernels, dtype: torch.d
         same_bits(in_place.cpu(), expected)
 
 
-def test_a_step_never_leaves_the_ball(kernels: Kernels) -> None:  # noqa: F811
+def test_a_step_never_leaves_the_ball(kernels: Kernels) -> None:
     for dtype in FLOATS:
         origin = pixels(dtype, (4, 3, 16, 16))
         epsilon = 8 / 255

@@ -1,6 +1,7 @@
-"""The CUDA kernels against the reference: on a GPU where there is one, and everywhere their own source emulated on the CPU.
+"""The CUDA kernels against the reference: on a GPU where there is one, and everywhere emulated on the CPU.
 
-The registered operators are called with their schemas' arguments; what only a GPU can show is in test_cuda_device.py.
+The registered operators are called with their schemas' arguments. Here are those that work on rows; those on elements
+are in test_cuda_elements.py, and what only a GPU can show in test_cuda_device.py.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ def on_gpu() -> Any:
     return pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(missing, reason=reason if missing else "")])
 
 
-@pytest.fixture(scope="module", params=["emulated", on_gpu()])
-def kernels(request: pytest.FixtureRequest) -> Kernels:
+@pytest.fixture(name="kernels", scope="module", params=["emulated", on_gpu()])
+def _kernels(request: pytest.FixtureRequest) -> Kernels:
     if request.param == "cuda":
         return Kernels(torch.ops.rmcla_fast, "cuda")
     if shutil.which(os.environ.get("CXX", "g++")) is None:
@@ -55,7 +56,7 @@ def run(kernels: Kernels, name: str, *arguments: Any, **buffers: Tensor) -> Any:
 
 
 def close(got: Tensor, oracle: Tensor, dtype: torch.dtype) -> None:
-    """Within 1e-6 of the float64 oracle, relative and absolute (1e-13 for float64); 16-bit: one unit in the last place too."""
+    """Within 1e-6 of the float64 oracle, relative and absolute (float64: 1e-13); 16-bit: and one unit in the last place."""
     assert got.dtype == dtype
     rounded = oracle.to(dtype)
     tolerance = 1e-13 if dtype == torch.float64 else 1e-6

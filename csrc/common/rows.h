@@ -6,10 +6,13 @@
 
 #include "common/macros.h"
 
+// Small loops unroll, since what they index lives in registers; the sweeps over memory do not: their bodies are large.
 #if defined(__CUDACC__)
 #define RMCLA_UNROLL _Pragma("unroll")
+#define RMCLA_UNROLL_ONCE _Pragma("unroll 1")
 #else
 #define RMCLA_UNROLL
+#define RMCLA_UNROLL_ONCE
 #endif
 
 namespace rmcla {
@@ -129,6 +132,7 @@ class MemoryRow {
   template <class Visit>
   RMCLA_SHARED void each(Visit visit) const {
     if (packed_) {
+      RMCLA_UNROLL_ONCE
       for (int64_t i = int64_t(lane_) * kPack; i < size_; i += kLanes * kPack) {
         const Pack<T, kPack> pack = pack_at(row_, i);
         RMCLA_UNROLL
@@ -142,6 +146,7 @@ class MemoryRow {
   template <typename Out, class ValueOf>
   RMCLA_SHARED void write(Out* out, ValueOf value_of) const {
     if (packed_) {
+      RMCLA_UNROLL_ONCE
       for (int64_t i = int64_t(lane_) * kPack; i < size_; i += kLanes * kPack) {
         const Pack<T, kPack> pack = pack_at(row_, i);
         Pack<Out, kPack> result;

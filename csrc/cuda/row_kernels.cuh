@@ -35,8 +35,9 @@ __global__ void __launch_bounds__(kMediumThreads, 1) block_rows(Operator operato
   operator_.row(group, row, r);
 }
 
+// Two blocks a multiprocessor hide one another's barriers; float64 needs the registers.
 template <typename T, bool kStaged, class Operator>
-__global__ void __launch_bounds__(kLongThreads, 1) long_rows(Operator operator_) {
+__global__ void __launch_bounds__(kLongThreads, sizeof(T) < sizeof(double) ? 2 : 1) long_rows(Operator operator_) {
   extern __shared__ uint4 staging[];
   __shared__ typename Block<kLongThreads>::Shared shared;
   Block<kLongThreads> group(shared);
