@@ -56,7 +56,7 @@ def run(kernels: Kernels, name: str, *arguments: Any, **buffers: Tensor) -> Any:
 
 
 def close(got: Tensor, oracle: Tensor, dtype: torch.dtype) -> None:
-    """Within 1e-6 of the float64 oracle, relative and absolute (float64: 1e-13); 16-bit: and one unit in the last place."""
+    """Within 1e-6 of the oracle, relative and absolute (float64: 1e-13); 16-bit: and one unit in the last place."""
     assert got.dtype == dtype
     rounded = oracle.to(dtype)
     tolerance = 1e-13 if dtype == torch.float64 else 1e-6

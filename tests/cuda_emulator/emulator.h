@@ -1,6 +1,6 @@
-// Enough of CUDA to run this project's kernels on a CPU, one block after another: the threads of a block are fibers that take
-// turns at every barrier and shuffle. Slow and exact; a block whose threads part at a barrier stops with a message, where a
-// GPU would hang.
+// Enough of CUDA to run this project's kernels on a CPU, one block after another: the threads of a block are fibers
+// that take turns at every barrier and shuffle. Slow and exact; a block whose threads part at a barrier stops with a
+// message, where a GPU would hang.
 #pragma once
 
 #include <c10/util/BFloat16.h>
