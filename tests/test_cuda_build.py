@@ -81,6 +81,12 @@ def test_no_kernel_spills_or_uses_local_memory(compiled: Compiled, source: str, 
     assert not [kernel for kernel in kernels if kernel[1:] != (architecture, "0", "0", "0")]
 
 
+def test_an_older_gpu_can_be_built_for(compiled: Compiled) -> None:
+    """TORCH_CUDA_ARCH_LIST may name one without the integer reductions of sm_80."""
+    compiled("soft_cross_entropy", "sm_75")
+    compiled("joint_gradient", "sm_75")
+
+
 def disassemble(cubin: Path) -> dict[str, str]:
     """The machine code of every kernel by its mangled name."""
     nvdisasm = tool("nvdisasm")

@@ -29,6 +29,14 @@ __device__ __forceinline__ V butterfly(V value, Merge merge) {
   return value;
 }
 
+__device__ __forceinline__ uint32_t warp_sum(uint32_t value) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+  return __reduce_add_sync(kFullWarp, value);
+#else
+  return butterfly<kWarp>(value, [](uint32_t a, uint32_t b) { return a + b; });
+#endif
+}
+
 class Warp {
  public:
   static constexpr int kLanes = kWarp;
@@ -40,7 +48,7 @@ class Warp {
     return butterfly<kWarp>(value, merge);
   }
 
-  __device__ __forceinline__ uint32_t sum(uint32_t value) { return __reduce_add_sync(kFullWarp, value); }
+  __device__ __forceinline__ uint32_t sum(uint32_t value) { return warp_sum(value); }
 };
 
 // One barrier a reduction: it writes into the half of the shared memory that the reduction before did not use, and
@@ -68,7 +76,7 @@ class Block {
   }
 
   __device__ __forceinline__ uint32_t sum(uint32_t value) {
-    return across_warps(__reduce_add_sync(kFullWarp, value), [](uint32_t a, uint32_t b) { return a + b; });
+    return across_warps(warp_sum(value), [](uint32_t a, uint32_t b) { return a + b; });
   }
 
  private:
