@@ -42,7 +42,7 @@ OPERATORS = (
 FLAGS = ["-std=c++20", "-O1", "-ffp-contract=off", "-fPIC", "-shared", "-w", "-U_FORTIFY_SOURCE"]
 
 
-def translate(source: str) -> str:
+def translate(source: str, namespace: str) -> str:
     """The three things of CUDA C++ that a C++ compiler and a header of macros do not understand."""
     source = re.sub(
         r"([\w:]+(?:<[\w, ]+>)?)<<<([^;]*?), stream>>>\((.*?)\);",
@@ -51,15 +51,15 @@ def translate(source: str) -> str:
         flags=re.DOTALL,
     )
     source = source.replace("extern __shared__ uint4 staging[]", "uint4* staging = emulator::dynamic_shared.data()")
-    return re.sub(r"TORCH_LIBRARY_IMPL\(rmcla_fast, CUDA", "TORCH_LIBRARY_IMPL(rmcla_emulated, CPU", source)
+    return re.sub(r"TORCH_LIBRARY_IMPL\(rmcla_fast, CUDA", f"TORCH_LIBRARY_IMPL({namespace}, CPU", source)
 
 
-def build() -> Path:
-    """Compiles the shared library, once for each state of the sources."""
+def build(namespace: str = "rmcla_emulated") -> Path:
+    """Compiles the shared library that registers the kernels as `namespace::`, once for each state of the sources."""
     sources = [*sorted(ROOT.glob("csrc/cuda/*.cu")), ROOT / "tests/cuda_emulator/probes.cpp"]
     read = [*sources, *sorted(ROOT.glob("csrc/**/*.*h")), *sorted(ROOT.glob("tests/cuda_emul*/*")), Path(__file__)]
     key = hashlib.sha256(b"".join(path.read_bytes() for path in read) + torch.__version__.encode()).hexdigest()[:16]
-    folder = ROOT / "build/cuda_emulation" / key
+    folder = ROOT / "build/cuda_emulation" / f"{namespace}-{key}"
     library = folder / "rmcla_emulated.so"
     if library.exists():
         return library
@@ -69,9 +69,9 @@ def build() -> Path:
         header.write_text('#include "emulator.h"\n')
     for path in ROOT.glob("csrc/cuda/*.cuh"):
         (folder / "cuda").mkdir(exist_ok=True)
-        (folder / "cuda" / path.name).write_text(translate(path.read_text()))
+        (folder / "cuda" / path.name).write_text(translate(path.read_text(), namespace))
     everything = folder / f"everything.{os.getpid()}.cpp"
-    everything.write_text("\n".join(translate(path.read_text()) for path in sources))
+    everything.write_text("\n".join(translate(path.read_text(), namespace) for path in sources))
     includes = [folder, ROOT / "tests/cuda_emulator", ROOT / "csrc", *cpp_extension.include_paths()]
     unfinished = folder / f"rmcla_emulated.{os.getpid()}.so"
     subprocess.run(
