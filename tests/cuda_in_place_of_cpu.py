@@ -1,7 +1,7 @@
 """A pytest plugin: the operators' own CPU tests, run on the CUDA kernels emulated, in place of the CPU kernels.
 
-    PYTHONPATH=.:tests python -m pytest -p cuda_in_place_of_cpu -k cpu tests/test_perturb_step.py tests/test_random_start.py \\
-      tests/test_redistribute_labels.py tests/test_soft_cross_entropy.py tests/test_joint_gradient.py
+    PYTHONPATH=.:tests python -m pytest -p cuda_in_place_of_cpu -k cpu \\
+      tests/test_{perturb_step,random_start,redistribute_labels,soft_cross_entropy,joint_gradient}.py
 
 The extension has to be built, with or without CUDA. Left out are the tests that a label outside the classes is a
 ValueError: on a GPU it is a NaN row, which test_cuda_kernels.py tests.
@@ -9,10 +9,9 @@ ValueError: on a GPU it is a NaN row, which test_cuda_kernels.py tests.
 
 from __future__ import annotations
 
+import cuda_emulation
 import pytest
 import torch
-
-import cuda_emulation
 
 torch.ops.load_library(str(cuda_emulation.build("rmcla_fast")))
 
