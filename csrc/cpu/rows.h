@@ -17,13 +17,22 @@ struct SomeLanes {
 };
 struct AllLanes {};
 
+template <typename M>
+RMCLA_SHARED M others_mask(AllLanes) {
+  return ~M{};
+}
+template <typename M>
+RMCLA_SHARED M others_mask(const SomeLanes<M>& lanes) {
+  return lanes.others;
+}
+
 template <typename V>
 RMCLA_SHARED V keep_others(AllLanes, V v, V) {
   return v;
 }
 template <typename M, typename V>
 RMCLA_SHARED V keep_others(const SomeLanes<M>& lanes, V v, V otherwise) {
-  return lanes.others ? v : otherwise;
+  return simd::select(lanes.others, v, otherwise);
 }
 template <typename V>
 RMCLA_SHARED V keep_inside(AllLanes, V v, V) {
@@ -31,7 +40,7 @@ RMCLA_SHARED V keep_inside(AllLanes, V v, V) {
 }
 template <typename M, typename V>
 RMCLA_SHARED V keep_inside(const SomeLanes<M>& lanes, V v, V otherwise) {
-  return lanes.inside ? v : otherwise;
+  return simd::select(lanes.inside, v, otherwise);
 }
 
 // A row of T in blocks of one vector. kShort: the row fits in one vector and stays in a register.
@@ -66,8 +75,9 @@ struct Row {
   RMCLA_SHARED SomeLanes<M> lanes(int64_t b) const {
     using Integer = typename simd::Lanes<T, Bytes>::Integer;
     const M lane = simd::iota<M>();
-    const M inside = lane < Integer(std::min(kCount, classes - b * kCount));
-    return {inside, inside & (lane != Integer(b == true_block ? label - b * kCount : -1))};
+    const M inside = simd::is_negative(M(lane - Integer(std::min(kCount, classes - b * kCount))));
+    const M apart = lane - Integer(b == true_block ? label - b * kCount : -1);
+    return {inside, inside & simd::is_negative(M(apart | -apart))};
   }
 
   // f(block, values, lanes), with AllLanes except in the block of the true class and the last, partial one.
@@ -87,11 +97,11 @@ struct Row {
   // The lowest class other than the true one whose logit is `value`, which some class's is.
   RMCLA_SHARED int64_t first_equal(T value) const {
     for (int64_t b = 0; b < blocks; ++b) {
-      M equal = block(b) == value;
-      if (b == true_block || b >= full) equal &= lanes(b).others;
+      const M wanted = b == true_block || b >= full ? lanes(b).others : ~M{};
+      const M equal = block(b) == simd::splat<V>(value) ? wanted : M{};
       if (kShort || simd::any(equal)) {
         using Integer = typename simd::Lanes<T, Bytes>::Integer;
-        return b * kCount + simd::lowest_lane(M(equal ? simd::iota<M>() : simd::splat<M>(Integer(kCount))));
+        return b * kCount + simd::lowest_lane(simd::select(equal, simd::iota<M>(), simd::splat<M>(Integer(kCount))));
       }
     }
     return -1;
@@ -145,7 +155,7 @@ RMCLA_SHARED auto extremes(const R& row, typename R::V& lowest) {
     magnitude = abs > magnitude ? abs : magnitude;
   });
   lowest = low;
-  return Extremes<T>{simd::highest_lane(high), simd::lowest_lane(low), !simd::any(M(magnitude >= infinite))};
+  return Extremes<T>{simd::highest_lane(high), simd::lowest_lane(low), !simd::any(simd::is_negative(M((infinite - 1) - magnitude)))};
 }
 
 // Buffers of one thread: on the stack while they are small.

@@ -39,8 +39,7 @@ class TopK {
     const V bound_v = simd::splat<V>(bound);
     int64_t count = 0;
     row.each_block([&](int64_t b, V v, auto lanes) __attribute__((always_inline)) {
-      const V kept = keep_others(lanes, v, simd::splat<V>(std::numeric_limits<T>::infinity()));
-      const M candidate = M(kept <= bound_v) & M(kept < std::numeric_limits<T>::infinity());
+      const M candidate = v <= bound_v ? others_mask<M>(lanes) : M{};
       if (!simd::any(candidate)) return;
       alignas(64) T value[kCount];
       alignas(64) typename std::remove_reference_t<decltype(M{}[0])> flag[kCount];
@@ -71,8 +70,8 @@ class TopK {
     for (int64_t i = 0; i < count; i += kCount) {
       const V mine = simd::load<V>(ranked_ + i);
       M not_above{};
-      for (int64_t j = 0; j < count; ++j) not_above -= simd::splat<V>(ranked_[j]) <= mine;
-      best = simd::minimum(V(not_above >= Integer(k) ? mine : above), best);
+      for (int64_t j = 0; j < count; ++j) not_above = simd::splat<V>(ranked_[j]) <= mine ? not_above + Integer(1) : not_above;
+      best = simd::minimum(V(not_above >= simd::splat<M>(Integer(k)) ? mine : above), best);
     }
     return simd::lowest_lane(best);
   }
