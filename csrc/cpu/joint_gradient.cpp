@@ -8,6 +8,7 @@
 #include "common/arguments.h"
 #include "cpu/convert.h"
 #include "cpu/joint_gradient_rows.h"
+#include "cpu/joint_gradient_short.h"
 #include "cpu/labels.h"
 
 namespace rmcla {
@@ -21,11 +22,27 @@ template <int Bytes>
 RMCLA_SHARED void joint_double_lanes(const JointRows<double>& rows) {
   joint_rows<Bytes>(rows);
 }
+template <int Bytes>
+RMCLA_SHARED void joint_short_float_lanes(const JointRows<float>& rows) {
+  joint_short_rows<Bytes>(rows);
+}
+template <int Bytes>
+RMCLA_SHARED void joint_short_double_lanes(const JointRows<double>& rows) {
+  joint_short_rows<Bytes>(rows);
+}
+RMCLA_KERNEL(joint_short_float, (const JointRows<float>& rows), (rows))
+RMCLA_KERNEL(joint_short_double, (const JointRows<double>& rows), (rows))
 RMCLA_KERNEL(joint_float, (const JointRows<float>& rows), (rows))
 RMCLA_KERNEL(joint_double, (const JointRows<double>& rows), (rows))
 
-void run_rows(const JointRows<float>& rows) { joint_float(rows); }
-void run_rows(const JointRows<double>& rows) { joint_double(rows); }
+bool rows_in_lanes(int64_t classes, bool selects) { return classes <= kShortRow && !selects; }
+
+void run_rows(const JointRows<float>& rows) {
+  rows_in_lanes(rows.classes, rows.selects()) ? joint_short_float(rows) : joint_float(rows);
+}
+void run_rows(const JointRows<double>& rows) {
+  rows_in_lanes(rows.classes, rows.selects()) ? joint_short_double(rows) : joint_double(rows);
+}
 
 at::ScalarType wide_dtype(const at::Tensor& logits) { return logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
 
