@@ -40,17 +40,6 @@ struct JointRows {
   }
 };
 
-// Rows are written in order with whole vectors: what one writes too much, the following rows overwrite. `end` is that of the
-// last row of all.
-template <typename T, typename V>
-RMCLA_SHARED void store_row_block(T* to, V v, int64_t left, const T* end) {
-  if (to + simd::count_of<V> <= end) {
-    simd::store(to, v);
-  } else {
-    std::memcpy(to, &v, size_t(left) * sizeof(T));
-  }
-}
-
 template <typename T>
 RMCLA_SHARED void nan_row(const JointRows<T>& a, int64_t row) {
   const T nan = std::numeric_limits<T>::quiet_NaN();
@@ -62,9 +51,9 @@ RMCLA_SHARED void nan_row(const JointRows<T>& a, int64_t row) {
   if (a.soft_labels) std::fill_n(a.soft_labels + row * a.classes, a.classes, nan);
 }
 
-template <int Bytes, bool kShort, typename T>
+template <int Bytes, typename T>
 RMCLA_SHARED void joint_row(const JointRows<T>& a, int64_t row, T* exponentials, TopK<T>& top) {
-  using R = Row<T, Bytes, kShort>;
+  using R = Row<T, Bytes>;
   using V = typename R::V;
   const int64_t classes = a.classes, label = a.labels[row];
   const R r(a.logits + row * a.stride, classes, label, a.limit);
@@ -162,11 +151,7 @@ RMCLA_SHARED void joint_rows(const JointRows<T>& a) {
   T* const exponentials = a.exponential() ? scratch.take<T>(a.padded()) : nullptr;
   TopK<T> top;
   if (a.selects()) top.prepare(scratch, a.padded());
-  if (a.classes <= simd::Lanes<T, Bytes>::kCount) {
-    for (int64_t row = 0; row < a.rows; ++row) joint_row<Bytes, true>(a, row, exponentials, top);
-  } else {
-    for (int64_t row = 0; row < a.rows; ++row) joint_row<Bytes, false>(a, row, exponentials, top);
-  }
+  for (int64_t row = 0; row < a.rows; ++row) joint_row<Bytes>(a, row, exponentials, top);
 }
 
 }  // namespace rmcla

@@ -43,8 +43,8 @@ RMCLA_SHARED V keep_inside(const SomeLanes<M>& lanes, V v, V otherwise) {
   return simd::select(lanes.inside, v, otherwise);
 }
 
-// A row of T in blocks of one vector. kShort: the row fits in one vector and stays in a register.
-template <typename T, int Bytes, bool kShort>
+// A row of T in blocks of one vector.
+template <typename T, int Bytes>
 struct Row {
   using V = typename simd::Lanes<T, Bytes>::Vector;
   using M = typename simd::Lanes<T, Bytes>::Mask;
@@ -62,9 +62,9 @@ struct Row {
       : z(row),
         classes(num_classes),
         label(true_class),
-        full(kShort ? 0 : num_classes / kCount),
-        blocks(kShort ? 1 : (num_classes + kCount - 1) / kCount),
-        true_block(kShort ? 0 : true_class / kCount) {
+        full(num_classes / kCount),
+        blocks((num_classes + kCount - 1) / kCount),
+        true_block(true_class / kCount) {
     const T* const tail = z + full * kCount;
     if (full == blocks) return;
     last = tail + kCount <= limit ? simd::load<V>(tail) : simd::load_part<V>(tail, (classes - full * kCount) * int64_t(sizeof(T)));
@@ -84,12 +84,10 @@ struct Row {
   template <typename F>
   RMCLA_SHARED void each_block(F f) const {
     int64_t b = 0;
-    if constexpr (!kShort) {
-      for (const int64_t stop = std::min(true_block, full); b < stop; ++b) f(b, block(b), AllLanes{});
-      if (b < full) {
-        f(b, block(b), lanes(b));
-        for (++b; b < full; ++b) f(b, block(b), AllLanes{});
-      }
+    for (const int64_t stop = std::min(true_block, full); b < stop; ++b) f(b, block(b), AllLanes{});
+    if (b < full) {
+      f(b, block(b), lanes(b));
+      for (++b; b < full; ++b) f(b, block(b), AllLanes{});
     }
     if (b < blocks) f(b, last, lanes(b));
   }
@@ -99,7 +97,7 @@ struct Row {
     for (int64_t b = 0; b < blocks; ++b) {
       const M wanted = b == true_block || b >= full ? lanes(b).others : ~M{};
       const M equal = block(b) == simd::splat<V>(value) ? wanted : M{};
-      if (kShort || simd::any(equal)) {
+      if (simd::any(equal)) {
         using Integer = typename simd::Lanes<T, Bytes>::Integer;
         return b * kCount + simd::lowest_lane(simd::select(equal, simd::iota<M>(), simd::splat<M>(Integer(kCount))));
       }
@@ -156,6 +154,17 @@ RMCLA_SHARED auto extremes(const R& row, typename R::V& lowest) {
   });
   lowest = low;
   return Extremes<T>{simd::highest_lane(high), simd::lowest_lane(low), !simd::any(simd::is_negative(M((infinite - 1) - magnitude)))};
+}
+
+// Rows are written in order with whole vectors: what one writes too much, the following rows overwrite. `end` is that of the
+// last row of all.
+template <typename T, typename V>
+RMCLA_SHARED void store_row_block(T* to, V v, int64_t left, const T* end) {
+  if (to + simd::count_of<V> <= end) {
+    simd::store(to, v);
+  } else {
+    std::memcpy(to, &v, size_t(left) * sizeof(T));
+  }
 }
 
 // Buffers of one thread: on the stack while they are small.

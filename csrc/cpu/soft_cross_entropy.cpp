@@ -3,91 +3,12 @@
 #include <torch/library.h>
 
 #include "common/arguments.h"
-#include "common/joint_gradient.h"
 #include "cpu/convert.h"
-#include "cpu/joint_gradient_rows.h"
 #include "cpu/labels.h"
+#include "cpu/soft_cross_entropy_rows.h"
 
 namespace rmcla {
 namespace {
-
-// Rows next to one another in memory. Either `labels` or `soft` is null.
-template <typename T>
-struct LossRows {
-  const T* logits;
-  int64_t logits_stride;
-  const T* limit;
-  const int64_t* labels;
-  const T* soft;
-  int64_t soft_stride;
-  const T* soft_limit;
-  T* loss;
-  T* gradient;
-  T* label_gradient;  // may be null
-  int64_t rows, classes;
-};
-
-template <int Bytes, bool kShort, typename T>
-RMCLA_SHARED void loss_row(const LossRows<T>& a, int64_t row, T* exponentials) {
-  using R = Row<T, Bytes, kShort>;
-  using V = typename R::V;
-  const int64_t classes = a.classes, label = a.labels ? a.labels[row] : 0;
-  const R r(a.logits + row * a.logits_stride, classes, label, a.limit);
-  T* const gradient = a.gradient + row * classes;
-  T* const label_gradient = a.label_gradient ? a.label_gradient + row * classes : nullptr;
-  V lowest;
-  const Extremes<T> found = extremes(r, lowest);
-  if (!found.finite) {
-    const T nan = std::numeric_limits<T>::quiet_NaN();
-    a.loss[row] = nan;
-    std::fill_n(gradient, classes, nan);
-    if (label_gradient) std::fill_n(label_gradient, classes, nan);
-    return;
-  }
-  const T highest = std::max(found.most, r.z[label]);
-  const V highest_v = simd::splat<V>(highest);
-  Sum<V> exp_sum, weight_sum, weighted_gaps;
-  const R y(a.labels ? r.z : a.soft + row * a.soft_stride, classes, label, a.labels ? a.limit : a.soft_limit);
-  const bool weighted = !a.labels;
-  r.each_block([&](int64_t b, V v, auto lanes) __attribute__((always_inline)) {
-    const V e = simd::shifted_exp(V(v - highest_v));
-    simd::store(exponentials + b * R::kCount, e);
-    exp_sum.add(b, keep_inside(lanes, e, V{}));
-    if (weighted) {
-      const V weight = keep_inside(lanes, y.block(b), V{});
-      weight_sum.add(b, weight);
-      weighted_gaps.add(b, V(weight * keep_inside(lanes, V(highest_v - v), V{})));
-    }
-  });
-  const double shifted_sum = exp_sum.total();
-  const double log_sum = std::log(shifted_sum) - simd::kExponentShift<T> * 0.69314718055994530942;
-  const double weights = weighted ? weight_sum.total() : 1;
-  const double gaps = weighted ? weighted_gaps.total() : double(highest) - double(r.z[label]);
-  a.loss[row] = T(gaps + weights * log_sum);
-
-  const V scale = simd::splat<V>(T(weights / shifted_sum)), log_sum_v = simd::splat<V>(T(log_sum));
-  for (int64_t b = 0; b < r.blocks; ++b) {
-    const V p = simd::load<V>(exponentials + b * R::kCount) * scale;
-    store_row_block(gradient + b * R::kCount, weighted ? V(p - y.block(b)) : p, classes - b * R::kCount,
-                    a.gradient + a.rows * classes);
-    if (label_gradient)
-      store_row_block(label_gradient + b * R::kCount, share_sup(r.block(b), highest_v, log_sum_v),
-                      classes - b * R::kCount, a.label_gradient + a.rows * classes);
-  }
-  if (a.labels) gradient[label] = exponentials[label] * T(1 / shifted_sum) - 1;
-}
-
-template <int Bytes, typename T>
-RMCLA_SHARED void loss_rows(const LossRows<T>& a) {
-  const int64_t padded = (a.classes + 63) / 64 * 64;
-  Scratch scratch(padded * int64_t(sizeof(T)) + 64);
-  T* const exponentials = scratch.take<T>(padded);
-  if (a.classes <= simd::Lanes<T, Bytes>::kCount) {
-    for (int64_t row = 0; row < a.rows; ++row) loss_row<Bytes, true>(a, row, exponentials);
-  } else {
-    for (int64_t row = 0; row < a.rows; ++row) loss_row<Bytes, false>(a, row, exponentials);
-  }
-}
 
 template <int Bytes>
 RMCLA_SHARED void loss_float_lanes(const LossRows<float>& rows) {
@@ -97,11 +18,25 @@ template <int Bytes>
 RMCLA_SHARED void loss_double_lanes(const LossRows<double>& rows) {
   loss_rows<Bytes>(rows);
 }
+template <int Bytes>
+RMCLA_SHARED void loss_short_float_lanes(const LossRows<float>& rows) {
+  loss_short_rows<Bytes>(rows);
+}
+template <int Bytes>
+RMCLA_SHARED void loss_short_double_lanes(const LossRows<double>& rows) {
+  loss_short_rows<Bytes>(rows);
+}
+RMCLA_KERNEL(loss_short_float, (const LossRows<float>& rows), (rows))
+RMCLA_KERNEL(loss_short_double, (const LossRows<double>& rows), (rows))
 RMCLA_KERNEL(loss_float, (const LossRows<float>& rows), (rows))
 RMCLA_KERNEL(loss_double, (const LossRows<double>& rows), (rows))
 
-void run_rows(const LossRows<float>& rows) { loss_float(rows); }
-void run_rows(const LossRows<double>& rows) { loss_double(rows); }
+void run_rows(const LossRows<float>& rows) {
+  rows.classes <= kShortRow ? loss_short_float(rows) : loss_float(rows);
+}
+void run_rows(const LossRows<double>& rows) {
+  rows.classes <= kShortRow ? loss_short_double(rows) : loss_double(rows);
+}
 
 // A (B, C) tensor whose rows are dense, read as T a few rows at a time.
 template <typename T>
