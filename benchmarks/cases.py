@@ -54,7 +54,7 @@ for _stem in ("joint_gradient", "soft_cross_entropy"):
 
 
 def compiled(reference: Callable[..., Any], device: torch.device) -> dict[str, Callable[..., Any]]:
-    """torch.compile of a reference for static shapes; on a GPU also with max-autotune (on a CPU that tunes only gemm)."""
+    """torch.compile of a reference for static shapes; on a GPU also with max-autotune (on a CPU it tunes only gemm)."""
     torch._dynamo.reset()
     rivals = {"compile": torch.compile(reference, fullgraph=True, dynamic=False)}
     if device.type == "cuda":

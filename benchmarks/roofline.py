@@ -1,4 +1,4 @@
-"""The roof of what moves memory: the best bandwidth that a plain or a streaming copy reaches on buffers of the same size."""
+"""The roof of what moves memory: the best bandwidth of a plain or a streaming copy of buffers of the same size."""
 
 from __future__ import annotations
 

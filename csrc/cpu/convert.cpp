@@ -1,4 +1,5 @@
-// Storage to arithmetic and back. fp16 and bf16 are taken apart as integers, so that no instruction set is needed for them.
+// Storage to arithmetic and back. fp16 and bf16 are taken apart as integers, so that no instruction set is needed for
+// them.
 #include "cpu/convert.h"
 
 #include "cpu/simd.h"

@@ -1,4 +1,5 @@
-// Storage to arithmetic and back: every float dtype and uint8 to float or double, and to the storage dtypes, in vectors.
+// Storage to arithmetic and back: every float dtype and uint8 to float or double, and to the storage dtypes, in
+// vectors.
 #pragma once
 
 #include <ATen/ATen.h>

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <ATen/ATen.h>
+#include <ATen/MemoryOverlap.h>
 #include <ATen/Parallel.h>
 #include <unistd.h>
 
@@ -48,15 +49,18 @@ inline bool writable_in_place(const at::Tensor& out, const at::Tensor& input) {
                                      out.strides() == input.strides());
 }
 
-inline void check_out(const at::Tensor& out, const at::Tensor& images, at::ScalarType dtype) {
-  check_like("out", out, images);
+inline void check_out(const at::Tensor& out, const at::Tensor& like, at::ScalarType dtype) {
+  check_like("out", out, like);
   TORCH_CHECK_TYPE(out.scalar_type() == dtype, "out must be ", dtype, "; got ", out.scalar_type());
+  TORCH_CHECK_VALUE(at::has_internal_overlap(out) != at::MemOverlap::Yes,
+                    "out must not share memory between its elements; got strides ", out.strides());
 }
 
 // Autograd is told of the write, as for every in-place operator.
 inline void written(const at::Tensor& out) { out.unsafeGetTensorImpl()->bump_version(); }
 
-// Outputs from this many bytes on are stored past the caches: with three inputs of their size they would not stay there.
+// Outputs from this many bytes on are stored past the caches: with three inputs of their size they would not stay
+// there.
 inline int64_t streaming_bytes() {
   static const int64_t bytes = [] {
 #ifdef _SC_LEVEL3_CACHE_SIZE

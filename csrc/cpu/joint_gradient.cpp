@@ -1,5 +1,5 @@
-// joint_gradient and redistribute_labels on the CPU: rows of float or double; 16-bit storage is converted a few rows at a
-// time.
+// joint_gradient and redistribute_labels on the CPU: rows of float or double; 16-bit storage is converted a few rows at
+// a time.
 #include "common/joint_gradient.h"
 
 #include <ATen/Parallel.h>
@@ -7,6 +7,7 @@
 
 #include "common/arguments.h"
 #include "cpu/convert.h"
+#include "cpu/elementwise.h"
 #include "cpu/joint_gradient_rows.h"
 #include "cpu/joint_gradient_short.h"
 #include "cpu/labels.h"
@@ -44,7 +45,9 @@ void run_rows(const JointRows<double>& rows) {
   rows_in_lanes(rows.classes, rows.selects()) ? joint_short_double(rows) : joint_double(rows);
 }
 
-at::ScalarType wide_dtype(const at::Tensor& logits) { return logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
+at::ScalarType wide_dtype(const at::Tensor& logits) {
+  return logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
 
 // Fills in the logits and the outputs of `rows` that are per row; `gradient` may be undefined.
 template <typename T>
@@ -102,7 +105,8 @@ struct Rule {
   LabelScheme scheme;
 };
 
-Rule parse_rule(const at::Tensor& logits, double beta, double gamma, std::optional<int64_t> top_k, std::string_view scheme) {
+Rule parse_rule(const at::Tensor& logits, double beta, double gamma, std::optional<int64_t> top_k,
+                std::string_view scheme) {
   TORCH_CHECK_VALUE(beta > 0 && std::isfinite(beta), "beta must be positive and finite; got ", beta);
   TORCH_CHECK_VALUE(gamma > 0 && std::isfinite(gamma), "gamma must be positive and finite; got ", gamma);
   TORCH_CHECK_VALUE(!top_k || *top_k >= 1, "top_k must be at least 1; got ", *top_k);
@@ -192,14 +196,13 @@ void redistribute_labels_out(const at::Tensor& logits, const at::Tensor& labels,
                              std::optional<int64_t> top_k, std::string_view label_scheme, at::Tensor out) {
   at::AutoDispatchBelowADInplaceOrView guard;
   const Rule rule = parse_redistribution(logits, labels, beta, gamma, top_k, label_scheme);
-  check_like("out", out, logits);
-  TORCH_CHECK_TYPE(out.scalar_type() == wide_dtype(logits), "out must be ", wide_dtype(logits), "; got ", out.scalar_type());
+  check_out(out, logits, wide_dtype(logits));
   // A row is written with whole vectors, over the start of the next: never into logits that are still to be read.
   const bool in_place = out.is_contiguous() && !out.is_alias_of(logits);
   const at::Tensor result = in_place ? out : at::empty(logits.sizes(), out.options());
   fill_labels(logits, labels, rule, result);
   if (!in_place) out.copy_(result);
-  out.unsafeGetTensorImpl()->bump_version();
+  written(out);
 }
 
 }  // namespace

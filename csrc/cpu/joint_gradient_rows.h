@@ -11,7 +11,8 @@
 
 namespace rmcla {
 
-// Rows of T: `stride` apart in the logits, next to one another in the outputs. No gradient: the labels alone are wanted.
+// Rows of T: `stride` apart in the logits, next to one another in the outputs. No gradient: the labels alone are
+// wanted.
 template <typename T>
 struct JointRows {
   const T* logits;
@@ -20,8 +21,8 @@ struct JointRows {
   const int64_t* labels;
   const int64_t* given;  // for Target::kGiven
   T* objective;
-  T* gradient;      // may be null
-  T* soft_labels;   // null for LabelScheme::kNone
+  T* gradient;     // may be null
+  T* soft_labels;  // null for LabelScheme::kNone
   int64_t* targets;
   int64_t rows, classes;
   Target target;
@@ -36,7 +37,8 @@ struct JointRows {
   bool selects() const { return soft_labels && receivers < classes - 1; }
   int64_t padded() const { return (classes + 63) / 64 * 64; }
   int64_t scratch_bytes() const {
-    return (exponential() ? padded() * int64_t(sizeof(T)) : 0) + (selects() ? TopK<T>::scratch_bytes(padded()) : 0) + 128;
+    return (exponential() ? padded() * int64_t(sizeof(T)) : 0) + (selects() ? TopK<T>::scratch_bytes(padded()) : 0) +
+           128;
   }
 };
 
@@ -74,9 +76,8 @@ RMCLA_SHARED void joint_row(const JointRows<T>& a, int64_t row, T* exponentials,
     simd::store(exponentials + b * R::kCount, e);
     exp_sum.add(b, keep_inside(lanes, e, V{}));
   };
-  const auto gap_block = [&](int64_t b, V v, auto lanes) __attribute__((always_inline)) {
-    gap_sum.add(b, keep_others(lanes, V(base_v - v), V{}));
-  };
+  const auto gap_block = [&](int64_t b, V v, auto lanes)
+                             __attribute__((always_inline)) { gap_sum.add(b, keep_others(lanes, V(base_v - v), V{})); };
   if (with_exp && with_gaps) {
     r.each_block([&](int64_t b, V v, auto lanes) __attribute__((always_inline)) {
       exp_block(b, v, lanes);

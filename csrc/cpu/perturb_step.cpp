@@ -117,7 +117,8 @@ template <typename T>
 void step_all(const at::Tensor& images, const at::Tensor& origin, const at::Tensor& grad, const PerImage& steps,
               const PerImage& radii, T lower, T upper, const at::Tensor& out, bool fresh) {
   const auto dtype = images.scalar_type();
-  const bool direct = dtype == kArithmetic<T> && origin.scalar_type() == kArithmetic<T> && grad.scalar_type() == kArithmetic<T>;
+  const bool direct =
+      dtype == kArithmetic<T> && origin.scalar_type() == kArithmetic<T> && grad.scalar_type() == kArithmetic<T>;
   const bool stream = direct && fresh && int64_t(out.nbytes()) >= streaming_bytes();
   char* const result = static_cast<char*>(out.mutable_data_ptr());
   const int64_t size = int64_t(images.element_size());

@@ -46,8 +46,8 @@ RMCLA_SHARED void noise_float_lanes(const float* image, const float* uniform, fl
   add_noise<Bytes>(image, uniform, radius, lower, upper, clip, out, count);
 }
 template <int Bytes>
-RMCLA_SHARED void noise_double_lanes(const double* image, const float* uniform, float radius, double lower, double upper,
-                                     bool clip, double* out, int64_t count) {
+RMCLA_SHARED void noise_double_lanes(const double* image, const float* uniform, float radius, double lower,
+                                     double upper, bool clip, double* out, int64_t count) {
   add_noise<Bytes>(image, uniform, radius, lower, upper, clip, out, count);
 }
 RMCLA_KERNEL(noise_float,
@@ -55,8 +55,8 @@ RMCLA_KERNEL(noise_float,
               int64_t count),
              (image, uniform, radius, lower, upper, clip, out, count))
 RMCLA_KERNEL(noise_double,
-             (const double* image, const float* uniform, float radius, double lower, double upper, bool clip, double* out,
-              int64_t count),
+             (const double* image, const float* uniform, float radius, double lower, double upper, bool clip,
+              double* out, int64_t count),
              (image, uniform, radius, lower, upper, clip, out, count))
 
 void noise(const float* image, const float* uniform, float radius, float lower, float upper, bool clip, float* out,
@@ -101,8 +101,8 @@ void start_all(const at::Tensor& images, const PerImage& radii, int64_t seed, in
 }
 
 // `out` is undefined, or written.
-at::Tensor run(const at::Tensor& images, double epsilon, const std::optional<at::Tensor>& epsilons, const at::Tensor& rng,
-               double lower, double upper, bool clip, at::Tensor out) {
+at::Tensor run(const at::Tensor& images, double epsilon, const std::optional<at::Tensor>& epsilons,
+               const at::Tensor& rng, double lower, double upper, bool clip, at::Tensor out) {
   at::AutoDispatchBelowADInplaceOrView guard;
   TORCH_CHECK_TYPE(at::isFloatingType(images.scalar_type()) || images.scalar_type() == at::kByte,
                    "images must be float or uint8; got ", images.scalar_type());

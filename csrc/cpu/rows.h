@@ -67,7 +67,8 @@ struct Row {
         true_block(true_class / kCount) {
     const T* const tail = z + full * kCount;
     if (full == blocks) return;
-    last = tail + kCount <= limit ? simd::load<V>(tail) : simd::load_part<V>(tail, (classes - full * kCount) * int64_t(sizeof(T)));
+    last = tail + kCount <= limit ? simd::load<V>(tail)
+                                  : simd::load_part<V>(tail, (classes - full * kCount) * int64_t(sizeof(T)));
   }
 
   RMCLA_SHARED V block(int64_t b) const { return b < full ? simd::load<V>(z + b * kCount) : last; }
@@ -106,7 +107,8 @@ struct Row {
   }
 };
 
-// The sum of blocks: a few in T, then in double, so that a row of any length sums to within a few units in the last place.
+// The sum of blocks: a few in T, then in double, so that a row of any length sums to within a few units in the last
+// place.
 template <typename V>
 class Sum {
  public:
@@ -153,11 +155,12 @@ RMCLA_SHARED auto extremes(const R& row, typename R::V& lowest) {
     magnitude = abs > magnitude ? abs : magnitude;
   });
   lowest = low;
-  return Extremes<T>{simd::highest_lane(high), simd::lowest_lane(low), !simd::any(simd::is_negative(M((infinite - 1) - magnitude)))};
+  return Extremes<T>{simd::highest_lane(high), simd::lowest_lane(low),
+                     !simd::any(simd::is_negative(M((infinite - 1) - magnitude)))};
 }
 
-// Rows are written in order with whole vectors: what one writes too much, the following rows overwrite. `end` is that of the
-// last row of all.
+// Rows are written in order with whole vectors: what one writes too much, the following rows overwrite. `end` is that
+// of the last row of all.
 template <typename T, typename V>
 RMCLA_SHARED void store_row_block(T* to, V v, int64_t left, const T* end) {
   if (to + simd::count_of<V> <= end) {

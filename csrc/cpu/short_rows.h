@@ -1,5 +1,5 @@
-// Short rows, one in each lane: blocks of rows are transposed on the way in and out, so that no lane idles and nothing is
-// reduced across lanes.
+// Short rows, one in each lane: blocks of rows are transposed on the way in and out, so that no lane idles and nothing
+// is reduced across lanes.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -47,7 +47,8 @@ RMCLA_SHARED void transpose(V* square) {
 
 // `columns[k]` becomes logit k of `rows` <= lanes rows, 0 in the other lanes.
 template <typename V, typename T>
-RMCLA_SHARED void load_columns(const T* from, int64_t stride, int64_t rows, int64_t classes, const T* limit, V* columns) {
+RMCLA_SHARED void load_columns(const T* from, int64_t stride, int64_t rows, int64_t classes, const T* limit,
+                               V* columns) {
   constexpr int64_t kCount = simd::count_of<V>;
   for (int64_t first = 0; first < classes; first += kCount) {
     V square[kCount];

@@ -70,8 +70,8 @@ RMCLA_SHARED V iota() {
   return iota<V>(std::make_index_sequence<count_of<V>>());
 }
 
-// Lane by lane, `a` where the mask is set. A mask is made by is_negative or as `comparison ? ones : zeros`: GCC takes one made
-// by combining comparisons apart, element by element.
+// Lane by lane, `a` where the mask is set. A mask is made by is_negative or as `comparison ? ones : zeros`: GCC takes
+// one made by combining comparisons apart, element by element.
 template <typename M, typename V>
 RMCLA_SHARED V select(M mask, V a, V b) {
   return bits<V>(M((mask & bits<M>(a)) | (~mask & bits<M>(b))));
@@ -135,8 +135,8 @@ RMCLA_SHARED bool any(M mask) {
   return reduce(bits<Words>(mask), [](Words a, Words b) __attribute__((always_inline)) { return a | b; }) != 0;
 }
 
-// exp(x) * 2^kExponentShift<T> for x <= 0, to 2 units in the last place; where exp(x) is no normal number the shifted value
-// still is one, so a quotient of two such values is right down to 0 and subnormal results.
+// exp(x) * 2^kExponentShift<T> for x <= 0, to 2 units in the last place; where exp(x) is no normal number the shifted
+// value still is one, so a quotient of two such values is right down to 0 and subnormal results.
 template <typename T>
 constexpr int kExponentShift = sizeof(T) == 8 ? 128 : 32;
 
@@ -149,11 +149,13 @@ RMCLA_SHARED V shifted_exp(V x) {
   constexpr int64_t bias = (wide ? 1023 : 127) + kExponentShift<T>;
   const V least = splat<V>(T(wide ? -790.0 : -108.0));  // below, the quotient is 0
   x = x < least ? least : x;
-  // n = round(x / ln 2), in the low bits of the sum; x = n ln 2 + r, ln 2 in two parts so that n times the first is exact.
+  // n = round(x / ln 2), in the low bits of the sum; x = n ln 2 + r, ln 2 in two parts so that n times the first is
+  // exact.
   const T magic = wide ? T(6755399441055744.0) : T(12582912.0);
   const V sum = x * T(1.44269504088896340736) + magic;
   const V n = sum - magic;
-  const V r = (x - n * T(wide ? 6.93145751953125e-1 : 0.693359375)) - n * T(wide ? 1.42860682030941723212e-6 : -2.12194440e-4);
+  const V r =
+      (x - n * T(wide ? 6.93145751953125e-1 : 0.693359375)) - n * T(wide ? 1.42860682030941723212e-6 : -2.12194440e-4);
   V p;
   if constexpr (wide) {  // Taylor: the first term left out is below 2^-57
     p = splat<V>(T(1.0 / 6227020800.0));
@@ -186,23 +188,23 @@ inline InstructionSet instruction_set() {
 }  // namespace rmcla::simd
 
 // RMCLA_KERNEL(name, (parameters), (arguments)) defines `void name(parameters)` over the function template
-// `name_lanes<Bytes>(parameters)`, whose Bytes are those of a vector register. All that the template calls must be inlined.
-// Clang refuses to pass vectors between functions compiled for different sets, and takes the baseline.
+// `name_lanes<Bytes>(parameters)`, whose Bytes are those of a vector register. All that the template calls must be
+// inlined. Clang refuses to pass vectors between functions compiled for different sets, and takes the baseline.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define RMCLA_KERNEL(NAME, PARAMETERS, ARGUMENTS)                                                                    \
-  __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl"))) static void NAME##_avx512 PARAMETERS {               \
-    NAME##_lanes<64> ARGUMENTS;                                                                                      \
-  }                                                                                                                  \
-  __attribute__((target("avx2"))) static void NAME##_avx2 PARAMETERS { NAME##_lanes<32> ARGUMENTS; }                 \
-  void NAME PARAMETERS {                                                                                             \
-    switch (::rmcla::simd::instruction_set()) {                                                                      \
-      case ::rmcla::simd::InstructionSet::kAvx512:                                                                   \
-        return NAME##_avx512 ARGUMENTS;                                                                              \
-      case ::rmcla::simd::InstructionSet::kAvx2:                                                                     \
-        return NAME##_avx2 ARGUMENTS;                                                                                \
-      default:                                                                                                       \
-        return NAME##_lanes<16> ARGUMENTS;                                                                           \
-    }                                                                                                                \
+#define RMCLA_KERNEL(NAME, PARAMETERS, ARGUMENTS)                                                      \
+  __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl"))) static void NAME##_avx512 PARAMETERS { \
+    NAME##_lanes<64> ARGUMENTS;                                                                        \
+  }                                                                                                    \
+  __attribute__((target("avx2"))) static void NAME##_avx2 PARAMETERS { NAME##_lanes<32> ARGUMENTS; }   \
+  void NAME PARAMETERS {                                                                               \
+    switch (::rmcla::simd::instruction_set()) {                                                        \
+      case ::rmcla::simd::InstructionSet::kAvx512:                                                     \
+        return NAME##_avx512 ARGUMENTS;                                                                \
+      case ::rmcla::simd::InstructionSet::kAvx2:                                                       \
+        return NAME##_avx2 ARGUMENTS;                                                                  \
+      default:                                                                                         \
+        return NAME##_lanes<16> ARGUMENTS;                                                             \
+    }                                                                                                  \
   }
 #else
 #define RMCLA_KERNEL(NAME, PARAMETERS, ARGUMENTS) \

@@ -31,12 +31,8 @@ RMCLA_KERNEL(loss_short_double, (const LossRows<double>& rows), (rows))
 RMCLA_KERNEL(loss_float, (const LossRows<float>& rows), (rows))
 RMCLA_KERNEL(loss_double, (const LossRows<double>& rows), (rows))
 
-void run_rows(const LossRows<float>& rows) {
-  rows.classes <= kShortRow ? loss_short_float(rows) : loss_float(rows);
-}
-void run_rows(const LossRows<double>& rows) {
-  rows.classes <= kShortRow ? loss_short_double(rows) : loss_double(rows);
-}
+void run_rows(const LossRows<float>& rows) { rows.classes <= kShortRow ? loss_short_float(rows) : loss_float(rows); }
+void run_rows(const LossRows<double>& rows) { rows.classes <= kShortRow ? loss_short_double(rows) : loss_double(rows); }
 
 // A (B, C) tensor whose rows are dense, read as T a few rows at a time.
 template <typename T>
@@ -69,7 +65,8 @@ class RowReader {
 };
 
 template <typename T>
-void run_all(const at::Tensor& logits, const at::Tensor& labels, T* loss, const at::Tensor& gradient, T* label_gradient) {
+void run_all(const at::Tensor& logits, const at::Tensor& labels, T* loss, const at::Tensor& gradient,
+             T* label_gradient) {
   const int64_t batch = logits.size(0), classes = logits.size(1);
   const bool hard = labels.dim() == 1;
   const RowReader<T> z(logits), y(hard ? logits : labels);
@@ -100,7 +97,8 @@ void run_all(const at::Tensor& logits, const at::Tensor& labels, T* loss, const 
       part.gradient = direct_gradient ? reinterpret_cast<T*>(to) + first * classes : wide_gradient;
       part.label_gradient = label_gradient ? label_gradient + first * classes : nullptr;
       run_rows(part);
-      if (!direct_gradient) narrow(gradient.scalar_type(), wide_gradient, to + first * classes * size, part.rows * classes);
+      if (!direct_gradient)
+        narrow(gradient.scalar_type(), wide_gradient, to + first * classes * size, part.rows * classes);
     }
   });
 }
@@ -117,9 +115,12 @@ std::tuple<at::Tensor, at::Tensor, std::optional<at::Tensor>> soft_cross_entropy
     check_classes("labels", labels, logits);
     classes = checked_classes("labels", labels, logits.size(1));
   } else {
-    TORCH_CHECK_TYPE(at::isFloatingType(labels.scalar_type()), "labels must be float or int64; got ", labels.scalar_type());
-    TORCH_CHECK_VALUE(labels.sizes() == logits.sizes(), "labels must have shape ", logits.sizes(), "; got ", labels.sizes());
-    TORCH_CHECK_VALUE(labels.device() == logits.device(), "labels must be on ", logits.device(), "; got ", labels.device());
+    TORCH_CHECK_TYPE(at::isFloatingType(labels.scalar_type()), "labels must be float or int64; got ",
+                     labels.scalar_type());
+    TORCH_CHECK_VALUE(labels.sizes() == logits.sizes(), "labels must have shape ", logits.sizes(), "; got ",
+                      labels.sizes());
+    TORCH_CHECK_VALUE(labels.device() == logits.device(), "labels must be on ", logits.device(), "; got ",
+                      labels.device());
   }
   TORCH_CHECK_VALUE(reduction == "mean" || reduction == "sum" || reduction == "none",
                     "reduction must be 'mean', 'sum' or 'none'; got '", reduction, "'");
@@ -131,7 +132,8 @@ std::tuple<at::Tensor, at::Tensor, std::optional<at::Tensor>> soft_cross_entropy
   const auto run = [&](auto zero) {
     using T = decltype(zero);
     T* const row_loss = rows.mutable_data_ptr<T>();
-    if (batch) run_all<T>(logits, classes, row_loss, gradient, for_labels ? for_labels->mutable_data_ptr<T>() : nullptr);
+    if (batch)
+      run_all<T>(logits, classes, row_loss, gradient, for_labels ? for_labels->mutable_data_ptr<T>() : nullptr);
     if (reduction == "none") return;
     double sum = 0;  // in the rows' order: the same on every run
     for (int64_t row = 0; row < batch; ++row) sum += double(row_loss[row]);

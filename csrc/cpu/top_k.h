@@ -70,7 +70,8 @@ class TopK {
     for (int64_t i = 0; i < count; i += kCount) {
       const V mine = simd::load<V>(ranked_ + i);
       M not_above{};
-      for (int64_t j = 0; j < count; ++j) not_above = simd::splat<V>(ranked_[j]) <= mine ? not_above + Integer(1) : not_above;
+      for (int64_t j = 0; j < count; ++j)
+        not_above = simd::splat<V>(ranked_[j]) <= mine ? not_above + Integer(1) : not_above;
       best = simd::minimum(V(not_above >= simd::splat<M>(Integer(k)) ? mine : above), best);
     }
     return simd::lowest_lane(best);
