@@ -1,0 +1,6 @@
+"""How robust a model is: the paper's attacks and the field's, on any `nn.Module` that maps [0, 1] images to logits."""
+
+from rmcla_fast.evaluation.attacks import pgd
+from rmcla_fast.evaluation.protocol import ATTACKS, AttackResult, evaluate
+
+__all__ = ["ATTACKS", "AttackResult", "evaluate", "pgd"]

@@ -1,0 +1,92 @@
+"""Models and images for the tests of the evaluation: small, closed-form, counting, drifting and poisoned ones."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+EPSILON, STEP = 8 / 255, 2 / 255
+
+
+def small_net(seed: int = 0, classes: int = 10, channels: int = 3) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(channels, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.LeakyReLU(0.1),
+        nn.Conv2d(8, 8, 3, stride=2, padding=1),
+        nn.LeakyReLU(0.1),
+        nn.Flatten(),
+        nn.Linear(8 * 16, classes),
+    ).eval()
+
+
+def examples(count: int = 64, classes: int = 10, channels: int = 3, seed: int = 1) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand(count, channels, 8, 8, generator=generator)
+    return images, torch.randint(0, classes, (count,), generator=generator)
+
+
+def linear_model(classes: int = 5, pixels: int = 12) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(pixels, classes))
+    return model, model[1].weight.detach()
+
+
+class Counting(nn.Module):
+    """Counts the images that it is asked about."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.sizes = model, list[int]()
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.sizes.append(len(images))
+        return self.model(images)
+
+
+class Drifting(nn.Module):
+    """Has everything that an attack could leave changed: statistics, dropout, a counter, a hidden gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5))
+        self.head = nn.Linear(4, 10)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.calls += 1
+        return self.head(self.features(images).mean((2, 3)))
+
+
+def snapshot(model: nn.Module) -> list[object]:
+    return [
+        {name: value.clone() for name, value in model.state_dict().items()},
+        [module.training for module in model.modules()],
+        [p.requires_grad for p in model.parameters()],
+        [None if p.grad is None else p.grad.clone() for p in model.parameters()],
+    ]
+
+
+def assert_same(before: list[object], after: list[object]) -> None:
+    torch.testing.assert_close(after, before, atol=0, rtol=0)
+
+
+def drifting_model() -> nn.Module:
+    torch.manual_seed(0)
+    model = Drifting().train()
+    model.features[1].eval()
+    model.head.weight.requires_grad_(False)
+    model.head.bias.grad = torch.ones(10)
+    return model
+
+
+class Poisoned(nn.Module):
+    """Answers NaN for images whose first pixel is bright."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = small_net()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.where(images[:, 0, 0, :1] > 0.5, float("nan"), self.model(images))
