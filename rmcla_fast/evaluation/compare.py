@@ -1,0 +1,210 @@
+"""Several runs side by side: the attacks, the curves that tell robust from seemingly robust, and a verdict each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rmcla_fast.epsilon import format_epsilon
+from rmcla_fast.errors import UserError
+from rmcla_fast.evaluation import curves, masking, plots
+from rmcla_fast.evaluation.protocol import BATCH_SIZE, TITLES, AttackResult
+from rmcla_fast.evaluation.records import evaluate_run
+from rmcla_fast.evaluation.report import as_json
+from rmcla_fast.evaluation.runs import Run
+
+EPSILON_RATIOS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+ALWAYS = ("clean", "fgsm", "ce20")
+Progress = Callable[[str, float], None]
+
+
+@dataclass
+class Compared:
+    """One run's part of a comparison; accuracies in %."""
+
+    run: Run
+    results: dict[str, AttackResult]
+    epsilons: list[float]
+    at_epsilon: list[float]
+    at_iteration: list[float]
+    minutes: tuple[list[float], list[float]]
+    surface: tuple[Tensor, Tensor] | None
+    at_large_epsilon: float
+    name: str = field(default="")
+
+    @property
+    def accuracies(self) -> dict[str, float]:
+        return {name: result.accuracy for name, result in self.results.items()}
+
+    @property
+    def verdict(self) -> str:
+        return masking.verdict(self.accuracies, self.at_iteration, self.at_large_epsilon, self.run.num_classes)
+
+    def as_json(self, epsilon: float) -> dict[str, Any]:
+        about = as_json(self.results, epsilon=epsilon, model=self.run.config["model"], data=self.run.data)
+        return {
+            "run": str(self.run.folder),
+            "recipe": self.run.recipe,
+            **about,
+            "ce20_over_epsilon": dict(zip(map(format_epsilon, self.epsilons), self.at_epsilon, strict=True)),
+            "pgd_over_iterations": self.at_iteration,
+            "pgd_over_training_minutes": list(zip(*self.minutes, strict=True)),
+            "verdict": self.verdict,
+        }
+
+
+def common_epsilon(runs: Sequence[Run], asked: float | None) -> float:
+    """The epsilon that is asked for, or the one that all the runs were trained with; UserError where they differ."""
+    if len({run.data for run in runs}) > 1:
+        names = ", ".join(f"{run.folder} on {run.data}" for run in runs)
+        raise UserError(f"runs of different data cannot be compared: {names}")
+    if asked is not None:
+        return asked
+    trained = {run.epsilon for run in runs}
+    if len(trained) > 1:
+        shown = ", ".join(sorted(format_epsilon(value) for value in trained))
+        raise UserError(f"the runs were trained with different epsilons ({shown}); choose one with --epsilon")
+    return trained.pop()
+
+
+def names_of(runs: Sequence[Run]) -> list[str]:
+    """The shortest names that tell the runs apart: folder names, or with their parents."""
+    short = [run.name for run in runs]
+    return short if len(set(short)) == len(short) else [str(run.folder) for run in runs]
+
+
+def compare(
+    runs: Sequence[Run],
+    attacks: Sequence[str],
+    *,
+    epsilon: float,
+    batch_size: int = BATCH_SIZE,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> list[Compared]:
+    """Evaluates what is not known yet and measures the curves; the runs' own evaluation.json keeps the attacks."""
+    wanted = [name for name in TITLES if name in attacks or name in ALWAYS]
+    names = names_of(runs)
+    epsilons = sorted({min(1.0, ratio * epsilon) for ratio in EPSILON_RATIOS} | {masking.LARGE_EPSILON})
+    shown = _common_image(runs)
+    found = []
+    for run, name in zip(runs, names, strict=True):
+
+        def part(title: str, fraction: float, name: str = name) -> None:
+            if progress is not None:
+                progress(f"{name}: {title}", fraction)
+
+        results = evaluate_run(run, wanted, epsilon=epsilon, batch_size=batch_size, seed=seed, progress=part)
+        data = (run.model, run.images, run.labels)
+        over = curves.over_epsilon(
+            *data, epsilons, batch_size=batch_size, seed=seed, report=partial(part, "over epsilon")
+        )
+        steps = curves.over_iterations(
+            *data, epsilon, batch_size=batch_size, seed=seed, report=partial(part, "over iterations")
+        )
+        kept = [(e, a) for e, a in zip(epsilons, over, strict=True) if e <= 2 * epsilon + 1e-9]
+        surface = None
+        if shown is not None:
+            surface = curves.loss_surface(run.model, run.images[shown], int(run.labels[shown]), epsilon)
+        found.append(
+            Compared(
+                run,
+                results,
+                [e for e, _ in kept],
+                [a for _, a in kept],
+                steps,
+                curves.training_minutes(run.folder),
+                surface,
+                over[epsilons.index(masking.LARGE_EPSILON)],
+                name,
+            )
+        )
+    return found
+
+
+def _common_image(runs: Sequence[Run]) -> int | None:
+    """The first test image that every model gets right."""
+    head = slice(0, 256)
+    right = torch.ones(len(runs[0].labels[head]), dtype=torch.bool)
+    for run in runs:
+        device = next((p.device for p in run.model.parameters()), torch.device("cpu"))
+        with torch.no_grad():
+            answers = run.model(run.images[head].to(device).float() / 255).argmax(1).cpu()
+        right &= answers == run.labels[head]
+    return int(right.int().argmax()) if bool(right.any()) else None
+
+
+def draw(found: Sequence[Compared], attacks: Sequence[str], epsilon: float, path: Path) -> Path:
+    """The one picture: accuracy under each attack, and over epsilon."""
+    shown = [name for name in TITLES if name in attacks or name == "autoattack"]
+    figure = plots.new_figure(11.5, 4.2)
+    bars, over = figure.subplots(1, 2, width_ratios=(max(1.1, 0.28 * len(shown)), 1))
+    series: dict[str, dict[str, float | str]] = {c.name: {"autoattack": "not run", **c.accuracies} for c in found}
+    plots.accuracy_bars(bars, series, shown)
+    run = found[0].run
+    bars.set_title(f"{run.data}, epsilon {format_epsilon(epsilon)}", loc="left", fontsize=11)
+    plots.lines(over, {c.name: (c.epsilons, c.at_epsilon) for c in found}, xlabel="epsilon", ylabel="accuracy (%)")
+    over.axvline(epsilon, color=plots.FAINT, linewidth=0.9, linestyle=":")
+    over.set_title("CE20 over epsilon (dotted: the bars' epsilon)", loc="left", fontsize=11)
+    plots.legend_above(figure, bars, columns=6)
+    return plots.save(figure, path)
+
+
+def draw_details(found: Sequence[Compared], epsilon: float, path: Path) -> Path:
+    """Accuracy over iterations and over training minutes, and the loss surface around one image for each run."""
+    columns = max(2, min(4, len(found)))
+    rows = -(-len(found) // columns)
+    figure = plots.new_figure(max(9.0, 3.3 * columns), 3.8 + 3.1 * rows)
+    upper, lower = figure.subfigures(2, 1, height_ratios=(3.6, 3.1 * rows))
+    iterations, minutes = upper.subplots(1, 2)
+    for number, one in enumerate(found):
+        colour = plots.COLOURS[number % len(plots.COLOURS)]
+        iterations.plot(
+            range(1, len(one.at_iteration) + 1), one.at_iteration, color=colour, linewidth=1.8, label=one.name
+        )
+        if one.minutes[0]:
+            marker = plots.MARKERS[number % len(plots.MARKERS)]
+            minutes.plot(*one.minutes, color=colour, marker=marker, markersize=4, linewidth=1.4, label=one.name)
+    iterations.set_xscale("log")
+    ticks = [1, 2, 5, 10, 20, 50, 100]
+    iterations.set_xticks(ticks, [str(tick) for tick in ticks])
+    iterations.minorticks_off()
+    iterations.set(xlabel="PGD iterations (log scale)", ylabel="accuracy (%)", ylim=(0, 104))
+    iterations.set_title(f"over iterations, epsilon {format_epsilon(epsilon)}", loc="left", fontsize=11)
+    minutes.set(xlabel="training minutes", ylabel="PGD-10 accuracy (%)", ylim=(0, 104), xlim=(0, None))
+    minutes.set_title("while training, on held-out images", loc="left", fontsize=11)
+    for axes in (iterations, minutes):
+        plots.quiet(axes)
+    plots.legend_above(upper, iterations, columns=6)
+    _draw_surfaces(lower, found, rows, columns)
+    return plots.save(figure, path)
+
+
+def _draw_surfaces(figure: Any, found: Sequence[Compared], rows: int, columns: int) -> None:
+    for number, one in enumerate(found):
+        axes = figure.add_subplot(rows, columns, number + 1, projection="3d")
+        if one.surface is None:
+            axes.set_axis_off()
+            axes.set_title(f"{one.name}: no image that all get right", fontsize=9)
+            continue
+        grid, loss = one.surface
+        along, across = torch.meshgrid(grid, grid, indexing="ij")
+        axes.plot_surface(
+            along.numpy(), across.numpy(), loss.numpy(), cmap="viridis", linewidth=0, rcount=31, ccount=31
+        )
+        edge = float(grid[-1])
+        ends = ([-edge, 0, edge], [r"$-\epsilon$", "0", r"$\epsilon$"])
+        axes.set_xticks(*ends)
+        axes.set_yticks(*ends)
+        axes.set_xlabel("gradient's sign", fontsize=8, labelpad=-2)
+        axes.set_ylabel("random sign", fontsize=8, labelpad=-2)
+        axes.tick_params(labelsize=7, pad=0)
+        axes.view_init(elev=28, azim=-125)
+        axes.set_box_aspect(None, zoom=0.88)
+        axes.set_title(f"{one.name}: loss around one image", fontsize=9, y=0.99)

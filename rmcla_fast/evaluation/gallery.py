@@ -1,0 +1,71 @@
+"""What an attack did, as a picture: the image, the perturbation magnified, the adversarial image, and both labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rmcla_fast.epsilon import format_epsilon
+from rmcla_fast.evaluation import plots
+from rmcla_fast.evaluation.attacks import fool
+from rmcla_fast.evaluation.model_guard import Answerer, as_images, untouched
+from rmcla_fast.evaluation.runs import Run
+
+STEPS = 20
+
+
+def draw(run: Run, epsilon: float, path: Path, *, count: int = 8, seed: int = 0) -> Path:
+    """Of the first test images that the model gets right, `count`, fooled ones first, under CE20 (one column each)."""
+    images, labels = run.images[:256], run.labels[:256]
+    with untouched(run.model):
+        asked = Answerer(run.model)
+        device = next((p.device for p in run.model.parameters()), images.device)
+        origin, true = as_images(images.to(device)), labels.to(device)
+        kept = asked.predict(origin) == true
+        origin, true = origin[kept], true[kept]
+        found, right = fool(asked, origin, true, epsilon=epsilon, step_size=epsilon / 4, steps=STEPS, seed=seed)
+        assert right is not None
+        order = right.int().argsort(stable=True)[:count]
+        answers = asked.predict(found[order])
+    origin, found, true = origin[order].cpu(), found[order].cpu(), true[order].cpu()
+    figure = plots.new_figure(1.35 * max(count, 4), 4.6)
+    axes = figure.subplots(3, max(len(order), 1), squeeze=False)
+    for column in range(len(order)):
+        rows = (origin[column], (found[column] - origin[column]) / (2 * epsilon) + 0.5, found[column])
+        answer = int(answers[column])
+        held = answer == int(true[column])
+        titles = (_class(run, int(true[column])), "", _class(run, answer))
+        for row in range(3):
+            _show(axes[row][column], rows[row])
+            axes[row][column].set_title(
+                titles[row], fontsize=9, color="black" if row == 0 or held else plots.COLOURS[1]
+            )
+    for row, name in enumerate(("image", f"perturbation\nx {0.5 / epsilon:.3g}, grey is 0", "adversarial")):
+        axes[row][0].set_ylabel(name, fontsize=9)
+    figure.suptitle(
+        f"{run.name}: {run.description}; CE20, epsilon {format_epsilon(epsilon)} (orange: fooled)",
+        x=0.01,
+        ha="left",
+        fontsize=11,
+    )
+    return plots.save(figure, path)
+
+
+def _class(run: Run, label: int) -> str:
+    if label < 0:
+        return "NaN"
+    return run.classes[label] if label < len(run.classes) else str(label)
+
+
+def _show(axes: Any, image: Tensor) -> None:
+    """(C, H, W) in [0, 1]; the first channel alone in grey where there are not three."""
+    pixels = image.clamp(0, 1).float()
+    if pixels.shape[0] == 3:
+        axes.imshow(pixels.permute(1, 2, 0).numpy(), interpolation="nearest")
+    else:
+        axes.imshow(torch.select(pixels, 0, 0).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks([])

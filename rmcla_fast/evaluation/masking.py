@@ -1,0 +1,62 @@
+"""The signs of a model that only looks robust (gradient masking), as one line a model.
+
+The signs are those of Athalye et al. (ICML 2018) and Carlini et al. ("On evaluating adversarial robustness", 2019): one
+step beats many, more iterations do not help, no epsilon is large enough, and AutoAttack finds what PGD does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+FGSM_MARGIN = 1.0
+USEFUL_GAIN = 0.5
+VISIBLE_DROP = 2.0
+AUTOATTACK_GAP = 5.0
+LARGE_EPSILON = 0.5
+"""In points of accuracy; the epsilon at which every pixel can be grey."""
+
+
+def signs(
+    accuracies: Mapping[str, float],
+    iterations: Sequence[float] = (),
+    at_large_epsilon: float | None = None,
+    num_classes: int | None = None,
+) -> list[str]:
+    """The signs that are there, in words.
+
+    Args:
+        accuracies: in %, by attack name: clean, fgsm, ce20, ..., autoattack, as far as they are known.
+        iterations: accuracy after 1, 2, ... steps of one PGD attack.
+        at_large_epsilon: accuracy under PGD with epsilon LARGE_EPSILON, where no model can know more than chance.
+        num_classes: tells what chance is.
+    """
+    found = []
+    pgd = {name: accuracies[name] for name in ("ce20", "ce100", "ce1000", "cw100") if name in accuracies}
+    ce = [value for name, value in pgd.items() if name.startswith("ce")]
+    if "fgsm" in accuracies and ce and accuracies["fgsm"] < min(ce) - FGSM_MARGIN:
+        found.append(f"FGSM is stronger than PGD ({accuracies['fgsm']:.1f} against {min(ce):.1f})")
+    chance = 100 / num_classes if num_classes else 100.0
+    never_enough = at_large_epsilon is not None and at_large_epsilon > max(2 * chance, chance + 10)
+    # A tiny epsilon leaves nothing to find either: only what one step broke, or what no epsilon breaks, is a sign.
+    stuck = len(iterations) > 1 and iterations[0] - iterations[-1] < USEFUL_GAIN
+    if stuck and (never_enough or accuracies.get("clean", 0.0) - iterations[0] >= VISIBLE_DROP):
+        found.append(
+            f"{len(iterations)} iterations find no more than 1 ({iterations[-1]:.1f} against {iterations[0]:.1f})"
+        )
+    if never_enough:
+        found.append(
+            f"PGD leaves {at_large_epsilon:.1f} even with epsilon {LARGE_EPSILON:g}, where nothing can be known"
+        )
+    if "autoattack" in accuracies and pgd and accuracies["autoattack"] < min(pgd.values()) - AUTOATTACK_GAP:
+        found.append(f"AutoAttack is far below PGD ({accuracies['autoattack']:.1f} against {min(pgd.values()):.1f})")
+    return found
+
+
+def verdict(accuracies: Mapping[str, float], *args: object, **kwargs: object) -> str:
+    """One line: the signs, or that there are none, and how far that can be trusted. Arguments as `signs`."""
+    found = signs(accuracies, *args, **kwargs)  # type: ignore[arg-type]
+    if found:
+        return "looks more robust than it is: " + "; ".join(found)
+    if "autoattack" in accuracies:
+        return "no sign of gradient masking"
+    return "no sign of gradient masking, but AutoAttack has not been run"

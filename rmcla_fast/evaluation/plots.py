@@ -1,0 +1,146 @@
+"""The pictures of an evaluation: bars under each attack, curves, and histograms of gradients.
+
+The colours are an order that colour-blind readers can tell apart; a missing figure is written, never drawn as 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rmcla_fast.errors import UserError, need
+from rmcla_fast.evaluation.protocol import TITLES
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5B5B5B", "#8C510A")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+GRID = "#E3E3E3"
+FAINT = "#8A8A8A"
+
+
+def new_figure(width: float, height: float) -> Any:
+    """A matplotlib figure that draws to files alone; UserError with the install command where matplotlib is missing."""
+    need("matplotlib", "train", "drawing a picture")
+    return need("matplotlib.figure", "train", "drawing a picture").Figure(
+        figsize=(width, height), layout="constrained", dpi=120
+    )
+
+
+def save(figure: Any, path: Path) -> Path:
+    """Writes the PNG; UserError where the path cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, facecolor="white")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+    return path
+
+
+def quiet(axes: Any) -> None:
+    """A quiet frame: no top and right spine, a light grid behind the data."""
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def accuracy_bars(axes: Any, series: Mapping[str, Mapping[str, float | str]], attacks: Sequence[str]) -> None:
+    """Grouped bars: one group an attack, one colour a series; a word is written where its bar would be."""
+    width = 0.84 / max(1, len(series))
+    size = 8 if width > 0.16 else 6
+    for number, (name, values) in enumerate(series.items()):
+        colour = COLOURS[number % len(COLOURS)]
+        axes.bar([0], [0], color=colour, label=name)
+        for position, attack in enumerate(attacks):
+            value = values.get(attack, "")
+            at = position + (number - (len(series) - 1) / 2) * width
+            if isinstance(value, str):
+                axes.text(at, 1.5, value, ha="center", va="bottom", rotation=90, fontsize=size, color=FAINT)
+            else:
+                bar = axes.bar(at, value, width * 0.92, color=colour)
+                axes.bar_label(bar, fmt="%.1f" if width > 0.3 else "%.0f", fontsize=size, padding=1)
+    axes.set_xticks(range(len(attacks)), [TITLES[name] for name in attacks])
+    axes.tick_params(axis="x", length=0)
+    axes.set(ylabel="accuracy (%)", xlim=(-0.55, len(attacks) - 0.45), ylim=(0, 107), yticks=range(0, 101, 20))
+    quiet(axes)
+
+
+def legend_above(figure: Any, axes: Any, columns: int = 3) -> None:
+    """One legend over the whole figure."""
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) > 1:
+        figure.legend(handles, labels, loc="outside upper left", ncols=min(columns, len(labels)), frameon=False)
+
+
+def lines(axes: Any, series: Mapping[str, tuple[Sequence[float], Sequence[float]]], **labels: Any) -> None:
+    """One line a series, with markers; accuracy in % upwards."""
+    for number, (name, (x, y)) in enumerate(series.items()):
+        axes.plot(
+            x,
+            y,
+            color=COLOURS[number % len(COLOURS)],
+            marker=MARKERS[number % len(MARKERS)],
+            markersize=4.5,
+            linewidth=1.6,
+            label=name,
+        )
+    axes.set(ylim=(0, 104), yticks=range(0, 101, 20), **labels)
+    quiet(axes)
+
+
+def evaluation(
+    path: Path, accuracies: Mapping[str, float], published: Mapping[str, float], *, title: str, source: str
+) -> Path:
+    """One run's bars, with the published figures beside where there are any."""
+    attacks = [name for name in TITLES if name in accuracies or name == "autoattack"]
+    series: dict[str, Mapping[str, float | str]] = {"this run": {"autoattack": "not run", **accuracies}}
+    if published:
+        series[f"published: {source.split(';')[0]}"] = dict(published)
+    figure = new_figure(max(6.0, 0.95 * len(attacks) + 1.4), 3.7)
+    axes = figure.subplots()
+    accuracy_bars(axes, series, attacks)
+    axes.set_title(title, loc="left", fontsize=11)
+    legend_above(figure, axes)
+    return save(figure, path)
+
+
+def gradient_histogram(path: Path, values: Any, published: Mapping[str, float], *, title: str) -> Path:
+    """How the squared input gradients (N,) are spread over the test images, on a log scale, with mean and maximum."""
+    figure = new_figure(6.6, 3.7)
+    axes = figure.subplots()
+    numbers = values[values > 0].log10().numpy()
+    if len(numbers):
+        axes.hist(numbers, bins=40, color=COLOURS[0])
+        for name, value in (("mean", values.mean().item()), ("max", values.max().item())):
+            _mark(axes, value, f"{name} {value:.2g}", "black", 0.97)
+    for name, value in published.items():
+        _mark(axes, value, f"published {name} {value:.2g}", COLOURS[1], 0.55)
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda power, _: f"$10^{{{power:.0f}}}$"))
+    axes.set(xlabel=r"squared l2 norm of the input gradient, paper scale ($\|g\|^2 / 510$)", ylabel="test images")
+    axes.set_title(title, loc="left", fontsize=11)
+    quiet(axes)
+    none = int((values <= 0).sum())
+    if none:
+        axes.text(0.01, 0.97, f"{none} images have gradient 0", transform=axes.transAxes, va="top", fontsize=8)
+    return save(figure, path)
+
+
+def _mark(axes: Any, value: float, text: str, colour: str, height: float) -> None:
+    from math import log10
+
+    if value <= 0:
+        return
+    axes.axvline(log10(value), color=colour, linewidth=1, linestyle="--")
+    axes.text(
+        log10(value),
+        height,
+        f" {text} ",
+        transform=axes.get_xaxis_transform(),
+        rotation=90,
+        va="top",
+        ha="right",
+        fontsize=8,
+    ).set_color(colour)

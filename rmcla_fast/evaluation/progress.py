@@ -1,0 +1,44 @@
+"""The progress of an evaluation: one bar an attack, with time left, on stderr."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+from rmcla_fast.errors import need
+
+
+class Bars:
+    """Called as `evaluate`'s progress: (attack, fraction done)."""
+
+    def __init__(self, prefix: str = "", *, quiet: bool = False) -> None:
+        console = need("rich.console", "train", "the progress bar")
+        progress = need("rich.progress", "train", "the progress bar")
+        self._prefix = prefix
+        self._console = console.Console(stderr=True, quiet=quiet, highlight=False)
+        self._bars = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.TaskProgressColumn(),
+            progress.TimeElapsedColumn(),
+            progress.TimeRemainingColumn(),
+            console=self._console,
+            disable=quiet or not self._console.is_terminal,
+        )
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> Bars:
+        self._bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._bars.stop()
+
+    def __call__(self, attack: str, fraction: float) -> None:
+        if attack not in self._tasks:
+            self._tasks[attack] = self._bars.add_task(f"{self._prefix}{attack}", total=1.0)
+        self._bars.update(self._tasks[attack], completed=min(1.0, fraction))
+
+    def say(self, text: str) -> None:
+        """A line that stays, above the bars."""
+        self._console.print(text, markup=False, soft_wrap=True)

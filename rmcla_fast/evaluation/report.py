@@ -1,0 +1,124 @@
+"""What an evaluation says: the JSON, the table with the published figures beside, and the plain words under it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from rmcla_fast.epsilon import format_epsilon
+from rmcla_fast.errors import UserError
+from rmcla_fast.evaluation.gradient_magnitude import GradientMagnitude
+from rmcla_fast.evaluation.protocol import TITLES, AttackResult
+
+NOT_RUN = "not run"
+
+
+def as_json(
+    results: Mapping[str, AttackResult], *, epsilon: float, model: str, data: str, **about: Any
+) -> dict[str, Any]:
+    """The document of `rmcla evaluate --json`: epsilon, attacks, model, data, and what else is known."""
+    return {
+        "epsilon": format_epsilon(epsilon),
+        "attacks": {name: result.as_json() for name, result in results.items()},
+        "model": model,
+        "data": data,
+        **about,
+    }
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Writes the document whole or not at all; UserError where the path cannot be written."""
+    write_text(path, json.dumps(document, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes the text whole or not at all; UserError where the path cannot be written."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def table(results: Mapping[str, AttackResult], *, title: str, published: Mapping[str, float], source: str) -> Table:
+    """One row an attack; AutoAttack's row is there even where it was not asked for, and says so."""
+    shown = Table(title=title, title_justify="left", title_style="bold")
+    shown.add_column("attack")
+    shown.add_column("accuracy %", justify="right", style="bold")
+    if published:
+        shown.add_column(f"published %\n({source.split(', ')[1]})", justify="right")
+    shown.add_column("seconds", justify="right")
+    shown.add_column("remarks")
+    for name in [name for name in TITLES if name in results or name == "autoattack"]:
+        result = results.get(name)
+        cells = [TITLES[name], NOT_RUN if result is None else f"{result.accuracy:.1f}"]
+        if published:
+            cells.append(f"{published[name]:.1f}" if name in published else "")
+        cells += ["" if result is None else f"{result.seconds:.1f}", "" if result is None else remarks(result)]
+        shown.add_row(*cells, style="dim" if result is None else "")
+    return shown
+
+
+def remarks(result: AttackResult) -> str:
+    """Restarts and distortions in a few words."""
+    words = []
+    if result.restarts is not None and result.restarts > 1:
+        words.append(f"{result.restarts} restarts")
+    if result.accuracy_in_budget is not None:
+        words.append(f"{result.accuracy_in_budget:.1f} within l2 {result.l2_budget:.3f}")
+        if result.distortion_median is not None:
+            words.append(f"distortion median {result.distortion_median:.3f}, mean {result.distortion_mean:.3f}")
+    return "; ".join(words)
+
+
+def explanation(results: Mapping[str, AttackResult], published: Mapping[str, float], source: str) -> str:
+    """What a reader must know to read the figures rightly."""
+    images = next(iter(results.values())).images
+    lines = [f"Accuracy on {images} test images. l2 attacks count success at any distortion, as the paper does."]
+    if published:
+        lines.append(f"Published: {source}.")
+    if "autoattack" not in results:
+        lines.append("Without AutoAttack a robust accuracy may be overstated; add it with --attacks ...,autoattack.")
+    lines += dict.fromkeys(note for result in results.values() for note in result.notes)
+    return "\n".join(lines)
+
+
+def comparison_table(runs: Mapping[str, Mapping[str, AttackResult]], title: str) -> Table:
+    """One row a run, one column an attack; AutoAttack's column is always there."""
+    known = {name for results in runs.values() for name in results} | {"autoattack"}
+    names = [name for name in TITLES if name in known]
+    shown = Table(title=title, title_justify="left", title_style="bold")
+    shown.add_column("accuracy %")
+    for name in names:
+        shown.add_column(TITLES[name], justify="right")
+    for run, results in runs.items():
+        shown.add_row(run, *(f"{results[name].accuracy:.1f}" if name in results else NOT_RUN for name in names))
+    return shown
+
+
+def gradient_table(found: GradientMagnitude, title: str, published: Mapping[str, float], whose: str) -> Table:
+    """Max and mean of the squared input gradient, in both scales, with the published figures beside."""
+    summary = found.summary()
+    shown = Table(title=f"{title}, {summary['images']} images", title_justify="left", title_style="bold")
+    shown.add_column("squared l2 norm")
+    shown.add_column("paper scale", justify="right", style="bold")
+    if published:
+        shown.add_column(f"published\n({whose})", justify="right")
+    shown.add_column("strict scale, [0, 255]", justify="right")
+    for name in ("max", "mean"):
+        cells = [_short(summary["paper_scale"][name])]
+        if published:
+            cells.append(_short(published[name]))
+        shown.add_row(name, *cells, _short(summary["strict_scale"][name]))
+    return shown
+
+
+def _short(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3g}"

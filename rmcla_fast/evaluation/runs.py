@@ -1,0 +1,121 @@
+"""A run folder as something to evaluate: its options, its model on a device, and the test images of its data."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rmcla_fast.data import DataSplits
+from rmcla_fast.errors import UserError
+
+
+@dataclass(frozen=True)
+class Run:
+    """What `rmcla train` left, ready to be attacked."""
+
+    folder: Path
+    checkpoint: Path
+    config: dict[str, Any]
+    model: nn.Module
+    images: Tensor  # (N, C, H, W) uint8, on the CPU
+    labels: Tensor  # (N,) int64
+    num_classes: int
+    classes: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def recipe(self) -> str:
+        return str(self.config["recipe"])
+
+    @property
+    def data(self) -> str:
+        return str(self.config["data"])
+
+    @property
+    def epsilon(self) -> float:
+        return float(self.config["epsilon"])
+
+    @property
+    def description(self) -> str:
+        """ "small-cnn on digits, r-mc-la"."""
+        return f"{self.config['model']} on {self.data}, {self.recipe}"
+
+
+_DATA: dict[tuple[str, str | None], DataSplits] = {}
+
+
+def load_data(name: str, data_dir: str | None) -> DataSplits:
+    """The data set, once for all the runs of one command."""
+    from rmcla_fast import data
+
+    key = (name, data_dir)
+    if key not in _DATA:
+        _DATA.clear()  # one at a time: they may be large
+        _DATA[key] = data.load(name, data_dir=data_dir)
+    return _DATA[key]
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The run's options; UserError, in one sentence, where there is no run."""
+    if not folder.is_dir():
+        raise UserError(f"there is no run folder {folder}; train one first with: rmcla train --out {folder}")
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{folder} is not a run folder: it has no config.json") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({error})") from error
+    missing = [name for name in ("data", "model", "recipe", "epsilon") if config.get(name) is None]
+    if missing:
+        raise UserError(f"{path} does not say {missing[0]!r}; it was not written by rmcla train")
+    config["epsilon"] = float(config["epsilon"])
+    return dict(config)
+
+
+def open_run(
+    folder: str | Path,
+    *,
+    data_dir: str | None = None,
+    model: str | None = None,
+    which: str = "last",
+    device: str | None = None,
+    images: int | None = None,
+) -> Run:
+    """The run in `folder`, its model on `device` (a GPU where there is one) and its test images, the first `images`.
+
+    Raises:
+        UserError: no run, no checkpoint, weights that do not fit, a data set that is not there, a device that is not.
+    """
+    from rmcla_fast.training.checkpoint import BEST, LAST, load
+
+    folder = Path(folder)
+    config = read_config(folder)
+    network = load(folder, which=which, model=model)
+    splits = load_data(config["data"], data_dir if data_dir is not None else config.get("data_dir"))
+    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        network = network.to(where)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {where} cannot be used: {str(error).splitlines()[0]}") from error
+    if images is not None and images < 1:
+        raise UserError(f"--images must be at least 1; got {images}")
+    test = splits.test
+    return Run(
+        folder,
+        folder / (LAST if which == "last" else BEST),
+        config,
+        network,
+        test.images[:images],
+        test.labels[:images],
+        splits.num_classes,
+        tuple(splits.classes),
+    )

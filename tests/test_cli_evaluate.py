@@ -1,0 +1,263 @@
+"""`rmcla evaluate`, `gradients`, `compare` and `reproduce` on runs of digits, and the sentences for what is wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from rmcla_fast import cli
+from rmcla_fast.evaluation import masking, plots
+from rmcla_fast.evaluation import records as record_keeping
+from rmcla_fast.evaluation.curves import loss_surface, over_epsilon, over_iterations
+from rmcla_fast.evaluation.runs import open_run
+from rmcla_fast.training import TrainConfig, train
+
+matplotlib_image = pytest.importorskip("matplotlib.image", reason="pip install 'rmcla-fast[train]'")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("runs")
+    return {
+        name: train(TrainConfig(data="digits", recipe=name, epochs=2, out=str(folder / name), threads=1))
+        for name in ("standard", "r-mc-la")
+    }
+
+
+def rmcla(*arguments: object) -> int:
+    return cli.run([str(argument) for argument in arguments])
+
+
+def is_picture(path: Path) -> bool:
+    pixels = matplotlib_image.imread(path)
+    return bool(pixels.std() > 0.01) and min(pixels.shape[:2]) > 200
+
+
+def test_evaluate_prints_saves_and_draws(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, target = runs["r-mc-la"], tmp_path / "sub" / "out.json"
+    assert rmcla("evaluate", run, "--images", 100, "--epsilon", "16/255", "--json", target, "--gallery") == 0
+    printed = capsys.readouterr()
+    document = json.loads(target.read_text())
+    assert set(document) == {"epsilon", "attacks", "model", "data"}
+    assert (document["epsilon"], document["model"], document["data"]) == ("16/255", "small-cnn", "digits")
+    assert list(document["attacks"]) == ["clean", "fgsm", "ce20", "cw100"]
+    for entry in document["attacks"].values():
+        assert entry["images"] == 100
+        assert 0 <= entry["accuracy"] <= 100
+    assert "AutoAttack" in printed.out
+    assert "not run" in printed.out
+    assert "54.6" in printed.out  # published CE20 of R-MC-LA
+    assert "CIFAR-10" in printed.out
+    assert "evaluation.json" in printed.err  # says what it will write
+    assert is_picture(run / "evaluation.png")
+    assert is_picture(run / "gallery.png")
+
+
+def test_known_attacks_are_not_run_again(runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+    evaluate = record_keeping.evaluate
+
+    def spy(*args: object, attacks: list[str], **kwargs: object) -> object:
+        asked.append(attacks)
+        return evaluate(*args, attacks=attacks, **kwargs)
+
+    monkeypatch.setattr(record_keeping, "evaluate", spy)
+    command = ("evaluate", runs["standard"], "--images", 40)
+    assert rmcla(*command, "--attacks", "clean,fgsm") == 0
+    assert rmcla(*command, "--attacks", "clean,fgsm,ce20") == 0
+    assert asked == [["clean"], ["fgsm"], ["ce20"]]
+    assert rmcla(*command, "--attacks", "ce20", "--restarts", 2) == 0
+    assert rmcla(*command, "--attacks", "clean", "--seed", 1) == 0
+    assert rmcla(*command, "--attacks", "clean", "--fresh", "--seed", 1) == 0
+    assert asked[3:] == [["ce20"], ["clean"], ["clean"]]
+
+
+def test_a_stopped_evaluation_keeps_what_is_done(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(runs["standard"], run)
+    (run / "evaluation.json").unlink(missing_ok=True)
+    evaluate = record_keeping.evaluate
+
+    def stop(*args: object, attacks: list[str], **kwargs: object) -> object:
+        if attacks == ["ce20"]:
+            raise KeyboardInterrupt
+        return evaluate(*args, attacks=attacks, **kwargs)
+
+    monkeypatch.setattr(record_keeping, "evaluate", stop)
+    assert rmcla("evaluate", run, "--images", 40) == 1
+    assert "goes on from there" in capsys.readouterr().err
+    assert list(json.loads((run / "evaluation.json").read_text())["attacks"]) == ["clean", "fgsm"]
+
+
+def test_gradients(runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = runs["r-mc-la"]
+    assert rmcla("gradients", run, "--json", tmp_path / "g.json") == 0
+    found = json.loads((tmp_path / "g.json").read_text())
+    assert found == json.loads((run / "gradients.json").read_text())
+    assert found["images"] == 360
+    ratio = found["paper_scale"]["max"] / found["strict_scale"]["max"]
+    assert ratio == pytest.approx(255**2 / 510)
+    printed = capsys.readouterr().out
+    assert "our inference" in " ".join(printed.split())
+    assert is_picture(run / "gradients.png")
+
+
+def test_compare(runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "comparison"
+    assert rmcla("compare", *runs.values(), "--images", 60, "--out", out) == 0
+    printed = capsys.readouterr().out
+    assert "r-mc-la: no sign of gradient masking, but AutoAttack has not been run" in " ".join(printed.split())
+    assert is_picture(out / "comparison.png")
+    assert is_picture(out / "details.png")
+    found = json.loads((out / "comparison.json").read_text())
+    assert [one["recipe"] for one in found] == ["standard", "r-mc-la"]
+    for one in found:
+        assert one["ce20_over_epsilon"]["0"] == pytest.approx(one["attacks"]["clean"]["accuracy"])
+        assert one["ce20_over_epsilon"]["0.15"] == pytest.approx(one["attacks"]["ce20"]["accuracy"], abs=1e-3)
+        assert len(one["pgd_over_iterations"]) == 100
+        assert one["pgd_over_iterations"] == sorted(one["pgd_over_iterations"], reverse=True)
+        assert one["pgd_over_iterations"][19] == pytest.approx(one["attacks"]["ce20"]["accuracy"], abs=1e-3)
+
+
+def test_reproduce_is_complete_and_resumable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ("reproduce", "table2", "--data", "digits", "--epochs", 1, "--no-autoattack", "--out", tmp_path)
+    assert rmcla(*command) == 0
+    document = json.loads((tmp_path / "table2-digits.json").read_text())
+    text = (tmp_path / "table2-digits.md").read_text()
+    assert [row["name"] for row in document["rows"]] == ["R-MC-LA 5K", "R-MC-LA 2K", "R-MC-LA 0.5K"]
+    for row in document["rows"]:
+        figure = row["figures"]["ce20"]
+        assert figure["difference"] == pytest.approx(figure["ours"] - figure["published"])
+        assert row["passes_per_image"] == 5
+        assert row["training_minutes"] > 0
+    assert "| AutoAttack |" in text
+    assert "not run" in text
+    for difference in ("Data: digits", "Network: small-cnn", "Epochs: 1", "AutoAttack was not run", "Epsilon:"):
+        assert difference in text
+    checkpoints = sorted((tmp_path / "runs").glob("*/checkpoint.pt"))
+    assert len(checkpoints) == 3
+    before = [path.stat().st_mtime_ns for path in checkpoints]
+    assert rmcla(*command) == 0
+    assert [path.stat().st_mtime_ns for path in checkpoints] == before
+    assert json.loads((tmp_path / "table2-digits.json").read_text()) == document
+
+
+def test_reproduce_table4_over_seeds(tmp_path: Path) -> None:
+    command = ("reproduce", "table4", "--data", "digits", "--epochs", 1, "--seeds", "0,1", "--out", tmp_path)
+    assert rmcla(*command) == 0
+    rows = json.loads((tmp_path / "table4-digits.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["undefended", "madry", "ours"]
+    assert all(len(row["figures"]["max"]["seeds"]) == 2 for row in rows)
+    assert "±" in (tmp_path / "table4-digits.md").read_text()
+
+
+def test_a_robustbench_entry_has_their_field_names(runs: dict[str, Path], tmp_path: Path) -> None:
+    pytest.importorskip("pyautoattack", reason="pip install 'rmcla-fast[eval]'")
+    target = tmp_path / "rb.json"
+    command = ("evaluate", runs["standard"], "--images", 3, "--attacks", "clean,autoattack")
+    assert rmcla(*command, "--epsilon", "128/255", "--robustbench", target) == 0
+    entry = json.loads(target.read_text())
+    assert {"clean_acc", "autoattack_acc", "eps", "architecture", "additional_data", "number_forward_passes"} <= set(
+        entry
+    )
+    assert (entry["eps"], entry["architecture"], entry["additional_data"]) == ("128/255", "small-cnn", False)
+
+
+BAD = [
+    (("evaluate", "{run}", "--attacks", "pgd7"), "attacks must be among clean, fgsm"),
+    (("evaluate", "{run}", "--epsilon", "8"), "8/255"),
+    (("evaluate", "{run}", "--epsilon", "0"), "--epsilon must lie in (0, 1]"),
+    (("evaluate", "{run}", "--images", "0"), "--images must be at least 1"),
+    (("evaluate", "{run}", "--device", "cuda:99"), "--device cuda:99 cannot be used"),
+    (("evaluate", "{run}", "--robustbench", "x.json"), "--robustbench needs clean and autoattack"),
+    (("evaluate", "{missing}"), "there is no run folder"),
+    (("evaluate", "{empty}"), "it has no config.json"),
+    (("evaluate", "{uncheckpointed}"), "no checkpoint"),
+    (("evaluate", "{misfit}"), "do not fit"),
+    (("evaluate", "{garbled}"), "cannot be read as JSON"),
+    (("gradients", "{missing}"), "there is no run folder"),
+    (("compare", "{run}", "{other}"), "trained with different epsilons"),
+    (("reproduce", "table9"), "no table is called 'table9'"),
+    (("reproduce", "table2", "--seeds", "a"), "--seeds must be whole numbers"),
+    (("reproduce", "table2", "--seeds", ""), "--seeds must name at least one"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), BAD, ids=[sentence for _, sentence in BAD])
+def test_what_is_wrong_is_one_sentence_and_exit_code_2(
+    arguments: tuple[str, ...], sentence: str, runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = {"run": runs["standard"], "missing": tmp_path / "missing"}
+    for name in ("empty", "uncheckpointed", "misfit", "garbled", "other"):
+        folders[name] = tmp_path / name
+        folders[name].mkdir()
+    for name in ("uncheckpointed", "misfit", "other"):
+        shutil.copy(runs["standard"] / "config.json", folders[name])
+    config = json.loads((folders["other"] / "config.json").read_text())
+    (folders["other"] / "config.json").write_text(json.dumps({**config, "epsilon": 0.1}))
+    shutil.copy(runs["standard"] / "checkpoint.pt", folders["other"])
+    state = torch.load(runs["standard"] / "checkpoint.pt", weights_only=True)
+    state["model"] = {name: value[:1] for name, value in state["model"].items() if value.dim()}
+    torch.save(state, folders["misfit"] / "checkpoint.pt")
+    (folders["garbled"] / "config.json").write_text("{")
+    files = {path: path.read_bytes() for path in runs["standard"].iterdir()}
+    code = rmcla(
+        *(argument.format(**folders) for argument in arguments),
+        *(["--out", tmp_path / "o"] * (arguments[0] == "reproduce")),
+    )
+    error = capsys.readouterr().err
+    assert code == 2
+    assert sentence in error
+    last = error.strip().splitlines()[-1]
+    assert last.startswith("rmcla: ")
+    assert "Traceback" not in error
+    assert {path: path.read_bytes() for path in runs["standard"].iterdir()} == files
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (({"clean": 99.0, "fgsm": 80.0, "ce20": 70.0, "autoattack": 68.0},), []),
+        (({"fgsm": 60.0, "ce20": 70.0},), ["FGSM is stronger than PGD"]),
+        (({"ce20": 60.0, "cw100": 58.0, "autoattack": 29.0},), ["AutoAttack is far below PGD"]),
+        (({"clean": 99.0}, [90.0, 90.0, 89.9]), ["3 iterations find no more than 1"]),
+        (({"clean": 99.0}, [99.0, 99.0], 95.0, 10), ["2 iterations find no more", "even with epsilon 0.5"]),
+        (({"clean": 99.0}, [98.9, 98.8], 0.0, 10), []),
+        (({"clean": 99.0}, [99.0, 60.0], 10.0, 10), []),
+    ],
+)
+def test_the_signs_of_gradient_masking(arguments: tuple[object, ...], expected: list[str]) -> None:
+    found = masking.signs(*arguments)
+    assert len(found) == len(expected)
+    for sign, words in zip(found, expected, strict=True):
+        assert words in sign
+
+
+def test_curves_leave_the_model_and_agree_with_each_other(runs: dict[str, Path]) -> None:
+    run = open_run(runs["r-mc-la"], images=50)
+    data = (run.model, run.images, run.labels)
+    clean, attacked = over_epsilon(*data, [0.0, 0.1])
+    steps = over_iterations(*data, 0.1, steps=20)
+    assert steps[-1] == pytest.approx(attacked)
+    assert clean >= steps[0]
+    grid, loss = loss_surface(run.model, run.images[0], int(run.labels[0]), 0.1, points=5)
+    here = torch.nn.functional.cross_entropy(run.model(run.images[:1].float() / 255), run.labels[:1])
+    torch.testing.assert_close(loss[2, 2], here.detach())
+    assert torch.allclose(grid, torch.tensor([-0.1, -0.05, 0.0, 0.05, 0.1]))
+    assert loss[4, 2] > loss[0, 2]  # along the gradient it rises
+    assert all(parameter.requires_grad for parameter in run.model.parameters())
+
+
+def test_a_missing_figure_is_written_and_not_drawn_as_zero() -> None:
+    axes = plots.new_figure(4, 3).subplots()
+    plots.accuracy_bars(axes, {"run": {"clean": 99.0, "autoattack": "not run"}}, ["clean", "autoattack"])
+    assert "not run" in [text.get_text() for text in axes.texts]
+    assert len([bar for bar in axes.patches if bar.get_height() > 0]) == 1
