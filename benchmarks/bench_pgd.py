@@ -1,0 +1,128 @@
+"""PGD's throughput against torchattacks' PGD: same model, same steps, interleaved, and checked to be the same attack first.
+
+    python benchmarks/bench_pgd.py [--threads 2] [--rounds 15] [--json benchmarks/results/bench_pgd.json]
+
+"ours" takes every step for every image, as torchattacks does; "ours, dropping" is what `evaluate` runs: an image that is
+fooled leaves the batch. torchattacks: pip install --no-deps torchattacks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchattacks
+from torch import Tensor, nn
+
+from rmcla_fast import data, models
+from rmcla_fast.backend import resolve
+from rmcla_fast.evaluation import evaluate, pgd
+from rmcla_fast.training import TrainConfig, train
+
+EPSILON, STEPS = 0.15, 20
+
+
+def trained_model(folder: Path) -> nn.Module:
+    """A robust small-cnn on digits, trained once: dropping pays as much as a model is fooled."""
+    import rmcla_fast
+
+    return rmcla_fast.load(train(TrainConfig(data="digits", recipe="r-mc-la", epochs=10, out=str(folder), resume=True)))
+
+
+def cases(folder: Path) -> dict[str, tuple[nn.Module, Tensor, Tensor]]:
+    """By name: a model, its images and labels."""
+    test = data.load("digits").test
+    images, labels = test.images.float() / 255, test.labels
+    torch.manual_seed(0)
+    wide = models.create("small-cnn", 10, 3).eval()
+    noise = torch.rand(128, 3, 32, 32)
+    return {
+        "small-cnn, trained, 360 digits": (trained_model(folder), images, labels),
+        "small-cnn, untrained, 128 x 3 x 32 x 32": (wide, noise, wide(noise).argmax(1)),
+    }
+
+
+def check(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, float]:
+    """The attacks agree image by image without a random start; accuracies under each."""
+    step = EPSILON / 4
+    ours = pgd(model, images, labels, epsilon=EPSILON, step_size=step, steps=STEPS, random_start=False)
+    theirs = torchattacks.PGD(model, eps=EPSILON, alpha=step, steps=STEPS, random_start=False)(images, labels)
+    same = ((ours - theirs).abs() <= 1e-6).flatten(1).all(1).float().mean().item()
+    accuracy = {name: 100 * (model(x).argmax(1) == labels).float().mean().item() for name, x in
+                (("ours", ours), ("torchattacks", theirs))}
+    if abs(accuracy["ours"] - accuracy["torchattacks"]) > 0.3 or same < 0.97:
+        sys.exit(f"the attacks differ: {100 * same:.1f} % of the images agree, accuracies {accuracy}")
+    return {**accuracy, "images_equal_to_1e-6": 100 * same}
+
+
+def interleaved(rivals: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each rival in each round, in turn, after one round that does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in rivals}
+    for number in range(rounds + 1):
+        for name, rival in rivals.items():
+            started = time.perf_counter()
+            rival()
+            if number:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--runs", type=Path, default=Path("runs/bench-pgd"))
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    report: dict[str, Any] = {
+        "machine": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        "torchattacks": torchattacks.__version__,
+        "threads": options.threads,
+        "backend": resolve("cpu", None),
+        "cases": {},
+    }
+    for name, (model, images, labels) in cases(options.runs).items():
+        agreement = check(model, images, labels)
+        settings: dict[str, Any] = {"epsilon": EPSILON, "step_size": EPSILON / 4, "steps": STEPS}
+        attack = torchattacks.PGD(model, eps=EPSILON, alpha=EPSILON / 4, steps=STEPS)
+        rivals: dict[str, Callable[[], Any]] = {
+            "torchattacks": lambda attack=attack, x=images, y=labels: attack(x, y),
+            "ours": lambda m=model, x=images, y=labels, s=settings: pgd(m, x, y, **s),
+            "ours, dropping": lambda m=model, x=images, y=labels, s=settings: pgd(m, x, y, **s, drop_fooled=True),
+        }
+        seconds = interleaved(rivals, options.rounds)
+        # The median of the rounds' own ratios: what slows a machine for a while slows rivals that take turns alike.
+        ratios = {
+            rival: statistics.median(a / b for a, b in zip(seconds["torchattacks"], seconds[rival], strict=True))
+            for rival in rivals
+        }
+        report["cases"][name] = {
+            "check": agreement,
+            "images_per_second": {rival: len(labels) / statistics.median(taken) for rival, taken in seconds.items()},
+            "ratio_to_torchattacks": ratios,
+        }
+        print(f"{name}, {STEPS} steps: accuracy {agreement['ours']:.1f} (torchattacks {agreement['torchattacks']:.1f})")
+        for rival, taken in seconds.items():
+            rate = len(labels) / statistics.median(taken)
+            print(f"  {rival:15s} {rate:9.0f} images/s  {ratios[rival]:5.2f}x torchattacks")
+    model, images, labels = next(iter(cases(options.runs).values()))
+    result = evaluate(model, images, labels, attacks="ce1000", epsilon=EPSILON)["ce1000"]
+    report["ce1000_seconds_360_digits"] = result.seconds
+    print(f"CE1000 on 360 digits: {result.seconds:.1f} s, accuracy {result.accuracy:.1f}")
+    if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
