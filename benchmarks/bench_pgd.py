@@ -20,12 +20,12 @@ from typing import Any
 
 import torch
 import torchattacks
+from rmcla_fast.training import TrainConfig, train
 from torch import Tensor, nn
 
 from rmcla_fast import data, models
 from rmcla_fast.backend import resolve
 from rmcla_fast.evaluation import evaluate, pgd
-from rmcla_fast.training import TrainConfig, train
 
 EPSILON, STEPS = 0.15, 20
 
@@ -56,8 +56,10 @@ def check(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, float]:
     ours = pgd(model, images, labels, epsilon=EPSILON, step_size=step, steps=STEPS, random_start=False)
     theirs = torchattacks.PGD(model, eps=EPSILON, alpha=step, steps=STEPS, random_start=False)(images, labels)
     same = ((ours - theirs).abs() <= 1e-6).flatten(1).all(1).float().mean().item()
-    accuracy = {name: 100 * (model(x).argmax(1) == labels).float().mean().item() for name, x in
-                (("ours", ours), ("torchattacks", theirs))}
+    accuracy = {
+        name: 100 * (model(x).argmax(1) == labels).float().mean().item()
+        for name, x in (("ours", ours), ("torchattacks", theirs))
+    }
     if abs(accuracy["ours"] - accuracy["torchattacks"]) > 0.3 or same < 0.97:
         sys.exit(f"the attacks differ: {100 * same:.1f} % of the images agree, accuracies {accuracy}")
     return {**accuracy, "images_equal_to_1e-6": 100 * same}

@@ -15,7 +15,7 @@ from rmcla_fast.epsilon import format_epsilon
 from rmcla_fast.errors import UserError
 from rmcla_fast.evaluation import curves, masking, plots
 from rmcla_fast.evaluation.protocol import BATCH_SIZE, TITLES, AttackResult
-from rmcla_fast.evaluation.records import evaluate_run
+from rmcla_fast.evaluation.records import evaluate_run, known_results
 from rmcla_fast.evaluation.report import as_json
 from rmcla_fast.evaluation.runs import Run
 
@@ -101,6 +101,9 @@ def compare(
                 progress(f"{name}: {title}", fraction)
 
         results = evaluate_run(run, wanted, epsilon=epsilon, batch_size=batch_size, seed=seed, progress=part)
+        before = known_results(run, epsilon, seed)
+        if "autoattack" in before:  # the figure that counts is shown wherever it is known
+            results |= {"autoattack": before["autoattack"]}
         data = (run.model, run.images, run.labels)
         over = curves.over_epsilon(
             *data, epsilons, batch_size=batch_size, seed=seed, report=partial(part, "over epsilon")

@@ -35,12 +35,7 @@ def evaluate_run(
     Returns the wanted attacks, in the order of ATTACKS.
     """
     names = attack_names(attacks)
-    settings = {
-        "checkpoint_sha256": checksum(run.checkpoint),
-        "images": len(run.labels),
-        "epsilon": epsilon,
-        "seed": seed,
-    }
+    settings = settings_of(run, epsilon, seed)
     known = {} if fresh else read(run.folder / RECORD, settings)
     results = dict(known)
     for name in names:
@@ -61,6 +56,21 @@ def evaluate_run(
         document = as_json(ordered, epsilon=epsilon, model=run.config["model"], data=run.data)
         write_json(run.folder / RECORD, {**document, "recipe": run.recipe, "settings": settings})
     return {name: results[name] for name in names}
+
+
+def settings_of(run: Run, epsilon: float, seed: int) -> dict[str, Any]:
+    """What a result depends on: another checkpoint, number of images, epsilon or seed is another evaluation."""
+    return {
+        "checkpoint_sha256": checksum(run.checkpoint),
+        "images": len(run.labels),
+        "epsilon": epsilon,
+        "seed": seed,
+    }
+
+
+def known_results(run: Run, epsilon: float, seed: int) -> dict[str, AttackResult]:
+    """What RUN/evaluation.json already knows for these settings."""
+    return read(run.folder / RECORD, settings_of(run, epsilon, seed))
 
 
 def read(path: Path, settings: dict[str, Any]) -> dict[str, AttackResult]:
