@@ -193,6 +193,12 @@ def test_bad_input_is_named(change: dict[str, object], message: str) -> None:
         evaluate(model, images, labels, **arguments)
 
 
+def test_a_model_with_another_number_of_classes_than_the_data_is_named() -> None:
+    images, labels = examples(8)
+    with pytest.raises(ValueError, match=r"^model must answer 12 classes, as the data have; got 10"):
+        evaluate(small_net(), images, labels, attacks="clean", epsilon=EPSILON, num_classes=12)
+
+
 class Fickle(nn.Module):
     """Answers another number of classes from the second call on."""
 

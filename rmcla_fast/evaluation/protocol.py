@@ -90,6 +90,7 @@ def evaluate(
     batch_size: int = BATCH_SIZE,
     seed: int = 0,
     l2_budget: float | None = None,
+    num_classes: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, AttackResult]:
     """The accuracy that each attack leaves, on any model, which comes back exactly as it went in.
@@ -110,6 +111,7 @@ def evaluate(
         seed: of every random start.
         l2_budget: for `accuracy_in_budget` of the l2 attacks; None: the l2 norm of a perturbation of epsilon/4 in every
             pixel.
+        num_classes: of the data, where that is known: a model that answers another number is refused.
         progress: called with (attack, fraction done) from time to time.
 
     Returns:
@@ -138,7 +140,7 @@ def evaluate(
     report = progress or (lambda name, fraction: None)
     results: dict[str, AttackResult] = {}
     with untouched(model):
-        session = _Session(Answerer(model), images, labels, epsilon, batch_size, seed)
+        session = _Session(Answerer(model, num_classes), images, labels, epsilon, batch_size, seed)
         session.ask_clean(lambda fraction: report("clean", fraction))
         for name in names:
             results[name] = session.run(name, restarts, l2_budget, report)

@@ -50,6 +50,7 @@ def evaluate_run(
             restarts=restarts,
             batch_size=batch_size,
             seed=seed,
+            num_classes=run.num_classes,
             progress=progress,
         )
         ordered = {title: results[title] for title in TITLES if title in results}
