@@ -124,8 +124,9 @@ def main() -> None:
     result = evaluate(model, images, labels, attacks="ce1000", epsilon=EPSILON)["ce1000"]
     report["ce1000_processor_seconds"] = time.process_time() - busy
     report["ce1000_seconds_360_digits"] = result.seconds
+    processor = report["ce1000_processor_seconds"]
     print(
-        f"CE1000 on {len(labels)} digits: {result.seconds:.1f} s ({report['ce1000_processor_seconds']:.1f} s of processor), {result.accuracy:.1f} %"
+        f"CE1000 on {len(labels)} digits: {result.seconds:.1f} s ({processor:.1f} of processor), {result.accuracy:.1f} %"
     )
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
