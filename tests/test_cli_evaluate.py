@@ -241,6 +241,12 @@ def test_the_signs_of_gradient_masking(arguments: tuple[object, ...], expected: 
         assert words in sign
 
 
+def test_a_verdict_says_how_far_it_can_be_trusted() -> None:
+    assert masking.verdict({"clean": 99.0, "ce20": 80.0}).endswith("AutoAttack has not been run")
+    assert masking.verdict({"clean": 99.0, "ce20": 80.0, "autoattack": 78.0}) == "no sign of gradient masking"
+    assert masking.verdict({"clean": 10.0, "ce20": 10.0}, num_classes=10).startswith("knows no more than chance")
+
+
 def test_curves_leave_the_model_and_agree_with_each_other(runs: dict[str, Path]) -> None:
     run = open_run(runs["r-mc-la"], images=50)
     data = (run.model, run.images, run.labels)

@@ -52,9 +52,16 @@ def signs(
     return found
 
 
-def verdict(accuracies: Mapping[str, float], *args: object, **kwargs: object) -> str:
+def verdict(
+    accuracies: Mapping[str, float],
+    iterations: Sequence[float] = (),
+    at_large_epsilon: float | None = None,
+    num_classes: int | None = None,
+) -> str:
     """One line: the signs, or that there are none, and how far that can be trusted. Arguments as `signs`."""
-    found = signs(accuracies, *args, **kwargs)  # type: ignore[arg-type]
+    if num_classes and accuracies.get("clean", 100.0) <= 150 / num_classes:
+        return f"knows no more than chance ({accuracies['clean']:.1f} on clean images): there is nothing to attack"
+    found = signs(accuracies, iterations, at_large_epsilon, num_classes)
     if found:
         return "looks more robust than it is: " + "; ".join(found)
     if "autoattack" in accuracies:
