@@ -130,6 +130,8 @@ def fool(
                     result[at[wrong]] = adversarial[wrong]
                     at, origin, true = at[right], origin[right], true[right]
                     adversarial, gradient = adversarial[right], gradient[right]
+                    if not at.numel():
+                        break
             perturb_step(adversarial, origin, gradient, step_size=step_size, epsilon=epsilon, out=adversarial)
             taken += 1
             if step_done is not None:
