@@ -128,7 +128,7 @@ def output(out: Any, shape: torch.Size, dtype: torch.dtype, like: Tensor, like_n
     if out.dtype != dtype:
         raise TypeError(f"out must be {dtype}; got {out.dtype}")
     same_device("out", out, like, like_name)
-    if 0 in out.stride() and any(not s and n > 1 for s, n in zip(out.stride(), out.shape, strict=True)):
+    if out.numel() and 0 in out.stride() and any(not s and n > 1 for s, n in zip(out.stride(), out.shape, strict=True)):
         raise ValueError(f"out must not share memory between its elements; got strides {tuple(out.stride())}")
     if out.requires_grad:
         raise ValueError("out must not require grad; pass out.detach()")
