@@ -1,4 +1,4 @@
-"""The two errors that the command line turns into one sentence and an exit code, and the one for an extra that is missing."""
+"""The errors that the command line turns into one sentence and an exit code, and the import of what an extra brings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class UserError(Exception):
 
 
 class RunFailed(UserError):
-    """A run that stopped midway and can be resumed: one sentence with where it stopped and how to go on. Exit code 1."""
+    """A run that stopped midway and can be resumed: one sentence where it stopped, how to go on. Exit code 1."""
 
     exit_code = 1
 

@@ -1,4 +1,4 @@
-"""Image folders, train/CLASS/*.png and test/CLASS/*.png (or val/), decoded once and packed into a memory-mapped cache."""
+"""Image folders, train/CLASS/*.png and test/CLASS/*.png (or val/), decoded once into a memory-mapped cache."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def load_folder(
     """Both splits of an image folder, packed; the images must share one size, and are grey if all of them are.
 
     Raises:
-        UserError: a folder that is missing or empty, a class without a readable image or in one split only, an image that cannot be
-            read (unless `skip_unreadable`), images of differing sizes or of more than 8 bits.
+        UserError: a folder that is missing or empty, a class without a readable image or in one split only, an image
+            that cannot be read (unless `skip_unreadable`), images of differing sizes or of more than 8 bits.
     """
     root, folders = split_folders("folder", data_dir)
     classes = class_names(folders["train"])

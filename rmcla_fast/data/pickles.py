@@ -1,4 +1,4 @@
-"""Reads data-set pickles without running what is in them: numpy arrays and plain containers are admitted, nothing else."""
+"""Reads data-set pickles without running what is in them: only numpy arrays and plain containers are admitted."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def load_pickle(path: Path) -> dict[str, Any]:
     """The dictionary in `path`, keys as str; strings of Python 2 are read as latin-1.
 
     Raises:
-        UserError: the file is no pickle, is cut short, holds no dictionary, or wants anything but arrays and containers.
+        UserError: the file is no pickle, is cut short, holds no dictionary, or wants more than arrays and lists.
     """
     try:
         with path.open("rb") as file:

@@ -36,7 +36,7 @@ class DataSplits:
 
 
 def check(name: str, splits: DataSplits) -> DataSplits:
-    """The same splits, or a UserError: an empty split, one class only, a label that is no class, a class without images."""
+    """The same splits, or a UserError: an empty split, one class only, a label that is no class, a missing class."""
     if splits.num_classes < 2:
         raise UserError(f"{name} has {splits.num_classes} class; a classifier needs at least 2")
     for split, data in (("train", splits.train), ("test", splits.test)):
@@ -47,8 +47,9 @@ def check(name: str, splits: DataSplits) -> DataSplits:
         wrong = ((data.labels < 0) | (data.labels >= splits.num_classes)).nonzero()
         if len(wrong):
             row = int(wrong[0])
+            label = int(data.labels[row])
             raise UserError(
-                f"{name}: {split} image {row} has label {int(data.labels[row])}; labels must lie in [0, {splits.num_classes})"
+                f"{name}: {split} image {row} has label {label}; labels must lie in [0, {splits.num_classes})"
             )
         counts = torch.bincount(data.labels, minlength=splits.num_classes)
         missing = (counts == 0).nonzero().flatten().tolist()

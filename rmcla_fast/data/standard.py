@@ -1,4 +1,4 @@
-"""The data sets that come as standard files: digits (scikit-learn's), CIFAR-10 and CIFAR-100 (Python version), SVHN (.mat)."""
+"""The data sets that come as standard files: digits (scikit-learn's), CIFAR-10, CIFAR-100, SVHN."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SVHN_FILES = {"train": "train_32x32.mat", "test": "test_32x32.mat"}
 
 
 def digits() -> DataSplits:
-    """The 8x8 handwritten digits that scikit-learn carries: 1,437 to train and 360 to test, stratified, split seed 0."""
+    """The 8x8 handwritten digits that scikit-learn carries: 1,437 to train, 360 to test, stratified, seed 0."""
     datasets = need("sklearn.datasets", "train", "the digits data set")
     selection = need("sklearn.model_selection", "train", "the digits data set")
     bunch = datasets.load_digits()
