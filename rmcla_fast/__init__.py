@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from rmcla_fast import recipes
+from rmcla_fast.example import AdversarialExample, adversarial_example
 from rmcla_fast.ops import (
     JointGradient,
     JointObjective,
@@ -18,6 +20,7 @@ from rmcla_fast.ops import (
     redistribute_labels,
     soft_cross_entropy,
 )
+from rmcla_fast.recipes import Recipe
 
 if TYPE_CHECKING:
     from rmcla_fast import data, evaluation, models, training
@@ -25,8 +28,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdversarialExample",
     "JointGradient",
     "JointObjective",
+    "Recipe",
+    "adversarial_example",
     "data",
     "evaluation",
     "joint_gradient",
@@ -34,6 +40,7 @@ __all__ = [
     "models",
     "perturb_step",
     "random_start",
+    "recipes",
     "redistribute_labels",
     "soft_cross_entropy",
     "training",

@@ -1,0 +1,111 @@
+"""Networks by name: `create("preact-resnet18", num_classes=10)`. Images in [0, 1] go in, logits come out."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from rmcla_fast.models.normalize import Normalize
+from rmcla_fast.models.preact_resnet import PreActResNet18
+from rmcla_fast.models.resnet50 import resnet50
+from rmcla_fast.models.small_cnn import SmallCNN
+from rmcla_fast.models.wide_resnet import WideResNet
+
+__all__ = ["Normalize", "PreActResNet18", "SmallCNN", "WideResNet", "create", "names", "resnet50"]
+
+
+def _wide_resnet_28(num_classes: int, channels: int, **normalization: Any) -> nn.Module:
+    return WideResNet(num_classes, channels, depth=28, width=10, **normalization)
+
+
+def _wide_resnet_34(num_classes: int, channels: int, **normalization: Any) -> nn.Module:
+    return WideResNet(num_classes, channels, depth=34, width=10, **normalization)
+
+
+_MODELS: dict[str, Callable[..., nn.Module]] = {
+    "small-cnn": SmallCNN,
+    "preact-resnet18": PreActResNet18,
+    "wrn-28-10": _wide_resnet_28,
+    "wrn-34-10": _wide_resnet_34,
+    "resnet50": resnet50,
+}
+
+
+def names() -> tuple[str, ...]:
+    """The names that `create` knows, beside "package.module:factory"."""
+    return tuple(_MODELS)
+
+
+def create(
+    name: str,
+    num_classes: int,
+    channels: int = 3,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> nn.Module:
+    """A new, randomly initialised network.
+
+    Args:
+        name: one of `names()`, or "package.module:factory" for your own. Your factory is called with those of num_classes,
+            channels, mean and std that it takes by name, and returns a module that maps images in [0, 1] to logits.
+        num_classes: logits a row; at least 2.
+        channels: of the images.
+        mean, std: one number a channel, in the unit of [0, 1] images; the network subtracts and divides, by buffers that
+            travel with its weights. None means 0.5 and 0.5.
+
+    Raises:
+        TypeError, ValueError: an unknown name (with the nearest), a bad number, a factory that is missing or fails to return
+            a module; ImportError with the install command where a network needs a package that is not installed.
+    """
+    for field, value, least in (("num_classes", num_classes, 2), ("channels", channels, 1)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{field} must be an int; got {type(value).__name__}")
+        if value < least:
+            raise ValueError(f"{field} must be at least {least}; got {value}")
+    arguments = {"num_classes": num_classes, "channels": channels, "mean": mean, "std": std}
+    if ":" in name:
+        return _from_factory(name, arguments)
+    if name not in _MODELS:
+        near = difflib.get_close_matches(name, _MODELS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(
+            f"no model is called {name!r}; {hint}there are {', '.join(_MODELS)}, and package.module:factory"
+        )
+    return _MODELS[name](**arguments)
+
+
+def _from_factory(name: str, arguments: dict[str, Any]) -> nn.Module:
+    module_name, _, function_name = name.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"model {name!r} cannot be found: {error}") from error
+    taken = inspect.signature(factory).parameters
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
+        arguments = {field: value for field, value in arguments.items() if field in taken}
+    model = factory(**arguments)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model {name!r} must return a torch.nn.Module; got {type(model).__name__}")
+    return model
+
+
+def count_parameters(model: nn.Module) -> int:
+    """How many trainable numbers the model has."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def weight_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Optimizer groups that decay weights only, as the paper: not biases, and not what normalisation layers scale by."""
+    decayed: list[torch.Tensor] = []
+    kept: list[torch.Tensor] = []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            (decayed if parameter.dim() > 1 else kept).append(parameter)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]

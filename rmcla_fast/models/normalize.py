@@ -1,0 +1,28 @@
+"""Normalisation inside the model: an attack's pixels stay in [0, 1], and the statistics travel with the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Normalize(nn.Module):
+    """(images - mean) / std per channel, (B, C, H, W); the two are buffers of shape (1, C, 1, 1), fixed in training."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, channels: int, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> None:
+        super().__init__()
+        for name, values in (("mean", mean), ("std", std)):
+            numbers = [0.5] * channels if values is None else [float(value) for value in values]
+            if len(numbers) != channels:
+                raise ValueError(f"{name} must have {channels} numbers, one a channel; got {len(numbers)}")
+            if name == "std" and min(numbers) <= 0:
+                raise ValueError(f"std must be positive; got {numbers}")
+            self.register_buffer(name, torch.tensor(numbers).reshape(1, channels, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images - self.mean) / self.std

@@ -1,0 +1,54 @@
+"""Updates that overflowed are skipped on the device: the fp16 loss scale, and the guard against non-finite gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+GROWTH_INTERVAL = 2000
+FIRST_SCALE = 2.0**16
+
+
+class NonFiniteGuard:
+    """Holds back an update whose gradients are not finite, without the host ever reading them.
+
+    A fused optimizer skips by a tensor, `found_inf`. With `scaled` the loss is multiplied by a scale that halves when an
+    update is skipped and doubles after 2,000 that were not (fp16); without it the scale stays 1.
+    """
+
+    def __init__(self, device: torch.device, scaled: bool) -> None:
+        self._scaled = scaled
+        self.scale = torch.full((), FIRST_SCALE if scaled else 1.0, device=device)
+        self.skipped = torch.zeros((), dtype=torch.int64, device=device)
+        self._found_inf = torch.zeros((), device=device)
+        self._growth = torch.zeros((), dtype=torch.int32, device=device)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"scale": self.scale.cpu(), "growth": self._growth.cpu(), "skipped": self.skipped.cpu()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.scale.copy_(state["scale"])
+        self._growth.copy_(state["growth"])
+        self.skipped.copy_(state["skipped"])
+
+    @torch.no_grad()
+    def unscale(self, optimizer: torch.optim.Optimizer) -> None:
+        """Divides the gradients by the scale, and tells the optimizer whether to skip."""
+        self._found_inf.zero_()
+        inverse = self.scale.reciprocal()
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        torch._amp_foreach_non_finite_check_and_unscale_(gradients, self._found_inf, inverse)
+        fused: Any = optimizer
+        fused.found_inf, fused.grad_scale = self._found_inf, None
+
+    @torch.no_grad()
+    def settle(self, model: nn.Module, before: list[Tensor]) -> None:
+        """After the optimizer: takes the buffers back if the update was skipped, counts it, and moves the scale."""
+        skip = self._found_inf > 0
+        for buffer, value in zip(model.buffers(), before, strict=True):
+            torch.where(skip, value, buffer, out=buffer)
+        self.skipped.add_(skip)
+        if self._scaled:
+            torch._amp_update_scale_(self.scale, self._growth, self._found_inf, 2.0, 0.5, GROWTH_INTERVAL)

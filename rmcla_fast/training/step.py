@@ -1,0 +1,228 @@
+"""One update of adversarial training, for every recipe: attack, loss, backward, optimizer, average; nothing on the host."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from rmcla_fast import backend as backends
+from rmcla_fast.example import AdversarialExample, Radii, attack, attack_mode, check, radii, to_float
+from rmcla_fast.ops import checks, soft_cross_entropy
+from rmcla_fast.recipes import Recipe
+from rmcla_fast.targets import last_linear
+from rmcla_fast.training.average import ExponentialAverage
+from rmcla_fast.training.graph import CapturedUpdate
+from rmcla_fast.training.guard import NonFiniteGuard
+from rmcla_fast.training.passes import PRECISIONS, Passes
+
+CAPTURES = ("auto", "eager", "compile", "cuda-graph")
+
+
+class TrainStep:
+    """`step(images, labels)` is one update of the model; it returns the loss, a detached scalar on the device.
+
+    The attack computes the gradient of the images alone, in the recipe's mode; the update computes the gradients of the
+    weights alone, in training mode, so that batch norm's statistics move once (for "trades", whose update has two forward
+    passes, once each). No call reads a tensor on the host, so a GPU never waits.
+
+    Args:
+        model: maps images in [0, 1] to logits; may be wrapped in DistributedDataParallel (not with "cuda-graph").
+        optimizer: over the model's parameters. Fused (`fused=True`) for "cuda-graph", "fp16" and `skip_nonfinite`.
+        recipe: a value of `rmcla_fast.recipes`.
+        ema: follows the weights after each update.
+        precision: "fp32", "bf16" or "fp16": the passes run under autocast; weights, attack and loss stay float32. "fp16"
+            scales the loss, by a scale that lives on the device.
+        capture: "eager"; "compile": the passes as two compiled modules that share the weights; "cuda-graph": the whole
+            update, around the two compiled modules, as one CUDA graph; "auto": "cuda-graph" on a GPU where the optimizer
+            allows it, "compile" on a GPU where not, else "eager". The numbers agree within rounding. A batch of another
+            shape than the first runs eager.
+        seed: of the noise; the n-th call draws from (seed, n). A rank goes into the upper 32 bits.
+        clip_norm: gradients are scaled down to this norm, where given.
+        skip_nonfinite: an update whose gradients are not finite changes nothing and is counted in `skipped`.
+
+    Raises:
+        TypeError, ValueError: one sentence that names the argument.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        recipe: Recipe,
+        *,
+        ema: ExponentialAverage | None = None,
+        precision: str = "fp32",
+        capture: str = "auto",
+        seed: int = 0,
+        clip_norm: float | None = None,
+        skip_nonfinite: bool = False,
+    ) -> None:
+        _check_arguments(model, optimizer, recipe, ema, precision, capture, seed, clip_norm)
+        self.model, self.optimizer, self.recipe, self.ema = model, optimizer, recipe, ema
+        self.calls = 0
+        device = next(model.parameters()).device
+        capture = _resolve_capture(capture, model, optimizer, device)
+        self.capture = capture
+        self._clip_norm = clip_norm
+        self._passes = Passes(model, precision, compiled=capture in ("compile", "cuda-graph"))
+        self._weight = last_linear(model) if recipe.target in ("mosa", "mix") else None
+        self._rng = torch.tensor([_signed(seed), 0], dtype=torch.int64, device=device)
+        self._radii = torch.tensor(radii(recipe), dtype=torch.float32, device=device)
+        self._epsilon = recipe.epsilon
+        self._guard: NonFiniteGuard | None = None
+        if precision == "fp16" or skip_nonfinite:
+            if not _is_fused(optimizer):
+                what = 'precision "fp16"' if precision == "fp16" else "skip_nonfinite"
+                raise ValueError(f"{what} needs an optimizer made with fused=True, which can skip an update by itself")
+            self._guard = NonFiniteGuard(device, scaled=precision == "fp16")
+        self._captured = CapturedUpdate(self._update, optimizer, device) if capture == "cuda-graph" else None
+
+    def __call__(self, images: Tensor, labels: Tensor, start: Tensor | None = None) -> Tensor:
+        """One update.
+
+        Args:
+            images: (B, C, H, W) float in [0, 1], or uint8 that means value / 255, on the model's device.
+            labels: (B,) int64.
+            start: where the attack starts, float32 (B, C, H, W), if it is drawn already; it is overwritten.
+        """
+        check(self.model, images, labels, self.recipe)
+        if len(images) == 0:
+            raise ValueError("images must hold at least one image; got an empty batch")
+        checks.same_device("images", images, self._rng, "the model")
+        if not self.model.training:
+            self.model.train()
+        update = self._update if self._captured is None else self._captured
+        loss = update(images, labels, start)
+        self.calls += 1
+        return loss
+
+    @property
+    def epsilon(self) -> float:
+        """The radius of the next update. Setting it scales the attack's step and start too, and recaptures nothing."""
+        return self._epsilon
+
+    @epsilon.setter
+    def epsilon(self, value: float) -> None:
+        self._epsilon = checks.not_negative("epsilon", value)
+        for place, size in enumerate(radii(self.recipe, value)):
+            self._radii[place].fill_(size)
+
+    @property
+    def skipped(self) -> Tensor | None:
+        """How many updates were skipped, an int64 scalar on the device; None where none can be."""
+        return None if self._guard is None else self._guard.skipped
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next call depends on beside model, optimizer and average: the count of calls and the loss scale."""
+        guard = {} if self._guard is None else {"guard": self._guard.state_dict()}
+        return {"step": self.calls, "epsilon": self._epsilon, **guard}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.calls = int(state["step"])
+        self._rng[1].fill_(self.calls)
+        self.epsilon = state["epsilon"]
+        if self._guard is not None and "guard" in state:
+            self._guard.load_state_dict(state["guard"])
+
+    def _update(self, images: Tensor, labels: Tensor, start: Tensor | None = None) -> Tensor:
+        self.optimizer.zero_grad(set_to_none=True)
+        images = self._passes.layout(images)
+        with attack_mode(self._passes.attacked, self.recipe.attack_mode):
+            example = attack(
+                self._passes.attack,
+                images,
+                labels,
+                self.recipe,
+                Radii(*self._radii.unbind()),
+                rng=self._rng,
+                weight=self._weight,
+                start=start if start is None else self._passes.layout(start),
+            )
+        guard = self._guard
+        before = [] if guard is None else [buffer.clone() for buffer in self.model.buffers()]
+        loss = self._backward(example, images, labels)
+        if guard is not None:
+            guard.unscale(self.optimizer)
+        if self._clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self._clip_norm)
+        self.optimizer.step()
+        if guard is not None:
+            guard.settle(self.model, before)
+        if self.ema is not None:
+            self.ema.update(self._passes.attacked)
+        self._rng[1].add_(1)
+        return loss
+
+    def _backward(self, example: AdversarialExample, images: Tensor, labels: Tensor) -> Tensor:
+        """The forward in training mode, the loss, and the weights' gradients (times the loss scale)."""
+        scale = None if self._guard is None else self._guard.scale
+        if self.recipe.outer_loss == "trades":
+            clean, adversarial = self._passes.update(to_float(images)), self._passes.update(example.images)
+            divergence = nn.functional.kl_div(
+                adversarial.float().log_softmax(1), clean.float().log_softmax(1), reduction="batchmean", log_target=True
+            )
+            loss = soft_cross_entropy(clean, labels) + self.recipe.trades_weight * divergence
+            (loss if scale is None else loss * scale).backward()
+            return loss.detach()
+        logits = self._passes.update(example.images)
+        targets = labels if example.soft_labels is None else example.soft_labels
+        # The operator makes the loss and its gradient in one pass: no node of autograd stands between it and the network.
+        operator = backends.choose("soft_cross_entropy", logits, None)
+        loss, grad_logits, _ = operator(logits.detach(), targets, "mean", False)
+        grad_logits.div_(len(labels)) if scale is None else grad_logits.mul_(scale / len(labels))
+        logits.backward(grad_logits)
+        return loss
+
+
+def _check_arguments(
+    model: Any, optimizer: Any, recipe: Any, ema: Any, precision: Any, capture: Any, seed: Any, clip_norm: Any
+) -> None:
+    for name, value, kind in (
+        ("model", model, nn.Module),
+        ("optimizer", optimizer, torch.optim.Optimizer),
+        ("recipe", recipe, Recipe),
+        ("ema", ema, ExponentialAverage),
+        ("seed", seed, int),
+    ):
+        if not isinstance(value, kind) and not (name == "ema" and value is None):
+            raise TypeError(f"{name} must be of type {kind.__name__}; got {type(value).__name__}")
+    if next(model.parameters(), None) is None:
+        raise ValueError("model must have parameters; it has none")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(map(repr, PRECISIONS))}; got {precision!r}")
+    if capture not in CAPTURES:
+        raise ValueError(f"capture must be one of {', '.join(map(repr, CAPTURES))}; got {capture!r}")
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed must fit 64 bits; got {seed}")
+    if clip_norm is not None:
+        checks.positive("clip_norm", clip_norm)
+
+
+def _resolve_capture(capture: str, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> str:
+    if capture not in ("auto", "cuda-graph"):
+        return capture
+    reason = ""
+    if device.type != "cuda":
+        reason = f"the model is on {device}, and a CUDA graph needs a CUDA device"
+    elif isinstance(model, DistributedDataParallel):
+        reason = "DistributedDataParallel's reducer works on the host; use capture 'compile'"
+    elif not _is_fused(optimizer):
+        reason = "the optimizer must be made with fused=True, so that it reads its learning rate on the device"
+    if capture == "cuda-graph" and reason:
+        raise ValueError(f"capture 'cuda-graph' cannot be had: {reason}")
+    if capture == "auto" and reason:
+        return "compile" if device.type == "cuda" else "eager"
+    return "cuda-graph"
+
+
+def _is_fused(optimizer: torch.optim.Optimizer) -> bool:
+    return all(group.get("fused") for group in optimizer.param_groups)
+
+
+def _signed(seed: int) -> int:
+    """The int64 with the seed's 64 bits."""
+    return seed - 2**64 if seed >= 2**63 else seed
