@@ -18,6 +18,14 @@ class RunFailed(UserError):
     exit_code = 1
 
 
+class Interrupted(RunFailed):
+    """A run that Ctrl-C or SIGTERM ended, after its checkpoint was written. Exit code 128 plus the signal, as in a shell."""
+
+    def __init__(self, text: str, signal: int) -> None:
+        super().__init__(text)
+        self.exit_code = 128 + signal
+
+
 def need(module: str, extra: str, purpose: str) -> ModuleType:
     """Imports `module`, or says in one sentence which extra brings it.
 

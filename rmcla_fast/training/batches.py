@@ -27,7 +27,9 @@ def steps_in_epoch(count: int, batch_size: int) -> int:
         UserError: fewer images than a batch.
     """
     if count < batch_size:
-        raise UserError(f"the data set has {count} training images, fewer than a batch; give --batch-size {count} or less")
+        raise UserError(
+            f"the data set has {count} training images, fewer than a batch; give --batch-size {count} or less"
+        )
     return count // batch_size + (count % batch_size > 1)
 
 

@@ -140,7 +140,14 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "cifar100": {**PAPER, "beta": 11.0},
     "svhn": PAPER,
     "folder": {**PAPER, "model": "preact-resnet18"},
-    "imagenet": {**PAPER, "model": "resnet50", "epochs": 90, "batch_size": 256, "epsilon": 16 / 255, "monitor_images": 256},
+    "imagenet": {
+        **PAPER,
+        "model": "resnet50",
+        "epochs": 90,
+        "batch_size": 256,
+        "epsilon": 16 / 255,
+        "monitor_images": 256,
+    },
 }
 
 
@@ -175,7 +182,9 @@ def _check(config: TrainConfig) -> None:
     for name in ("images_per_class", "threads"):
         _require(getattr(config, name) is None or getattr(config, name) >= 1, name, config, "at least 1")
     for name in ("lr", "beta"):
-        _require(math.isfinite(getattr(config, name)) and getattr(config, name) > 0, name, config, "positive and finite")
+        _require(
+            math.isfinite(getattr(config, name)) and getattr(config, name) > 0, name, config, "positive and finite"
+        )
     for name in ("weight_decay", "clip_grad"):
         _require(math.isfinite(getattr(config, name)) and getattr(config, name) >= 0, name, config, "0 or more")
     for name in ("momentum", "ema"):

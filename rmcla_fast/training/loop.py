@@ -12,18 +12,17 @@ import torch
 from torch import Tensor
 
 from rmcla_fast import data as datasets
-from rmcla_fast.data.splits import DataSplits, hold_out
+from rmcla_fast.data.splits import DataSplits
 from rmcla_fast.errors import Interrupted, RunFailed, UserError
 from rmcla_fast.training import checkpoint
-from rmcla_fast.training.batches import Batches
 from rmcla_fast.training.config import TrainConfig
 from rmcla_fast.training.interrupt import StopRequest
-from rmcla_fast.training.monitor import Monitor, Watched
+from rmcla_fast.training.monitor import Watched
 from rmcla_fast.training.plots import draw_curves
 from rmcla_fast.training.progress import Display, shown
 from rmcla_fast.training.run_folder import RunFolder, open_run
-from rmcla_fast.training.setup import Parts, build, choose_device, describe
 from rmcla_fast.training.schedule import set_rate, warmed_up
+from rmcla_fast.training.setup import Parts, build, choose_device, describe
 
 
 def train(config: TrainConfig, *, quiet: bool = True) -> Path:
@@ -139,7 +138,9 @@ class _Run:
             self.recent = list(kept["recent"])
             fits = kept["total_steps"] == self.total_steps
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
-            raise UserError(f"the checkpoint in {self.folder} does not fit this model ({_first_line(error)})") from error
+            raise UserError(
+                f"the checkpoint in {self.folder} does not fit this model ({_first_line(error)})"
+            ) from error
         if not fits:
             raise UserError(
                 f"the data set has changed since {self.folder} was started: {kept['total_steps']} updates were planned, "
@@ -159,7 +160,9 @@ class _Run:
                 elif self.step:
                     self.display.say(f"resuming {self.folder} at step {self.step} of {self.total_steps}")
                 else:
-                    self.display.say(f"training {config.model} with {config.recipe} on {parts.device}; writing {self.folder}")
+                    self.display.say(
+                        f"training {config.model} with {config.recipe} on {parts.device}; writing {self.folder}"
+                    )
                 while self.epoch < (config.epochs or 0):
                     self._epoch(stop)
             if not finished:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import TracebackType
 
 from rmcla_fast.errors import need
@@ -50,3 +52,9 @@ class Display:
     def say(self, text: str) -> None:
         """A line that stays, above the bar."""
         self._console.print(text, markup=False, soft_wrap=True)
+
+
+def shown(paths: Sequence[Path], what: str) -> Iterator[Path]:
+    """The files, behind a bar on stderr, for data sets that are decoded once."""
+    console = need("rich.console", "train", "the progress bar").Console(stderr=True)
+    yield from need("rich.progress", "train", "the progress bar").track(paths, description=what, console=console)

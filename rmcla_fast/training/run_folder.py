@@ -66,7 +66,9 @@ class RunFolder:
             self._metrics.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
             self._metrics.flush()
         except OSError as error:
-            raise RunFailed(f"{self.path / METRICS} could not be written ({error.strerror}); --resume goes on") from error
+            raise RunFailed(
+                f"{self.path / METRICS} could not be written ({error.strerror}); --resume goes on"
+            ) from error
         for name, value in values.items():
             if isinstance(value, float):
                 self._events.add_scalar(f"{kind}/{name}", value, step)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from rmcla_fast.models import weight_groups
 
 SCHEDULES = ("piecewise", "one-cycle")
 MILESTONES = (0.5, 0.75)  # the paper: 0.1 times after epochs 100 and 150 of 200
@@ -41,20 +42,12 @@ def warmed_up(epsilon: float, step: int, warm_up_steps: int) -> float:
     return epsilon if step >= warm_up_steps else epsilon * (step + 1) / (warm_up_steps + 1)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weights (matrices and convolutions) decay; biases and batch norm's scales, which are vectors, do not."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [parameter for parameter in trained if parameter.dim() > 1], "weight_decay": weight_decay},
-        {"params": [parameter for parameter in trained if parameter.dim() <= 1], "weight_decay": 0.0},
-    ]
-
-
 def build_optimizer(model: nn.Module, rate: float, momentum: float, weight_decay: float) -> torch.optim.Optimizer:
     """Fused SGD (Nesterov off) with the learning rate as a tensor on the model's device, which a captured graph reads."""
     device = next(model.parameters()).device
-    groups = [group for group in parameter_groups(model, weight_decay) if group["params"]]
-    return torch.optim.SGD(groups, lr=torch.tensor(rate, device=device), momentum=momentum, fused=True)
+    return torch.optim.SGD(
+        weight_groups(model, weight_decay), lr=torch.tensor(rate, device=device), momentum=momentum, fused=True
+    )
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -1,0 +1,133 @@
+"""From the options to the parts of a run: model, optimizer, update, batches and monitor."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+import rmcla_fast
+from rmcla_fast import models, recipes
+from rmcla_fast.data.splits import DataSplits, hold_out
+from rmcla_fast.epsilon import format_epsilon, parse_epsilon
+from rmcla_fast.errors import UserError
+from rmcla_fast.recipes import Recipe
+from rmcla_fast.training.average import ExponentialAverage
+from rmcla_fast.training.batches import Batches
+from rmcla_fast.training.config import TrainConfig
+from rmcla_fast.training.monitor import Monitor
+from rmcla_fast.training.schedule import Schedule, build_optimizer
+from rmcla_fast.training.step import TrainStep
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of."""
+
+    device: torch.device
+    recipe: Recipe
+    model: nn.Module
+    ema: ExponentialAverage | None
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    step: TrainStep
+    batches: Batches
+    monitor: Monitor | None
+    warm_up_steps: int
+
+    @property
+    def watched(self) -> nn.Module:
+        """The weights that count: the average where there is one."""
+        return self.model if self.ema is None else self.ema.module
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device by its name, or a GPU where there is one.
+
+    Raises:
+        UserError: no such device here.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def choose_recipe(config: TrainConfig) -> Recipe:
+    """The recipe by its name, at the run's epsilon and beta; UserError where there is none of that name."""
+    try:
+        return recipes.get(config.recipe or "").replace(epsilon=config.epsilon, beta=config.beta)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def build(config: TrainConfig, splits: DataSplits, device: torch.device) -> Parts:
+    """Everything that a run needs, at step 0; `config` is resolved.
+
+    Raises:
+        UserError: one sentence: an unknown recipe or model, a precision that the device lacks, too few images.
+    """
+    recipe = choose_recipe(config)
+    seed, batch_size, precision = config.seed or 0, config.batch_size or 0, config.precision or "fp32"
+    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UserError(f"--precision bf16 is not supported by {torch.cuda.get_device_name(device)}; use fp16 or fp32")
+    kept, held_out = splits.train, None
+    if config.monitor_images:
+        count = min(config.monitor_images, len(kept) // 10)
+        kept, held_out = hold_out(kept, count, splits.num_classes, seed)
+    batches = Batches(kept, batch_size, seed, device, bool(config.augment))
+    torch.manual_seed(seed)
+    model = create_model(config.model or "", splits.num_classes, kept.images.shape[1]).to(device)
+    if device.type == "cuda":
+        model = model.to(memory_format=torch.channels_last)
+    schedule = Schedule(config.schedule or "", config.lr or 0.0, (config.epochs or 0) * batches.steps)
+    optimizer = build_optimizer(model, schedule.rate(0), config.momentum or 0.0, config.weight_decay or 0.0)
+    ema = ExponentialAverage(model, config.ema) if config.ema else None
+    try:
+        step = TrainStep(
+            model,
+            optimizer,
+            recipe,
+            ema=ema,
+            precision=precision,
+            capture=config.capture or "auto",
+            seed=seed,
+            clip_norm=config.clip_grad or None,
+            skip_nonfinite=bool(config.skip_nonfinite),
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    monitor = Monitor(held_out, recipe.epsilon, device, seed) if held_out is not None and len(held_out) else None
+    warm_up_steps = (config.epsilon_warmup or 0) * batches.steps
+    return Parts(device, recipe, model, ema, optimizer, schedule, step, batches, monitor, warm_up_steps)
+
+
+def create_model(name: str, num_classes: int, channels: int) -> nn.Module:
+    """The network by its name; UserError, with the names there are, where it cannot be had."""
+    try:
+        return models.create(name, num_classes, channels)
+    except (ValueError, TypeError, ImportError) as error:
+        raise UserError(str(error)) from error
+
+
+def describe(config: TrainConfig, splits: DataSplits) -> dict[str, Any]:
+    """config.json: every option as it was resolved, and what the data set and the library were."""
+    images = splits.train.images
+    return {
+        **dataclasses.asdict(config),
+        "epsilon_text": format_epsilon(parse_epsilon(config.epsilon or 0.0)),
+        "num_classes": splits.num_classes,
+        "channels": images.shape[1],
+        "image_size": list(images.shape[2:]),
+        "train_images": len(splits.train),
+        "classes": list(splits.classes),
+        "rmcla_fast": rmcla_fast.__version__,
+        "torch": str(torch.__version__),
+    }
