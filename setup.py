@@ -25,11 +25,11 @@ def lost(what: str, why: str) -> None:
 
 
 def cuda_home() -> Path | None:
-    """The toolkit that has nvcc, headers and libcudart together; the nvcc on PATH may be a wrapper that lives elsewhere."""
+    """The toolkit that has nvcc, headers and libcudart together; an nvcc on PATH may be a mere wrapper."""
     nvcc = shutil.which("nvcc")
     candidates = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
     candidates += [nvcc and Path(nvcc).resolve().parent.parent, "/usr/local/cuda"]
-    candidates += sorted(Path("/usr/local").glob("cuda-*"), reverse=True) + ["/usr/lib/cuda"]
+    candidates += [*sorted(Path("/usr/local").glob("cuda-*"), reverse=True), "/usr/lib/cuda"]
     for home in (Path(candidate) for candidate in candidates if candidate):
         if (home / "bin/nvcc").exists() and any(home.glob("lib*/libcudart.so*")):
             return home
@@ -45,7 +45,9 @@ def why_no_cuda(torch, home: Path | None) -> str:
     release = subprocess.run([home / "bin/nvcc", "--version"], capture_output=True, text=True).stdout
     found = re.search(r"release (\d+)\.", release)
     if not found or found[1] != torch.version.cuda.split(".")[0]:
-        return f"nvcc in {home} is release {found[1] if found else '?'} and torch was built with CUDA {torch.version.cuda}"
+        return (
+            f"nvcc in {home} is release {found[1] if found else '?'} and torch was built with CUDA {torch.version.cuda}"
+        )
     return ""
 
 
@@ -58,7 +60,7 @@ def extension() -> dict:
         import torch
     except ImportError:
         lost(
-            "the compiled kernels are NOT built; the plain-torch reference (on a GPU: Triton) runs, many times slower on a CPU",
+            "the compiled kernels are NOT built; the plain-torch reference (on a GPU: Triton) runs instead",
             "torch cannot be imported in this build; install torch, then: pip install --no-build-isolation .",
         )
         return {}
@@ -101,7 +103,11 @@ def extension() -> dict:
     else:
         sources += sorted(ROOT.glob("csrc/cuda/*.cu"))
         quoted = '"' + os.environ["TORCH_CUDA_ARCH_LIST"] + '"'
-        kind, flags, macros = CUDAExtension, {"cxx": cpp, "nvcc": nvcc}, [("RMCLA_WITH_CUDA", None), ("RMCLA_CUDA_ARCHITECTURES", quoted)]
+        kind, flags, macros = (
+            CUDAExtension,
+            {"cxx": cpp, "nvcc": nvcc},
+            [("RMCLA_WITH_CUDA", None), ("RMCLA_CUDA_ARCHITECTURES", quoted)],
+        )
     module = kind(
         "rmcla_fast._C",
         [str(path.relative_to(ROOT)) for path in sources],

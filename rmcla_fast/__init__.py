@@ -13,6 +13,7 @@ from rmcla_fast.example import AdversarialExample, adversarial_example
 from rmcla_fast.ops import (
     JointGradient,
     JointObjective,
+    augment_start,
     joint_gradient,
     joint_objective,
     perturb_step,
@@ -33,6 +34,7 @@ __all__ = [
     "JointObjective",
     "Recipe",
     "adversarial_example",
+    "augment_start",
     "data",
     "evaluation",
     "joint_gradient",

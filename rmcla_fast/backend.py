@@ -1,6 +1,7 @@
 """Which implementation of an operator runs: the compiled kernels ("cpu", "cuda"), Triton, or the plain-torch reference.
 
-The `backend` argument wins over the environment variable RMCLA_BACKEND (read once, at import), which wins over the choice
+The `backend` argument wins over the environment variable RMCLA_BACKEND (read once, at import), which wins over the
+choice
 made here: CPU tensors take "cpu", else "reference"; CUDA tensors take "cuda", else "triton", else "reference".
 """
 
@@ -32,16 +33,16 @@ def define(stem: str, name: str, schema: str, fake: Callable[..., Any]) -> None:
     """Registers operator `name` with PyTorch under its one schema, for every backend.
 
     `rmcla_fast::NAME` belongs to the C++ and CUDA kernels, which register themselves when the extension loads; without
-    them it runs the reference. `rmcla_fast::NAME_reference` and `rmcla_fast::NAME_triton` run the function of that name in
-    `rmcla_fast.reference.STEM` and `rmcla_fast.triton_kernels.STEM`. An overload "NAME.out" is registered likewise, and
-    finds `NAME_out`. None is differentiable: outputs never require grad (the public functions add the derivative).
+    them it runs the reference. `rmcla_fast::NAME_reference` and `rmcla_fast::NAME_triton` run the function of that name
+    in `rmcla_fast.reference.STEM` and `rmcla_fast.triton_kernels.STEM`. An overload "NAME.out" is registered likewise,
+    and finds `NAME_out`. None is differentiable: outputs never require grad (the public functions add the derivative).
     """
     base, _, overload = name.partition(".")
     function = f"{base}_{overload}" if overload else base
     reference = getattr(importlib.import_module(f"rmcla_fast.reference.{stem}"), function)
 
-    def triton(*args: Any) -> Any:
-        return getattr(importlib.import_module(f"rmcla_fast.triton_kernels.{stem}"), function)(*args)
+    def triton(*args: Any, **kwargs: Any) -> Any:
+        return getattr(importlib.import_module(f"rmcla_fast.triton_kernels.{stem}"), function)(*args, **kwargs)
 
     suffix = f".{overload}" if overload else ""
     for qualified, implementation in {

@@ -28,32 +28,37 @@ inline LabelScheme parse_label_scheme(std::string_view word) {
 
 inline void check_logits(const at::Tensor& logits) {
   TORCH_CHECK_TYPE(at::isFloatingType(logits.scalar_type()), "logits must be float; got ", logits.scalar_type());
-  TORCH_CHECK_VALUE(logits.dim() == 2 && logits.size(1) >= 2, "logits must have shape (B, C), C >= 2; got ", logits.sizes());
+  TORCH_CHECK_VALUE(logits.dim() == 2 && logits.size(1) >= 2, "logits must have shape (B, C), C >= 2; got ",
+                    logits.sizes());
 }
 
 inline void check_classes(const char* name, const at::Tensor& labels, const at::Tensor& logits) {
   TORCH_CHECK_TYPE(labels.scalar_type() == at::kLong, name, " must be int64; got ", labels.scalar_type());
   TORCH_CHECK_VALUE(labels.dim() == 1 && labels.size(0) == logits.size(0), name, " must have shape (", logits.size(0),
                     ",); got ", labels.sizes());
-  TORCH_CHECK_VALUE(labels.device() == logits.device(), name, " must be on ", logits.device(), "; got ", labels.device());
+  TORCH_CHECK_VALUE(labels.device() == logits.device(), name, " must be on ", logits.device(), "; got ",
+                    labels.device());
 }
 
 inline void check_like(const char* name, const at::Tensor& tensor, const at::Tensor& images) {
-  TORCH_CHECK_VALUE(tensor.sizes() == images.sizes(), name, " must have shape ", images.sizes(), "; got ", tensor.sizes());
-  TORCH_CHECK_VALUE(tensor.device() == images.device(), name, " must be on ", images.device(), "; got ", tensor.device());
+  TORCH_CHECK_VALUE(tensor.sizes() == images.sizes(), name, " must have shape ", images.sizes(), "; got ",
+                    tensor.sizes());
+  TORCH_CHECK_VALUE(tensor.device() == images.device(), name, " must be on ", images.device(), "; got ",
+                    tensor.device());
 }
 
 // A float, or a float32 tensor of shape () or (B,), read where the kernel runs.
 inline void check_per_image(const char* name, const std::optional<at::Tensor>& values, const at::Tensor& images) {
   if (!values) return;
   TORCH_CHECK_TYPE(values->scalar_type() == at::kFloat, name, " must be float32; got ", values->scalar_type());
-  TORCH_CHECK_VALUE(values->dim() == 0 || (values->dim() == 1 && images.dim() && values->size(0) == images.size(0)), name,
-                    " must have shape () or (B,); got ", values->sizes());
-  TORCH_CHECK_VALUE(values->device() == images.device(), name, " must be on ", images.device(), "; got ", values->device());
+  TORCH_CHECK_VALUE(values->dim() == 0 || (values->dim() == 1 && images.dim() && values->size(0) == images.size(0)),
+                    name, " must have shape () or (B,); got ", values->sizes());
+  TORCH_CHECK_VALUE(values->device() == images.device(), name, " must be on ", images.device(), "; got ",
+                    values->device());
 }
 
-// The images if their memory has no gaps and no overlaps, in any order of dimensions; else a contiguous copy. Element-wise
-// kernels then run over flat memory, where the image of element i is (i / stride(0)) % B.
+// The images if their memory has no gaps and no overlaps, in any order of dimensions; else a contiguous copy.
+// Element-wise kernels then run over flat memory, where the image of element i is (i / stride(0)) % B.
 inline at::Tensor as_dense(const at::Tensor& images) {
   return images.is_non_overlapping_and_dense() ? images : images.contiguous();
 }

@@ -1,4 +1,5 @@
-// The row arithmetic of joint_gradient and redistribute_labels: the paper's closed forms, written once for host and device.
+// The row arithmetic of joint_gradient and redistribute_labels: the paper's closed forms, written once for host and
+// device.
 #pragma once
 
 #include "common/macros.h"

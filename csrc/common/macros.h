@@ -1,4 +1,5 @@
-// Functions that host and device share. On the host they must be inlined into callers compiled for a wider instruction set.
+// Functions that host and device share. On the host they must be inlined into callers compiled for a wider instruction
+// set.
 #pragma once
 
 #if defined(__CUDACC__)

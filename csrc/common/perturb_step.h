@@ -5,8 +5,8 @@
 
 namespace rmcla {
 
-// clip(clip(image + step * sign, center - radius, center + radius), lower, upper). sign is -1, 0, +1 or NaN; NaN anywhere
-// gives NaN. step * sign is exact, so contracting the multiply-add changes no bit.
+// clip(clip(image + step * sign, center - radius, center + radius), lower, upper). sign is -1, 0, +1 or NaN; NaN
+// anywhere gives NaN. step * sign is exact, so contracting the multiply-add changes no bit.
 template <typename T>
 RMCLA_SHARED T clipped_step(T image, T step, T sign, T center, T radius, T lower, T upper) {
   const T least = center - radius;

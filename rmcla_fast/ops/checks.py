@@ -104,6 +104,21 @@ def per_image(name: str, tensor: Tensor, images: Tensor) -> Tensor:
     return tensor
 
 
+def random_state(rng: Any, like: Tensor, like_name: str) -> None:
+    """An int64 tensor (seed, step) on the device of `like`."""
+    if not isinstance(rng, Tensor) or rng.dtype != torch.int64:
+        got = rng.dtype if isinstance(rng, Tensor) else type(rng).__name__
+        raise TypeError(f"rng must be an int64 tensor (seed, step); got {got}")
+    if rng.shape != (2,):
+        raise ValueError(f"rng must have shape (2,), seed and step; got {tuple(rng.shape)}")
+    same_device("rng", rng, like, like_name)
+
+
+def boolean(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool; got {type(value).__name__}")
+
+
 def output(out: Any, shape: torch.Size, dtype: torch.dtype, like: Tensor, like_name: str) -> None:
     """A buffer that may be written: right shape, dtype and device, and no part of an autograd graph."""
     if not isinstance(out, Tensor):

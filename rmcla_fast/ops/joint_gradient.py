@@ -1,4 +1,4 @@
-"""`joint_gradient`, `joint_objective` and `redistribute_labels`: what one row of logits says about the image and its label."""
+"""`joint_gradient`, `joint_objective` and `redistribute_labels`: what logits say about image and label."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def _arguments(
     target_labels = None
     if isinstance(target, Tensor):
         checks.class_indices("target", target, logits)
-        target, target_labels = "given", target
+        target_labels, target = target, "given"
     elif target not in TARGETS:
         raise ValueError(f"target must be one of {', '.join(map(repr, TARGETS))} or an int64 tensor; got {target!r}")
     return labels, target, target_labels, *_rule(beta, gamma, top_k, label_scheme, LABEL_SCHEMES)
@@ -146,7 +146,7 @@ def joint_gradient(
     From "Bilateral Adversarial Training" (Wang and Zhang, ICCV 2019), section 3 and equations 2 to 6 of its supplement.
     With z a row of logits, c its label, k over the other classes, p = softmax(z), v_k = -log p_k::
 
-        objective    "mc", "ll" or given   -CE(z, t) = log p_t; t the class k with the largest or smallest z_k, or as given
+        objective    "mc", "ll" or given   -CE(z, t) = log p_t; t is the k with the largest or smallest z_k, or given
                      "untargeted"          +CE(z, c)
                      "margin"              max_k z_k - z_c
         soft_labels  "main"                y_k = s_k / D, y_c = beta max_k s_k / D, s_k = v_k - min_k v_k + gamma
@@ -155,7 +155,8 @@ def joint_gradient(
     so that a step along +grad raises the objective, and the label keeps `y_c >= beta max_k y_k`.
 
     Args:
-        logits: (B, C) float32, float64, float16 or bfloat16, any stride, C >= 2. Arithmetic is float32 (float64 for float64).
+        logits: (B, C) float32, float64, float16 or bfloat16, any stride, C >= 2. Arithmetic is float32 (float64 for
+            float64).
         labels: (B,) int64, the true classes.
         target: "mc" (most confusing), "ll" (least likely), "untargeted", "margin", or an int64 tensor (B,).
         beta: how many times the largest other share the true class keeps; positive.
@@ -165,13 +166,13 @@ def joint_gradient(
         backend: None (choose), "reference", "cpu", "triton" or "cuda".
 
     Returns:
-        JointGradient: objective (B,), grad_logits (B, C) *not* divided by B, soft_labels (B, C), targets (B,) (the labels
-        when untargeted, the most confusing class for the margin). Ties go to the lower class. Nothing requires grad. A row
-        with NaN or infinity gives NaN and target -1; so does, on a GPU, a row whose label is no class.
+        JointGradient: objective (B,), grad_logits (B, C) *not* divided by B, soft_labels (B, C), targets (B,) (the
+        labels when untargeted, the most confusing class for the margin). Ties go to the lower class. Nothing requires
+        grad. A row with NaN or infinity gives NaN and target -1; so does, on a GPU, a row whose label is no class.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong kind, shape, dtype, device or range; on a CPU also a label outside
-            [0, C).
+        TypeError, ValueError: an argument of the wrong kind, shape, dtype, device or range; on a CPU also a label
+            outside [0, C).
     """
     arguments = _arguments(logits, labels, target, beta, gamma, top_k, label_scheme)
     return JointGradient(*backends.choose("joint_gradient", logits, backend)(logits, *arguments))
@@ -211,8 +212,8 @@ def redistribute_labels(
 ) -> Tensor:
     """The adversarial labels of `joint_gradient` alone: (B, C) float32 (float64 for float64 logits), rows sum to 1.
 
-    Arguments, equations and errors are those of `joint_gradient`, with label_scheme "main" or "sup". `out` is written and
-    returned where given: (B, C) in the result's dtype, not requiring grad. Not differentiable.
+    Arguments, equations and errors are those of `joint_gradient`, with label_scheme "main" or "sup". `out` is written
+    and returned where given: (B, C) in the result's dtype, not requiring grad. Not differentiable.
     """
     checks.logits(logits)
     checks.class_indices("labels", labels, logits)

@@ -21,9 +21,7 @@ _ARGUMENTS = (
     "float lower, float upper"
 )
 backends.define("perturb_step", "perturb_step", f"({_ARGUMENTS}) -> Tensor", _fake)
-backends.define(
-    "perturb_step", "perturb_step.out", f"({_ARGUMENTS}, *, Tensor(a!) out) -> ()", lambda *_, **__: None
-)
+backends.define("perturb_step", "perturb_step.out", f"({_ARGUMENTS}, *, Tensor(a!) out) -> ()", lambda *_, **__: None)
 
 
 def perturb_step(
@@ -56,8 +54,8 @@ def perturb_step(
         backend: None (choose), "reference", "cpu", "triton" or "cuda".
 
     Returns:
-        The images' shape and dtype, in their memory layout (contiguous where they are not dense). NaN in any of the three
-        tensors gives NaN in that element. Not differentiable: it never requires grad.
+        The images' shape and dtype, in their memory layout (contiguous where they are not dense). NaN in any of the
+        three tensors gives NaN in that element. Not differentiable: it never requires grad.
 
     Raises:
         TypeError, ValueError: an argument of the wrong kind, shape, dtype, device or range.

@@ -1,4 +1,4 @@
-"""`random_start`: uniform noise in the epsilon ball, from a counter-based generator that a captured graph can replay."""
+"""`random_start`: uniform noise in the epsilon ball, from a counter-based generator."""
 
 from __future__ import annotations
 
@@ -22,9 +22,7 @@ def _fake(images: Tensor, *_: Any) -> Tensor:
 
 _ARGUMENTS = "Tensor images, float epsilon, Tensor? epsilons, Tensor rng, float lower, float upper, bool clip"
 backends.define("random_start", "random_start", f"({_ARGUMENTS}) -> Tensor", _fake)
-backends.define(
-    "random_start", "random_start.out", f"({_ARGUMENTS}, *, Tensor(a!) out) -> ()", lambda *_, **__: None
-)
+backends.define("random_start", "random_start.out", f"({_ARGUMENTS}, *, Tensor(a!) out) -> ()", lambda *_, **__: None)
 
 
 def random_start(
@@ -47,31 +45,26 @@ def random_start(
 
     Args:
         images: any shape and layout, uint8 (value / 255), float32, float64, float16 or bfloat16.
-        epsilon: the radius, in the unit of [0, 1] images (8/255): a float, not negative, or a float32 tensor on the images'
-            device of shape () or (B,). A negative or NaN value in a tensor gives NaN in that image.
-        rng: int64 tensor (seed, step) on the images' device, read by the kernel and never advanced: a captured CUDA graph
-            draws fresh noise when the step in it changes.
+        epsilon: the radius, in the unit of [0, 1] images (8/255): a float, not negative, or a float32 tensor on the
+            images' device of shape () or (B,). A negative or NaN value in a tensor gives NaN in that image.
+        rng: int64 tensor (seed, step) on the images' device, read by the kernel and never advanced: a captured CUDA
+            graph draws fresh noise when the step in it changes.
         lower, upper: the pixel range, used where `clip`.
         clip: whether to clip to the pixel range.
         out: written and returned where given; the result's shape and dtype, and may be `images`.
         backend: None (choose), "reference", "cpu", "triton" or "cuda".
 
     Returns:
-        The images' shape, in their dtype (float32 for uint8) and memory layout (contiguous where they are not dense). The
+        The images' shape, in their dtype (float32 for uint8) and memory layout (contiguous where they are not dense).
+        The
         noise follows memory order: another layout gives other pixels the same noise. Not differentiable.
 
     Raises:
         TypeError, ValueError: an argument of the wrong kind, shape, dtype, device or range.
     """
     checks.floating("images", images, uint8=True)
-    if not isinstance(rng, Tensor) or rng.dtype != torch.int64:
-        got = rng.dtype if isinstance(rng, Tensor) else type(rng).__name__
-        raise TypeError(f"rng must be an int64 tensor (seed, step); got {got}")
-    if rng.shape != (2,):
-        raise ValueError(f"rng must have shape (2,), seed and step; got {tuple(rng.shape)}")
-    checks.same_device("rng", rng, images, "images")
-    if not isinstance(clip, bool):
-        raise TypeError(f"clip must be a bool; got {type(clip).__name__}")
+    checks.random_state(rng, images, "images")
+    checks.boolean("clip", clip)
     epsilons = None
     if isinstance(epsilon, Tensor):
         epsilons, epsilon = checks.per_image("epsilon", epsilon, images), 0.0

@@ -13,9 +13,7 @@ from rmcla_fast.ops import checks
 REDUCTIONS = ("mean", "sum", "none")
 
 
-def _fake(
-    logits: Tensor, labels: Tensor, reduction: str, label_gradient: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def _fake(logits: Tensor, labels: Tensor, reduction: str, label_gradient: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
     return (
         logits.new_empty(logits.shape[:1] if reduction == "none" else (), dtype=wide),
@@ -36,7 +34,9 @@ class _SoftCrossEntropy(torch.autograd.Function):
     """Both gradients left the forward's kernel already, row by row and not reduced; the backward scales them."""
 
     @staticmethod
-    def forward(ctx: Any, operator: Any, logits: Tensor, labels: Tensor, reduction: str, label_gradient: bool) -> Tensor:
+    def forward(
+        ctx: Any, operator: Any, logits: Tensor, labels: Tensor, reduction: str, label_gradient: bool
+    ) -> Tensor:
         loss: Tensor
         loss, grad_logits, grad_labels = operator(logits, labels, reduction, label_gradient)
         ctx.save_for_backward(grad_logits, grad_labels)
@@ -62,19 +62,21 @@ def soft_cross_entropy(
 ) -> Tensor:
     """-sum_k y_k log softmax(z)_k for soft labels y, or -log softmax(z)_y for class indices.
 
-    Step 5 of "Bilateral Adversarial Training" (Wang and Zhang, ICCV 2019). Labels need not sum to one: the gradient in the
-    logits is sum(y) softmax(z) - y, made in the forward pass, and the one in the labels is -log softmax(z), the method's v.
+    Step 5 of "Bilateral Adversarial Training" (Wang and Zhang, ICCV 2019). Labels need not sum to one: the gradient in
+    the logits is sum(y) softmax(z) - y, made in the forward pass, and the one in the labels is -log softmax(z), the
+    method's v.
 
     Args:
-        logits: (B, C) float32, float64, float16 or bfloat16, any stride, C >= 2. Arithmetic is float32 (float64 for float64).
+        logits: (B, C) float32, float64, float16 or bfloat16, any stride, C >= 2. Arithmetic is float32 (float64 for
+            float64).
         labels: (B, C) float in any of these dtypes, or (B,) int64 class indices.
         reduction: "mean" over the rows, "sum", or "none".
         backend: None (choose), "reference", "cpu", "triton" or "cuda".
 
     Returns:
-        The loss, float32 (float64 for float64 logits): a scalar, or (B,) for reduction "none". Differentiable in logits and
-        in float labels, once: a second derivative raises RuntimeError. A row of logits with NaN or infinity gives NaN; so
-        does, on a GPU, a row whose class index is no class.
+        The loss, float32 (float64 for float64 logits): a scalar, or (B,) for reduction "none". Differentiable in logits
+        and in float labels, once: a second derivative raises RuntimeError. A row of logits with NaN or infinity gives
+        NaN; so does, on a GPU, a row whose class index is no class.
 
     Raises:
         TypeError, ValueError: an argument of the wrong kind, shape, dtype, device or range; on a CPU also a class index

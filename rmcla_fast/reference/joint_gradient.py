@@ -1,4 +1,4 @@
-"""Reference of `joint_gradient` and `redistribute_labels` (Wang and Zhang 2019, supplementary equations 2 to 6) in plain torch."""
+"""Reference of `joint_gradient` and `redistribute_labels` in plain torch (Wang and Zhang 2019, equations 2 to 6)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def joint_gradient(
     top_k: int | None = None,
     label_scheme: str = "main",
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-    """Objective (B,), its gradient (B, C), soft labels (B, C) or None, targets (B,); `target_labels` for target "given"."""
+    """Objective (B,), its gradient (B, C), soft labels (B, C) or None, targets (B,)."""
     z = logits.to(compute_dtype(logits))
     num_classes = z.shape[1]
     valid = z.isfinite().all(1) & in_range("labels", labels, num_classes)
@@ -86,7 +86,7 @@ def redistribute_labels_out(
 
 
 def _soft_labels(z: Tensor, is_true: Tensor, beta: float, gamma: float, top_k: int | None, label_scheme: str) -> Tensor:
-    """Each class other than the true one receives in proportion to its share; the true one keeps beta times the largest."""
+    """Each class other than the true one receives by its share; the true one keeps beta times the largest."""
     others = z.shape[1] - 1
     if label_scheme == "main":  # s_k = v_k - v_MC + gamma; with v = -log p the log-sum-exp cancels
         share = z.masked_fill(is_true, -INFINITY).amax(1, keepdim=True) - z + gamma
@@ -94,7 +94,9 @@ def _soft_labels(z: Tensor, is_true: Tensor, beta: float, gamma: float, top_k: i
         share = torch.ones_like(z)
     else:  # sup: v_k = -log p_k
         share = z.logsumexp(1, keepdim=True) - z
-    if top_k is not None and top_k < others:  # the top_k largest v are the top_k smallest logits; ties to the lower index
+    if (
+        top_k is not None and top_k < others
+    ):  # the top_k largest v are the top_k smallest logits; ties to the lower index
         receivers = z.masked_fill(is_true, INFINITY).argsort(dim=1, stable=True)[:, :top_k]
         share = torch.zeros_like(share).scatter(1, receivers, share.gather(1, receivers))
     share = share.masked_fill(is_true, 0)

@@ -19,7 +19,7 @@ def perturb_step(
     lower: float = 0.0,
     upper: float = 1.0,
 ) -> Tensor:
-    """clip(clip(images + step_size * sign(grad), origin - epsilon, origin + epsilon), lower, upper); NaN in, NaN out."""
+    """clip(clip(images + step_size * sign(grad), origin - epsilon, origin + epsilon), lower, upper); NaN stays."""
     dtype = compute_dtype(images)
     step = per_image(step_size, step_sizes, images)
     radius = per_image(epsilon, epsilons, images)

@@ -24,7 +24,7 @@ def random_start(
     upper: float = 1.0,
     clip: bool = False,
 ) -> Tensor:
-    """images + u, u ~ U(-epsilon, epsilon) from Philox; element i of the dense memory takes word i mod 4 of block i div 4."""
+    """images + u, u ~ U(-epsilon, epsilon) from Philox; element i of memory takes word i mod 4 of block i div 4."""
     images = as_dense(images)
     result = torch.empty_like(images, dtype=torch.float32 if images.dtype == torch.uint8 else images.dtype)
     noise = torch.empty_like(result, dtype=torch.float32)
@@ -51,12 +51,16 @@ def random_start_out(
 
 def philox_uniform(rng: Tensor, count: int, stream: int) -> Tensor:
     """(count,) float32 in [0, 1): the upper 24 bits of Philox words, for rng (seed, step) and one stream."""
-    seed, step = rng[0], rng[1]
-    block = torch.arange((count + 3) // 4, device=rng.device)
-    counter = [block & WORD, block >> 32, (step & WORD).expand_as(block), torch.full_like(block, stream)]
-    words = philox4x32(counter, [seed & WORD, (seed >> 32) & WORD])
+    words = philox_words(rng, torch.arange((count + 3) // 4, device=rng.device), stream)
     bits = torch.stack(words, 1).flatten()[:count]
     return (bits >> 8).to(torch.float32) * 2.0**-24
+
+
+def philox_words(rng: Tensor, block: Tensor, stream: int) -> list[Tensor]:
+    """The four words of each Philox block of one stream, for rng (seed, step)."""
+    seed, step = rng[0], rng[1]
+    counter = [block & WORD, block >> 32, (step & WORD).expand_as(block), torch.full_like(block, stream)]
+    return philox4x32(counter, [seed & WORD, (seed >> 32) & WORD])
 
 
 def philox4x32(counter: list[Tensor], key: list[Tensor], rounds: int = 10) -> list[Tensor]:

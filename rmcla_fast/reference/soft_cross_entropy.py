@@ -11,7 +11,7 @@ from rmcla_fast.reference.labels import compute_dtype, in_range
 def soft_cross_entropy(
     logits: Tensor, labels: Tensor, reduction: str = "mean", label_gradient: bool = False
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Loss -sum_k y_k log p_k; each row's gradients in the logits, sum(y) p - y, and in the labels, -log p (not reduced)."""
+    """Loss -sum_k y_k log p_k; each row's gradients in the logits, sum(y) p - y, and in the labels, -log p."""
     z = logits.to(compute_dtype(logits))
     valid = z.isfinite().all(1)
     if labels.dim() == 1:
@@ -23,5 +23,5 @@ def soft_cross_entropy(
     log_p = z.log_softmax(1)
     rows = -(y * log_p).sum(1)
     gradient = y.sum(1, keepdim=True) * log_p.exp() - y
-    loss = {"mean": rows.mean, "sum": rows.sum, "none": rows.clone}[reduction]()
+    loss = rows if reduction == "none" else rows.mean() if reduction == "mean" else rows.sum()
     return loss, gradient.to(logits.dtype), -log_p if label_gradient else None

@@ -1,0 +1,47 @@
+# Two commands: `make demo` trains a robust model on real images and draws what it withstands; `make test` passes the tests.
+# Each sets up everything it needs in .venv. TORCH names the torch to install: TORCH=torch==2.13.0, for one.
+PYTHON ?= python3
+TORCH ?= torch
+BIN := .venv/bin
+INSTALLED := .venv/installed-$(subst =,-,$(subst /,-,$(TORCH)))
+SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
+DEMO := runs/demo
+ATTACKS := clean,fgsm,ce20,cw100,autoattack
+
+.PHONY: demo test bench lint format install clean
+
+demo: install
+	$(BIN)/rmcla train --data digits --recipe standard --epsilon 0.15 --out $(DEMO)/standard --resume
+	$(BIN)/rmcla train --data digits --recipe r-mc-la --epsilon 0.15 --out $(DEMO)/r-mc-la --resume
+	$(BIN)/rmcla compare $(DEMO)/standard $(DEMO)/r-mc-la --attacks $(ATTACKS) --epsilon 0.15 --out $(DEMO)/comparison
+
+test: install
+	$(BIN)/python -m pytest
+
+bench: install
+	$(BIN)/python -m pytest benchmarks --benchmark-disable-gc
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*')
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(git ls-files 'csrc/*')
+
+install: $(INSTALLED)
+
+# Without build isolation, so that the extension is built for the torch that runs it.
+$(INSTALLED): $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH) numpy 'setuptools>=77' wheel ninja pybind11
+	$(BIN)/pip install --disable-pip-version-check --no-build-isolation --editable '.[train,eval,dev]' --verbose \
+	  >.venv/install.log 2>&1 || { tail -n 40 .venv/install.log; exit 1; }
+	grep -A1 'rmcla_fast:' .venv/install.log | sort -u || true
+	rm -f .venv/installed-* && touch $@
+
+clean:
+	rm -rf .venv build *.egg-info rmcla_fast/*.so

@@ -1,0 +1,46 @@
+"""Reference of `augment_start` in plain torch: gather, crop with padding, flip, and the random start."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rmcla_fast.reference.labels import in_range
+from rmcla_fast.reference.perturb_step import to_unit
+from rmcla_fast.reference.random_start import STREAM_AUGMENTATION, philox_words, random_start
+
+
+def augment_start(
+    dataset: Tensor,
+    index: Tensor,
+    rng: Tensor,
+    epsilon: float,
+    epsilons: Tensor | None,
+    padding: int = 4,
+    flip: bool = True,
+    fill: float = 0.5,
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Augmented images (B, C, H, W) and `random_start` of them; image b draws its crop and flip from Philox block b."""
+    _, channels, height, width = dataset.shape
+    valid = in_range("index", index, dataset.shape[0])
+    words = philox_words(rng, torch.arange(len(index), device=index.device), STREAM_AUGMENTATION)
+    down, right = ((word * (2 * padding + 1)) >> 32 for word in words[:2])  # uniform in [0, 2 padding]
+    mirrored = (words[2] >> 31).bool() & flip
+
+    rows = torch.arange(height, device=index.device) + down[:, None] - padding  # (B, H): where output rows come from
+    columns = torch.arange(width, device=index.device).expand(len(index), width)
+    columns = torch.where(mirrored[:, None], width - 1 - columns, columns) + right[:, None] - padding
+    inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
+    pixels = dataset[
+        index.clamp(0, max(dataset.shape[0] - 1, 0))[:, None, None, None],
+        torch.arange(channels, device=index.device)[:, None, None],
+        rows.clamp(0, height - 1)[:, None, :, None],
+        columns.clamp(0, width - 1)[:, None, None, :],
+    ]
+    images = to_unit(pixels, torch.float32).masked_fill(~inside[:, None], fill)
+    images = images.masked_fill(~valid[:, None, None, None], float("nan")).to(dtype)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    images = images.contiguous(memory_format=layout)
+    return images, random_start(images, epsilon, epsilons, rng)
