@@ -12,7 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rmcla_fast.ops import checks, joint_gradient, perturb_step, random_start
+from rmcla_fast.ops import checks
+from rmcla_fast.ops.joint_gradient import joint_gradient
+from rmcla_fast.ops.perturb_step import perturb_step
+from rmcla_fast.ops.random_start import random_start
 from rmcla_fast.recipes import Recipe
 from rmcla_fast.targets import class_target, last_linear
 
@@ -114,7 +117,7 @@ def attack(
 
 
 def settled(target: str, targets: Tensor) -> str | Tensor:
-    """The aim of the later passes: the class that was chosen (a diverged row has -1 and stays NaN whatever its class)."""
+    """The aim of the later passes: the class that was chosen (a diverged row has -1, and stays NaN whatever the class)."""
     return target if target in ("untargeted", "margin") else targets.clamp(min=0)
 
 

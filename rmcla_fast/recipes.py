@@ -27,27 +27,27 @@ class Recipe:
     """How one update makes its adversarial images and labels, and what loss it descends.
 
     Attributes:
-        name: what it is called; a recipe changed by `replace` keeps it.
         epsilon: the l-infinity radius, in the unit of [0, 1] images; positive (0 only without an attack).
         step_ratio: the attack's step over epsilon.
         steps: how many attack steps; 0 trains on the clean images.
         start: "uniform" noise, "normal" noise or "none"; never clipped to the pixel range.
         start_ratio: the uniform start's radius over epsilon; the normal start's standard deviation, in pixel units.
         project: whether a step ends inside the ball (and not only inside the pixel range).
-        target: the attack's aim: the most confusing ("mc"), least likely ("ll"), a random, the nearest ("mosa") class, "mix"
-            of "mosa" where the image is classified correctly and "mc" elsewhere, "untargeted", or the "margin".
+        target: the attack's aim: the most confusing ("mc"), the least likely ("ll"), a "random" or the nearest ("mosa")
+            class; "mix", which is "mosa" where the image is classified correctly and "mc" elsewhere; "untargeted"; or
+            the "margin" to the most confusing class.
         label_scheme: adversarial labels by the paper's "main" or "sup" rule, or "none": one-hot.
         beta: how many times the largest other share the true class keeps. The paper has 9, and 11 for CIFAR-100.
         gamma: added to every share of "main".
         top_k: only the k most unlikely other classes receive mass; None is all.
-        label_source: the logits that say target and labels: at the "start", or of the "clean" images by an extra forward.
+        label_source: the logits that say target and labels: at the "start", or on "clean" images, by an extra forward.
         outer_loss: "soft_ce" on the adversarial images, or "trades": clean cross entropy plus `trades_weight` times
             KL(clean || adversarial), whose attack ascends that KL.
         trades_weight: that weight, 1 / lambda in the paper of TRADES.
         attack_mode: the model's mode in the attack, "eval" (as the paper) or "train" (batch statistics, not recorded).
+        name: what it is called; `replace` keeps it, and recipes that differ in it alone are equal.
     """
 
-    name: str
     epsilon: float = 8 / 255
     step_ratio: float = 1.0
     steps: int = 1
@@ -63,6 +63,7 @@ class Recipe:
     outer_loss: str = "soft_ce"
     trades_weight: float = 6.0
     attack_mode: str = "eval"
+    name: str = dataclasses.field(default="custom", compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -141,13 +142,13 @@ def _integer(field: str, value: Any, least: int) -> None:
 
 
 def _all() -> dict[str, Recipe]:
-    one_step = Recipe("r-mc")
+    one_step = Recipe(name="r-mc")
     labelled = one_step.replace(label_scheme="main")
     untargeted = one_step.replace(target="untargeted")
     # Noise of twice the radius and no projection (de Jorge et al., "Make some noise", NeurIPS 2022).
     noisy = untargeted.replace(name="n-fgsm", start_ratio=2.0, project=False)
     found = [
-        Recipe("standard", steps=0, start="none", target="untargeted"),
+        Recipe(name="standard", steps=0, start="none", target="untargeted"),
         # Madry et al., ICLR 2018; in steps of 2/255 (CIFAR, SVHN) and of 3/255 in a ball of 16/255 (ImageNet).
         untargeted.replace(name="madry-pgd7-2", steps=7, step_ratio=1 / 4),
         untargeted.replace(name="madry-pgd10-3", steps=10, step_ratio=3 / 16, epsilon=16 / 255),

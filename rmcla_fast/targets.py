@@ -1,4 +1,4 @@
-"""The attack's aims that the fused operator does not choose itself: a random class, and the nearest one ("mosa", "mix").
+"""The attack's aims that the fused operator does not choose: a random class, and the nearest one ("mosa", "mix").
 
 From "Bilateral Adversarial Training" (Wang and Zhang, ICCV 2019), section 3.
 """

@@ -52,16 +52,17 @@ def create(
     """A new, randomly initialised network.
 
     Args:
-        name: one of `names()`, or "package.module:factory" for your own. Your factory is called with those of num_classes,
-            channels, mean and std that it takes by name, and returns a module that maps images in [0, 1] to logits.
+        name: one of `names()`, or "package.module:factory" for your own. Your factory is called with those of
+            num_classes, channels, mean and std that it takes by name; the module it returns maps images in [0, 1] to
+            logits.
         num_classes: logits a row; at least 2.
         channels: of the images.
-        mean, std: one number a channel, in the unit of [0, 1] images; the network subtracts and divides, by buffers that
-            travel with its weights. None means 0.5 and 0.5.
+        mean, std: one number a channel, in the unit of [0, 1] images; the network subtracts and divides, by buffers
+            that travel with its weights. None means 0.5 and 0.5 (resnet50: ImageNet's).
 
     Raises:
-        TypeError, ValueError: an unknown name (with the nearest), a bad number, a factory that is missing or fails to return
-            a module; ImportError with the install command where a network needs a package that is not installed.
+        TypeError, ValueError: an unknown name (with the nearest), a bad number, a factory that is missing or fails to
+            return a module. ImportError: with the install command, where a network's package is not installed.
     """
     for field, value, least in (("num_classes", num_classes, 2), ("channels", channels, 1)):
         if isinstance(value, bool) or not isinstance(value, int):
@@ -101,7 +102,7 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def weight_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Optimizer groups that decay weights only, as the paper: not biases, and not what normalisation layers scale by."""
+    """Optimizer groups that decay weights only, as the paper: neither biases nor the scales of normalisation layers."""
     decayed: list[torch.Tensor] = []
     kept: list[torch.Tensor] = []
     for parameter in model.parameters():

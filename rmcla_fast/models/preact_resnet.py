@@ -11,7 +11,7 @@ from rmcla_fast.models.normalize import Normalize
 
 
 class PreActBlock(nn.Module):
-    """Norm, ReLU, convolution, twice, beside a shortcut; a 1x1 convolution of the activated input where shapes differ."""
+    """Norm, ReLU, convolution, twice; the shortcut is a 1x1 convolution of the activated input where shapes differ."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()

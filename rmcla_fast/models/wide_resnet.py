@@ -17,7 +17,7 @@ def _activate(x: Tensor) -> Tensor:
 
 
 class WideBlock(nn.Module):
-    """Norm, leaky ReLU, convolution, twice, beside a shortcut; a 1x1 convolution of the activated input where widths differ."""
+    """Norm, leaky ReLU, convolution, twice; where widths differ, the shortcut is a 1x1 convolution."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class WideBlock(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """(B, C, H, W) in [0, 1] -> (B, num_classes); three stages of (depth - 4) / 6 blocks, 16, 32 and 64 times `width` wide."""
+    """(B, C, H, W) in [0, 1] -> (B, num_classes); three stages of (depth - 4) / 6 blocks, 16, 32, 64 x `width` wide."""
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class ExponentialAverage(nn.Module):
-    """`average.module` is a copy of the model whose floating weights and buffers follow it: a <- decay a + (1 - decay) w.
+    """`average.module` is a copy of the model whose weights and buffers follow it: a <- decay a + (1 - decay) w.
 
     Args:
         model: the model to follow; it is copied as it is now.

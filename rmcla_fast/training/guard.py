@@ -1,4 +1,4 @@
-"""Updates that overflowed are skipped on the device: the fp16 loss scale, and the guard against non-finite gradients."""
+"""Updates that overflow are skipped on the device: the fp16 loss scale, the guard against non-finite gradients."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ FIRST_SCALE = 2.0**16
 class NonFiniteGuard:
     """Holds back an update whose gradients are not finite, without the host ever reading them.
 
-    A fused optimizer skips by a tensor, `found_inf`. With `scaled` the loss is multiplied by a scale that halves when an
-    update is skipped and doubles after 2,000 that were not (fp16); without it the scale stays 1.
+    A fused optimizer skips by a tensor, `found_inf`. With `scaled` (fp16) the loss is multiplied by a scale that halves
+    when an update is skipped and doubles after 2,000 that were not; without it the scale stays 1.
     """
 
     def __init__(self, device: torch.device, scaled: bool) -> None:

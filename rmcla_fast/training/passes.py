@@ -1,4 +1,4 @@
-"""The network's two passes: the attack's, which has no weight gradients, and the update's, which has no input gradient."""
+"""The network's two passes: the attack's has no weight gradients, and the update's has no input gradient."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Signature = tuple[torch.Size, tuple[int, ...], torch.dtype]
 class Passes:
     """`attack(images)` and `update(images)` give logits, eager or compiled, in one precision and memory layout.
 
-    Eager autograd prunes what is not asked for; a compiled module with trainable parameters does not, so the compiled
-    attack sees detached views of them, and shares their storage: it follows every update. What is compiled is compiled for
-    the first batch's shape; a batch of another shape runs eager.
+    Eager autograd prunes what is not asked for; a compiled module with trainable parameters does not. So the compiled
+    attack sees detached views of them, which share their storage: it follows every update. What is compiled is compiled
+    for the first batch's shape; a batch of another shape runs eager.
     """
 
     def __init__(self, model: nn.Module, precision: str, compiled: bool) -> None:
@@ -44,7 +44,7 @@ class Passes:
             )
 
     def layout(self, images: Tensor) -> Tensor:
-        """Images in the weights' memory layout, and wide enough for the ball: a bf16 pixel near 1 is 6 % of epsilon off."""
+        """Images in the weights' layout, and precise enough for the ball: a bf16 pixel near 1 is 6 % of epsilon off."""
         if self._channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         return images.float() if images.dtype in (torch.float16, torch.bfloat16) else images

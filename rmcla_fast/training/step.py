@@ -1,4 +1,4 @@
-"""One update of adversarial training, for every recipe: attack, loss, backward, optimizer, average; nothing on the host."""
+"""One update of adversarial training, for every recipe: attack, loss, backward, optimizer, average."""
 
 from __future__ import annotations
 
@@ -26,20 +26,21 @@ class TrainStep:
     """`step(images, labels)` is one update of the model; it returns the loss, a detached scalar on the device.
 
     The attack computes the gradient of the images alone, in the recipe's mode; the update computes the gradients of the
-    weights alone, in training mode, so that batch norm's statistics move once (for "trades", whose update has two forward
-    passes, once each). No call reads a tensor on the host, so a GPU never waits.
+    weights alone, in training mode, so that batch norm's statistics move once (for "trades", whose update has two
+    forward passes, once in each). No call reads a tensor on the host, so a GPU never waits.
 
     Args:
         model: maps images in [0, 1] to logits; may be wrapped in DistributedDataParallel (not with "cuda-graph").
         optimizer: over the model's parameters. Fused (`fused=True`) for "cuda-graph", "fp16" and `skip_nonfinite`.
         recipe: a value of `rmcla_fast.recipes`.
         ema: follows the weights after each update.
-        precision: "fp32", "bf16" or "fp16": the passes run under autocast; weights, attack and loss stay float32. "fp16"
-            scales the loss, by a scale that lives on the device.
+        precision: "fp32", "bf16" or "fp16": the passes run under autocast; weights, images and loss stay float32.
+            "fp16" multiplies the loss by a scale that lives on the device. TF32 is used where
+            `torch.set_float32_matmul_precision` allows it, which by default it does not.
         capture: "eager"; "compile": the passes as two compiled modules that share the weights; "cuda-graph": the whole
-            update, around the two compiled modules, as one CUDA graph; "auto": "cuda-graph" on a GPU where the optimizer
-            allows it, "compile" on a GPU where not, else "eager". The numbers agree within rounding. A batch of another
-            shape than the first runs eager.
+            update, around these two, as one CUDA graph; "auto": "cuda-graph" on a GPU where model and optimizer allow
+            it, "compile" on a GPU where not, else "eager". The numbers agree within rounding. A batch of another shape
+            than the first runs eager.
         seed: of the noise; the n-th call draws from (seed, n). A rank goes into the upper 32 bits.
         clip_norm: gradients are scaled down to this norm, where given.
         skip_nonfinite: an update whose gradients are not finite changes nothing and is counted in `skipped`.
@@ -166,15 +167,15 @@ class TrainStep:
                 adversarial.float().log_softmax(1), clean.float().log_softmax(1), reduction="batchmean", log_target=True
             )
             loss = soft_cross_entropy(clean, labels) + self.recipe.trades_weight * divergence
-            (loss if scale is None else loss * scale).backward()
+            (loss if scale is None else loss * scale).backward()  # type: ignore[no-untyped-call]
             return loss.detach()
         logits = self._passes.update(example.images)
         targets = labels if example.soft_labels is None else example.soft_labels
-        # The operator makes the loss and its gradient in one pass: no node of autograd stands between it and the network.
+        # Loss and gradient leave one pass: no node of autograd stands between the operator and the network.
         operator = backends.choose("soft_cross_entropy", logits, None)
         loss, grad_logits, _ = operator(logits.detach(), targets, "mean", False)
         grad_logits.div_(len(labels)) if scale is None else grad_logits.mul_(scale / len(labels))
-        logits.backward(grad_logits)
+        logits.backward(grad_logits)  # type: ignore[no-untyped-call]
         return loss
 
 
