@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rmcla_fast.data import ImageSet
-from rmcla_fast.data.augment import crop_and_flip
 from rmcla_fast.errors import UserError
+from rmcla_fast.ops import augment_start
 
 SHARE_OF_MEMORY = 0.4  # of a GPU's free memory that the images may take; more stays in the host's
 
@@ -33,40 +34,56 @@ def steps_in_epoch(count: int, batch_size: int) -> int:
     return count // batch_size + (count % batch_size > 1)
 
 
+class Batch(NamedTuple):
+    """What an update takes."""
+
+    images: Tensor  # (B, C, H, W) uint8, or float32 in [0, 1] where augmented
+    labels: Tensor  # (B,) int64
+    start: Tensor | None  # (B, C, H, W) float32: the attack's random start, where it was drawn with the crop
+
+
 class Batches:
     """Batches of one training set.
 
     Args:
         data: the training set.
         batch_size: images an update.
-        seed: of the order, the crops and the flips.
+        seed: of the order, the crops, the flips and the start.
         device: where the batches are wanted.
         augment: crop with padding 4 and flip.
+        draw_start: give the uniform random start too, with the crop, in the same pass over the pixels.
     """
 
-    def __init__(self, data: ImageSet, batch_size: int, seed: int, device: torch.device, augment: bool) -> None:
+    def __init__(
+        self, data: ImageSet, batch_size: int, seed: int, device: torch.device, augment: bool, draw_start: bool
+    ) -> None:
         self.steps = steps_in_epoch(len(data), batch_size)
-        self._batch_size, self._seed, self._device, self._augment = batch_size, seed, device, augment
+        self._batch_size, self._seed, self._device = batch_size, seed, device
+        self._augment, self._draw_start = augment, draw_start
         self._labels = data.labels.to(device)
         self._images = data.images.to(device) if _fits(data.images, device) else data.images
         self._rng = torch.tensor([seed, 0], device=device)
+        self.start_radius = torch.zeros((), device=device)  # float32, read when a batch is drawn
 
-    def epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images (uint8, or float32 in [0, 1] where augmented) and labels of the updates `first`, ... of an epoch."""
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """The batches of the updates `first`, ... of an epoch; update n of the run draws from (seed, n), as `TrainStep`."""
         order = epoch_order(len(self._labels), self._seed, epoch)
         on_device = order.to(self._device)
         for step in range(first, self.steps):
             part = slice(step * self._batch_size, (step + 1) * self._batch_size)
-            images = self._gather(order[part], on_device[part])
-            if self._augment:
-                self._rng[1].fill_(epoch * self.steps + step)
-                images = crop_and_flip(images, self._rng)
-            yield images, self._labels[on_device[part]]
+            yield self._batch(order[part], on_device[part], epoch * self.steps + step)
 
-    def _gather(self, index: Tensor, on_device: Tensor) -> Tensor:
-        if self._images.device == self._device:
-            return self._images[on_device]
-        return self._images[index].pin_memory().to(self._device, non_blocking=True)
+    def _batch(self, index: Tensor, on_device: Tensor, step: int) -> Batch:
+        labels = self._labels[on_device]
+        held = self._images.device == self._device
+        if not held:
+            gathered = self._images[index].pin_memory().to(self._device, non_blocking=True)
+        if not self._augment:
+            return Batch(self._images[on_device] if held else gathered, labels, None)
+        self._rng[1].fill_(step)
+        source, rows = (self._images, on_device) if held else (gathered, torch.arange(len(index), device=self._device))
+        images, start = augment_start(source, rows, rng=self._rng, epsilon=self.start_radius)
+        return Batch(images, labels, start if self._draw_start else None)
 
 
 def _fits(images: Tensor, device: torch.device) -> bool:

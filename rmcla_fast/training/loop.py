@@ -14,6 +14,7 @@ from torch import Tensor
 from rmcla_fast import data as datasets
 from rmcla_fast.data.splits import DataSplits
 from rmcla_fast.errors import Interrupted, RunFailed, UserError
+from rmcla_fast.example import radii
 from rmcla_fast.training import checkpoint
 from rmcla_fast.training.config import TrainConfig
 from rmcla_fast.training.interrupt import StopRequest
@@ -175,12 +176,12 @@ class _Run:
         parts, config = self.parts, self.config
         log_every, checkpoint_every = config.log_every or 1, config.checkpoint_every
         first = self.step - self.epoch * parts.batches.steps
-        for images, labels in parts.batches.epoch(self.epoch, first):
+        self._warm_up()
+        for images, labels, start in parts.batches.epoch(self.epoch, first):
             set_rate(parts.optimizer, parts.schedule.rate(self.step))
-            if self.step <= parts.warm_up_steps:
-                parts.step.epsilon = warmed_up(parts.recipe.epsilon, self.step, parts.warm_up_steps)
-            self.pending.append(parts.step(images, labels))
+            self.pending.append(parts.step(images, labels, start))
             self.step += 1
+            self._warm_up()
             if self.step % log_every == 0:
                 self._log()
             ended = self.step == (self.epoch + 1) * parts.batches.steps
@@ -192,6 +193,13 @@ class _Run:
         self._end_epoch()
         if stop.signal and self.epoch < (config.epochs or 0):
             self._interrupted(stop)
+
+    def _warm_up(self) -> None:
+        """Sets the next update's epsilon, and the radius of the start that the next batch is drawn with."""
+        parts = self.parts
+        if parts.warm_up_steps and self.step <= parts.warm_up_steps:
+            parts.step.epsilon = warmed_up(parts.recipe.epsilon, self.step, parts.warm_up_steps)
+            parts.batches.start_radius.fill_(radii(parts.recipe, parts.step.epsilon).start)
 
     def _interrupted(self, stop: StopRequest) -> None:
         assert stop.signal is not None

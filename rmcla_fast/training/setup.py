@@ -14,6 +14,7 @@ from rmcla_fast import models, recipes
 from rmcla_fast.data.splits import DataSplits, hold_out
 from rmcla_fast.epsilon import format_epsilon, parse_epsilon
 from rmcla_fast.errors import UserError
+from rmcla_fast.example import radii
 from rmcla_fast.recipes import Recipe
 from rmcla_fast.training.average import ExponentialAverage
 from rmcla_fast.training.batches import Batches
@@ -82,7 +83,9 @@ def build(config: TrainConfig, splits: DataSplits, device: torch.device) -> Part
     if config.monitor_images:
         count = min(config.monitor_images, len(kept) // 10)
         kept, held_out = hold_out(kept, count, splits.num_classes, seed)
-    batches = Batches(kept, batch_size, seed, device, bool(config.augment))
+    drawn = recipe.steps > 0 and recipe.start == "uniform"
+    batches = Batches(kept, batch_size, seed, device, bool(config.augment), drawn)
+    batches.start_radius.fill_(radii(recipe).start if drawn else 0.0)
     torch.manual_seed(seed)
     model = create_model(config.model or "", splits.num_classes, kept.images.shape[1]).to(device)
     if device.type == "cuda":
