@@ -19,7 +19,7 @@ class RunFailed(UserError):
 
 
 class Interrupted(RunFailed):
-    """A run that Ctrl-C or SIGTERM ended, after its checkpoint was written. Exit code 128 plus the signal, as in a shell."""
+    """A run that Ctrl-C or SIGTERM ended, after its checkpoint was written. Exit code 128 plus the signal."""
 
     def __init__(self, text: str, signal: int) -> None:
         super().__init__(text)

@@ -1,4 +1,4 @@
-"""Batches of a data set that is held as uint8, on the device where it fits; their order depends on (seed, epoch) alone."""
+"""Batches of a data set that is held as uint8, on the device where it fits; their order depends on (seed, epoch)."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ SHARE_OF_MEMORY = 0.4  # of a GPU's free memory that the images may take; more s
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
-    """(count,) int64: the images' order in an epoch, a function of (seed, epoch), so that nothing need be saved of it."""
+    """(count,) int64: the images' order in an epoch, a function of (seed, epoch): nothing need be saved of it."""
     return torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(count))
 
 
 def steps_in_epoch(count: int, batch_size: int) -> int:
-    """Updates in an epoch. The last, smaller batch counts, but not if it is a single image: batch norm has no use for one.
+    """Updates in an epoch. A last, smaller batch counts, unless it is a single image: batch norm has no use for it.
 
     Raises:
         UserError: fewer images than a batch.
@@ -66,7 +66,7 @@ class Batches:
         self.start_radius = torch.zeros((), device=device)  # float32, read when a batch is drawn
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """The batches of the updates `first`, ... of an epoch; update n of the run draws from (seed, n), as `TrainStep`."""
+        """The batches of the updates `first`, ... of an epoch; update n draws from (seed, n), as `TrainStep` does."""
         order = epoch_order(len(self._labels), self._seed, epoch)
         on_device = order.to(self._device)
         for step in range(first, self.steps):

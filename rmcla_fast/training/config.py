@@ -17,7 +17,7 @@ from rmcla_fast.training.schedule import SCHEDULES
 PRECISIONS = ("fp32", "bf16", "fp16")
 CAPTURES = ("auto", "eager", "compile", "cuda-graph")
 
-# Where the run is and how it is watched: these may differ when a run is resumed; the rest decides the weights and may not.
+# Where a run is and how it is watched may differ when it is resumed; the rest decides the weights and may not.
 FREE_ON_RESUME = frozenset(
     ("out", "resume", "data_dir", "device", "stop_on_overfitting", "skip_unreadable", "checkpoint_every", "log_every")
 )
@@ -34,10 +34,10 @@ class TrainConfig:
         recipe: the training method by name; `rmcla recipes` lists them.
         epsilon: the bound on the perturbation of images in [0, 1], a number or "8/255".
         beta: how far the true class stays above the others in redistributed labels (the recipe's own is 9).
-        epochs, batch_size: passes over the training images; images an update. The last, smaller batch of an epoch is used too.
-        lr, schedule: the peak learning rate; "piecewise" (a tenth at half, a hundredth at three quarters) or "one-cycle".
+        epochs, batch_size: passes over the training images; images an update. An epoch's last batch may be smaller.
+        lr, schedule: the peak learning rate; "piecewise" (a tenth at half, a hundredth at 3/4) or "one-cycle".
         momentum, weight_decay: of SGD; only weights decay, biases and batch norm do not.
-        ema: decay of the running average of the weights, which is then what is watched, kept as best and loaded; 0 for none.
+        ema: decay of the running average of the weights, which then is what is watched and loaded; 0 for none.
         clip_grad: largest norm of the gradient; 0 does not clip.
         epsilon_warmup: epochs over which epsilon grows from 0.
         precision: "fp32", "bf16" or "fp16" (master weights stay fp32).
@@ -52,8 +52,8 @@ class TrainConfig:
         stop_on_overfitting: stop when catastrophic overfitting begins.
         monitor_images, monitor_every: training images held out to watch clean, FGSM and PGD accuracy on, every so many
             epochs; 0 images trains on everything, and then nothing is watched and no best checkpoint is kept.
-        checkpoint_every, log_every: updates between two checkpoints within an epoch (0: at its end only), and between two
-            logged ones.
+        checkpoint_every, log_every: updates between two checkpoints within an epoch (0: at its end only), and between
+            two logged ones.
         device: "cpu", "cuda" or "cuda:1"; a GPU where there is one if None.
         threads: CPU threads of the network's passes; a resumed run uses the same number, since sums depend on it.
         workers: processes that decode images, where the data set is streamed.

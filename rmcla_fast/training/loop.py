@@ -29,7 +29,7 @@ from rmcla_fast.training.setup import Parts, build, choose_device, describe
 def train(config: TrainConfig, *, quiet: bool = True) -> Path:
     """Trains as `config` says and returns the run folder; the command `rmcla train` is this function.
 
-    Killed at any instant and called again with `resume`, a run on the CPU ends with the same bits as an uninterrupted one.
+    Killed at any instant and called again with `resume`, a run on the CPU ends with the bits of an uninterrupted one.
 
     Args:
         config: the options; what is None becomes the default for the data set.
@@ -139,13 +139,11 @@ class _Run:
             self.recent = list(kept["recent"])
             fits = kept["total_steps"] == self.total_steps
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
-            raise UserError(
-                f"the checkpoint in {self.folder} does not fit this model ({_first_line(error)})"
-            ) from error
+            raise UserError(f"the checkpoint in {self.folder} does not fit ({_first_line(error)})") from error
         if not fits:
             raise UserError(
-                f"the data set has changed since {self.folder} was started: {kept['total_steps']} updates were planned, "
-                f"now {self.total_steps}"
+                f"the data set has changed since {self.folder} was started: {kept['total_steps']} updates were "
+                f"planned, now {self.total_steps}"
             )
 
     def train(self) -> None:
@@ -204,12 +202,10 @@ class _Run:
     def _interrupted(self, stop: StopRequest) -> None:
         assert stop.signal is not None
         raise Interrupted(
-            f"stopped by {stop.signal.name} at step {self.step} of {self.total_steps}; go on with: {self._resume_command()}",
+            f"stopped by {stop.signal.name} at step {self.step} of {self.total_steps}; "
+            f"go on with: rmcla train --resume --out {self.folder}",
             stop.signal,
         )
-
-    def _resume_command(self) -> str:
-        return f"rmcla train --resume --out {self.folder}"
 
     def _read_losses(self) -> None:
         """The losses of the updates since it was last called, in one transfer; the only place where the host waits."""

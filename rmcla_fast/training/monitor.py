@@ -1,4 +1,4 @@
-"""Watches a fixed held-out batch for catastrophic overfitting: FGSM accuracy stays high while PGD accuracy falls away."""
+"""Watches a fixed held-out batch for catastrophic overfitting: FGSM accuracy stays high while PGD accuracy falls."""
 
 from __future__ import annotations
 

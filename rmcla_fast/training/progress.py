@@ -1,4 +1,4 @@
-"""What a run shows while it trains: a bar with rate, time left, loss and accuracies, or plain lines where no terminal is."""
+"""What a run shows while it trains: a bar with rate, time left, loss and accuracies, or plain lines."""
 
 from __future__ import annotations
 

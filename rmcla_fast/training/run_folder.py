@@ -45,7 +45,7 @@ def open_run(asked: TrainConfig) -> tuple[TrainConfig, dict[str, Any] | None]:
 
 
 class RunFolder:
-    """Writes what a run leaves behind. `metrics.jsonl` holds one object a logged step and one an epoch, each with its step."""
+    """Writes what a run leaves behind; metrics.jsonl holds one object a logged step and one an epoch, with its step."""
 
     def __init__(self, path: Path, config: dict[str, Any], step: int) -> None:
         """Opens the folder at `step`: whatever was logged beyond it, by a run that was killed, is cut off."""

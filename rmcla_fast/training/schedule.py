@@ -19,8 +19,8 @@ ONE_CYCLE_START, ONE_CYCLE_END = 0.04, 0.001  # of the peak
 class Schedule:
     """The learning rate as a function of the step alone, so that a resumed run needs no more than the step.
 
-    "piecewise": `peak`, a tenth of it from half of the steps on, a hundredth from three quarters on. "one-cycle": a straight
-    line up to `peak` over the first 30 % and down to a thousandth of it.
+    "piecewise": `peak`, a tenth of it from half of the steps on, a hundredth from three quarters on. "one-cycle": a
+    straight line up to `peak` over the first 30 % and down to a thousandth of it.
     """
 
     name: str
@@ -43,7 +43,7 @@ def warmed_up(epsilon: float, step: int, warm_up_steps: int) -> float:
 
 
 def build_optimizer(model: nn.Module, rate: float, momentum: float, weight_decay: float) -> torch.optim.Optimizer:
-    """Fused SGD (Nesterov off) with the learning rate as a tensor on the model's device, which a captured graph reads."""
+    """Fused SGD with the learning rate as a tensor on the model's device, which a captured graph reads."""
     device = next(model.parameters()).device
     return torch.optim.SGD(
         weight_groups(model, weight_decay), lr=torch.tensor(rate, device=device), momentum=momentum, fused=True
