@@ -41,7 +41,7 @@ def train(
     model: Annotated[
         str | None, _option("small-cnn, preact-resnet18, wrn-28-10, ..., or package.module:factory")
     ] = None,
-    recipe: Annotated[str | None, _option("the training method; `rmcla recipes` lists them [r-mc-la]")] = None,
+    recipe: Annotated[str | None, _option("the training method; `rmcla recipes` lists them (r-mc-la)")] = None,
     epsilon: Annotated[str | None, _option("bound on the perturbation: 8/255, or 0.031")] = None,
     beta: Annotated[
         float | None, _option("how far the true class stays above the others in redistributed labels")
@@ -50,19 +50,19 @@ def train(
     batch_size: Annotated[int | None, _option("images an update")] = None,
     lr: Annotated[float | None, _option("peak learning rate")] = None,
     schedule: Annotated[str | None, _option("piecewise (a tenth at half, a hundredth at 3/4) or one-cycle")] = None,
-    momentum: Annotated[float | None, _option("of SGD [0.9]")] = None,
-    weight_decay: Annotated[float | None, _option("on weights only, not on biases and batch norm [2e-4]")] = None,
-    ema: Annotated[float | None, _option("decay of a running average of the weights; 0 keeps none [0]")] = None,
-    clip_grad: Annotated[float | None, _option("largest norm of the gradient; 0 does not clip [0]")] = None,
-    epsilon_warmup: Annotated[int | None, _option("epochs over which epsilon grows from 0 [0]")] = None,
-    precision: Annotated[str | None, _option("fp32, bf16 or fp16 [fp32]")] = None,
-    capture: Annotated[str | None, _option("how the update runs: auto, eager, compile or cuda-graph [auto]")] = None,
+    momentum: Annotated[float | None, _option("of SGD (0.9)")] = None,
+    weight_decay: Annotated[float | None, _option("on weights only, not on biases and batch norm (2e-4)")] = None,
+    ema: Annotated[float | None, _option("decay of a running average of the weights; 0 keeps none (0)")] = None,
+    clip_grad: Annotated[float | None, _option("largest norm of the gradient; 0 does not clip (0)")] = None,
+    epsilon_warmup: Annotated[int | None, _option("epochs over which epsilon grows from 0 (0)")] = None,
+    precision: Annotated[str | None, _option("fp32, bf16 or fp16 (fp32)")] = None,
+    capture: Annotated[str | None, _option("how the update runs: auto, eager, compile or cuda-graph (auto)")] = None,
     augment: Annotated[
         bool | None, typer.Option("--augment/--no-augment", help="crop with padding 4 and flip", show_default=False)
     ] = None,
     images_per_class: Annotated[int | None, _option("train on this many images of each class")] = None,
-    seed: Annotated[int | None, _option("of every draw [0]")] = None,
-    out: Annotated[str | None, _option("the run folder [runs/DATA-RECIPE]")] = None,
+    seed: Annotated[int | None, _option("of every draw (0)")] = None,
+    out: Annotated[str | None, _option("the run folder (runs/DATA-RECIPE)")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="go on from the last checkpoint; start where there is none")
     ] = False,
@@ -80,12 +80,12 @@ def train(
     monitor_images: Annotated[int | None, _option("training images held out to watch accuracy on; 0 for none")] = None,
     monitor_every: Annotated[int | None, _option("epochs between two looks at them")] = None,
     checkpoint_every: Annotated[
-        int | None, _option("updates between checkpoints within an epoch; 0 for none [500]")
+        int | None, _option("updates between checkpoints within an epoch; 0 for none (500)")
     ] = None,
     log_every: Annotated[int | None, _option("updates between logged ones")] = None,
-    device: Annotated[str | None, _option("cpu, cuda, cuda:1 [a GPU where there is one]")] = None,
+    device: Annotated[str | None, _option("cpu, cuda, cuda:1 (a GPU where there is one)")] = None,
     threads: Annotated[int | None, _option("CPU threads")] = None,
-    workers: Annotated[int | None, _option("processes that decode images, where they are streamed [8]")] = None,
+    workers: Annotated[int | None, _option("processes that decode images, where they are streamed (8)")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="show no progress")] = False,
 ) -> None:
     """Trains a model and writes a run folder: config.json, metrics.jsonl, checkpoints, TensorBoard events, curves.png.
@@ -107,16 +107,17 @@ def recipes() -> None:
     from rmcla_fast.errors import need
 
     table = need("rich.table", "train", "the table").Table(box=None, header_style="bold")
-    for column in ("recipe", "passes", "attack", "target", "labels", "from"):
-        table.add_column(column, justify="right" if column == "passes" else "left")
+    for column in ("recipe", "passes", "steps", "start", "target", "labels", "logits of"):
+        table.add_column(column, justify="right" if column == "passes" else "left", no_wrap=True)
     for name in methods.names():
         recipe = methods.get(name)
-        attack = f"{recipe.steps} x {recipe.step_ratio:.4g} epsilon, {recipe.start} start" if recipe.steps else "-"
+        steps = f"{recipe.steps} x {recipe.step_ratio:.4g} eps" if recipe.steps else "-"
+        start = {"uniform": f"{recipe.start_ratio:g} eps", "normal": f"{recipe.start_ratio:g} normal", "none": "-"}
         labels = "one-hot" if recipe.label_scheme == "none" else recipe.label_scheme
         labels += f", top {recipe.top_k}" if recipe.top_k else ""
-        target = recipe.target if recipe.steps else "-"
-        source = "-" if not recipe.steps else recipe.label_source if recipe.outer_loss == "soft_ce" else "clean"
-        table.add_row(name, f"{recipe.cost}F", attack, target, labels, source)
+        target = "KL" if recipe.outer_loss == "trades" else recipe.target if recipe.steps else "-"
+        source = recipe.label_source if recipe.steps and recipe.target != "untargeted" else "-"
+        table.add_row(name, f"{recipe.cost}F", steps, start[recipe.start], target, labels, source)
     need("rich.console", "train", "the table").Console().print(table)
 
 
@@ -160,7 +161,7 @@ def run(arguments: list[str]) -> int:
     if all(importlib.util.find_spec(name) for name in ("rmcla_fast.evaluation", "rmcla_fast.evaluation.cli")):
         importlib.import_module("rmcla_fast.evaluation.cli").register(app)
     try:
-        return app(arguments or ["--help"], standalone_mode=False) or 0
+        return app(arguments or ["--help"], prog_name="rmcla", standalone_mode=False) or 0
     except typer.Exit as error:
         return error.exit_code
     except USAGE_ERROR as error:
