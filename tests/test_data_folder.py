@@ -75,7 +75,7 @@ def test_an_unreadable_image_is_named_and_nothing_is_kept(folder: Path) -> None:
     bad.write_bytes(bad.read_bytes()[:60])
     for content in (bad.read_bytes(), b"no image at all"):
         bad.write_bytes(content)
-        with pytest.raises(UserError, match="unreadable image: .*1.png; .*--skip-unreadable"):
+        with pytest.raises(UserError, match=r"unreadable image: .*1\.png; .*--skip-unreadable"):
             data.load("folder", folder)
         assert not list(folder.glob(f"{CACHE}/train*"))
     splits = data.load("folder", folder, skip_unreadable=True)

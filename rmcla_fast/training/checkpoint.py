@@ -96,7 +96,7 @@ def load(run_folder: str | Path, which: str = "last", model: str | nn.Module | N
 
 
 def _rebuild(path: Path, config: Mapping[str, Any], named: str | None) -> nn.Module:
-    from rmcla_fast import models
+    from rmcla_fast.training.setup import create_model
 
     recorded = config.get("model")
     if not isinstance(recorded, str) or not isinstance(config.get("num_classes"), int):
@@ -105,7 +105,7 @@ def _rebuild(path: Path, config: Mapping[str, Any], named: str | None) -> nn.Mod
         raise UserError(
             f"the weights in {path} belong to the factory {recorded}; name it again (model=, --model) to import it"
         )
-    return models.create(named or recorded, config["num_classes"], config["channels"])
+    return create_model(named or recorded, config["num_classes"], config["channels"])
 
 
 def _name(config: Mapping[str, Any], model: str | nn.Module | None) -> str:
