@@ -106,13 +106,13 @@ def recipes() -> None:
     from rmcla_fast import recipes as methods
     from rmcla_fast.errors import need
 
-    table = need("rich.table", "train", "the table").Table(box=None, header_style="bold")
-    for column in ("recipe", "passes", "steps", "start", "target", "labels", "logits of"):
+    table = need("rich.table", "train", "the table").Table(box=None, pad_edge=False)
+    for column in ("recipe", "passes", "steps x eps", "start x eps", "target", "labels", "logits"):
         table.add_column(column, justify="right" if column == "passes" else "left", no_wrap=True)
     for name in methods.names():
         recipe = methods.get(name)
-        steps = f"{recipe.steps} x {recipe.step_ratio:.4g} eps" if recipe.steps else "-"
-        start = {"uniform": f"{recipe.start_ratio:g} eps", "normal": f"{recipe.start_ratio:g} normal", "none": "-"}
+        steps = f"{recipe.steps} x {recipe.step_ratio:.4g}" if recipe.steps else "-"
+        start = {"uniform": f"{recipe.start_ratio:g}", "normal": f"{recipe.start_ratio:g} normal", "none": "-"}
         labels = "one-hot" if recipe.label_scheme == "none" else recipe.label_scheme
         labels += f", top {recipe.top_k}" if recipe.top_k else ""
         target = "KL" if recipe.outer_loss == "trades" else recipe.target if recipe.steps else "-"
@@ -151,13 +151,12 @@ def bench(context: typer.Context) -> None:
 
 def main() -> None:
     """The entry point `rmcla`."""
+    warnings.formatwarning = lambda message, *_: f"rmcla: warning: {message}\n"  # type: ignore[assignment]
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:
     """Runs one command and returns its exit code: 0, 2 for what cannot be done as asked, 1 for a run that failed."""
-    warnings.filterwarnings("default", category=UserWarning, module="rmcla_fast")
-    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"  # type: ignore[assignment]
     if all(importlib.util.find_spec(name) for name in ("rmcla_fast.evaluation", "rmcla_fast.evaluation.cli")):
         importlib.import_module("rmcla_fast.evaluation.cli").register(app)
     try:
