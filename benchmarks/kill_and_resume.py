@@ -3,8 +3,8 @@
     python benchmarks/kill_and_resume.py --kills 50
 
 Each process is killed at an instant drawn over the time that a whole run takes, so that start-up, updates, checkpoints
-and the end are all hit; after every kill each checkpoint in the folder must be readable. A run that finishes is compared,
-and another begins.
+and the end are all hit; after every kill each checkpoint in the folder must be readable. A run that finishes is
+compared, and another begins.
 """
 
 from __future__ import annotations

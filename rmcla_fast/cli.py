@@ -112,7 +112,7 @@ def recipes() -> None:
     for name in methods.names():
         recipe = methods.get(name)
         steps = f"{recipe.steps} x {recipe.step_ratio:.4g}" if recipe.steps else "-"
-        start = {"uniform": f"{recipe.start_ratio:g}", "normal": f"{recipe.start_ratio:g} normal", "none": "-"}
+        start = {"uniform": f"{recipe.start_ratio:g}", "normal": f"{recipe.start_ratio:g} sd", "none": "-"}
         labels = "one-hot" if recipe.label_scheme == "none" else recipe.label_scheme
         labels += f", top {recipe.top_k}" if recipe.top_k else ""
         target = "KL" if recipe.outer_loss == "trades" else recipe.target if recipe.steps else "-"
