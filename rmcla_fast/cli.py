@@ -151,7 +151,7 @@ def bench(context: typer.Context) -> None:
 
 def main() -> None:
     """The entry point `rmcla`."""
-    warnings.formatwarning = lambda message, *_: f"rmcla: warning: {message}\n"  # type: ignore[assignment]
+    warnings.formatwarning = lambda message, *_: f"rmcla: warning: {message}\n"
     sys.exit(run(sys.argv[1:]))
 
 

@@ -62,7 +62,7 @@ def cifar(name: str, data_dir: Path | None) -> DataSplits:
             )
             raise UserError(_missing(name, address, wanted))
     train, test = ([_cifar_file(folder / file, key) for file in files] for files in (train_files, test_files))
-    return DataSplits(*(_joined(parts) for parts in (train, test)), num_classes)
+    return DataSplits(_joined(train), _joined(test), num_classes)
 
 
 def svhn(data_dir: Path | None) -> DataSplits:
@@ -75,7 +75,8 @@ def svhn(data_dir: Path | None) -> DataSplits:
         if not (data_dir / file).is_file():
             wanted = f"{data_dir / file} is not there; expected {' and '.join(SVHN_FILES.values())} in {data_dir}"
             raise UserError(_missing("svhn", SVHN_ADDRESS, wanted))
-    return DataSplits(*(_svhn_file(data_dir / file) for file in SVHN_FILES.values()), 10)
+    train, test = (_svhn_file(data_dir / file) for file in SVHN_FILES.values())
+    return DataSplits(train, test, 10)
 
 
 def _missing(name: str, address: str, wanted: str) -> str:

@@ -23,6 +23,9 @@ FREE_ON_RESUME = frozenset(
 )
 
 
+BY_DATA: Any = None  # `resolve` puts the default for the data set here
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """The command line's options as fields; None means the default that is right for the data set.
@@ -59,38 +62,38 @@ class TrainConfig:
         workers: processes that decode images, where the data set is streamed.
     """
 
-    data: str | None = None
+    data: str = BY_DATA
     data_dir: str | None = None
-    model: str | None = None
-    recipe: str | None = None
-    epsilon: float | str | None = None
-    beta: float | None = None
-    epochs: int | None = None
-    batch_size: int | None = None
-    lr: float | None = None
-    schedule: str | None = None
-    momentum: float | None = None
-    weight_decay: float | None = None
-    ema: float | None = None
-    clip_grad: float | None = None
-    epsilon_warmup: int | None = None
-    precision: str | None = None
-    capture: str | None = None
-    augment: bool | None = None
+    model: str = BY_DATA
+    recipe: str = BY_DATA
+    epsilon: float | str = BY_DATA
+    beta: float = BY_DATA
+    epochs: int = BY_DATA
+    batch_size: int = BY_DATA
+    lr: float = BY_DATA
+    schedule: str = BY_DATA
+    momentum: float = BY_DATA
+    weight_decay: float = BY_DATA
+    ema: float = BY_DATA
+    clip_grad: float = BY_DATA
+    epsilon_warmup: int = BY_DATA
+    precision: str = BY_DATA
+    capture: str = BY_DATA
+    augment: bool = BY_DATA
     images_per_class: int | None = None
-    seed: int | None = None
-    out: str | None = None
+    seed: int = BY_DATA
+    out: str = BY_DATA
     resume: bool = False
-    skip_unreadable: bool | None = None
-    skip_nonfinite: bool | None = None
-    stop_on_overfitting: bool | None = None
-    monitor_images: int | None = None
-    monitor_every: int | None = None
-    checkpoint_every: int | None = None
-    log_every: int | None = None
+    skip_unreadable: bool = BY_DATA
+    skip_nonfinite: bool = BY_DATA
+    stop_on_overfitting: bool = BY_DATA
+    monitor_images: int = BY_DATA
+    monitor_every: int = BY_DATA
+    checkpoint_every: int = BY_DATA
+    log_every: int = BY_DATA
     device: str | None = None
     threads: int | None = None
-    workers: int | None = None
+    workers: int = BY_DATA
 
 
 COMMON: dict[str, Any] = {
@@ -162,7 +165,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
     if config.data not in DEFAULTS:
         raise UserError(f"unknown data set {config.data!r}; one of: {', '.join(DATASETS)}")
     defaults = COMMON | DEFAULTS[config.data]
-    filled = {
+    filled: dict[str, Any] = {
         field.name: defaults.get(field.name) if (value := getattr(config, field.name)) is None else value
         for field in dataclasses.fields(config)
     }
@@ -189,7 +192,7 @@ def _check(config: TrainConfig) -> None:
         _require(math.isfinite(getattr(config, name)) and getattr(config, name) >= 0, name, config, "0 or more")
     for name in ("momentum", "ema"):
         _require(0 <= getattr(config, name) < 1, name, config, "in [0, 1)")
-    _require(0 <= (config.seed or 0) < 2**32, "seed", config, "in [0, 2^32)")
+    _require(0 <= config.seed < 2**32, "seed", config, "in [0, 2^32)")
     for name, known in (("schedule", SCHEDULES), ("precision", PRECISIONS), ("capture", CAPTURES)):
         _require(getattr(config, name) in known, name, config, f"one of {', '.join(known)}")
 

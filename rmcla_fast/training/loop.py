@@ -41,17 +41,17 @@ def train(config: TrainConfig, *, quiet: bool = True) -> Path:
         Interrupted: by Ctrl-C or SIGTERM, after the checkpoint was written.
     """
     config, state = open_run(config)
-    folder = Path(config.out or "")
+    folder = Path(config.out)
     device = choose_device(config.device)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     config = dataclasses.replace(config, threads=torch.get_num_threads())
     splits = datasets.load(
-        config.data or "",
+        config.data,
         config.data_dir,
         images_per_class=config.images_per_class,
-        seed=config.seed or 0,
-        skip_unreadable=bool(config.skip_unreadable),
+        seed=config.seed,
+        skip_unreadable=config.skip_unreadable,
         progress=None if quiet else shown,
     )
     run = _Run(config, splits, build(config, splits, device), folder, state, quiet)
@@ -85,7 +85,7 @@ class _Run:
 
     @property
     def total_steps(self) -> int:
-        return (self.config.epochs or 0) * self.parts.batches.steps
+        return self.config.epochs * self.parts.batches.steps
 
     def state(self) -> dict[str, Any]:
         """The checkpoint: everything that the rest of the run depends on."""
@@ -162,7 +162,7 @@ class _Run:
                     self.display.say(
                         f"training {config.model} with {config.recipe} on {parts.device}; writing {self.folder}"
                     )
-                while self.epoch < (config.epochs or 0):
+                while self.epoch < config.epochs:
                     self._epoch(stop)
             if not finished:
                 self.display.say(f"{self.folder} is done after {self.seconds:.0f} s of training")
@@ -172,7 +172,7 @@ class _Run:
 
     def _epoch(self, stop: StopRequest) -> None:
         parts, config = self.parts, self.config
-        log_every, checkpoint_every = config.log_every or 1, config.checkpoint_every
+        log_every, checkpoint_every = config.log_every, config.checkpoint_every
         first = self.step - self.epoch * parts.batches.steps
         self._warm_up()
         for images, labels, start in parts.batches.epoch(self.epoch, first):
@@ -189,7 +189,7 @@ class _Run:
             if checkpoint_every and self.step % checkpoint_every == 0 and not ended:
                 self._save()
         self._end_epoch()
-        if stop.signal and self.epoch < (config.epochs or 0):
+        if stop.signal and self.epoch < config.epochs:
             self._interrupted(stop)
 
     def _warm_up(self) -> None:
@@ -234,7 +234,7 @@ class _Run:
         self._read_losses()
         now = time.perf_counter()
         steps = self.step - self.since_step
-        rate = steps * (self.config.batch_size or 0) / max(now - self.since, 1e-9)
+        rate = steps * self.config.batch_size / max(now - self.since, 1e-9)
         self.seconds += now - self.since
         self.since, self.since_step = now, self.step
         if self.recent:
@@ -245,7 +245,7 @@ class _Run:
             self.display.update(self.step, self._epoch_text(), loss, rate)
 
     def _epoch_text(self) -> str:
-        return f"{min(self.epoch + 1, self.config.epochs or 0)}/{self.config.epochs}"
+        return f"{min(self.epoch + 1, self.config.epochs)}/{self.config.epochs}"
 
     def _end_epoch(self) -> None:
         parts, config = self.parts, self.config
@@ -263,7 +263,7 @@ class _Run:
         if parts.step.skipped is not None:
             values["skipped"] = int(parts.step.skipped)
         seen = None
-        if parts.monitor and ((self.epoch + 1) % (config.monitor_every or 1) == 0 or last):
+        if parts.monitor and ((self.epoch + 1) % config.monitor_every == 0 or last):
             seen = parts.monitor.measure(parts.watched)
             values.update(dataclasses.asdict(seen))
             self.display.watched(self.step, self._epoch_text(), seen, self._seconds_left())

@@ -21,10 +21,10 @@ def open_run(asked: TrainConfig) -> tuple[TrainConfig, dict[str, Any] | None]:
         UserError: the folder holds something and `resume` was not asked for, a damaged checkpoint, or an option that
             differs from the recorded one.
     """
-    if asked.resume and asked.out is None and asked.data is None:
+    if asked.resume and not (asked.out or asked.data):
         raise UserError("--resume needs to know the run: give --out, its folder")
     config = resolve(asked) if asked.data is not None or not asked.resume else None
-    folder = Path(config.out if config else asked.out or "")
+    folder = Path(config.out if config else asked.out)
     if not folder.exists():
         if config is None:
             raise UserError(f"there is no run {folder} to resume; give --data to start it")

@@ -64,7 +64,7 @@ def choose_device(name: str | None) -> torch.device:
 def choose_recipe(config: TrainConfig) -> Recipe:
     """The recipe by its name, at the run's epsilon and beta; UserError where there is none of that name."""
     try:
-        return recipes.get(config.recipe or "").replace(epsilon=config.epsilon, beta=config.beta)
+        return recipes.get(config.recipe).replace(epsilon=config.epsilon, beta=config.beta)
     except ValueError as error:
         raise UserError(str(error)) from error
 
@@ -76,7 +76,7 @@ def build(config: TrainConfig, splits: DataSplits, device: torch.device) -> Part
         UserError: one sentence: an unknown recipe or model, a precision that the device lacks, too few images.
     """
     recipe = choose_recipe(config)
-    seed, batch_size, precision = config.seed or 0, config.batch_size or 0, config.precision or "fp32"
+    seed, batch_size, precision = config.seed, config.batch_size, config.precision
     if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UserError(f"--precision bf16 is not supported by {torch.cuda.get_device_name(device)}; use fp16 or fp32")
     kept, held_out = splits.train, None
@@ -84,14 +84,14 @@ def build(config: TrainConfig, splits: DataSplits, device: torch.device) -> Part
         count = min(config.monitor_images, len(kept) // 10)
         kept, held_out = hold_out(kept, count, splits.num_classes, seed)
     drawn = recipe.steps > 0 and recipe.start == "uniform"
-    batches = Batches(kept, batch_size, seed, device, bool(config.augment), drawn)
+    batches = Batches(kept, batch_size, seed, device, config.augment, drawn)
     batches.start_radius.fill_(radii(recipe).start if drawn else 0.0)
     torch.manual_seed(seed)
-    model = create_model(config.model or "", splits.num_classes, kept.images.shape[1]).to(device)
+    model = create_model(config.model, splits.num_classes, kept.images.shape[1]).to(device)
     if device.type == "cuda":
-        model = model.to(memory_format=torch.channels_last)
-    schedule = Schedule(config.schedule or "", config.lr or 0.0, (config.epochs or 0) * batches.steps)
-    optimizer = build_optimizer(model, schedule.rate(0), config.momentum or 0.0, config.weight_decay or 0.0)
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    schedule = Schedule(config.schedule, config.lr, config.epochs * batches.steps)
+    optimizer = build_optimizer(model, schedule.rate(0), config.momentum, config.weight_decay)
     ema = ExponentialAverage(model, config.ema) if config.ema else None
     try:
         step = TrainStep(
@@ -100,15 +100,15 @@ def build(config: TrainConfig, splits: DataSplits, device: torch.device) -> Part
             recipe,
             ema=ema,
             precision=precision,
-            capture=config.capture or "auto",
+            capture=config.capture,
             seed=seed,
             clip_norm=config.clip_grad or None,
-            skip_nonfinite=bool(config.skip_nonfinite),
+            skip_nonfinite=config.skip_nonfinite,
         )
     except ValueError as error:
         raise UserError(str(error)) from error
     monitor = Monitor(held_out, recipe.epsilon, device, seed) if held_out is not None and len(held_out) else None
-    warm_up_steps = (config.epsilon_warmup or 0) * batches.steps
+    warm_up_steps = config.epsilon_warmup * batches.steps
     return Parts(device, recipe, model, ema, optimizer, schedule, step, batches, monitor, warm_up_steps)
 
 
@@ -125,7 +125,7 @@ def describe(config: TrainConfig, splits: DataSplits) -> dict[str, Any]:
     images = splits.train.images
     return {
         **dataclasses.asdict(config),
-        "epsilon_text": format_epsilon(parse_epsilon(config.epsilon or 0.0)),
+        "epsilon_text": format_epsilon(parse_epsilon(config.epsilon)),
         "num_classes": splits.num_classes,
         "channels": images.shape[1],
         "image_size": list(images.shape[2:]),
