@@ -12,6 +12,7 @@ from torch import Tensor
 from rmcla_fast.data import ImageSet
 from rmcla_fast.errors import UserError
 from rmcla_fast.ops import augment_start
+from rmcla_fast.training.distributed import World
 
 SHARE_OF_MEMORY = 0.4  # of a GPU's free memory that the images may take; more stays in the host's
 
@@ -21,17 +22,20 @@ def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(count))
 
 
-def steps_in_epoch(count: int, batch_size: int) -> int:
-    """Updates in an epoch. A last, smaller batch counts, unless it is a single image: batch norm has no use for it.
+def steps_in_epoch(count: int, batch_size: int, ranks: int = 1) -> int:
+    """Updates in an epoch. A last, smaller batch counts, unless it is a single image (for each of the ranks): batch
+    norm has no use for it.
 
     Raises:
-        UserError: fewer images than a batch.
+        UserError: fewer images than a batch, or a batch that the ranks cannot share equally.
     """
     if count < batch_size:
         raise UserError(
             f"the data set has {count} training images, fewer than a batch; give --batch-size {count} or less"
         )
-    return count // batch_size + (count % batch_size > 1)
+    if batch_size % ranks:
+        raise UserError(f"--batch-size {batch_size} cannot be shared by {ranks} processes; give a multiple of {ranks}")
+    return count // batch_size + (count % batch_size >= 2 * ranks)
 
 
 class Batch(NamedTuple):
@@ -52,17 +56,26 @@ class Batches:
         device: where the batches are wanted.
         augment: crop with padding 4 and flip.
         draw_start: give the uniform random start too, with the crop, in the same pass over the pixels.
+        world: the processes that share each batch equally; up to `world.size` - 1 images of a last batch are left out.
     """
 
     def __init__(
-        self, data: ImageSet, batch_size: int, seed: int, device: torch.device, augment: bool, draw_start: bool
+        self,
+        data: ImageSet,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        augment: bool,
+        draw_start: bool,
+        world: World | None = None,
     ) -> None:
-        self.steps = steps_in_epoch(len(data), batch_size)
+        self._world = world or World()
+        self.steps = steps_in_epoch(len(data), batch_size, self._world.size)
         self._batch_size, self._seed, self._device = batch_size, seed, device
         self._augment, self._draw_start = augment, draw_start
         self._labels = data.labels.to(device)
         self._images = data.images.to(device) if _fits(data.images, device) else data.images
-        self._rng = torch.tensor([seed, 0], device=device)
+        self._rng = torch.tensor([self._world.seed(seed), 0], device=device)
         self.start_radius = torch.zeros((), device=device)  # float32, read when a batch is drawn
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
@@ -70,7 +83,9 @@ class Batches:
         order = epoch_order(len(self._labels), self._seed, epoch)
         on_device = order.to(self._device)
         for step in range(first, self.steps):
-            part = slice(step * self._batch_size, (step + 1) * self._batch_size)
+            end = min((step + 1) * self._batch_size, len(order))
+            end -= (end - step * self._batch_size) % self._world.size
+            part = slice(step * self._batch_size + self._world.rank, end, self._world.size)
             yield self._batch(order[part], on_device[part], epoch * self.steps + step)
 
     def _batch(self, index: Tensor, on_device: Tensor, step: int) -> Batch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from rmcla_fast.errors import Interrupted, RunFailed, UserError
 from rmcla_fast.example import radii
 from rmcla_fast.training import checkpoint
 from rmcla_fast.training.config import TrainConfig
+from rmcla_fast.training.distributed import World, joined, local_device
 from rmcla_fast.training.interrupt import StopRequest
 from rmcla_fast.training.monitor import Watched
 from rmcla_fast.training.plots import draw_curves
@@ -42,21 +44,33 @@ def train(config: TrainConfig, *, quiet: bool = True) -> Path:
     """
     config, state = open_run(config)
     folder = Path(config.out)
-    device = choose_device(config.device)
+    device = choose_device(local_device(config.device))
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     config = dataclasses.replace(config, threads=torch.get_num_threads())
+    with joined(device) as world:
+        splits = _load(config, world, quiet)
+        run = _Run(config, splits, build(config, splits, device, world), folder, state, quiet or not world.leads)
+        world.wait()  # every rank has looked at the folder before rank 0 writes into it
+        run.train()
+    return folder
+
+
+def _load(config: TrainConfig, world: World, quiet: bool) -> DataSplits:
+    """The data set; where there are several ranks the first one packs what has to be packed."""
+    if not world.leads:
+        world.wait()
     splits = datasets.load(
         config.data,
         config.data_dir,
         images_per_class=config.images_per_class,
         seed=config.seed,
         skip_unreadable=config.skip_unreadable,
-        progress=None if quiet else shown,
+        progress=None if quiet or not world.leads else shown,
     )
-    run = _Run(config, splits, build(config, splits, device), folder, state, quiet)
-    run.train()
-    return folder
+    if world.leads:
+        world.wait()
+    return splits
 
 
 class _Run:
@@ -147,28 +161,33 @@ class _Run:
             )
 
     def train(self) -> None:
-        parts, config = self.parts, self.config
-        finished = self.step >= self.total_steps
-        self.files = RunFolder(self.folder, self.described, self.step)
+        parts = self.parts
+        self.files = RunFolder(self.folder, self.described, self.step) if parts.world.leads else None
         self.display = Display(self.total_steps, self.step, quiet=self.quiet)
         self.since, self.since_step = time.perf_counter(), self.step
-        try:
-            with StopRequest() as stop, self.display:
-                if finished:
-                    self.display.say(f"{self.folder} is finished: {config.epochs} epochs; nothing is left to resume")
-                elif self.step:
-                    self.display.say(f"resuming {self.folder} at step {self.step} of {self.total_steps}")
-                else:
-                    self.display.say(
-                        f"training {config.model} with {config.recipe} on {parts.device}; writing {self.folder}"
-                    )
-                while self.epoch < config.epochs:
-                    self._epoch(stop)
-            if not finished:
-                self.display.say(f"{self.folder} is done after {self.seconds:.0f} s of training")
-        finally:
-            self.files.close()
-            draw_curves(self.folder)
+        with (
+            StopRequest() as stop
+        ):  # also while the files are closed: torchrun signals the ranks that are left of a lost one
+            try:
+                with self.display:
+                    self._epochs(stop)
+            finally:
+                if self.files:
+                    self.files.close()
+                    draw_curves(self.folder)
+
+    def _epochs(self, stop: StopRequest) -> None:
+        parts, config, say = self.parts, self.config, self.display.say
+        if self.step >= self.total_steps:
+            say(f"{self.folder} is finished: {config.epochs} epochs; nothing is left to resume")
+            return
+        if self.step:
+            say(f"resuming {self.folder} at step {self.step} of {self.total_steps}")
+        else:
+            say(f"training {config.model} with {config.recipe} on {parts.device}; writing {self.folder}")
+        while self.epoch < config.epochs:
+            self._epoch(stop)
+        say(f"{self.folder} is done after {self.seconds:.0f} s of training")
 
     def _epoch(self, stop: StopRequest) -> None:
         parts, config = self.parts, self.config
@@ -183,14 +202,21 @@ class _Run:
             if self.step % log_every == 0:
                 self._log()
             ended = self.step == (self.epoch + 1) * parts.batches.steps
-            if stop.signal and not ended:
+            if self._stops(stop) and not ended:
                 self._save()
                 self._interrupted(stop)
             if checkpoint_every and self.step % checkpoint_every == 0 and not ended:
                 self._save()
         self._end_epoch()
-        if stop.signal and self.epoch < config.epochs:
+        if self._stops(stop, ended=True) and self.epoch < config.epochs:
             self._interrupted(stop)
+
+    def _stops(self, stop: StopRequest, ended: bool = False) -> bool:
+        """Whether a signal asks to stop; several ranks agree on the step, and so may ask only now and then."""
+        world = self.parts.world
+        if world.size == 1 or ended or self.step % self.config.log_every == 0:
+            return world.any(stop.signal is not None, self.parts.device)
+        return False
 
     def _warm_up(self) -> None:
         """Sets the next update's epsilon, and the radius of the start that the next batch is drawn with."""
@@ -200,11 +226,11 @@ class _Run:
             parts.batches.start_radius.fill_(radii(parts.recipe, parts.step.epsilon).start)
 
     def _interrupted(self, stop: StopRequest) -> None:
-        assert stop.signal is not None
+        number = stop.signal or signal.SIGINT  # another rank may have got it
         raise Interrupted(
-            f"stopped by {stop.signal.name} at step {self.step} of {self.total_steps}; "
+            f"stopped by {number.name} at step {self.step} of {self.total_steps}; "
             f"go on with: rmcla train --resume --out {self.folder}",
-            stop.signal,
+            number,
         )
 
     def _read_losses(self) -> None:
@@ -212,7 +238,7 @@ class _Run:
         if not self.pending:
             return
         first = self.step - len(self.pending)
-        losses = torch.stack(self.pending).double().tolist()
+        losses = self.parts.world.mean(torch.stack(self.pending).double()).tolist()
         self.pending = []
         for place, loss in enumerate(losses):
             if math.isfinite(loss):
@@ -241,7 +267,7 @@ class _Run:
             loss = sum(self.recent) / len(self.recent)
             self.recent = []
             values = {"epoch": self.epoch + 1, "loss": loss, "lr": self.parts.schedule.rate(self.step - 1)}
-            self.files.record("step", self.step, {**values, "images_per_second": rate})
+            self._record("step", {**values, "images_per_second": rate})
             self.display.update(self.step, self._epoch_text(), loss, rate)
 
     def _epoch_text(self) -> str:
@@ -268,7 +294,7 @@ class _Run:
             values.update(dataclasses.asdict(seen))
             self.display.watched(self.step, self._epoch_text(), seen, self._seconds_left())
             values["overfitting"] = self._overfitting(seen)
-        self.files.record("epoch", self.step, values)
+        self._record("epoch", values)
         self.epoch += 1
         self.epoch_loss, self.epoch_count = 0.0, 0
         if seen and seen.pgd >= self.best:
@@ -276,7 +302,7 @@ class _Run:
             self._save(best=True)
         self._save()
         self.since, self.since_step = time.perf_counter(), self.step
-        if values.get("overfitting") and config.stop_on_overfitting:
+        if config.stop_on_overfitting and parts.world.any(bool(values.get("overfitting")), parts.device):
             raise RunFailed(
                 f"stopped at epoch {self.epoch}, where catastrophic overfitting began; the best model is "
                 f"{self.folder / checkpoint.BEST}; a smaller --epsilon, another --recipe or a lower --lr may avoid it"
@@ -300,7 +326,12 @@ class _Run:
         norms = torch._foreach_norm(list(self.parts.model.parameters()))
         if not bool(torch.stack(norms).isfinite().all()):
             self._not_finite(f"the weights after step {self.step - 1} are not finite", self.step - 1)
-        self.files.save(self.state(), best=best)
+        if self.files:
+            self.files.save(self.state(), best=best)
+
+    def _record(self, kind: str, values: dict[str, Any]) -> None:
+        if self.files:
+            self.files.record(kind, self.step, values)
 
 
 def _first_line(error: Exception) -> str:

@@ -19,6 +19,7 @@ from rmcla_fast.recipes import Recipe
 from rmcla_fast.training.average import ExponentialAverage
 from rmcla_fast.training.batches import Batches
 from rmcla_fast.training.config import TrainConfig
+from rmcla_fast.training.distributed import World
 from rmcla_fast.training.monitor import Monitor
 from rmcla_fast.training.schedule import Schedule, build_optimizer
 from rmcla_fast.training.step import TrainStep
@@ -38,6 +39,7 @@ class Parts:
     batches: Batches
     monitor: Monitor | None
     warm_up_steps: int
+    world: World
 
     @property
     def watched(self) -> nn.Module:
@@ -69,7 +71,7 @@ def choose_recipe(config: TrainConfig) -> Recipe:
         raise UserError(str(error)) from error
 
 
-def build(config: TrainConfig, splits: DataSplits, device: torch.device) -> Parts:
+def build(config: TrainConfig, splits: DataSplits, device: torch.device, world: World) -> Parts:
     """Everything that a run needs, at step 0; `config` is resolved.
 
     Raises:
@@ -84,7 +86,7 @@ def build(config: TrainConfig, splits: DataSplits, device: torch.device) -> Part
         count = min(config.monitor_images, len(kept) // 10)
         kept, held_out = hold_out(kept, count, splits.num_classes, seed)
     drawn = recipe.steps > 0 and recipe.start == "uniform"
-    batches = Batches(kept, batch_size, seed, device, config.augment, drawn)
+    batches = Batches(kept, batch_size, seed, device, config.augment, drawn, world)
     batches.start_radius.fill_(radii(recipe).start if drawn else 0.0)
     torch.manual_seed(seed)
     model = create_model(config.model, splits.num_classes, kept.images.shape[1]).to(device)
@@ -95,21 +97,25 @@ def build(config: TrainConfig, splits: DataSplits, device: torch.device) -> Part
     ema = ExponentialAverage(model, config.ema) if config.ema else None
     try:
         step = TrainStep(
-            model,
+            world.wrap(model, device),
             optimizer,
             recipe,
             ema=ema,
             precision=precision,
             capture=config.capture,
-            seed=seed,
+            seed=world.seed(seed),
             clip_norm=config.clip_grad or None,
             skip_nonfinite=config.skip_nonfinite,
         )
     except ValueError as error:
         raise UserError(str(error)) from error
-    monitor = Monitor(held_out, recipe.epsilon, device, seed) if held_out is not None and len(held_out) else None
+    monitor = (
+        Monitor(held_out, recipe.epsilon, device, seed)
+        if held_out is not None and len(held_out) and world.leads
+        else None
+    )
     warm_up_steps = config.epsilon_warmup * batches.steps
-    return Parts(device, recipe, model, ema, optimizer, schedule, step, batches, monitor, warm_up_steps)
+    return Parts(device, recipe, model, ema, optimizer, schedule, step, batches, monitor, warm_up_steps, world)
 
 
 def create_model(name: str, num_classes: int, channels: int) -> nn.Module:
