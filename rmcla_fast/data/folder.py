@@ -48,11 +48,16 @@ def load_folder(
     classes = class_names(folders["train"])
     listings = {split: list_images(folder, classes) for split, folder in folders.items()}
     if skip_unreadable:
-        listings = {split: _readable(listing, progress) for split, listing in listings.items()}
+        listings = {split: readable_only(listing, progress) for split, listing in listings.items()}
     for split, folder in folders.items():
-        _require_every_class(folder, listings[split], classes)
+        require_every_class(folder, listings[split], classes)
     size, mode = _common_size([path for listing in listings.values() for path in listing.paths])
-    packed = {split: _packed(root, split, listing, size, mode, progress) for split, listing in listings.items()}
+    shape = (1 if mode == "L" else 3, size[1], size[0])
+
+    def pixels(path: Path) -> np.ndarray:
+        return decode(path, mode).reshape(*shape[1:], shape[0]).transpose(2, 0, 1)
+
+    packed = {split: pack(root, split, listing, shape, mode, pixels, progress) for split, listing in listings.items()}
     return DataSplits(packed["train"], packed["test"], len(classes), classes)
 
 
@@ -112,13 +117,13 @@ def name_unreadable(bad: list[Path]) -> str:
     return f"unreadable image: {named}; remove it, or train without with --skip-unreadable"
 
 
-def _require_every_class(folder: Path, listing: Listing, classes: tuple[str, ...]) -> None:
+def require_every_class(folder: Path, listing: Listing, classes: tuple[str, ...]) -> None:
     for k, name in enumerate(classes):
         if not (listing.labels == k).any():
             raise UserError(f"the class folder {folder / name} has no readable image")
 
 
-def _readable(listing: Listing, progress: Progress | None) -> Listing:
+def readable_only(listing: Listing, progress: Progress | None) -> Listing:
     """Without the files that cannot be decoded."""
 
     def readable(path: Path) -> bool:
@@ -164,26 +169,44 @@ def _common_size(paths: list[Path]) -> tuple[tuple[int, int], str]:
     return size, "L" if all(mode in GREY_MODES for _, mode in known) else "RGB"
 
 
-def _packed(
-    root: Path, split: str, listing: Listing, size: tuple[int, int], mode: str, progress: Progress | None
+def pack(
+    root: Path,
+    split: str,
+    listing: Listing,
+    shape: tuple[int, int, int],
+    what: str,
+    pixels: Callable[[Path], np.ndarray],
+    progress: Progress | None,
 ) -> ImageSet:
-    """The split's images (N, C, H, W), memory-mapped from the cache, which is written where it is not there yet."""
-    file = f"{split}-{_fingerprint(root, listing, mode)}.npy"
-    shape = (len(listing.paths), 1 if mode == "L" else 3, size[1], size[0])
+    """The split's images, memory-mapped from the cache, which is written where it is not there yet.
+
+    Args:
+        root: the data set's folder; the cache is in it, or in the user's cache folder where it cannot be written.
+        shape: (C, H, W) of what `pixels` gives.
+        what: what `pixels` does; the cache of another is not used.
+        pixels: decodes one file; whatever it raises makes the file an unreadable image.
+    """
+    file = f"{split}-{_fingerprint(root, listing, what)}.npy"
     folder = root / CACHE if os.access(root, os.W_OK) else Path.home() / ".cache" / "rmcla_fast"
     if not (folder / file).is_file():
-        _pack(folder / file, listing, shape, mode, progress)
+        _write(folder / file, listing, shape, pixels, progress)
     images = np.load(folder / file, mmap_mode="c", allow_pickle=False)  # "c": torch warns at a read-only array
     return ImageSet(torch.from_numpy(images), torch.from_numpy(listing.labels))
 
 
-def _fingerprint(root: Path, listing: Listing, mode: str) -> str:
+def _fingerprint(root: Path, listing: Listing, what: str) -> str:
     """Changes with the name, size or time of any file, so that a changed folder is packed anew."""
     facts = [(str(path.relative_to(root)), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in listing.paths]
-    return hashlib.sha256(json.dumps([str(root.resolve()), mode, facts]).encode()).hexdigest()[:20]
+    return hashlib.sha256(json.dumps([str(root.resolve()), what, facts]).encode()).hexdigest()[:20]
 
 
-def _pack(target: Path, listing: Listing, shape: tuple[int, ...], mode: str, progress: Progress | None) -> None:
+def _write(
+    target: Path,
+    listing: Listing,
+    shape: tuple[int, int, int],
+    pixels: Callable[[Path], np.ndarray],
+    progress: Progress | None,
+) -> None:
     """Decodes every image into `target`, by way of a temporary file; stops at unreadable images, naming them."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -193,16 +216,16 @@ def _pack(target: Path, listing: Listing, shape: tuple[int, ...], mode: str, pro
         raise UserError(f"the image cache {target.parent} cannot be written: {error.strerror}") from error
     bad: list[Path] = []
     try:
-        packed: Any = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+        packed: Any = np.lib.format.open_memmap(
+            temporary, mode="w+", dtype=np.uint8, shape=(len(listing.paths), *shape)
+        )
 
         def one(item: tuple[int, Path]) -> None:
             row, path = item
             try:
-                pixels = decode(path, mode)
+                packed[row] = pixels(path)
             except Exception:  # Pillow raises nearly anything on a corrupt file
                 bad.append(path)
-            else:
-                packed[row] = pixels[None] if mode == "L" else pixels.transpose(2, 0, 1)
 
         with ThreadPoolExecutor() as pool:
             for _ in pool.map(one, enumerate(_shown(listing.paths, "packing", progress))):

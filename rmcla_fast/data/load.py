@@ -8,6 +8,7 @@ from pathlib import Path
 from rmcla_fast.data.folder import Progress, load_folder
 from rmcla_fast.data.splits import DataSplits, check, per_class
 from rmcla_fast.data.standard import cifar, digits, svhn
+from rmcla_fast.data.streamed import load_imagenet
 from rmcla_fast.errors import UserError
 
 DATASETS = ("digits", "cifar10", "cifar100", "svhn", "imagenet", "folder")
@@ -32,6 +33,9 @@ def load(
         skip_unreadable: leave out images that cannot be decoded, instead of stopping (image folders).
         progress: wraps the files that are decoded, (paths, what is done) -> iterator; for a progress bar.
 
+    Returns:
+        The splits; imagenet's training images are a StreamedSet, which stays on disk.
+
     Raises:
         UserError: one sentence: a name that is none of these, files missing (with the official address) or corrupt,
             a class without images, labels that are no class.
@@ -45,6 +49,8 @@ def load(
         splits = svhn(folder)
     elif name == "folder":
         splits = load_folder(folder, skip_unreadable=skip_unreadable, progress=progress)
+    elif name == "imagenet":
+        splits = load_imagenet(folder, skip_unreadable=skip_unreadable, progress=progress)
     else:
         raise UserError(f"unknown data set {name!r}; one of: {', '.join(DATASETS)}")
     splits = check(name, splits)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -20,16 +22,41 @@ class ImageSet:
     def __len__(self) -> int:
         return self.labels.shape[0]
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        _, channels, height, width = self.images.shape
+        return channels, height, width
+
     def take(self, index: Tensor) -> ImageSet:
         """The images at `index` (int64), copied."""
         return ImageSet(self.images[index], self.labels[index])
 
 
 @dataclass(frozen=True)
+class StreamedSet:
+    """Images that stay on disk, for a data set that memory cannot hold: their files and labels (N,) int64."""
+
+    paths: list[Path]
+    labels: Tensor
+    shape: tuple[int, int, int]  # (C, H, W) of an image once it is decoded
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def take(self, index: Tensor) -> StreamedSet:
+        """The files at `index` (int64)."""
+        return StreamedSet([self.paths[row] for row in index.tolist()], self.labels[index], self.shape)
+
+
+Set = TypeVar("Set", ImageSet, StreamedSet)
+
+
+@dataclass(frozen=True)
 class DataSplits:
     """A data set's two splits; labels lie in [0, num_classes). `classes` are the names, where the data set has any."""
 
-    train: ImageSet
+    train: ImageSet | StreamedSet
     test: ImageSet
     num_classes: int
     classes: tuple[str, ...] = field(default=())
@@ -42,7 +69,7 @@ def check(name: str, splits: DataSplits) -> DataSplits:
     for split, data in (("train", splits.train), ("test", splits.test)):
         if len(data) == 0:
             raise UserError(f"{name} has no {split} images")
-        if data.images.shape[0] != len(data):
+        if isinstance(data, ImageSet) and data.images.shape[0] != len(data):
             raise UserError(f"{name} has {data.images.shape[0]} {split} images and {len(data)} labels")
         wrong = ((data.labels < 0) | (data.labels >= splits.num_classes)).nonzero()
         if len(wrong):
@@ -60,7 +87,7 @@ def check(name: str, splits: DataSplits) -> DataSplits:
     return splits
 
 
-def per_class(data: ImageSet, count: int, num_classes: int, seed: int) -> Tensor:
+def per_class(data: ImageSet | StreamedSet, count: int, num_classes: int, seed: int) -> Tensor:
     """Indices (num_classes * count,) of `count` images of each class, drawn with `seed`, in the data set's order.
 
     Raises:
@@ -78,7 +105,7 @@ def per_class(data: ImageSet, count: int, num_classes: int, seed: int) -> Tensor
     return torch.cat(chosen).sort().values
 
 
-def hold_out(data: ImageSet, count: int, num_classes: int, seed: int) -> tuple[ImageSet, ImageSet]:
+def hold_out(data: Set, count: int, num_classes: int, seed: int) -> tuple[Set, Set]:
     """(kept, held out): `count` images, as equally many of each class as possible, drawn with `seed`."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(data), generator=generator)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -9,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rmcla_fast.data import ImageSet
-from rmcla_fast.errors import UserError
+from rmcla_fast.data import ImageSet, StreamedSet
+from rmcla_fast.data.streamed import Decoder
+from rmcla_fast.errors import RunFailed, UserError
 from rmcla_fast.ops import augment_start
 from rmcla_fast.training.distributed import World
 
@@ -81,12 +83,10 @@ class Batches:
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """The batches of the updates `first`, ... of an epoch; update n draws from (seed, n), as `TrainStep` does."""
         order = epoch_order(len(self._labels), self._seed, epoch)
-        on_device = order.to(self._device)
+        orders = (order, order.to(self._device))
         for step in range(first, self.steps):
-            end = min((step + 1) * self._batch_size, len(order))
-            end -= (end - step * self._batch_size) % self._world.size
-            part = slice(step * self._batch_size + self._world.rank, end, self._world.size)
-            yield self._batch(order[part], on_device[part], epoch * self.steps + step)
+            index, on_device = (_share(rows, step, self._batch_size, self._world) for rows in orders)
+            yield self._batch(index, on_device, epoch * self.steps + step)
 
     def _batch(self, index: Tensor, on_device: Tensor, step: int) -> Batch:
         labels = self._labels[on_device]
@@ -99,6 +99,66 @@ class Batches:
         source, rows = (self._images, on_device) if held else (gathered, torch.arange(len(index), device=self._device))
         images, start = augment_start(source, rows, rng=self._rng, epsilon=self.start_radius)
         return Batch(images, labels, start if self._draw_start else None)
+
+
+class StreamedBatches:
+    """The same of a data set that stays on disk: worker processes decode, crop and flip ahead of the updates.
+
+    An unreadable image stops the run with a UserError that names it. `workers` 0 decodes in this process.
+    """
+
+    def __init__(
+        self,
+        data: StreamedSet,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        augment: bool,
+        workers: int,
+        world: World,
+    ) -> None:
+        self.steps = steps_in_epoch(len(data), batch_size, world.size)
+        self.start_radius = torch.zeros((), device=device)  # the update draws the start itself
+        self._count, self._batch_size, self._seed, self._device, self._world = (
+            len(data),
+            batch_size,
+            seed,
+            device,
+            world,
+        )
+        self._decoder = Decoder(data, seed, augment)
+        self._workers = workers
+
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """The batches of the updates `first`, ... of an epoch."""
+        order = epoch_order(self._count, self._seed, epoch)
+        shares = [_share(order, step, self._batch_size, self._world) for step in range(first, self.steps)]
+        loader = torch.utils.data.DataLoader(
+            self._decoder,
+            batch_sampler=[[(row, epoch) for row in share.tolist()] for share in shares],
+            num_workers=self._workers,
+            pin_memory=self._device.type == "cuda",
+            prefetch_factor=4 if self._workers else None,
+            worker_init_fn=_leave_signals_to_the_parent,
+        )
+        try:
+            for images, labels in loader:
+                yield Batch(
+                    images.to(self._device, non_blocking=True), labels.to(self._device, non_blocking=True), None
+                )
+        except UserError as error:  # a worker's comes with its traceback in the text
+            raise RunFailed(str(error).rpartition("UserError: ")[2].strip()) from None
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _share(order: Tensor, step: int, batch_size: int, world: World) -> Tensor:
+    """This rank's part of a batch; every rank's is of the same size."""
+    end = min((step + 1) * batch_size, len(order))
+    end -= (end - step * batch_size) % world.size
+    return order[step * batch_size + world.rank : end : world.size]
 
 
 def _fits(images: Tensor, device: torch.device) -> bool:

@@ -11,13 +11,14 @@ from torch import nn
 
 import rmcla_fast
 from rmcla_fast import models, recipes
-from rmcla_fast.data.splits import DataSplits, hold_out
+from rmcla_fast.data.splits import DataSplits, ImageSet, StreamedSet, hold_out
+from rmcla_fast.data.streamed import centers
 from rmcla_fast.epsilon import format_epsilon, parse_epsilon
 from rmcla_fast.errors import UserError
 from rmcla_fast.example import radii
 from rmcla_fast.recipes import Recipe
 from rmcla_fast.training.average import ExponentialAverage
-from rmcla_fast.training.batches import Batches
+from rmcla_fast.training.batches import Batches, StreamedBatches
 from rmcla_fast.training.config import TrainConfig
 from rmcla_fast.training.distributed import World
 from rmcla_fast.training.monitor import Monitor
@@ -36,7 +37,7 @@ class Parts:
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     step: TrainStep
-    batches: Batches
+    batches: Batches | StreamedBatches
     monitor: Monitor | None
     warm_up_steps: int
     world: World
@@ -81,15 +82,16 @@ def build(config: TrainConfig, splits: DataSplits, device: torch.device, world: 
     seed, batch_size, precision = config.seed, config.batch_size, config.precision
     if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UserError(f"--precision bf16 is not supported by {torch.cuda.get_device_name(device)}; use fp16 or fp32")
-    kept, held_out = splits.train, None
-    if config.monitor_images:
-        count = min(config.monitor_images, len(kept) // 10)
-        kept, held_out = hold_out(kept, count, splits.num_classes, seed)
+    train, held_out = _held_out(config, splits)
     drawn = recipe.steps > 0 and recipe.start == "uniform"
-    batches = Batches(kept, batch_size, seed, device, config.augment, drawn, world)
+    batches: Batches | StreamedBatches
+    if isinstance(train, StreamedSet):
+        batches = StreamedBatches(train, batch_size, seed, device, config.augment, config.workers, world)
+    else:
+        batches = Batches(train, batch_size, seed, device, config.augment, drawn, world)
     batches.start_radius.fill_(radii(recipe).start if drawn else 0.0)
     torch.manual_seed(seed)
-    model = create_model(config.model, splits.num_classes, kept.images.shape[1]).to(device)
+    model = create_model(config.model, splits.num_classes, splits.train.shape[0]).to(device)
     if device.type == "cuda":
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     schedule = Schedule(config.schedule, config.lr, config.epochs * batches.steps)
@@ -118,6 +120,17 @@ def build(config: TrainConfig, splits: DataSplits, device: torch.device, world: 
     return Parts(device, recipe, model, ema, optimizer, schedule, step, batches, monitor, warm_up_steps, world)
 
 
+def _held_out(config: TrainConfig, splits: DataSplits) -> tuple[ImageSet | StreamedSet, ImageSet | None]:
+    """(images to train on, images to watch): at most a tenth of the training images are held out."""
+    count = min(config.monitor_images, len(splits.train) // 10)
+    if not count:
+        return splits.train, None
+    if isinstance(splits.train, StreamedSet):
+        streamed, held_out = hold_out(splits.train, count, splits.num_classes, config.seed)
+        return streamed, centers(held_out)
+    return hold_out(splits.train, count, splits.num_classes, config.seed)
+
+
 def create_model(name: str, num_classes: int, channels: int) -> nn.Module:
     """The network by its name; UserError, with the names there are, where it cannot be had."""
     try:
@@ -128,13 +141,13 @@ def create_model(name: str, num_classes: int, channels: int) -> nn.Module:
 
 def describe(config: TrainConfig, splits: DataSplits) -> dict[str, Any]:
     """config.json: every option as it was resolved, and what the data set and the library were."""
-    images = splits.train.images
+    channels, *size = splits.train.shape
     return {
         **dataclasses.asdict(config),
         "epsilon_text": format_epsilon(parse_epsilon(config.epsilon)),
         "num_classes": splits.num_classes,
-        "channels": images.shape[1],
-        "image_size": list(images.shape[2:]),
+        "channels": channels,
+        "image_size": size,
         "train_images": len(splits.train),
         "classes": list(splits.classes),
         "rmcla_fast": rmcla_fast.__version__,

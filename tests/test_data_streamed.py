@@ -1,0 +1,76 @@
+"""ImageNet's folders: streamed training crops that depend on (seed, epoch, image) alone, and packed test images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rmcla_fast import data
+from rmcla_fast.data import StreamedSet
+from rmcla_fast.data.streamed import SIZE, random_crop
+from rmcla_fast.errors import RunFailed, UserError
+from rmcla_fast.training.batches import StreamedBatches
+from rmcla_fast.training.distributed import World
+
+Image = pytest.importorskip("PIL.Image")
+
+
+@pytest.fixture
+def imagenet(tmp_path: Path) -> Path:
+    draw = np.random.default_rng(0)
+    for split, count in (("train", 6), ("val", 2)):
+        for k, name in enumerate(("n01440764", "n01443537")):
+            (tmp_path / split / name).mkdir(parents=True)
+            for image in range(count):
+                pixels = draw.integers(0, 256, (300 + 10 * image, 280 + 40 * k, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / split / name / f"{image}.JPEG", "JPEG")
+    return tmp_path
+
+
+def batches(root: Path, workers: int, augment: bool = True) -> StreamedBatches:
+    train = data.load("imagenet", root).train
+    assert isinstance(train, StreamedSet)
+    return StreamedBatches(train, 4, 7, torch.device("cpu"), augment, workers, World())
+
+
+def test_the_folders(imagenet: Path) -> None:
+    splits = data.load("imagenet", imagenet, images_per_class=5)
+    assert isinstance(splits.train, StreamedSet)
+    assert len(splits.train) == 10
+    assert splits.train.shape == (3, SIZE, SIZE)
+    assert splits.test.images.shape == (4, 3, SIZE, SIZE)
+    assert splits.classes == ("n01440764", "n01443537")
+    with pytest.raises(UserError, match=r"image-net\.org"):
+        data.load("imagenet", imagenet / "train")
+
+
+def test_batches_are_the_same_from_any_worker_and_any_start(imagenet: Path) -> None:
+    here = list(batches(imagenet, workers=0).epoch(1))
+    assert [batch.images.shape for batch in here] == [(4, 3, SIZE, SIZE)] * 3
+    assert here[0].images.dtype == torch.uint8
+    (later,) = batches(imagenet, workers=1).epoch(1, first=2)
+    assert torch.equal(later.images, here[2].images)
+    assert torch.equal(later.labels, here[2].labels)
+    assert not torch.equal(next(iter(batches(imagenet, workers=0).epoch(2))).images, here[0].images)
+
+
+def test_a_crop_stays_inside_a_narrow_image(tmp_path: Path) -> None:
+    Image.fromarray(np.full((900, 9, 3), 200, np.uint8)).save(tmp_path / "narrow.png")
+    for seed in range(5):
+        pixels = random_crop(tmp_path / "narrow.png", np.random.default_rng(seed))
+        assert pixels.shape == (3, SIZE, SIZE)
+        assert (pixels == 200).all()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_image_is_named_when_its_turn_comes(imagenet: Path, workers: int) -> None:
+    bad = imagenet / "train" / "n01440764" / "3.JPEG"
+    bad.write_bytes(b"broken")
+    with pytest.raises(RunFailed, match=r"^unreadable image: \S*3\.JPEG; remove it, or train without with") as caught:
+        list(batches(imagenet, workers).epoch(0))
+    assert "\n" not in str(caught.value)
+    train = data.load("imagenet", imagenet, skip_unreadable=True).train
+    assert len(train) == 11
