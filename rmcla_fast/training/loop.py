@@ -22,8 +22,8 @@ from rmcla_fast.training.distributed import World, joined, local_device
 from rmcla_fast.training.interrupt import StopRequest
 from rmcla_fast.training.monitor import Watched
 from rmcla_fast.training.plots import draw_curves
-from rmcla_fast.training.progress import Display, shown
-from rmcla_fast.training.run_folder import RunFolder, open_run
+from rmcla_fast.training.progress import Display, say, shown
+from rmcla_fast.training.run_folder import CURVES, RunFolder, open_run
 from rmcla_fast.training.schedule import set_rate, warmed_up
 from rmcla_fast.training.setup import Parts, build, choose_device, describe
 
@@ -44,6 +44,11 @@ def train(config: TrainConfig, *, quiet: bool = True) -> Path:
     """
     config, state = open_run(config)
     folder = Path(config.out)
+    if state is not None and state["epoch"] >= config.epochs:
+        say(f"{folder} is finished: {config.epochs} epochs; nothing is left to resume", quiet=quiet)
+        if not (folder / CURVES).exists():  # killed before they were drawn
+            draw_curves(folder)
+        return folder
     device = choose_device(local_device(config.device))
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -165,9 +170,8 @@ class _Run:
         self.files = RunFolder(self.folder, self.described, self.step) if parts.world.leads else None
         self.display = Display(self.total_steps, self.step, quiet=self.quiet)
         self.since, self.since_step = time.perf_counter(), self.step
-        with (
-            StopRequest() as stop
-        ):  # also while the files are closed: torchrun signals the ranks that are left of a lost one
+        # Signals are held back while the files are closed, too: torchrun sends them to the ranks that a lost one leaves.
+        with StopRequest() as stop:
             try:
                 with self.display:
                     self._epochs(stop)
@@ -177,17 +181,14 @@ class _Run:
                     draw_curves(self.folder)
 
     def _epochs(self, stop: StopRequest) -> None:
-        parts, config, say = self.parts, self.config, self.display.say
-        if self.step >= self.total_steps:
-            say(f"{self.folder} is finished: {config.epochs} epochs; nothing is left to resume")
-            return
+        parts, config = self.parts, self.config
         if self.step:
-            say(f"resuming {self.folder} at step {self.step} of {self.total_steps}")
+            self.display.say(f"resuming {self.folder} at step {self.step} of {self.total_steps}")
         else:
-            say(f"training {config.model} with {config.recipe} on {parts.device}; writing {self.folder}")
+            self.display.say(f"training {config.model} with {config.recipe} on {parts.device}; writing {self.folder}")
         while self.epoch < config.epochs:
             self._epoch(stop)
-        say(f"{self.folder} is done after {self.seconds:.0f} s of training")
+        self.display.say(f"{self.folder} is done after {self.seconds:.0f} s of training")
 
     def _epoch(self, stop: StopRequest) -> None:
         parts, config = self.parts, self.config

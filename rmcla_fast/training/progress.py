@@ -54,6 +54,13 @@ class Display:
         self._console.print(text, markup=False, soft_wrap=True)
 
 
+def say(text: str, *, quiet: bool) -> None:
+    """A line on stderr."""
+    need("rich.console", "train", "the progress bar").Console(stderr=True, quiet=quiet, highlight=False).print(
+        text, markup=False, soft_wrap=True
+    )
+
+
 def shown(paths: Sequence[Path], what: str) -> Iterator[Path]:
     """The files, behind a bar on stderr, for data sets that are decoded once."""
     console = need("rich.console", "train", "the progress bar").Console(stderr=True)
