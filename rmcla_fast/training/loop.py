@@ -170,7 +170,7 @@ class _Run:
         self.files = RunFolder(self.folder, self.described, self.step) if parts.world.leads else None
         self.display = Display(self.total_steps, self.step, quiet=self.quiet)
         self.since, self.since_step = time.perf_counter(), self.step
-        # Signals are held back while the files are closed, too: torchrun sends them to the ranks that a lost one leaves.
+        # Signals are held back while the files are closed, too: torchrun sends them where a rank was lost.
         with StopRequest() as stop:
             try:
                 with self.display:
