@@ -97,7 +97,7 @@ def attack(
         # One forward, one backward: the gradient in the logits is fed to autograd, which goes to the images alone.
         moved = moved.detach().requires_grad_()
         with torch.enable_grad():
-            logits = forward(moved)
+            logits = forward(moved.view_as(moved))  # hooks that track a module's inputs fail on a leaf in autograd.grad
         if recipe.outer_loss == "trades":
             grad_logits = logits.detach().softmax(1) - clean_logits.softmax(1)  # d KL(clean || adversarial)
         else:
@@ -117,7 +117,7 @@ def attack(
 
 
 def settled(target: str, targets: Tensor) -> str | Tensor:
-    """The aim of the later passes: the class that was chosen (a diverged row has -1, and stays NaN whatever the class)."""
+    """The aim of the later passes: the class that was chosen (a diverged row has -1, and is NaN whatever the class)."""
     return target if target in ("untargeted", "margin") else targets.clamp(min=0)
 
 

@@ -17,15 +17,15 @@ class CapturedUpdate:
 
     The first calls are real updates on a side stream; the next one of the same shapes is captured there and replayed,
     as is every later one. A batch of other shapes runs uncaptured. Learning rates are device tensors that the graph
-    reads: a schedule may still write floats into the optimizer's groups. Any other hyper-parameter is part of the graph,
-    so that a change of one, or of the optimizer's state by `load_state_dict`, captures anew.
+    reads: a schedule may still write floats into the optimizer's groups. A change of any other hyper-parameter, or of
+    the optimizer's state by `load_state_dict`, captures anew.
     """
 
     def __init__(self, update: Update, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
         self._update = update
         self._optimizer = optimizer
         self._device = device
-        self._stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._stream: torch.cuda.Stream = torch.cuda.Stream(device)
         self._rates = [torch.zeros((), device=device) for _ in optimizer.param_groups]
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: list[Tensor] = []

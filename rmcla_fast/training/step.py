@@ -167,7 +167,7 @@ class TrainStep:
                 adversarial.float().log_softmax(1), clean.float().log_softmax(1), reduction="batchmean", log_target=True
             )
             loss = soft_cross_entropy(clean, labels) + self.recipe.trades_weight * divergence
-            (loss if scale is None else loss * scale).backward()  # type: ignore[no-untyped-call]
+            (loss if scale is None else loss * scale).backward()
             return loss.detach()
         logits = self._passes.update(example.images)
         targets = labels if example.soft_labels is None else example.soft_labels
@@ -175,7 +175,7 @@ class TrainStep:
         operator = backends.choose("soft_cross_entropy", logits, None)
         loss, grad_logits, _ = operator(logits.detach(), targets, "mean", False)
         grad_logits.div_(len(labels)) if scale is None else grad_logits.mul_(scale / len(labels))
-        logits.backward(grad_logits)  # type: ignore[no-untyped-call]
+        logits.backward(grad_logits)
         return loss
 
 

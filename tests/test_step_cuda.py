@@ -1,0 +1,137 @@
+"""One update on a GPU: the captured graph gives eager's numbers, follows schedules and batches, and never waits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rmcla_fast import models, recipes
+from rmcla_fast.training import ExponentialAverage, TrainStep
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
+UPDATES = 8  # three warm the graph up, the others replay it
+
+
+def batch(seed: int, size: int = 32) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (size, 3, 16, 16), generator=generator, dtype=torch.uint8)
+    return images.cuda(), torch.randint(0, 10, (size,), generator=generator).cuda()
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return models.WideResNet(10, depth=10, width=1).cuda()
+
+
+def sgd(model: nn.Module, lr: float = 0.02) -> torch.optim.SGD:
+    return torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=2e-4, fused=True)
+
+
+def make(capture: str, name: str = "r-mc-la", **options: Any) -> TrainStep:
+    model = network()
+    recipe = recipes.get(name)
+    return TrainStep(model, sgd(model), recipe, capture=capture, seed=1, ema=ExponentialAverage(model, 0.9), **options)
+
+
+def tensors(step: TrainStep) -> list[Tensor]:
+    assert step.ema is not None
+    return [*step.model.state_dict().values(), *step.ema.state_dict().values()]
+
+
+def assert_same(ours: TrainStep, theirs: TrainStep) -> None:
+    for a, b in zip(tensors(ours), tensors(theirs), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-3)
+
+
+@pytest.fixture(autouse=True)
+def deterministic_convolutions() -> Iterator[None]:
+    before = torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = True, False
+    yield
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_the_graph_is_eager(name: str) -> None:
+    eager, graph = make("eager", name), make("cuda-graph", name)
+    for n in range(UPDATES):
+        assert float(graph(*batch(n))) == pytest.approx(float(eager(*batch(n))), rel=5e-3)
+    assert_same(graph, eager)
+
+
+@pytest.mark.parametrize("capture", ["eager", "compile", "cuda-graph"])
+def test_a_step_never_waits_for_the_gpu(capture: str) -> None:
+    step = make(capture, clip_norm=1.0, skip_nonfinite=True)
+    batches = [batch(n) for n in range(UPDATES)]
+    for given in batches:  # compiling and capturing may wait
+        step(*given)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for n, given in enumerate(batches):
+            step.epsilon = 0.01 + 0.001 * n
+            step.optimizer.param_groups[0]["lr"] = 0.01 * (n + 1)
+            step(*given)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_the_graph_follows_learning_rate_epsilon_and_uneven_batches() -> None:
+    eager, graph = make("eager"), make("cuda-graph")
+    for n in range(2 * UPDATES):
+        for step in (eager, graph):
+            step.epsilon = 0.002 * (n + 1)
+            step.optimizer.param_groups[0]["lr"] = 0.02 / (n + 1)
+        given = batch(n, size=20 if n % 5 == 4 else 32)
+        assert float(graph(*given)) == pytest.approx(float(eager(*given)), rel=5e-3)
+    assert graph._captured is not None
+    assert graph._captured._graph is not None
+    assert_same(graph, eager)
+
+
+def test_losses_that_are_kept_do_not_change() -> None:
+    step = make("cuda-graph")
+    losses = [step(*batch(n)) for n in range(UPDATES)]
+    values = [float(loss) for loss in losses]
+    step(*batch(0))
+    assert [float(loss) for loss in losses] == values
+    assert len(set(values)) == UPDATES
+
+
+def test_the_graph_follows_a_state_that_is_loaded() -> None:
+    first, second = make("cuda-graph"), make("cuda-graph")
+    for n in range(UPDATES):
+        first(*batch(n))
+        second(*batch(n + 50))  # its own graph, then another's state
+    second.model.load_state_dict(first.model.state_dict())
+    second.optimizer.load_state_dict(first.optimizer.state_dict())
+    second.load_state_dict(first.state_dict())
+    assert first.ema is not None
+    assert second.ema is not None
+    second.ema.load_state_dict(first.ema.state_dict())
+    for n in range(UPDATES, 2 * UPDATES):
+        assert float(second(*batch(n))) == pytest.approx(float(first(*batch(n))), rel=5e-3)
+    assert_same(second, first)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_sixteen_bits_in_the_graph(precision: str) -> None:
+    narrow, wide = make("cuda-graph", precision=precision), make("eager")
+    for n in range(UPDATES):
+        assert float(narrow(*batch(n))) == pytest.approx(float(wide(*batch(n))), rel=0.05)
+
+
+def test_auto_is_the_graph_where_it_can_be_had() -> None:
+    assert make("auto").capture == "cuda-graph"
+    model = network()
+    plain = torch.optim.SGD(model.parameters(), lr=0.1)
+    assert TrainStep(model, plain, recipes.get("r-mc-la")).capture == "compile"
+    with pytest.raises(ValueError, match="the optimizer must be made with fused=True"):
+        TrainStep(model, plain, recipes.get("r-mc-la"), capture="cuda-graph")
