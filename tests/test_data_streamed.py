@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from rmcla_fast import data
 from rmcla_fast.data import StreamedSet
 from rmcla_fast.data.streamed import SIZE, random_crop
 from rmcla_fast.errors import RunFailed, UserError
+from rmcla_fast.training import TrainConfig, checkpoint, train
 from rmcla_fast.training.batches import StreamedBatches
 from rmcla_fast.training.distributed import World
+from rmcla_fast.training.run_folder import RunFolder, read_metrics
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -74,3 +78,34 @@ def test_an_unreadable_image_is_named_when_its_turn_comes(imagenet: Path, worker
     assert "\n" not in str(caught.value)
     train = data.load("imagenet", imagenet, skip_unreadable=True).train
     assert len(train) == 11
+
+
+def linear(num_classes: int) -> nn.Module:
+    return nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, num_classes))
+
+
+def test_a_run_streams_and_resumes(imagenet: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "data": "imagenet",
+        "data_dir": str(imagenet),
+        "model": f"{__name__}:linear",
+        "batch_size": 4,
+    }
+    options |= {"epochs": 2, "workers": 1, "monitor_images": 1, "lr": 0.01, "checkpoint_every": 1}
+    train(TrainConfig(**options, out=str(tmp_path / "a")))
+    whole = checkpoint.read(tmp_path / "a" / "checkpoint.pt")
+    assert (whole["step"], whole["config"]["image_size"]) == (6, [SIZE, SIZE])
+    assert "pgd" in read_metrics(tmp_path / "a" / "metrics.jsonl")[-1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunFolder, "save", lambda self, state, best=False: _die_after(self, state, best))
+        with pytest.raises(KeyboardInterrupt):
+            train(TrainConfig(**options, out=str(tmp_path / "b")))
+    train(TrainConfig(out=str(tmp_path / "b"), resume=True))
+    resumed = checkpoint.read(tmp_path / "b" / "checkpoint.pt")
+    assert all(torch.equal(resumed["model"][name], whole["model"][name]) for name in whole["model"])
+
+
+def _die_after(folder: RunFolder, state: dict[str, Any], best: bool) -> None:
+    checkpoint.save(folder.path / (checkpoint.BEST if best else checkpoint.LAST), state)
+    if state["step"] == 4:
+        raise KeyboardInterrupt

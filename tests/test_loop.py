@@ -7,7 +7,6 @@ import json
 import math
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +33,8 @@ def small(out: Path, **changes: Any) -> TrainConfig:
     return dataclasses.replace(SMALL, out=str(out), **changes)
 
 
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 def test_a_run_writes_its_folder(tmp_path: Path) -> None:
-    out = tmp_path / "runs" / "a"
+    out, threads = tmp_path / "runs" / "a", torch.get_num_threads()
     assert train(small(out)) == out
     names = {path.name.split(".tfevents")[0] for path in out.iterdir()}
     assert names == {"config.json", "metrics.jsonl", "checkpoint.pt", "best.pt", "curves.png", "events.out"}
@@ -58,6 +50,7 @@ def test_a_run_writes_its_folder(tmp_path: Path) -> None:
     assert all(0 <= row[name] <= 100 for row in epochs for name in ("clean", "fgsm", "pgd"))
     state = checkpoint.read(out / "checkpoint.pt")
     assert (state["epoch"], state["step"]) == (2, 12)
+    assert torch.get_num_threads() == threads  # as it was
     logits = rmcla_fast.load(out)(torch.rand(3, 1, 8, 8))
     assert logits.shape == (3, 10)
     assert logits.isfinite().all()

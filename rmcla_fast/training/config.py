@@ -58,7 +58,8 @@ class TrainConfig:
         checkpoint_every, log_every: updates between two checkpoints within an epoch (0: at its end only), and between
             two logged ones.
         device: "cpu", "cuda" or "cuda:1"; a GPU where there is one if None.
-        threads: CPU threads of the network's passes; a resumed run uses the same number, since sums depend on it.
+        threads: CPU threads of the network's passes (torch's own choice if None; 1 for digits); a resumed run uses the
+            same number, since sums depend on it.
         workers: processes that decode images, where the data set is streamed.
     """
 
@@ -140,6 +141,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "monitor_images": 64,
         "monitor_every": 5,
         "log_every": 10,
+        "threads": 1,
     },
     "cifar10": PAPER,
     "cifar100": {**PAPER, "beta": 11.0},

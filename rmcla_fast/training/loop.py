@@ -50,14 +50,17 @@ def train(config: TrainConfig, *, quiet: bool = True) -> Path:
             draw_curves(folder)
         return folder
     device = choose_device(local_device(config.device))
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    config = dataclasses.replace(config, threads=torch.get_num_threads())
-    with joined(device) as world:
-        splits = _load(config, world, quiet)
-        run = _Run(config, splits, build(config, splits, device, world), folder, state, quiet or not world.leads)
-        world.wait()  # every rank has looked at the folder before rank 0 writes into it
-        run.train()
+    threads = torch.get_num_threads()
+    config = dataclasses.replace(config, threads=config.threads or threads)
+    torch.set_num_threads(config.threads or threads)
+    try:
+        with joined(device) as world:
+            splits = _load(config, world, quiet)
+            run = _Run(config, splits, build(config, splits, device, world), folder, state, quiet or not world.leads)
+            world.wait()  # every rank has looked at the folder before rank 0 writes into it
+            run.train()
+    finally:
+        torch.set_num_threads(threads)
     return folder
 
 
