@@ -149,6 +149,10 @@ def bench(context: typer.Context) -> None:
         raise typer.Exit(1)
 
 
+if all(importlib.util.find_spec(name) for name in ("rmcla_fast.evaluation", "rmcla_fast.evaluation.cli")):
+    importlib.import_module("rmcla_fast.evaluation.cli").register(app)
+
+
 def main() -> None:
     """The entry point `rmcla`."""
     warnings.formatwarning = lambda message, *_: f"rmcla: warning: {message}\n"
@@ -157,8 +161,6 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Runs one command and returns its exit code: 0, 2 for what cannot be done as asked, 1 for a run that failed."""
-    if all(importlib.util.find_spec(name) for name in ("rmcla_fast.evaluation", "rmcla_fast.evaluation.cli")):
-        importlib.import_module("rmcla_fast.evaluation.cli").register(app)
     try:
         return app(arguments or ["--help"], prog_name="rmcla", standalone_mode=False) or 0
     except typer.Exit as error:

@@ -18,11 +18,12 @@ class Display:
         progress = need("rich.progress", "train", "the progress bar")
         self._console = console_module.Console(stderr=True, quiet=quiet, highlight=False)
         self._bar = progress.Progress(
-            progress.TextColumn("epoch {task.fields[epoch]}"),
-            progress.BarColumn(),
+            progress.TextColumn("{task.fields[epoch]}"),
+            progress.BarColumn(bar_width=None),
             progress.TaskProgressColumn(),
-            progress.TimeRemainingColumn(elapsed_when_finished=True),
-            progress.TextColumn("{task.fields[status]}"),
+            progress.TimeRemainingColumn(elapsed_when_finished=True, compact=True),
+            progress.TextColumn("{task.fields[status]}"),  # 59 characters: a line of 80 holds it all
+            expand=True,
             console=self._console,
             disable=quiet or not self._console.is_terminal,
         )
@@ -39,15 +40,15 @@ class Display:
 
     def update(self, step: int, epoch: str, loss: float, images_per_second: float) -> None:
         """After a logged step."""
-        self._status = f"loss {loss:.3f}  {images_per_second:,.0f} images/s"
+        self._status = f"loss {loss:.3f} {images_per_second:,.0f} images/s"
         self._bar.update(self._task, completed=step, epoch=epoch, status=self._status + self._watched)
 
     def watched(self, step: int, epoch: str, seen: Watched, seconds_left: float) -> None:
         """After a watched epoch."""
-        self._watched = f"  clean {seen.clean:.1f}%  FGSM {seen.fgsm:.1f}%  PGD {seen.pgd:.1f}%"
+        self._watched = f" clean {seen.clean:.1f} FGSM {seen.fgsm:.1f} PGD {seen.pgd:.1f} %"
         self._bar.update(self._task, completed=step, epoch=epoch, status=self._status + self._watched)
         if not self._console.is_terminal:
-            self.say(f"epoch {epoch}  {self._status}{self._watched}  {seconds_left:.0f} s left")
+            self.say(f"epoch {epoch} {self._status}{self._watched} {seconds_left:.0f} s left")
 
     def say(self, text: str) -> None:
         """A line that stays, above the bar."""
