@@ -14,153 +14,26 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from step_rivals import Rivals, Run
+
+from rmcla_fast import native, recipes
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-from public_port import public_step  # noqa: E402
-
-from rmcla_fast import Recipe, backend, models, native, random_start, recipes  # noqa: E402
-from rmcla_fast.example import attack_mode  # noqa: E402
-from rmcla_fast.training import TrainStep  # noqa: E402
-from rmcla_fast.training.graph import CapturedUpdate  # noqa: E402
-from rmcla_fast.training.passes import Passes  # noqa: E402
-
-Run = Callable[[], Any]
 TARGETS = {
     "r-mc-la step / its passes": ("at most", 1.03),
     "r-mc-la step / standard step": ("at most", 1.75),
     "public port / r-mc-la step": ("at least", 1.28),
     "r-mc-la memory / standard memory": ("at most", 1.10),
 }
-
-
-class Bench:
-    """The network, the batch, and every rival as a function without arguments."""
-
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.options = options
-        self.device = torch.device(options.device)
-        generator = torch.Generator().manual_seed(0)
-        shape = (options.batch, 3, options.size, options.size)
-        self.images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(self.device)
-        self.labels = torch.randint(0, options.classes, (options.batch,), generator=generator).to(self.device)
-        self.clean = self.images.float() / 255
-        self.noise = random_start(
-            torch.zeros_like(self.clean), 8 / 255, rng=torch.zeros(2, dtype=torch.int64).to(self.clean.device)
-        )
-
-    def network(self) -> tuple[nn.Module, torch.optim.Optimizer]:
-        torch.manual_seed(0)
-        model = models.create(self.options.model, self.options.classes).to(self.device)
-        if self.options.channels_last:
-            model.to(memory_format=torch.channels_last)
-        groups = models.weight_groups(model, 2e-4)
-        return model, torch.optim.SGD(groups, lr=0.01, momentum=0.9, fused=True)
-
-    def step(self, recipe: Recipe) -> Run:
-        model, optimizer = self.network()
-        step = TrainStep(model, optimizer, recipe, precision=self.options.precision, capture=self.options.capture)
-        return lambda: step(self.images, self.labels)
-
-    def passes(self, recipe: Recipe) -> Run:
-        """The recipe's forward and backward passes alone, on ready images with ready gradients, by the same means."""
-        model, optimizer = self.network()
-        options = self.options
-        passes = Passes(model, options.precision, compiled=options.capture in ("compile", "cuda-graph"))
-        images = passes.layout(self.clean)
-        with torch.no_grad():
-            gradient = (passes.attack(images) * 0 + 0.01).detach()
-
-        def update(images: Tensor, *_: Any) -> Tensor:
-            model.zero_grad(set_to_none=True)
-            with attack_mode(model, "eval"):
-                if recipe.clean_forward:
-                    with torch.no_grad():
-                        passes.attack(images)
-                for _ in range(recipe.steps):
-                    moved = images.detach().requires_grad_()
-                    torch.autograd.grad(passes.attack(moved), moved, gradient)
-            for _ in range(2 if recipe.outer_loss == "trades" else 1):
-                logits = passes.update(images)
-                logits.backward(gradient)
-            return logits.detach().sum()
-
-        model.train()
-        if options.capture == "cuda-graph":
-            captured = CapturedUpdate(update, optimizer, self.device)
-            return lambda: captured(images, self.labels)
-        return lambda: update(images)
-
-    def port(self, compiled: bool) -> Run:
-        """The public code's step: extra clean forward, weight gradients in the attack, labels in eager torch."""
-        model, optimizer = self.network()
-        network = torch.compile(model, dynamic=False) if compiled else model
-        clean = self.clean.contiguous(memory_format=torch.channels_last) if self.options.channels_last else self.clean
-        return lambda: public_step(network, optimizer, clean, self.labels, self.noise, epsilon=8 / 255)
-
-    def unfused(self, recipe: Recipe) -> Run:
-        """Our eager step with the plain-torch reference of every operator."""
-        model, optimizer = self.network()
-        step = TrainStep(model, optimizer, recipe, precision=self.options.precision, capture="eager")
-
-        def run() -> None:
-            chosen, known = backend._from_environment, dict(backend._resolved)
-            backend._from_environment = "reference"
-            backend._resolved.clear()
-            try:
-                step(self.images, self.labels)
-            finally:
-                backend._from_environment = chosen
-                backend._resolved.clear()
-                backend._resolved.update(known)
-
-        return run
-
-    def torchattacks_pgd(self, steps: int) -> Run | None:
-        """torchattacks' PGD in a plain loop; None where it is not installed (pip install --no-deps torchattacks)."""
-        try:
-            import torchattacks
-        except ImportError:
-            return None
-        model, optimizer = self.network()
-        attack = torchattacks.PGD(model, eps=8 / 255, alpha=2 / 255, steps=steps)
-
-        def run() -> None:
-            model.train()
-            moved = attack(self.clean, self.labels)
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(moved), self.labels).backward()
-            optimizer.step()
-
-        return run
-
-    def check(self) -> float:
-        """The step's loss against the port's over two updates in float32, before anything is timed."""
-        (ours, first), (theirs, second) = self.network(), self.network()
-        step = TrainStep(ours, first, recipes.get("r-mc-la+"), capture="eager")
-        worst = 0.0
-        for n in range(2):
-            rng = torch.tensor([0, n], device=self.device)
-            noise = random_start(torch.zeros_like(self.clean), 8 / 255, rng=rng)
-            if self.options.channels_last:  # the noise follows memory order
-                noise = random_start(torch.zeros_like(self.clean, memory_format=torch.channels_last), 8 / 255, rng=rng)
-            expected = public_step(theirs, second, self.clean, self.labels, noise, epsilon=8 / 255)
-            worst = max(worst, float((step(self.images, self.labels) - expected).abs() / expected))
-        if worst > 2e-3:
-            raise SystemExit(f"the step and the independent port disagree by {worst:.1e}: nothing is timed")
-        return worst
 
 
 def timed(run: Run, device: torch.device) -> tuple[float, float]:
@@ -203,19 +76,26 @@ def peak_memory(options: argparse.Namespace, name: str) -> float:
 
 
 def print_peak_memory(options: argparse.Namespace) -> None:
-    bench = Bench(options)
+    rivals_of = Rivals(options)
     name = options.memory_of
-    run = bench.port(compiled=False) if name == "public port" else bench.step(recipes.get(name))
-    if bench.device.type == "cuda":
-        before = torch.cuda.memory_allocated(bench.device)
+    run = rivals_of.port(compiled=False) if name == "public port" else rivals_of.step(recipes.get(name))
+    if rivals_of.device.type == "cuda":
+        before = torch.cuda.memory_allocated(rivals_of.device)
         for _ in range(5):
             run()
-        print((torch.cuda.max_memory_allocated(bench.device) - before) / 2**20)
+        print((torch.cuda.max_memory_allocated(rivals_of.device) - before) / 2**20)
         return
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for _ in range(3):
+    run()  # makes the optimizer's state and the libraries' own buffers
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+    before = resident_kib("VmRSS")
+    for _ in range(2):
         run()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10)
+    print((resident_kib("VmHWM") - before) / 2**10)
+
+
+def resident_kib(field: str) -> int:
+    """This process's resident memory, now ("VmRSS") or at its peak ("VmHWM"); Linux only."""
+    return int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0])
 
 
 def context(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
@@ -264,30 +144,30 @@ def main() -> None:
         print_peak_memory(options)
         return
 
-    bench = Bench(options)
-    agreement = bench.check()
+    rivals_of = Rivals(options)
+    agreement = rivals_of.check()
     names = options.recipes.split(",")
     rivals: dict[str, Run] = {}
     for name in names:
-        rivals[f"{name} step"] = bench.step(recipes.get(name))
-        rivals[f"{name} passes"] = bench.passes(recipes.get(name))
+        rivals[f"{name} step"] = rivals_of.step(recipes.get(name))
+        rivals[f"{name} passes"] = rivals_of.passes(recipes.get(name))
     wanted = options.rivals.split(",")
     if "port" in wanted:
-        rivals["public port"] = bench.port(compiled=False)
+        rivals["public port"] = rivals_of.port(compiled=False)
         if options.capture != "eager":
-            rivals["public port compiled"] = bench.port(compiled=True)
+            rivals["public port compiled"] = rivals_of.port(compiled=True)
     if "unfused" in wanted:
-        rivals["r-mc-la unfused"] = bench.unfused(recipes.get("r-mc-la"))
-    if "torchattacks" in wanted and (pgd := bench.torchattacks_pgd(7)):
+        rivals["r-mc-la unfused"] = rivals_of.unfused(recipes.get("r-mc-la"))
+    if "torchattacks" in wanted and (pgd := rivals_of.torchattacks_pgd(7)):
         rivals["torchattacks PGD7"] = pgd
 
     load_before = os.getloadavg()
-    samples = measure(rivals, options.rounds, bench.device)
+    samples = measure(rivals, options.rounds, rivals_of.device)
     memory = {}
-    if not options.no_memory:
+    if not options.no_memory and (rivals_of.device.type == "cuda" or sys.platform == "linux"):
         memory = {name: peak_memory(options, name) for name in ("standard", "r-mc-la", "public port")}
     report = {
-        "context": {**context(options, bench.device), "load_before": load_before},
+        "context": {**context(options, rivals_of.device), "load_before": load_before},
         "loss_agreement_with_port": agreement,
         "seconds": {name: {"wall": [w for w, _ in s], "processor": [p for _, p in s]} for name, s in samples.items()},
         "peak_memory_mib": memory,

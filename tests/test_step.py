@@ -2,50 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from public_port import public_step
+from step_cases import batch, network, recipe, sgd, train, weights
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from rmcla_fast import Recipe, models, random_start, recipes
+from rmcla_fast import models, random_start, recipes
 from rmcla_fast.training import ExponentialAverage, TrainStep
-
-EPSILON = 0.1
-
-
-def batch(size: int = 16, classes: int = 10, seed: int = 0) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 256, (size, 1, 8, 8), generator=generator, dtype=torch.uint8)
-    return images, torch.randint(0, classes, (size,), generator=generator)
-
-
-def network(classes: int = 10, width: int = 8) -> nn.Module:
-    torch.manual_seed(0)
-    return models.SmallCNN(classes, width=width)
-
-
-def sgd(model: nn.Module, lr: float = 0.05, **options: Any) -> torch.optim.SGD:
-    return torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=2e-4, **options)
-
-
-def recipe(name: str) -> Recipe:
-    return recipes.get(name) if name == "standard" else recipes.get(name).replace(epsilon=EPSILON)
-
-
-def train(step: TrainStep, updates: int, size: int = 16) -> list[float]:
-    return [float(step(*batch(size, seed=n))) for n in range(updates)]
-
-
-def weights(model: nn.Module) -> Tensor:
-    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
-
 
 # The passes of the network, by counting.
 
@@ -73,7 +42,7 @@ MUTANTS = [{"attack_sign": 1.0}, {"target": "ll"}, {"clean_source": None}]
 def against_the_port(name: str, updates: int, **wrong: Any) -> tuple[float, float]:
     """Largest relative distance of the weights after one update, and of the losses over all of them."""
     epsilon, classes = 0.3, CLASSES[name]
-    ours, theirs = network(classes, width=16), network(classes, width=16)
+    ours, theirs = network(classes), network(classes)
     before = weights(ours)
     values = recipes.get(name).replace(epsilon=epsilon)
     step = TrainStep(ours, sgd(ours, 0.1), values, capture="eager", seed=5)
@@ -274,187 +243,3 @@ def test_a_step_never_reads_a_tensor_on_the_host(name: str) -> None:
         for _ in range(2):
             step(*given)
         step.epsilon = 0.05
-
-
-# The state of a step.
-
-
-def test_resumed_is_uninterrupted_to_the_bit() -> None:
-    model = network()
-    optimizer = sgd(model)
-    step = TrainStep(model, optimizer, recipe("r-mc-la"), seed=2**40 + 3)
-    train(step, 2)
-    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict(), step.state_dict()))
-    assert saved[2]["step"] == 2
-    expected = float(step(*batch(seed=5)))
-    again = network()
-    resumed_optimizer = sgd(again)
-    resumed = TrainStep(again, resumed_optimizer, recipe("r-mc-la"), seed=2**40 + 3)
-    again.load_state_dict(saved[0])
-    resumed_optimizer.load_state_dict(saved[1])
-    resumed.load_state_dict(saved[2])
-    assert float(resumed(*batch(seed=5))) == expected
-    assert torch.equal(weights(again), weights(model))
-
-
-def test_ranks_draw_their_own_noise() -> None:
-    losses = []
-    for rank in (0, 1, 2**31 + 1):
-        model = network()
-        losses.append(float(TrainStep(model, sgd(model), recipe("r-mc-la"), seed=(rank << 32) + 7)(*batch())))
-    assert len(set(losses)) == 3
-
-
-def test_epsilon_warms_up() -> None:
-    def one_update(start: float) -> Tensor:
-        model = network()
-        step = TrainStep(model, sgd(model), recipe("n-mc-la").replace(epsilon=start), seed=1)
-        step.epsilon = 0.07
-        assert step.epsilon == 0.07
-        step(*batch())
-        return weights(model)
-
-    assert torch.equal(one_update(0.07), one_update(0.2))
-    model = network()
-    step = TrainStep(model, sgd(model), recipe("r-mc-la"))
-    step.epsilon = 0  # a warm-up may begin without an attack
-    assert bool(step(*batch()).isfinite())
-    with pytest.raises(ValueError, match=r"epsilon must not be negative; got -0\.1"):
-        step.epsilon = -0.1
-
-
-# Averages, precision, clipping, updates that are skipped.
-
-
-def test_average_follows_the_weights() -> None:
-    model = network()
-    average = ExponentialAverage(model, 0.75)
-    step = TrainStep(model, sgd(model), recipe("r-mc-la"), ema=average)
-    expected = {name: value.clone() for name, value in model.state_dict().items()}
-    for n in range(3):
-        step(*batch(seed=n))
-        for name, value in model.state_dict().items():
-            moving = value.is_floating_point()
-            expected[name] = 0.75 * expected[name] + 0.25 * value if moving else value.clone()
-    for name, value in average.module.state_dict().items():
-        torch.testing.assert_close(value, expected[name])
-    assert not average.module.training
-    assert torch.equal(average(torch.zeros(1, 1, 8, 8)), average.module(torch.zeros(1, 1, 8, 8)))
-    with pytest.raises(ValueError, match=r"decay must lie in \[0, 1\); got 1.0"):
-        ExponentialAverage(model, 1.0)
-
-
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-@pytest.mark.parametrize("name", ["r-mc-la+", "trades"])
-def test_sixteen_bits_stay_near_thirty_two(precision: str, name: str) -> None:
-    losses = {}
-    for kind in ("fp32", precision):
-        model = network()
-        step = TrainStep(model, sgd(model, 0.02, fused=True), recipe(name), precision=kind, seed=1)
-        losses[kind] = train(step, 4)
-        assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
-    assert losses[precision] == pytest.approx(losses["fp32"], rel=0.05)
-
-
-def test_the_loss_scale_halves_when_an_update_overflows() -> None:
-    model = network()
-    step = TrainStep(model, sgd(model, fused=True), recipe("r-mc-la"), precision="fp16")
-    train(step, 1)
-    assert step._guard is not None
-    step._guard.scale.fill_(2.0**40)  # what no fp16 gradient survives
-    before = copy.deepcopy(model.state_dict())
-    train(step, 1)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert float(step._guard.scale) == 2.0**39
-    assert step.skipped is not None
-    assert int(step.skipped) == 1
-    state = step.state_dict()
-    again = TrainStep(model, sgd(model, fused=True), recipe("r-mc-la"), precision="fp16")
-    again.load_state_dict(state)
-    assert again._guard is not None
-    assert float(again._guard.scale) == 2.0**39
-
-
-def test_a_nonfinite_update_can_be_skipped() -> None:
-    images, labels = batch()
-    broken = images.float() / 255
-    broken[0, 0, 0, 0] = torch.nan
-    model = network()
-    step = TrainStep(model, sgd(model, fused=True), recipe("r-mc-la"), skip_nonfinite=True)
-    before = copy.deepcopy(model.state_dict())
-    assert bool(step(broken, labels).isnan())
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert bool(step(images, labels).isfinite())
-    assert step.skipped is not None
-    assert int(step.skipped) == 1
-
-
-def test_gradients_are_clipped() -> None:
-    model = network()
-    step = TrainStep(model, torch.optim.SGD(model.parameters(), lr=1.0), recipe("r-mc-la"), clip_norm=1e-3)
-    before = weights(model)
-    train(step, 1)
-    assert float((weights(model) - before).norm()) == pytest.approx(1e-3, rel=1e-2)
-
-
-@contextmanager
-def process_group(folder: Any) -> Iterator[None]:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
-    try:
-        yield
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch is built without torch.distributed")
-def test_a_distributed_model_takes_the_same_step(tmp_path: Any) -> None:
-    plain = network()
-    expected = train(TrainStep(plain, sgd(plain), recipe("r-mc-la"), seed=1), 3)
-    with process_group(tmp_path):
-        wrapped = nn.parallel.DistributedDataParallel(network())
-        average = ExponentialAverage(wrapped.module, 0.5)
-        step = TrainStep(wrapped, sgd(wrapped), recipe("r-mc-la"), seed=1, ema=average)
-        assert train(step, 3) == expected
-        assert torch.equal(weights(wrapped), weights(plain))
-
-
-# Bad input, and the graph's conditions.
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"model": "net"}, "model must be of type Module; got str"),
-        ({"model": nn.Flatten()}, "model must have parameters"),
-        ({"optimizer": None}, "optimizer must be of type Optimizer; got NoneType"),
-        ({"recipe": "r-mc-la"}, "recipe must be of type Recipe; got str"),
-        ({"ema": 0.99}, "ema must be of type ExponentialAverage; got float"),
-        ({"precision": "int8"}, "precision must be one of 'fp32', 'bf16', 'fp16'; got 'int8'"),
-        ({"precision": "fp16"}, 'precision "fp16" needs an optimizer made with fused=True'),
-        ({"skip_nonfinite": True}, "skip_nonfinite needs an optimizer made with fused=True"),
-        ({"capture": "graph"}, "capture must be one of"),
-        ({"capture": "cuda-graph"}, "capture 'cuda-graph' cannot be had: the model is on cpu"),
-        ({"seed": 1.5}, "seed must be of type int; got float"),
-        ({"seed": 2**64}, "seed must fit 64 bits"),
-        ({"clip_norm": 0.0}, "clip_norm must be positive; got 0.0"),
-    ],
-)
-def test_bad_arguments_are_one_sentence(changes: dict[str, Any], words: str) -> None:
-    model = network()
-    given: dict[str, Any] = {"model": model, "optimizer": sgd(model), "recipe": recipe("r-mc-la"), **changes}
-    with pytest.raises((TypeError, ValueError)) as raised:
-        TrainStep(given.pop("model"), given.pop("optimizer"), given.pop("recipe"), **given)
-    assert words in str(raised.value)
-
-
-def test_bad_batches_are_one_sentence() -> None:
-    model = network()
-    step = TrainStep(model, sgd(model), recipe("standard"))
-    images, labels = batch()
-    with pytest.raises(ValueError, match="images must hold at least one image"):
-        step(images[:0], labels[:0])
-    with pytest.raises(ValueError, match=r"labels must have shape \(16,\)"):
-        step(images, labels[:3])
-    with pytest.raises(ValueError, match="labels must lie in"):
-        step(images, labels + 10)
-    assert step.calls == 0

@@ -108,6 +108,8 @@ class TrainStep:
 
     @epsilon.setter
     def epsilon(self, value: float) -> None:
+        if value == self._epsilon:  # a schedule may set it before every update
+            return
         self._epsilon = checks.not_negative("epsilon", value)
         for place, size in enumerate(radii(self.recipe, value)):
             self._radii[place].fill_(size)

@@ -1,0 +1,44 @@
+"""What the tests of the training step share: a small network with batch norm, batches of noise, an optimizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rmcla_fast import Recipe, models, recipes
+from rmcla_fast.training import TrainStep
+
+EPSILON = 0.1
+
+
+def batch(size: int = 16, classes: int = 10, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (size, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    return images, torch.randint(0, classes, (size,), generator=generator)
+
+
+def network(classes: int = 10) -> nn.Module:
+    """Convolutions, batch norm, a linear classifier."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = [models.Normalize(1)]
+    for inputs, outputs in ((1, 16), (16, 16), (16, 32)):
+        layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(512, classes))
+
+
+def sgd(model: nn.Module, lr: float = 0.05, **options: Any) -> torch.optim.SGD:
+    return torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=2e-4, **options)
+
+
+def recipe(name: str) -> Recipe:
+    return recipes.get(name) if name == "standard" else recipes.get(name).replace(epsilon=EPSILON)
+
+
+def train(step: TrainStep, updates: int, size: int = 16) -> list[float]:
+    return [float(step(*batch(size, seed=n))) for n in range(updates)]
+
+
+def weights(model: nn.Module) -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
