@@ -128,15 +128,15 @@ PAPER: dict[str, Any] = {
     "monitor_every": 1,
 }
 DEFAULTS: dict[str, dict[str, Any]] = {
-    # 1,437 images: small batches, a high rate and strong decay keep the robustness from being learnt by heart.
+    # 1,437 images: small batches, a high rate and strong decay, or the robustness is learnt by heart.
     "digits": {
         "model": "small-cnn",
         "epsilon": 0.15,
         "epochs": 60,
         "batch_size": 32,
-        "lr": 0.3,
+        "lr": 0.2,
         "schedule": "one-cycle",
-        "weight_decay": 5e-3,
+        "weight_decay": 3e-3,
         "augment": False,
         "monitor_images": 64,
         "monitor_every": 5,
