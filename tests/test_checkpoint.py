@@ -109,6 +109,7 @@ def test_a_foreign_checkpoint(tmp_path: Path) -> None:
         checkpoint.read(path)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("write", [torch.save, lambda what, path: path.write_bytes(pickle.dumps(what))])
 def test_a_malicious_checkpoint_does_not_run(tmp_path: Path, write: Any) -> None:
     mark = tmp_path / "it-ran"

@@ -89,6 +89,7 @@ def test_a_damaged_checkpoint_is_one_sentence(tmp_path: Path) -> None:
         train(small(out, epochs=1, resume=True))
     state = torch.load(out / "best.pt", weights_only=True)
     del state["model"]["classifier.bias"]
+    state |= {"epoch": 0, "step": 0}  # not finished, so that it is taken up
     torch.save(state, out / "checkpoint.pt")
     with pytest.raises(UserError, match="does not fit"):
         train(small(out, epochs=1, resume=True))
