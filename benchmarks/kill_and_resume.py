@@ -134,6 +134,7 @@ def main() -> None:
                     checkpoint.read(path)
             steps.append(checkpoint.read(last)["step"] if last.exists() else 0)
             early += not last.exists()
+            print(f"kill {kills} of {arguments.kills} at step {steps[-1]}", file=sys.stderr)
             continue
         found = compare(folder / "run", folder / "whole")
         if found:
