@@ -94,7 +94,8 @@ def extension() -> dict:
             if self.extensions:
                 super().copy_extensions_to_source()
 
-    cpp = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-g1", *WARNINGS]
+    openmp = ["-fopenmp"] if sys.platform == "linux" else []  # without it at::parallel_for compiles to a serial loop
+    cpp = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-g1", *openmp, *WARNINGS]
     nvcc = ["-O3", "-lineinfo"]
     sources = [ROOT / "csrc/module.cpp", *sorted(ROOT.glob("csrc/cpu/*.cpp"))]
     if reason:
@@ -114,6 +115,7 @@ def extension() -> dict:
         include_dirs=[str(ROOT / "csrc")],
         define_macros=macros,
         extra_compile_args=flags,
+        extra_link_args=openmp,
     )
     module.depends = [str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("csrc/**/*.h"))]
     return {"ext_modules": [module], "cmdclass": {"build_ext": Build}}

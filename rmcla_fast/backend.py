@@ -116,5 +116,5 @@ def _best(device_type: str) -> str:
             return backend
     if device_type in ("cpu", "cuda"):
         reason = why_not(device_type, preferred[0])
-        warnings.warn(f"rmcla_fast runs its plain-torch reference on {device_type}: {reason}", stacklevel=5)
+        warnings.warn(f"rmcla_fast runs its plain-torch reference on {device_type}: {reason}", stacklevel=6)
     return "reference"

@@ -58,7 +58,7 @@ def number(name: str, value: Any) -> float:
     """A finite number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number; got {type(value).__name__}")
-    if not math.isfinite(value):
+    if not -math.inf < value < math.inf:  # which torch.compile traces for a number that changes; not so isfinite
         raise ValueError(f"{name} must be finite; got {value}")
     return float(value)
 
@@ -128,5 +128,7 @@ def output(out: Any, shape: torch.Size, dtype: torch.dtype, like: Tensor, like_n
     if out.dtype != dtype:
         raise TypeError(f"out must be {dtype}; got {out.dtype}")
     same_device("out", out, like, like_name)
+    if 0 in out.stride() and any(not s and n > 1 for s, n in zip(out.stride(), out.shape, strict=True)):
+        raise ValueError(f"out must not share memory between its elements; got strides {tuple(out.stride())}")
     if out.requires_grad:
         raise ValueError("out must not require grad; pass out.detach()")

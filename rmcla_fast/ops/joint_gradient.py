@@ -116,7 +116,7 @@ def _arguments(
     if isinstance(target, Tensor):
         checks.class_indices("target", target, logits)
         target_labels, target = target, "given"
-    elif target not in TARGETS:
+    elif not isinstance(target, str) or target not in TARGETS:  # an array compares element by element
         raise ValueError(f"target must be one of {', '.join(map(repr, TARGETS))} or an int64 tensor; got {target!r}")
     return labels, target, target_labels, *_rule(beta, gamma, top_k, label_scheme, LABEL_SCHEMES)
 

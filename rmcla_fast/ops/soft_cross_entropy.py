@@ -51,8 +51,9 @@ class _SoftCrossEntropy(torch.autograd.Function):
         grad_logits, grad_labels = ctx.saved_tensors
         if ctx.reduction == "mean":
             grad = grad / grad_logits.shape[0]
-        elif ctx.reduction == "none":
-            grad = grad[:, None]
+        grad = grad.reshape(
+            -1, 1
+        )  # not a scalar: CUDA would round one to float16, where a loss scale of 65,536 is infinite
         for_labels = (grad_labels * grad).to(ctx.label_dtype) if grad_labels is not None else None
         return None, (grad_logits * grad).to(grad_logits.dtype), for_labels, None, None
 

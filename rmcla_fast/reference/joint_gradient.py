@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from rmcla_fast.reference.labels import compute_dtype, in_range
+from rmcla_fast.reference.labels import compute_dtype, in_range, surprisal
 
 INFINITY = float("inf")
 NAN = float("nan")
@@ -45,7 +45,7 @@ def joint_gradient(
         objective = (z.gather(1, targets[:, None]) - z.gather(1, true[:, None])).squeeze(1)
         gradient = is_target - is_true.to(z.dtype)
     else:
-        log_p = z.log_softmax(1)
+        log_p = -surprisal(z)
         objective = log_p.gather(1, targets[:, None]).squeeze(1)  # -CE(z, target)
         gradient = is_target - log_p.exp()
         if target == "untargeted":
@@ -93,10 +93,8 @@ def _soft_labels(z: Tensor, is_true: Tensor, beta: float, gamma: float, top_k: i
     elif others == 1:  # sup with two classes: the limit sum v = 0 has the same labels
         share = torch.ones_like(z)
     else:  # sup: v_k = -log p_k
-        share = z.logsumexp(1, keepdim=True) - z
-    if (
-        top_k is not None and top_k < others
-    ):  # the top_k largest v are the top_k smallest logits; ties to the lower index
+        share = surprisal(z)
+    if top_k is not None and top_k < others:  # the largest v are the smallest logits; ties to the lower index
         receivers = z.masked_fill(is_true, INFINITY).argsort(dim=1, stable=True)[:, :top_k]
         share = torch.zeros_like(share).scatter(1, receivers, share.gather(1, receivers))
     share = share.masked_fill(is_true, 0)

@@ -1,4 +1,4 @@
-"""What is common to the references that read class labels."""
+"""What is common to the references that read logits and class labels."""
 
 from __future__ import annotations
 
@@ -9,6 +9,16 @@ from torch import Tensor
 def compute_dtype(tensor: Tensor) -> torch.dtype:
     """float64 for float64 storage, float32 for every other."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def surprisal(z: Tensor) -> Tensor:
+    """v_k = -log p_k of every row (B, C).
+
+    `log_softmax` adds thousands of terms one after the other, and `logsumexp(z) - z` rounds at the magnitude of z and
+    not of the difference; `sum` adds pairwise.
+    """
+    below = z.amax(1, keepdim=True) - z
+    return below + (-below).exp().sum(1, keepdim=True).log()
 
 
 def label_error(name: str, label: int, row: int, num_classes: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from rmcla_fast.reference.labels import compute_dtype, in_range
+from rmcla_fast.reference.labels import compute_dtype, in_range, surprisal
 
 
 def soft_cross_entropy(
@@ -20,8 +20,8 @@ def soft_cross_entropy(
     else:
         y = labels.to(z.dtype)
     z = z.masked_fill(~valid[:, None], float("nan"))
-    log_p = z.log_softmax(1)
-    rows = -(y * log_p).sum(1)
-    gradient = y.sum(1, keepdim=True) * log_p.exp() - y
+    v = surprisal(z)
+    rows = (y * v).sum(1)
+    gradient = y.sum(1, keepdim=True) * (-v).exp() - y
     loss = rows if reduction == "none" else rows.mean() if reduction == "mean" else rows.sum()
-    return loss, gradient.to(logits.dtype), -log_p if label_gradient else None
+    return loss, gradient.to(logits.dtype), v if label_gradient else None

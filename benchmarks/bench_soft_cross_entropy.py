@@ -1,0 +1,39 @@
+"""soft_cross_entropy, loss and gradient, against the reference and against torch's cross_entropy and its backward."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import LOGITS, compare, compiled
+from pytest_benchmark.fixture import BenchmarkFixture
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+import rmcla_fast
+from rmcla_fast import reference
+
+
+@pytest.mark.parametrize(("batch", "classes"), [(batch, classes) for batch, classes, top_k in LOGITS if top_k is None])
+def bench_soft_cross_entropy(benchmark: BenchmarkFixture, device: torch.device, batch: int, classes: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = (torch.randn(batch, classes, generator=generator) * 3).to(device)
+    labels = torch.rand(batch, classes, generator=generator).softmax(1).to(device)
+    leaf = logits.clone().requires_grad_()
+
+    def plain(logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        return reference.soft_cross_entropy(logits, labels, "mean", False)
+
+    def ours() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(rmcla_fast.soft_cross_entropy(leaf, labels), leaf)
+
+    def torchs() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(cross_entropy(leaf, labels), leaf)
+
+    loss, gradient, _ = plain(logits, labels)
+    torch.testing.assert_close(rmcla_fast.soft_cross_entropy(leaf, labels).detach(), loss, rtol=1e-6, atol=2e-6)
+    torch.testing.assert_close(ours()[0] * batch, gradient, rtol=0, atol=1e-6)
+
+    rivals = {"ours": ours, "eager": lambda: plain(logits, labels), "cross_entropy and backward": torchs}
+    for name, run in compiled(plain, device).items():
+        rivals[name] = lambda run=run: run(logits, labels)
+    compare(benchmark, "soft_cross_entropy", f"{batch} x {classes}, with backward", rivals, device)

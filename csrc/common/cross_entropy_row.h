@@ -1,0 +1,82 @@
+// One row of soft_cross_entropy, by a group of lanes that share it: loss, gradient of the logits and, where it is asked
+// for, gradient of the labels, in three sweeps with a reduction over the group between them.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "common/rows.h"
+
+namespace rmcla {
+
+// A null `grad_labels` is not written.
+template <typename T, typename W>
+struct CrossEntropyOutputs {
+  W* loss;
+  T* grad_logits;
+  W* grad_labels;
+};
+
+template <typename W>
+struct Largest {
+  W most;
+  int broken;  // NaN or infinity somewhere in the row
+};
+
+struct MergeLargest {
+  template <typename W>
+  RMCLA_SHARED Largest<W> operator()(const Largest<W>& a, const Largest<W>& b) const {
+    return {a.most > b.most ? a.most : b.most, a.broken | b.broken};
+  }
+};
+
+template <typename W>
+struct CrossEntropySums {
+  W exponentials;  // sum of exp(z - max z)
+  W mass;          // sum of y
+  W gaps;          // sum of y (max z - z)
+};
+
+struct AddCrossEntropySums {
+  template <typename W>
+  RMCLA_SHARED CrossEntropySums<W> operator()(const CrossEntropySums<W>& a, const CrossEntropySums<W>& b) const {
+    return {a.exponentials + b.exponentials, a.mass + b.mass, a.gaps + b.gaps};
+  }
+};
+
+// `soft` is the row of labels in memory, or null: then the label is the class index `label`, and NaN leaves where it is
+// none.
+template <class Group, class Row, typename T, typename W>
+RMCLA_SHARED void cross_entropy_row(Group& group, const Row& row, const W* soft, int64_t label,
+                                    const CrossEntropyOutputs<T, W>& out) {
+  const auto y = [=](int index) { return soft ? soft[index] : W(int64_t(index) == label); };
+  Largest<W> largest{-W(__builtin_huge_valf()), 0};
+  row.each([&](int, W z) {
+    largest.broken |= !(z - z == W(0));
+    largest.most = z > largest.most ? z : largest.most;
+  });
+  largest = group.reduce(largest, MergeLargest());
+  if (largest.broken || (!soft && (label < 0 || label >= row.size()))) {
+    const W nan = W(__builtin_nanf(""));
+    row.write(out.grad_logits, [=](int, W) { return nan; });
+    if (out.grad_labels) row.write(out.grad_labels, [=](int, W) { return nan; });
+    if (group.rank() == 0) *out.loss = nan;
+    return;
+  }
+  const W most = largest.most;
+  CrossEntropySums<W> sums{W(0), W(0), W(0)};
+  row.each([&](int index, W z) {
+    const W weight = y(index);
+    sums.exponentials += std::exp(z - most);
+    sums.mass += weight;
+    sums.gaps += weight * (most - z);
+  });
+  sums = group.reduce(sums, AddCrossEntropySums());
+  const W log_sum = std::log(sums.exponentials);
+  const W scale = sums.mass / sums.exponentials;
+  row.write(out.grad_logits, [=](int index, W z) { return std::exp(z - most) * scale - y(index); });
+  if (out.grad_labels) row.write(out.grad_labels, [=](int, W z) { return (most - z) + log_sum; });
+  if (group.rank() == 0) *out.loss = sums.gaps + sums.mass * log_sum;
+}
+
+}  // namespace rmcla

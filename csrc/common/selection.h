@@ -1,0 +1,102 @@
+// The k smallest elements of a row, by searching for their threshold and not by sorting. Written once over a group of
+// lanes that share a row (a warp, a block, or the host's stand-in for them) and over the row's storage.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "common/macros.h"
+
+namespace rmcla {
+
+// Unsigned integers in the order of the finite floats they stand for; a search can halve them, and ends in as many
+// steps as they have bits. -0 and +0 are neighbours here and equal as floats, so elements are compared as floats, never
+// as keys.
+template <typename W>
+struct OrderedKey;
+
+template <>
+struct OrderedKey<float> {
+  using Key = uint32_t;
+  using Signed = int32_t;
+};
+
+template <>
+struct OrderedKey<double> {
+  using Key = uint64_t;
+  using Signed = int64_t;
+};
+
+template <typename W>
+RMCLA_SHARED typename OrderedKey<W>::Key to_key(W value) {
+  using Key = typename OrderedKey<W>::Key;
+  constexpr int kSign = sizeof(Key) * 8 - 1;
+  Key bits;
+  memcpy(&bits, &value, sizeof bits);
+  return bits >> kSign ? ~bits : bits | (Key(1) << kSign);
+}
+
+template <typename W>
+RMCLA_SHARED W from_key(typename OrderedKey<W>::Key key) {
+  using Key = typename OrderedKey<W>::Key;
+  constexpr int kSign = sizeof(Key) * 8 - 1;
+  const Key bits = key >> kSign ? key ^ (Key(1) << kSign) : ~key;
+  W value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// Which elements were selected: those below `value`, and those equal to it up to index `last_tie`.
+template <typename W>
+struct Threshold {
+  W value;
+  int last_tie;
+
+  RMCLA_SHARED bool admits(W z, int index) const { return z < value || (z == value && index <= last_tie); }
+};
+
+template <class Group, class Row, class Test>
+RMCLA_SHARED uint32_t count(Group& group, const Row& row, Test test) {
+  uint32_t mine = 0;
+  row.each([&](int index, typename Row::Wide z) { mine += test(index, z) ? 1u : 0u; });
+  return group.sum(mine);
+}
+
+// The threshold of the k smallest elements other than `excluded`; ties go to the lower index. 1 <= k < number of
+// elements other than `excluded`; `least` and `most` bound them; all are finite. Every lane of the group calls it, and
+// gets the same.
+template <class Group, class Row>
+RMCLA_SHARED Threshold<typename Row::Wide> select_smallest(Group& group, const Row& row, uint32_t k, int excluded,
+                                                           typename Row::Wide least, typename Row::Wide most) {
+  using W = typename Row::Wide;
+  constexpr int kAllTies = 0x7fffffff;
+  auto low = to_key(least);  // fewer than k elements are below from_key(low), at least k are at most from_key(high)
+  auto high = to_key(most);
+  while (low < high) {
+    const auto middle = low + (high - low) / 2;
+    const W bound = from_key<W>(middle);
+    const uint32_t found = count(group, row, [=](int index, W z) { return index != excluded && z <= bound; });
+    if (found == k) return {bound, kAllTies};
+    if (found > k) {
+      high = middle;
+    } else {
+      low = middle + 1;
+    }
+  }
+  const W value = from_key<W>(low);
+  const uint32_t below = count(group, row, [=](int index, W z) { return index != excluded && z < value; });
+  int first = 0, last = row.size() - 1;  // the smallest index that completes the k
+  while (first < last) {
+    const int middle = first + (last - first) / 2;
+    const uint32_t found =
+        count(group, row, [=](int index, W z) { return index != excluded && z == value && index <= middle; });
+    if (below + found >= k) {
+      last = middle;
+    } else {
+      first = middle + 1;
+    }
+  }
+  return {value, first};
+}
+
+}  // namespace rmcla

@@ -1,0 +1,216 @@
+// joint_gradient and redistribute_labels on the CPU: rows of float or double; 16-bit storage is converted a few rows at
+// a time.
+#include "common/joint_gradient.h"
+
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include "common/arguments.h"
+#include "cpu/convert.h"
+#include "cpu/elementwise.h"
+#include "cpu/joint_gradient_rows.h"
+#include "cpu/joint_gradient_short.h"
+#include "cpu/labels.h"
+
+namespace rmcla {
+namespace {
+
+template <int Bytes>
+RMCLA_SHARED void joint_float_lanes(const JointRows<float>& rows) {
+  joint_rows<Bytes>(rows);
+}
+template <int Bytes>
+RMCLA_SHARED void joint_double_lanes(const JointRows<double>& rows) {
+  joint_rows<Bytes>(rows);
+}
+template <int Bytes>
+RMCLA_SHARED void joint_short_float_lanes(const JointRows<float>& rows) {
+  joint_short_rows<Bytes>(rows);
+}
+template <int Bytes>
+RMCLA_SHARED void joint_short_double_lanes(const JointRows<double>& rows) {
+  joint_short_rows<Bytes>(rows);
+}
+RMCLA_KERNEL(joint_short_float, (const JointRows<float>& rows), (rows))
+RMCLA_KERNEL(joint_short_double, (const JointRows<double>& rows), (rows))
+RMCLA_KERNEL(joint_float, (const JointRows<float>& rows), (rows))
+RMCLA_KERNEL(joint_double, (const JointRows<double>& rows), (rows))
+
+bool rows_in_lanes(int64_t classes, bool selects) { return classes <= kShortRow && !selects; }
+
+void run_rows(const JointRows<float>& rows) {
+  rows_in_lanes(rows.classes, rows.selects()) ? joint_short_float(rows) : joint_float(rows);
+}
+void run_rows(const JointRows<double>& rows) {
+  rows_in_lanes(rows.classes, rows.selects()) ? joint_short_double(rows) : joint_double(rows);
+}
+
+at::ScalarType wide_dtype(const at::Tensor& logits) {
+  return logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+// Fills in the logits and the outputs of `rows` that are per row; `gradient` may be undefined.
+template <typename T>
+void run_all(const at::Tensor& logits, JointRows<T> all, const at::Tensor& gradient) {
+  const int64_t batch = logits.size(0), classes = logits.size(1), stride = logits.stride(0);
+  const auto dtype = logits.scalar_type();
+  const bool direct = dtype == kArithmetic<T>;
+  const char* const from = static_cast<const char*>(logits.const_data_ptr());
+  char* const to = gradient.defined() ? static_cast<char*>(gradient.mutable_data_ptr()) : nullptr;
+  const int64_t size = int64_t(logits.element_size());
+  all.classes = classes;
+  at::parallel_for(0, batch, row_grain(classes), [&](int64_t begin, int64_t end) {
+    const int64_t together = direct ? end - begin : std::max<int64_t>(1, 4096 / classes);
+    Scratch scratch(direct ? 0 : 2 * together * classes * int64_t(sizeof(T)) + 128);
+    T* const wide = direct ? nullptr : scratch.take<T>(together * classes);
+    T* const wide_gradient = direct || !to ? nullptr : scratch.take<T>(together * classes);
+    for (int64_t first = begin; first < end; first += together) {
+      JointRows<T> part = all;
+      part.rows = std::min(together, end - first);
+      part.labels += first;
+      if (part.given) part.given += first;
+      if (part.objective) part.objective += first;
+      if (part.targets) part.targets += first;
+      if (part.soft_labels) part.soft_labels += first * classes;
+      if (direct) {
+        part.logits = reinterpret_cast<const T*>(from) + first * stride;
+        part.stride = stride;
+        part.limit = reinterpret_cast<const T*>(from) + (batch - 1) * stride + classes;
+        if (to) part.gradient = reinterpret_cast<T*>(to) + first * classes;
+      } else {
+        if (stride == classes) {
+          widen(dtype, from + first * stride * size, wide, part.rows * classes);
+        } else {
+          for (int64_t row = 0; row < part.rows; ++row)
+            widen(dtype, from + (first + row) * stride * size, wide + row * classes, classes);
+        }
+        part.logits = wide;
+        part.stride = classes;
+        part.limit = wide + part.rows * classes;
+        part.gradient = wide_gradient;
+      }
+      run_rows(part);
+      if (!direct && to) narrow(dtype, wide_gradient, to + first * classes * size, part.rows * classes);
+    }
+  });
+}
+
+at::Tensor with_dense_rows(const at::Tensor& logits) {
+  return logits.stride(1) == 1 && logits.stride(0) >= 0 ? logits : logits.contiguous();
+}
+
+struct Rule {
+  double beta, gamma;
+  int64_t receivers;
+  LabelScheme scheme;
+};
+
+Rule parse_rule(const at::Tensor& logits, double beta, double gamma, std::optional<int64_t> top_k,
+                std::string_view scheme) {
+  TORCH_CHECK_VALUE(beta > 0 && std::isfinite(beta), "beta must be positive and finite; got ", beta);
+  TORCH_CHECK_VALUE(gamma > 0 && std::isfinite(gamma), "gamma must be positive and finite; got ", gamma);
+  TORCH_CHECK_VALUE(!top_k || *top_k >= 1, "top_k must be at least 1; got ", *top_k);
+  const int64_t others = logits.size(1) - 1;
+  return {beta, gamma, top_k ? std::min(*top_k, others) : others, parse_label_scheme(scheme)};
+}
+
+std::tuple<at::Tensor, at::Tensor, std::optional<at::Tensor>, at::Tensor> joint_gradient(
+    const at::Tensor& logits, const at::Tensor& labels, std::string_view target,
+    const std::optional<at::Tensor>& target_labels, double beta, double gamma, std::optional<int64_t> top_k,
+    std::string_view label_scheme) {
+  at::AutoDispatchBelowADInplaceOrView guard;
+  check_logits(logits);
+  check_classes("labels", labels, logits);
+  const Target what = parse_target(target);
+  const Rule rule = parse_rule(logits, beta, gamma, top_k, label_scheme);
+  const int64_t batch = logits.size(0), classes = logits.size(1);
+  const at::Tensor true_classes = checked_classes("labels", labels, classes);
+  at::Tensor given;
+  if (what == Target::kGiven) {
+    TORCH_CHECK_VALUE(target_labels.has_value(), "target 'given' needs target_labels");
+    check_classes("target", *target_labels, logits);
+    given = checked_classes("target", *target_labels, classes);
+  }
+  const auto wide = logits.options().dtype(wide_dtype(logits));
+  at::Tensor objective = at::empty({batch}, wide), targets = at::empty({batch}, labels.options());
+  at::Tensor gradient = at::empty({batch, classes}, logits.options());
+  std::optional<at::Tensor> soft_labels;
+  if (rule.scheme != LabelScheme::kNone) soft_labels = at::empty({batch, classes}, wide);
+  if (batch) {
+    const auto run = [&](auto zero) {
+      using T = decltype(zero);
+      JointRows<T> rows{};
+      rows.labels = true_classes.const_data_ptr<int64_t>();
+      rows.given = given.defined() ? given.const_data_ptr<int64_t>() : nullptr;
+      rows.objective = objective.mutable_data_ptr<T>();
+      rows.soft_labels = soft_labels ? soft_labels->mutable_data_ptr<T>() : nullptr;
+      rows.targets = targets.mutable_data_ptr<int64_t>();
+      rows.target = what;
+      rows.scheme = rule.scheme;
+      rows.beta = rule.beta;
+      rows.gamma = rule.gamma;
+      rows.receivers = rule.receivers;
+      run_all(with_dense_rows(logits), rows, gradient);
+    };
+    logits.scalar_type() == at::kDouble ? run(double{}) : run(float{});
+  }
+  return {objective, gradient, soft_labels, targets};
+}
+
+void fill_labels(const at::Tensor& logits, const at::Tensor& labels, const Rule& rule, const at::Tensor& out) {
+  const at::Tensor true_classes = checked_classes("labels", labels, logits.size(1));
+  if (!logits.size(0)) return;
+  const auto run = [&](auto zero) {
+    using T = decltype(zero);
+    JointRows<T> rows{};
+    rows.labels = true_classes.const_data_ptr<int64_t>();
+    rows.soft_labels = out.mutable_data_ptr<T>();
+    rows.scheme = rule.scheme;
+    rows.beta = rule.beta;
+    rows.gamma = rule.gamma;
+    rows.receivers = rule.receivers;
+    run_all(with_dense_rows(logits), rows, at::Tensor());
+  };
+  logits.scalar_type() == at::kDouble ? run(double{}) : run(float{});
+}
+
+Rule parse_redistribution(const at::Tensor& logits, const at::Tensor& labels, double beta, double gamma,
+                          std::optional<int64_t> top_k, std::string_view label_scheme) {
+  check_logits(logits);
+  check_classes("labels", labels, logits);
+  const Rule rule = parse_rule(logits, beta, gamma, top_k, label_scheme);
+  TORCH_CHECK_VALUE(rule.scheme != LabelScheme::kNone, "label_scheme must be 'main' or 'sup'; got 'none'");
+  return rule;
+}
+
+at::Tensor redistribute_labels(const at::Tensor& logits, const at::Tensor& labels, double beta, double gamma,
+                               std::optional<int64_t> top_k, std::string_view label_scheme) {
+  at::AutoDispatchBelowADInplaceOrView guard;
+  const Rule rule = parse_redistribution(logits, labels, beta, gamma, top_k, label_scheme);
+  at::Tensor out = at::empty(logits.sizes(), logits.options().dtype(wide_dtype(logits)));
+  fill_labels(logits, labels, rule, out);
+  return out;
+}
+
+void redistribute_labels_out(const at::Tensor& logits, const at::Tensor& labels, double beta, double gamma,
+                             std::optional<int64_t> top_k, std::string_view label_scheme, at::Tensor out) {
+  at::AutoDispatchBelowADInplaceOrView guard;
+  const Rule rule = parse_redistribution(logits, labels, beta, gamma, top_k, label_scheme);
+  check_out(out, logits, wide_dtype(logits));
+  // A row is written with whole vectors, over the start of the next: never into logits that are still to be read.
+  const bool in_place = out.is_contiguous() && !out.is_alias_of(logits);
+  const at::Tensor result = in_place ? out : at::empty(logits.sizes(), out.options());
+  fill_labels(logits, labels, rule, result);
+  if (!in_place) out.copy_(result);
+  written(out);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(rmcla_fast, CPU, m) {
+  m.impl("joint_gradient", joint_gradient);
+  m.impl("redistribute_labels", redistribute_labels);
+  m.impl("redistribute_labels.out", redistribute_labels_out);
+}
+
+}  // namespace rmcla

@@ -1,0 +1,151 @@
+// random_start on the CPU: Philox blocks in vector lanes, four words a block, interleaved into the order of memory.
+#include <torch/library.h>
+
+#include "common/philox.h"
+#include "cpu/convert.h"
+#include "cpu/elementwise.h"
+#include "cpu/simd.h"
+
+namespace rmcla {
+namespace {
+
+// Uniforms of the elements [4 * block, 4 * (block + blocks)), for `blocks` a multiple of 16.
+template <int Bytes>
+RMCLA_SHARED void uniforms_lanes(int64_t seed, int64_t step, int64_t block, int64_t blocks, float* to) {
+  constexpr int kTogether = 16;
+  for (int64_t first = 0; first < blocks; first += kTogether) {
+    float words[4][kTogether];
+    for (int lane = 0; lane < kTogether; ++lane) {
+      const PhiloxBlock b = philox_block(seed, step, uint64_t(block + first + lane), kRandomStart);
+      for (int word = 0; word < 4; ++word) words[word][lane] = unit_uniform(b.word[word]);
+    }
+    for (int lane = 0; lane < kTogether; ++lane)
+      for (int word = 0; word < 4; ++word) to[4 * (first + lane) + word] = words[word][lane];
+  }
+}
+RMCLA_KERNEL(uniforms, (int64_t seed, int64_t step, int64_t block, int64_t blocks, float* to),
+             (seed, step, block, blocks, to))
+
+// image + radius * (2 u - 1), the product rounded to float32, then the sum.
+template <int Bytes, typename T>
+RMCLA_SHARED void add_noise(const T* image, const float* uniform, float radius, T lower, T upper, bool clip, T* out,
+                            int64_t count) {
+  if (clip) {
+    for (int64_t i = 0; i < count; ++i) {
+      T x = image[i] + T(radius * (2.0f * uniform[i] - 1.0f));
+      x = x < lower ? lower : x;
+      out[i] = x > upper ? upper : x;
+    }
+  } else {
+    for (int64_t i = 0; i < count; ++i) out[i] = image[i] + T(radius * (2.0f * uniform[i] - 1.0f));
+  }
+}
+template <int Bytes>
+RMCLA_SHARED void noise_float_lanes(const float* image, const float* uniform, float radius, float lower, float upper,
+                                    bool clip, float* out, int64_t count) {
+  add_noise<Bytes>(image, uniform, radius, lower, upper, clip, out, count);
+}
+template <int Bytes>
+RMCLA_SHARED void noise_double_lanes(const double* image, const float* uniform, float radius, double lower,
+                                     double upper, bool clip, double* out, int64_t count) {
+  add_noise<Bytes>(image, uniform, radius, lower, upper, clip, out, count);
+}
+RMCLA_KERNEL(noise_float,
+             (const float* image, const float* uniform, float radius, float lower, float upper, bool clip, float* out,
+              int64_t count),
+             (image, uniform, radius, lower, upper, clip, out, count))
+RMCLA_KERNEL(noise_double,
+             (const double* image, const float* uniform, float radius, double lower, double upper, bool clip,
+              double* out, int64_t count),
+             (image, uniform, radius, lower, upper, clip, out, count))
+
+void noise(const float* image, const float* uniform, float radius, float lower, float upper, bool clip, float* out,
+           int64_t count) {
+  noise_float(image, uniform, radius, lower, upper, clip, out, count);
+}
+void noise(const double* image, const float* uniform, float radius, double lower, double upper, bool clip, double* out,
+           int64_t count) {
+  noise_double(image, uniform, radius, lower, upper, clip, out, count);
+}
+
+at::ScalarType result_dtype(const at::Tensor& images) {
+  return images.scalar_type() == at::kByte ? at::kFloat : images.scalar_type();
+}
+
+// Both are dense, with the same strides.
+template <typename T>
+void start_all(const at::Tensor& images, const PerImage& radii, int64_t seed, int64_t step, T lower, T upper, bool clip,
+               const at::Tensor& out) {
+  const char* const from = static_cast<const char*>(images.const_data_ptr());
+  char* const to = static_cast<char*>(out.mutable_data_ptr());
+  const int64_t from_size = int64_t(images.element_size()), to_size = int64_t(out.element_size());
+  const int64_t count = images.numel();
+  constexpr int64_t kPart = 2048;  // a multiple of 64 elements
+  at::parallel_for(0, (count + kPart - 1) / kPart, 4, [&](int64_t begin, int64_t end) {
+    alignas(64) float uniform[kPart];
+    T image[kPart], start[kPart];
+    for (int64_t part = begin; part < end; ++part) {
+      const int64_t first = part * kPart, last = std::min(count, first + kPart);
+      uniforms(seed, step, first / 4, (last - first + 63) / 64 * 16, uniform);
+      const T* const values = as_arithmetic(images.scalar_type(), from + first * from_size, image, last - first);
+      const bool direct = out.scalar_type() == kArithmetic<T>;
+      T* const result = direct ? reinterpret_cast<T*>(to + first * to_size) : start;
+      for (int64_t i = first, stop; i < last; i = stop) {
+        stop = radii.run_end(i, last);
+        noise(values + (i - first), uniform + (i - first), valid_radius(float(radii.at(i))), lower, upper, clip,
+              result + (i - first), stop - i);
+      }
+      if (!direct) narrow(out.scalar_type(), start, to + first * to_size, last - first);
+    }
+  });
+}
+
+// `out` is undefined, or written.
+at::Tensor run(const at::Tensor& images, double epsilon, const std::optional<at::Tensor>& epsilons,
+               const at::Tensor& rng, double lower, double upper, bool clip, at::Tensor out) {
+  at::AutoDispatchBelowADInplaceOrView guard;
+  TORCH_CHECK_TYPE(at::isFloatingType(images.scalar_type()) || images.scalar_type() == at::kByte,
+                   "images must be float or uint8; got ", images.scalar_type());
+  TORCH_CHECK_TYPE(rng.scalar_type() == at::kLong, "rng must be int64; got ", rng.scalar_type());
+  TORCH_CHECK_VALUE(rng.dim() == 1 && rng.size(0) == 2, "rng must have shape (2,), seed and step; got ", rng.sizes());
+  TORCH_CHECK_VALUE(rng.device() == images.device(), "rng must be on ", images.device(), "; got ", rng.device());
+  check_per_image("epsilon", epsilons, images);
+  const at::ScalarType dtype = result_dtype(images);
+  if (out.defined()) check_out(out, images, dtype);
+
+  const at::Tensor dense = as_dense(images);
+  const bool in_place = out.defined() && out.strides() == dense.strides() && writable_in_place(out, dense);
+  const at::Tensor result = in_place ? out : at::empty_like(dense, dense.options().dtype(dtype));
+  if (result.numel()) {
+    const PerImage radii(epsilon, epsilons, dense);
+    const int64_t seed = rng.const_data_ptr<int64_t>()[0], step = rng.const_data_ptr<int64_t>()[rng.stride(0)];
+    if (dtype == at::kDouble) {
+      start_all<double>(dense, radii, seed, step, lower, upper, clip, result);
+    } else {
+      start_all<float>(dense, radii, seed, step, float(lower), float(upper), clip, result);
+    }
+  }
+  if (!out.defined()) return result;
+  if (!in_place) out.copy_(result);
+  written(out);
+  return out;
+}
+
+at::Tensor random_start(const at::Tensor& images, double epsilon, const std::optional<at::Tensor>& epsilons,
+                        const at::Tensor& rng, double lower, double upper, bool clip) {
+  return run(images, epsilon, epsilons, rng, lower, upper, clip, {});
+}
+
+void random_start_out(const at::Tensor& images, double epsilon, const std::optional<at::Tensor>& epsilons,
+                      const at::Tensor& rng, double lower, double upper, bool clip, at::Tensor out) {
+  run(images, epsilon, epsilons, rng, lower, upper, clip, out);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(rmcla_fast, CPU, m) {
+  m.impl("random_start", random_start);
+  m.impl("random_start.out", random_start_out);
+}
+
+}  // namespace rmcla

@@ -1,0 +1,212 @@
+// Vectors of the compiler's vector extension, the few functions on them that the kernels need, and the choice of the
+// instruction set at run time: one portable binary, whose kernels are compiled for each set and picked when they run.
+#pragma once
+
+#include <ATen/Version.h>
+
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <string>
+#include <type_traits>
+#include <utility>
+
+#include "common/macros.h"
+
+namespace rmcla::simd {
+
+template <typename T, int Bytes>
+struct Lanes {
+  using Integer = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
+  typedef T Vector __attribute__((vector_size(Bytes)));
+  typedef Integer Mask __attribute__((vector_size(Bytes)));  // what a comparison gives: -1 where it holds, else 0
+  static constexpr int kCount = Bytes / int(sizeof(T));
+};
+
+template <typename V>
+RMCLA_SHARED V load(const void* from) {
+  V v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+
+// `count` elements, the lanes after them 0.
+template <typename V>
+RMCLA_SHARED V load_part(const void* from, int64_t bytes) {
+  V v{};
+  std::memcpy(&v, from, size_t(bytes));
+  return v;
+}
+
+template <typename V>
+RMCLA_SHARED void store(void* to, V v) {
+  std::memcpy(to, &v, sizeof v);
+}
+
+// Every lane `x`; subtracting zero, unlike adding it, keeps -0.
+template <typename V, typename T>
+RMCLA_SHARED V splat(T x) {
+  return x - V{};
+}
+
+template <typename To, typename From>
+RMCLA_SHARED To bits(From v) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &v, sizeof to);
+  return to;
+}
+
+template <typename V, size_t... I>
+RMCLA_SHARED V iota(std::index_sequence<I...>) {
+  return V{std::remove_reference_t<decltype(V{}[0])>(I)...};
+}
+
+template <typename V>
+constexpr int count_of = int(sizeof(V) / sizeof(std::declval<V>()[0]));
+
+template <typename V>
+RMCLA_SHARED V iota() {
+  return iota<V>(std::make_index_sequence<count_of<V>>());
+}
+
+// Lane by lane, `a` where the mask is set. A mask is made by is_negative or as `comparison ? ones : zeros`: GCC takes
+// one made by combining comparisons apart, element by element.
+template <typename M, typename V>
+RMCLA_SHARED V select(M mask, V a, V b) {
+  return bits<V>(M((mask & bits<M>(a)) | (~mask & bits<M>(b))));
+}
+
+template <typename M>
+RMCLA_SHARED M is_negative(M v) {
+  return v >> int(sizeof(v[0]) * 8 - 1);
+}
+
+template <typename V>
+RMCLA_SHARED V minimum(V a, V b) {
+  return a < b ? a : b;
+}
+
+template <typename V>
+RMCLA_SHARED V maximum(V a, V b) {
+  return a > b ? a : b;
+}
+
+template <int Step, typename V, size_t... I>
+RMCLA_SHARED V swapped(V v, std::index_sequence<I...>) {
+#if defined(__clang__) || __GNUC__ >= 12
+  return __builtin_shufflevector(v, v, int(I ^ Step)...);
+#else
+  using Integer = std::conditional_t<sizeof(V{}[0]) == 8, int64_t, int32_t>;
+  typedef Integer Order __attribute__((vector_size(sizeof(V))));
+  return __builtin_shuffle(v, Order{Integer(I ^ Step)...});
+#endif
+}
+
+// Combines all lanes in a fixed tree, so that the result is the same on every run.
+template <typename V, int Step = count_of<V> / 2, typename F>
+RMCLA_SHARED auto reduce(V v, F combine) {
+  if constexpr (Step == 0) {
+    return v[0];
+  } else {
+    return reduce<V, Step / 2>(combine(v, swapped<Step>(v, std::make_index_sequence<count_of<V>>())), combine);
+  }
+}
+
+template <typename V>
+RMCLA_SHARED auto lowest_lane(V v) {
+  return reduce(v, [](V a, V b) __attribute__((always_inline)) { return minimum(a, b); });
+}
+
+template <typename V>
+RMCLA_SHARED auto highest_lane(V v) {
+  return reduce(v, [](V a, V b) __attribute__((always_inline)) { return maximum(a, b); });
+}
+
+template <typename V>
+RMCLA_SHARED auto sum_of_lanes(V v) {
+  return reduce(v, [](V a, V b) __attribute__((always_inline)) { return a + b; });
+}
+
+// Whether any lane of a comparison holds.
+template <typename M>
+RMCLA_SHARED bool any(M mask) {
+  typedef int64_t Words __attribute__((vector_size(sizeof(M))));
+  return reduce(bits<Words>(mask), [](Words a, Words b) __attribute__((always_inline)) { return a | b; }) != 0;
+}
+
+// exp(x) * 2^kExponentShift<T> for x <= 0, to 2 units in the last place; where exp(x) is no normal number the shifted
+// value still is one, so a quotient of two such values is right down to 0 and subnormal results.
+template <typename T>
+constexpr int kExponentShift = sizeof(T) == 8 ? 128 : 32;
+
+template <typename V>
+RMCLA_SHARED V shifted_exp(V x) {
+  using T = std::remove_reference_t<decltype(V{}[0])>;
+  using M = typename Lanes<T, int(sizeof(V))>::Mask;
+  constexpr bool wide = sizeof(T) == 8;
+  constexpr int mantissa = wide ? 52 : 23;
+  constexpr int64_t bias = (wide ? 1023 : 127) + kExponentShift<T>;
+  const V least = splat<V>(T(wide ? -790.0 : -108.0));  // below, the quotient is 0
+  x = x < least ? least : x;
+  // n = round(x / ln 2), in the low bits of the sum; x = n ln 2 + r, ln 2 in two parts so that n times the first is
+  // exact.
+  const T magic = wide ? T(6755399441055744.0) : T(12582912.0);
+  const V sum = x * T(1.44269504088896340736) + magic;
+  const V n = sum - magic;
+  const V r =
+      (x - n * T(wide ? 6.93145751953125e-1 : 0.693359375)) - n * T(wide ? 1.42860682030941723212e-6 : -2.12194440e-4);
+  V p;
+  if constexpr (wide) {  // Taylor: the first term left out is below 2^-57
+    p = splat<V>(T(1.0 / 6227020800.0));
+    for (const T c : {1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040, 1.0 / 720,
+                      1.0 / 120, 1.0 / 24, 1.0 / 6, 0.5})
+      p = p * r + c;
+  } else {  // minimax (Cephes, expf)
+    p = r * T(1.9875691500e-4) + T(1.3981999507e-3);
+    p = p * r + T(8.3334519073e-3);
+    p = p * r + T(4.1665795894e-2);
+    p = p * r + T(1.6666665459e-1);
+    p = p * r + T(5.0000001201e-1);
+  }
+  p = p * (r * r) + r + T(1);
+  return p * bits<V>((bits<M>(sum) << mantissa) + (bias << mantissa));
+}
+
+// The instruction sets, and the one that PyTorch itself uses here (its ATEN_CPU_CAPABILITY lowers both).
+enum class InstructionSet { kBaseline, kAvx2, kAvx512 };
+
+inline InstructionSet instruction_set() {
+  static const InstructionSet best = [] {
+    const std::string name = at::get_cpu_capability();
+    if (name.rfind("AVX512", 0) == 0) return InstructionSet::kAvx512;
+    return name.rfind("AVX2", 0) == 0 ? InstructionSet::kAvx2 : InstructionSet::kBaseline;
+  }();
+  return best;
+}
+
+}  // namespace rmcla::simd
+
+// RMCLA_KERNEL(name, (parameters), (arguments)) defines `void name(parameters)` over the function template
+// `name_lanes<Bytes>(parameters)`, whose Bytes are those of a vector register. All that the template calls must be
+// inlined. Clang refuses to pass vectors between functions compiled for different sets, and takes the baseline.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define RMCLA_KERNEL(NAME, PARAMETERS, ARGUMENTS)                                                      \
+  __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl"))) static void NAME##_avx512 PARAMETERS { \
+    NAME##_lanes<64> ARGUMENTS;                                                                        \
+  }                                                                                                    \
+  __attribute__((target("avx2"))) static void NAME##_avx2 PARAMETERS { NAME##_lanes<32> ARGUMENTS; }   \
+  void NAME PARAMETERS {                                                                               \
+    switch (::rmcla::simd::instruction_set()) {                                                        \
+      case ::rmcla::simd::InstructionSet::kAvx512:                                                     \
+        return NAME##_avx512 ARGUMENTS;                                                                \
+      case ::rmcla::simd::InstructionSet::kAvx2:                                                       \
+        return NAME##_avx2 ARGUMENTS;                                                                  \
+      default:                                                                                         \
+        return NAME##_lanes<16> ARGUMENTS;                                                             \
+    }                                                                                                  \
+  }
+#else
+#define RMCLA_KERNEL(NAME, PARAMETERS, ARGUMENTS) \
+  void NAME PARAMETERS { NAME##_lanes<16> ARGUMENTS; }
+#endif

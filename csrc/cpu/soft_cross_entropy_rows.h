@@ -1,0 +1,137 @@
+// Rows of soft_cross_entropy in vectors: the loss and both gradients of a row while it is in cache.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "common/joint_gradient.h"
+#include "cpu/rows.h"
+#include "cpu/short_rows.h"
+
+namespace rmcla {
+
+// Rows next to one another in memory. Either `labels` or `soft` is null.
+template <typename T>
+struct LossRows {
+  const T* logits;
+  int64_t logits_stride;
+  const T* limit;
+  const int64_t* labels;
+  const T* soft;
+  int64_t soft_stride;
+  const T* soft_limit;
+  T* loss;
+  T* gradient;
+  T* label_gradient;  // may be null
+  int64_t rows, classes;
+};
+
+template <int Bytes, typename T>
+RMCLA_SHARED void loss_row(const LossRows<T>& a, int64_t row, T* exponentials) {
+  using R = Row<T, Bytes>;
+  using V = typename R::V;
+  const int64_t classes = a.classes, label = a.labels ? a.labels[row] : 0;
+  const R r(a.logits + row * a.logits_stride, classes, label, a.limit);
+  T* const gradient = a.gradient + row * classes;
+  T* const label_gradient = a.label_gradient ? a.label_gradient + row * classes : nullptr;
+  V lowest;
+  const Extremes<T> found = extremes(r, lowest);
+  if (!found.finite) {
+    const T nan = std::numeric_limits<T>::quiet_NaN();
+    a.loss[row] = nan;
+    std::fill_n(gradient, classes, nan);
+    if (label_gradient) std::fill_n(label_gradient, classes, nan);
+    return;
+  }
+  const T highest = std::max(found.most, r.z[label]);
+  const V highest_v = simd::splat<V>(highest);
+  Sum<V> exp_sum, weight_sum, weighted_gaps;
+  const R y(a.labels ? r.z : a.soft + row * a.soft_stride, classes, label, a.labels ? a.limit : a.soft_limit);
+  const bool weighted = !a.labels;
+  r.each_block([&](int64_t b, V v, auto lanes) __attribute__((always_inline)) {
+    const V e = simd::shifted_exp(V(v - highest_v));
+    simd::store(exponentials + b * R::kCount, e);
+    exp_sum.add(b, keep_inside(lanes, e, V{}));
+    if (weighted) {
+      const V weight = keep_inside(lanes, y.block(b), V{});
+      weight_sum.add(b, weight);
+      weighted_gaps.add(b, V(weight * keep_inside(lanes, V(highest_v - v), V{})));
+    }
+  });
+  const double shifted_sum = exp_sum.total();
+  const double log_sum = std::log(shifted_sum) - simd::kExponentShift<T> * 0.69314718055994530942;
+  const double weights = weighted ? weight_sum.total() : 1;
+  const double gaps = weighted ? weighted_gaps.total() : double(highest) - double(r.z[label]);
+  a.loss[row] = T(gaps + weights * log_sum);
+
+  const V scale = simd::splat<V>(T(weights / shifted_sum)), log_sum_v = simd::splat<V>(T(log_sum));
+  for (int64_t b = 0; b < r.blocks; ++b) {
+    const V p = simd::load<V>(exponentials + b * R::kCount) * scale;
+    store_row_block(gradient + b * R::kCount, weighted ? V(p - y.block(b)) : p, classes - b * R::kCount,
+                    a.gradient + a.rows * classes);
+    if (label_gradient)
+      store_row_block(label_gradient + b * R::kCount, share_sup(r.block(b), highest_v, log_sum_v),
+                      classes - b * R::kCount, a.label_gradient + a.rows * classes);
+  }
+  if (a.labels) gradient[label] = exponentials[label] * T(1 / shifted_sum) - 1;
+}
+
+template <int Bytes, typename T>
+RMCLA_SHARED void loss_rows(const LossRows<T>& a) {
+  const int64_t padded = (a.classes + 63) / 64 * 64;
+  Scratch scratch(padded * int64_t(sizeof(T)) + 64);
+  T* const exponentials = scratch.take<T>(padded);
+  for (int64_t row = 0; row < a.rows; ++row) loss_row<Bytes>(a, row, exponentials);
+}
+
+// Short rows, one in each lane: [first, first + lanes) or up to the last.
+template <int Bytes, typename T>
+RMCLA_SHARED void loss_lanes(const LossRows<T>& a, int64_t first) {
+  using V = typename simd::Lanes<T, Bytes>::Vector;
+  using M = typename simd::Lanes<T, Bytes>::Mask;
+  using Integer = typename simd::Lanes<T, Bytes>::Integer;
+  constexpr int64_t kCount = simd::count_of<V>;
+  const int64_t classes = a.classes, rows = std::min(kCount, a.rows - first);
+  const T infinity = std::numeric_limits<T>::infinity();
+  const V nan = simd::splat<V>(std::numeric_limits<T>::quiet_NaN()), zero{};
+  V z[kShortRow], y[kShortRow], result[kShortRow];
+  load_columns(a.logits + first * a.logits_stride, a.logits_stride, rows, classes, a.limit, z);
+  if (a.soft) {
+    load_columns(a.soft + first * a.soft_stride, a.soft_stride, rows, classes, a.soft_limit, y);
+  } else {
+    const M label = load_classes<M>(a.labels + first, rows);
+    for (int64_t k = 0; k < classes; ++k) y[k] = label == simd::splat<M>(Integer(k)) ? simd::splat<V>(T(1)) : zero;
+  }
+  V highest = simd::splat<V>(-infinity);
+  M magnitude{};
+  for (int64_t k = 0; k < classes; ++k) {
+    const M abs = simd::bits<M>(z[k]) & std::numeric_limits<Integer>::max();
+    magnitude = abs > magnitude ? abs : magnitude;
+    highest = simd::maximum(z[k], highest);
+  }
+  const M finite = simd::is_negative(M(magnitude - simd::bits<Integer>(infinity)));
+  ColumnSum<V> exp_sum, weight_sum, weighted_gaps;
+  for (int64_t k = 0; k < classes; ++k) {
+    result[k] = simd::shifted_exp(V(z[k] - highest));
+    exp_sum.add(k, result[k]);
+    weight_sum.add(k, y[k]);
+    weighted_gaps.add(k, V(y[k] * (highest - z[k])));
+  }
+  const V log_sum = shifted_log(exp_sum.total()), weights = weight_sum.total();
+  const V loss = simd::select(finite, V(weighted_gaps.total() + weights * log_sum), nan);
+  std::memcpy(a.loss + first, &loss, size_t(rows) * sizeof(T));
+  const V scale = simd::select(finite, V(weights / exp_sum.total()), nan);
+  for (int64_t k = 0; k < classes; ++k) result[k] = result[k] * scale - y[k];
+  store_columns(result, rows, classes, a.gradient + first * classes, a.gradient + a.rows * classes);
+  if (!a.label_gradient) return;
+  for (int64_t k = 0; k < classes; ++k) result[k] = simd::select(finite, V(share_sup(z[k], highest, log_sum)), nan);
+  store_columns(result, rows, classes, a.label_gradient + first * classes, a.label_gradient + a.rows * classes);
+}
+
+template <int Bytes, typename T>
+RMCLA_SHARED void loss_short_rows(const LossRows<T>& a) {
+  for (int64_t first = 0; first < a.rows; first += simd::Lanes<T, Bytes>::kCount) loss_lanes<Bytes>(a, first);
+}
+
+}  // namespace rmcla

@@ -1,0 +1,96 @@
+// The lanes that share a row: a warp, or a whole block. Same interface as the host's stand-in in the tests.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace rmcla {
+
+constexpr unsigned kFullWarp = 0xffffffffu;
+constexpr int kWarp = 32;
+
+template <typename V>
+__device__ __forceinline__ V shuffle_xor(V value, int mask) {
+  static_assert(sizeof(V) % sizeof(unsigned) == 0);
+  unsigned words[sizeof(V) / sizeof(unsigned)];
+  memcpy(words, &value, sizeof value);
+#pragma unroll
+  for (unsigned& word : words) word = __shfl_xor_sync(kFullWarp, word, mask);
+  memcpy(&value, words, sizeof value);
+  return value;
+}
+
+// A butterfly over the `kWidth` lanes around each: all of them end with the same bits, since merge(a, b) is merge(b,
+// a).
+template <int kWidth, typename V, class Merge>
+__device__ __forceinline__ V butterfly(V value, Merge merge) {
+#pragma unroll
+  for (int mask = kWidth / 2; mask > 0; mask /= 2) value = merge(value, shuffle_xor(value, mask));
+  return value;
+}
+
+__device__ __forceinline__ uint32_t warp_sum(uint32_t value) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+  return __reduce_add_sync(kFullWarp, value);
+#else
+  return butterfly<kWarp>(value, [](uint32_t a, uint32_t b) { return a + b; });
+#endif
+}
+
+class Warp {
+ public:
+  static constexpr int kLanes = kWarp;
+
+  __device__ int rank() const { return threadIdx.x % kWarp; }
+
+  template <typename V, class Merge>
+  __device__ __forceinline__ V reduce(V value, Merge merge) {
+    return butterfly<kWarp>(value, merge);
+  }
+
+  __device__ __forceinline__ uint32_t sum(uint32_t value) { return warp_sum(value); }
+};
+
+// One barrier a reduction: it writes into the half of the shared memory that the reduction before did not use, and
+// whoever comes to write a half again has passed the barrier that all readers of it came to later.
+template <int kThreads>
+class Block {
+ public:
+  static constexpr int kLanes = kThreads;
+  static constexpr int kWarps = kThreads / kWarp;
+  static constexpr int kSlot = 32;  // bytes, the largest value that is reduced
+  static_assert((kWarps & (kWarps - 1)) == 0 && kWarps <= kWarp);
+
+  struct Shared {
+    alignas(16) unsigned char slots[2][kWarps * kSlot];
+  };
+
+  __device__ explicit Block(Shared& shared) : shared_(shared) {}
+
+  __device__ int rank() const { return threadIdx.x; }
+
+  template <typename V, class Merge>
+  __device__ __forceinline__ V reduce(V value, Merge merge) {
+    static_assert(sizeof(V) <= kSlot);
+    return across_warps(butterfly<kWarp>(value, merge), merge);
+  }
+
+  __device__ __forceinline__ uint32_t sum(uint32_t value) {
+    return across_warps(warp_sum(value), [](uint32_t a, uint32_t b) { return a + b; });
+  }
+
+ private:
+  template <typename V, class Merge>
+  __device__ __forceinline__ V across_warps(V value, Merge merge) {
+    V* slots = reinterpret_cast<V*>(shared_.slots[half_]);
+    half_ ^= 1;
+    if (threadIdx.x % kWarp == 0) slots[threadIdx.x / kWarp] = value;
+    __syncthreads();
+    return butterfly<kWarps>(slots[threadIdx.x % kWarps], merge);
+  }
+
+  Shared& shared_;
+  int half_ = 0;
+};
+
+}  // namespace rmcla

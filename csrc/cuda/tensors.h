@@ -1,0 +1,80 @@
+// What the operators' host side shares. The device passes of nvcc skip it, and with it PyTorch's headers, which would
+// take most of their time.
+#pragma once
+
+#if !defined(__CUDA_ARCH__)
+
+#include <ATen/ATen.h>
+#include <ATen/MemoryOverlap.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <torch/library.h>
+
+#include "common/arguments.h"
+#include "cuda/elements.cuh"
+
+namespace rmcla {
+
+inline DType dtype_of(const at::Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case at::kFloat:
+      return DType::kFloat;
+    case at::kDouble:
+      return DType::kDouble;
+    case at::kHalf:
+      return DType::kHalf;
+    case at::kBFloat16:
+      return DType::kBFloat16;
+    default:
+      TORCH_CHECK_TYPE(tensor.scalar_type() == at::kByte, "expected a float or uint8 tensor; got ",
+                       tensor.scalar_type());
+      return DType::kByte;
+  }
+}
+
+inline at::ScalarType wide_type(const at::Tensor& tensor) {
+  return tensor.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+inline bool aligned(const at::Tensor& tensor, int64_t bytes) {
+  return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % bytes == 0;
+}
+
+// Whether a kernel that reads an element of `input` before it writes that element of `out` may write `out` in place.
+inline bool writable_beside(const at::Tensor& out, const at::Tensor& input) {
+  return out.const_data_ptr() == input.const_data_ptr()
+             ? out.scalar_type() == input.scalar_type()
+             : at::get_overlap_status(out, input) == at::MemOverlapStatus::No;
+}
+
+// Rows with neighbouring elements side by side, any distance between rows.
+inline at::Tensor with_dense_rows(const at::Tensor& matrix) {
+  return matrix.stride(1) == 1 ? matrix : matrix.contiguous();
+}
+
+inline bool rows_pack(const at::Tensor& matrix) {
+  return matrix.size(1) % kPack == 0 && matrix.stride(0) % kPack == 0 && aligned(matrix, kPack * matrix.element_size());
+}
+
+inline bool vectors_align(const at::Tensor& tensor, int64_t elements) {
+  return aligned(tensor, std::min<int64_t>(16, elements * tensor.element_size()));
+}
+
+inline ImageIndex image_index(const at::Tensor& images) {
+  const bool batch = images.dim() > 0 && images.size(0) > 1;
+  return {batch ? images.stride(0) : 1, batch ? images.size(0) : 1};
+}
+
+inline PerImage<double> per_image(double value, const std::optional<at::Tensor>& values) {
+  if (!values) return {value, nullptr, 0};
+  const bool one = values->dim() == 0 || values->size(0) == 1;
+  return {0.0, values->const_data_ptr<float>(), one ? 0 : values->stride(0)};
+}
+
+inline bool varies(const PerImage<double>& number) { return number.stride != 0; }
+
+}  // namespace rmcla
+
+#endif

@@ -1,0 +1,51 @@
+// The dtypes that the kernels store, and the way from a dtype known at run time to a type.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+#include "common/rows.h"
+
+namespace rmcla {
+
+template <>
+struct Storage<__half> {
+  using Wide = float;
+  static __device__ __forceinline__ float widen(__half value) { return __half2float(value); }
+  static __device__ __forceinline__ __half narrow(float value) { return __float2half_rn(value); }
+};
+
+template <>
+struct Storage<__nv_bfloat16> {
+  using Wide = float;
+  static __device__ __forceinline__ float widen(__nv_bfloat16 value) { return __bfloat162float(value); }
+  static __device__ __forceinline__ __nv_bfloat16 narrow(float value) { return __float2bfloat16_rn(value); }
+};
+
+enum class DType { kFloat, kDouble, kHalf, kBFloat16, kByte };
+
+template <typename T>
+struct Type {
+  using type = T;
+};
+
+// visit(Type<T>()) for the float dtype.
+template <class Visit>
+void visit_float(DType dtype, Visit visit) {
+  switch (dtype) {
+    case DType::kDouble:
+      return visit(Type<double>());
+    case DType::kHalf:
+      return visit(Type<__half>());
+    case DType::kBFloat16:
+      return visit(Type<__nv_bfloat16>());
+    default:
+      return visit(Type<float>());
+  }
+}
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace rmcla

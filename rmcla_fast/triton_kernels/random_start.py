@@ -1,0 +1,130 @@
+"""`random_start` in Triton (Wang and Zhang 2019, the method's step 1): Philox4x32-10, four elements a counter."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from rmcla_fast.reference.random_start import STREAM_RANDOM_START
+from rmcla_fast.triton_kernels import elements
+from rmcla_fast.triton_kernels.conversion import alignment_of, arithmetic, narrow, scalar
+from rmcla_fast.triton_kernels.elements import clip, per_image, to_unit, valid_radius
+
+
+@triton.jit
+def philox_words(rng, rng_stride, block, STREAM: tl.constexpr):
+    """Four words a Philox block, of key (low, high of seed) and counter (low, high of block, low of step, stream)."""
+    low = block.to(tl.uint32)
+    high = (block >> 32).to(tl.uint32)
+    step = tl.load(rng + rng_stride).to(tl.uint32) + low * 0
+    return tl.philox(tl.load(rng), low, high, step, low * 0 + STREAM)
+
+
+@triton.jit
+def noise(rng, rng_stride, first, STREAM: tl.constexpr, BLOCK: tl.constexpr):
+    """(BLOCK,) float32 2 u - 1, u the upper 24 bits of a word, for the elements from 4 * first on."""
+    word0, word1, word2, word3 = philox_words(rng, rng_stride, first + tl.arange(0, BLOCK // 4), STREAM)
+    words = tl.reshape(tl.join(tl.join(word0, word2), tl.join(word1, word3)), (BLOCK,))  # word i mod 4 of block i div 4
+    return 2.0 * ((words >> 8).to(tl.int32).to(tl.float32) * 5.9604644775390625e-8) - 1.0
+
+
+@triton.jit(do_not_specialize=["units", "batch", "image_size", "radii_stride", "rng_stride"])
+def _kernel(
+    images,
+    out,
+    radii,  # (), (B,) or None
+    rng,
+    units,  # elements / ALIGNMENT
+    batch,
+    image_size,
+    radii_stride,
+    rng_stride,
+    epsilon: tl.float64,
+    lower: tl.float64,
+    upper: tl.float64,
+    STREAM: tl.constexpr,
+    RADIUS_PER_IMAGE: tl.constexpr,
+    CLIP: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
+    DTYPE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    offsets = start + tl.arange(0, BLOCK)
+    inside = offsets < units * ALIGNMENT
+    center = to_unit(tl.load(images + offsets, mask=inside), DTYPE)
+    radius = per_image(epsilon, radii, radii_stride, start, batch, image_size, RADIUS_PER_IMAGE, tl.float32, BLOCK)
+    shift = valid_radius(radius) * noise(rng, rng_stride, start // 4, STREAM, BLOCK)
+    moved = center + shift.to(DTYPE)
+    if CLIP:
+        moved = clip(moved, scalar(lower, DTYPE), scalar(upper, DTYPE))
+    tl.store(out + offsets, narrow(moved, out.dtype.element_ty), mask=inside)
+
+
+def random_start(
+    images: Tensor, epsilon: float, epsilons: Tensor | None, rng: Tensor, lower: float, upper: float, clip: bool
+) -> Tensor:
+    """images + u, u ~ U(-epsilon, epsilon) from Philox; element i of memory takes word i mod 4 of block i div 4."""
+    images = elements.dense(images)
+    out = torch.empty_like(images, dtype=torch.float32 if images.dtype == torch.uint8 else images.dtype)
+    _launch(images, epsilon, epsilons, rng, lower, upper, clip, out)
+    return out
+
+
+def random_start_out(
+    images: Tensor,
+    epsilon: float,
+    epsilons: Tensor | None,
+    rng: Tensor,
+    lower: float,
+    upper: float,
+    clip: bool,
+    out: Tensor,
+) -> None:
+    """`random_start` into `out`, which may be `images`."""
+    images = elements.dense(images)
+    if elements.same_layout(images, out):
+        _launch(images, epsilon, epsilons, rng, lower, upper, clip, out)
+    else:
+        out.copy_(random_start(images, epsilon, epsilons, rng, lower, upper, clip))
+
+
+def _launch(
+    images: Tensor,
+    epsilon: float,
+    epsilons: Tensor | None,
+    rng: Tensor,
+    lower: float,
+    upper: float,
+    clip: bool,
+    out: Tensor,
+) -> None:
+    count, batch, image_size = elements.batch_geometry(images)
+    if count == 0:
+        return
+    alignment = alignment_of(count)
+    with torch.cuda.device_of(images):
+        _kernel[(triton.cdiv(count, elements.BLOCK),)](
+            images,
+            out,
+            epsilons,
+            rng,
+            count // alignment,
+            batch,
+            image_size,
+            elements.value_stride(epsilons),
+            rng.stride(0),
+            epsilon,
+            lower,
+            upper,
+            STREAM=STREAM_RANDOM_START,
+            RADIUS_PER_IMAGE=epsilons is not None and epsilons.dim() == 1,
+            CLIP=clip,
+            ALIGNMENT=alignment,
+            DTYPE=arithmetic(out),
+            BLOCK=elements.BLOCK,
+            num_warps=elements.WARPS,
+            enable_fp_fusion=False,
+        )

@@ -1,0 +1,107 @@
+"""Builds csrc/cuda for a CPU: the kernels' own source over tests/cuda_emulator, as operators `rmcla_emulated::`.
+
+A GPU is rare where tests run. This shows that the kernels compute what they should, that no block parts at a barrier
+and that every index and tail is right; what only a GPU can show (streams, graphs, the memory model) is left to
+test_cuda_device.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import subprocess
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils import cpp_extension
+
+import rmcla_fast  # noqa: F401  (defines the schemas)
+
+ROOT = Path(__file__).resolve().parent.parent
+HEADERS = (
+    "cuda_runtime.h",
+    "cuda_fp16.h",
+    "cuda_bf16.h",
+    "c10/cuda/CUDAException.h",
+    "c10/cuda/CUDAGuard.h",
+    "c10/cuda/CUDAStream.h",
+)
+OPERATORS = (
+    "joint_gradient.default",
+    "redistribute_labels.default",
+    "redistribute_labels.out",
+    "perturb_step.default",
+    "perturb_step.out",
+    "random_start.default",
+    "random_start.out",
+    "soft_cross_entropy.default",
+)
+FLAGS = ["-std=c++20", "-O1", "-ffp-contract=off", "-fPIC", "-shared", "-w", "-U_FORTIFY_SOURCE"]
+
+
+def translate(source: str, namespace: str) -> str:
+    """The three things of CUDA C++ that a C++ compiler and a header of macros do not understand."""
+    source = re.sub(
+        r"([\w:]+(?:<[\w, ]+>)?)<<<([^;]*?), stream>>>\((.*?)\);",
+        r"emulator::launch(\2, [&] { \1(\3); });",
+        source,
+        flags=re.DOTALL,
+    )
+    source = source.replace("extern __shared__ uint4 staging[]", "uint4* staging = emulator::dynamic_shared.data()")
+    return re.sub(r"TORCH_LIBRARY_IMPL\(rmcla_fast, CUDA", f"TORCH_LIBRARY_IMPL({namespace}, CPU", source)
+
+
+def build(namespace: str = "rmcla_emulated") -> Path:
+    """Compiles the shared library that registers the kernels as `namespace::`, once for each state of the sources."""
+    sources = [*sorted(ROOT.glob("csrc/cuda/*.cu")), ROOT / "tests/cuda_emulator/probes.cpp"]
+    read = [*sources, *sorted(ROOT.glob("csrc/**/*.*h")), *sorted(ROOT.glob("tests/cuda_emul*/*")), Path(__file__)]
+    key = hashlib.sha256(b"".join(path.read_bytes() for path in read) + torch.__version__.encode()).hexdigest()[:16]
+    folder = ROOT / "build/cuda_emulation" / f"{namespace}-{key}"
+    library = folder / "rmcla_emulated.so"
+    if library.exists():
+        return library
+    for name in HEADERS:
+        header = folder / name
+        header.parent.mkdir(parents=True, exist_ok=True)
+        header.write_text('#include "emulator.h"\n')
+    for path in ROOT.glob("csrc/cuda/*.cuh"):
+        (folder / "cuda").mkdir(exist_ok=True)
+        (folder / "cuda" / path.name).write_text(translate(path.read_text(), namespace))
+    everything = folder / f"everything.{os.getpid()}.cpp"
+    everything.write_text("\n".join(translate(path.read_text(), namespace) for path in sources))
+    includes = [folder, ROOT / "tests/cuda_emulator", ROOT / "csrc", *cpp_extension.include_paths()]
+    unfinished = folder / f"rmcla_emulated.{os.getpid()}.so"
+    subprocess.run(
+        [
+            os.environ.get("CXX", "g++"),
+            *FLAGS,
+            f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
+            *(f"-I{path}" for path in [*includes, sysconfig.get_path("include")]),
+            str(everything),
+            *(f"-L{path}" for path in cpp_extension.library_paths()),
+            "-lc10",
+            "-ltorch_cpu",
+            "-o",
+            str(unfinished),
+        ],
+        check=True,
+    )
+    unfinished.replace(library)  # at once, since another test process may build the same
+    return library
+
+
+def load() -> Any:
+    """`torch.ops.rmcla_emulated`, with the schemas of `torch.ops.rmcla_fast`."""
+    namespace = torch.ops.rmcla_emulated
+    if not hasattr(load, "library"):
+        library = torch.library.Library("rmcla_emulated", "DEF")
+        for name in OPERATORS:
+            packet, overload = name.split(".")
+            schema = getattr(getattr(torch.ops.rmcla_fast, packet), overload)._schema
+            library.define(str(schema).removeprefix("rmcla_fast::"))
+        torch.ops.load_library(str(build()))
+        load.library = library  # type: ignore[attr-defined]
+    return namespace

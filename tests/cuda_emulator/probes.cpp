@@ -1,0 +1,15 @@
+// Shared arithmetic that the tests call directly, compiled after the kernels.
+#include "common/bytes.h"
+#include "common/philox.h"
+
+extern "C" void probe_philox(const uint32_t* counter, const uint32_t* key, uint32_t* words) {
+  const auto block = rmcla::philox4x32(counter[0], counter[1], counter[2], counter[3], key[0], key[1]);
+  for (int i = 0; i < 4; ++i) words[i] = block.word[i];
+}
+
+extern "C" void probe_bytes(float* singles, double* doubles) {
+  for (int byte = 0; byte < 256; ++byte) {
+    singles[byte] = rmcla::unit_from_byte<float>(uint8_t(byte));
+    doubles[byte] = rmcla::unit_from_byte<double>(uint8_t(byte));
+  }
+}

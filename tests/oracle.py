@@ -1,0 +1,151 @@
+"""Independent float64 oracle, in numpy, written from the formulas of the paper and not from any code of the package.
+
+"Bilateral Adversarial Training" (Wang and Zhang, ICCV 2019) and its supplement, equations 2 to 6; Philox4x32-10 from
+Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011), with the known answers that its authors publish.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+Array = np.ndarray
+
+# Counter, key and output of philox4x32-10, from the authors' published known-answer tests.
+PHILOX_KNOWN_ANSWERS = [
+    ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+    ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+    (
+        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+        (0xA4093822, 0x299F31D0),
+        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+    ),
+]
+
+
+def label_gradient(z: Array) -> Array:
+    """v_k = dL / dy_k = -log p_k of one row, not negative."""
+    shifted = z - z.max()
+    return math.log(np.exp(shifted).sum()) - shifted
+
+
+def most_confusing(z: Array, c: int) -> int:
+    """The class other than c with the largest logit; the lower index of equals."""
+    others = z.copy()
+    others[c] = -np.inf
+    return int(others.argmax())
+
+
+def least_likely(z: Array, c: int) -> int:
+    """The class other than c with the smallest logit; the lower index of equals."""
+    others = z.copy()
+    others[c] = np.inf
+    return int(others.argmin())
+
+
+def receivers_of(z: Array, c: int, top_k: int | None) -> Array:
+    """The classes that receive mass: those with the largest v, which are those with the smallest logits."""
+    by_logit = np.argsort(z, kind="stable")
+    others = by_logit[by_logit != c]
+    return others if top_k is None else others[:top_k]
+
+
+def adversarial_label(z: Array, c: int, beta: float, gamma: float, top_k: int | None, scheme: str) -> Array:
+    """y' of one row: eps_y of the mass moves from c to the receivers, in proportion to their shares s."""
+    if not np.isfinite(z).all():
+        return np.full_like(z, np.nan)
+    receivers = receivers_of(z, c, top_k)
+    v = label_gradient(z)
+    y = np.zeros_like(z)
+    if scheme == "main":
+        s = v[receivers] - np.delete(v, c).min() + gamma
+        eps_y = 1 / (1 + beta * s.max() / s.sum())
+        y[receivers] = eps_y * s / s.sum()
+        y[c] = 1 - eps_y
+    elif len(z) == 2:  # equations 2 to 6 in the limit sum v = 0, and at every other v
+        y[receivers], y[c] = 1 / (1 + beta), beta / (1 + beta)
+    else:
+        alpha = 1 / (v[receivers].sum() + beta * v[receivers].max())
+        y[receivers] = alpha * v[receivers]
+        y[c] = alpha * beta * v[receivers].max()
+    return y
+
+
+def joint_gradient(
+    logits: Array,
+    labels: Sequence[int],
+    target: str | Sequence[int],
+    beta: float,
+    gamma: float,
+    top_k: int | None,
+    scheme: str,
+) -> tuple[Array, Array, Array | None, Array]:
+    """(objective, gradient, soft labels, targets) of float64 rows; a row that is not finite is NaN, with target -1."""
+    n = logits.shape[1]
+    objective, targets = np.full(len(logits), np.nan), np.full(len(logits), -1, dtype=np.int64)
+    gradient, soft = np.full_like(logits, np.nan), np.full_like(logits, np.nan)
+    for row, (z, c) in enumerate(zip(logits, labels, strict=True)):
+        if not np.isfinite(z).all():
+            continue
+        if isinstance(target, str):
+            t = {"mc": most_confusing, "margin": most_confusing, "ll": least_likely}.get(target, lambda _, c: c)(z, c)
+        else:
+            t = target[row]
+        v = label_gradient(z)
+        one_hot = (np.arange(n) == t).astype(np.float64)
+        if target == "margin":
+            objective[row], gradient[row] = z[t] - z[c], one_hot - (np.arange(n) == c)
+        else:
+            ascend = 1 if target == "untargeted" else -1  # +CE(z, c), or -CE(z, t)
+            objective[row], gradient[row] = ascend * v[t], ascend * (np.exp(-v) - one_hot)
+        targets[row] = t
+        if scheme != "none":
+            soft[row] = adversarial_label(z, c, beta, gamma, top_k, scheme)
+    return objective, gradient, None if scheme == "none" else soft, targets
+
+
+def soft_cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array, Array]:
+    """Of each row, not reduced: the loss, its gradient in the logits and its gradient in the labels."""
+    loss, gradient, v = np.full(len(logits), np.nan), np.full_like(logits, np.nan), np.full_like(logits, np.nan)
+    for row, (z, y) in enumerate(zip(logits, labels, strict=True)):
+        if np.isfinite(z).all():
+            v[row] = label_gradient(z)
+            loss[row], gradient[row] = (y * v[row]).sum(), y.sum() * np.exp(-v[row]) - y
+    return loss, gradient, v
+
+
+def perturb_step(
+    images: Array, origin: Array, grad: Array, step: Array | float, epsilon: Array | float, lower: float, upper: float
+) -> Array:
+    """In the dtype of `images`, float32 or float64, one rounding an operation: the bits that every backend gives."""
+    kind = images.dtype.type
+    center = origin.astype(kind) / kind(255) if origin.dtype == np.uint8 else origin.astype(kind)
+    step, epsilon = np.asarray(step, dtype=kind), np.asarray(epsilon, dtype=kind)
+    with np.errstate(invalid="ignore"):
+        epsilon = np.where(epsilon >= 0, epsilon, kind(np.nan))
+        moved = images + step * np.sign(grad).astype(kind)
+        moved = np.minimum(np.maximum(moved, center - epsilon), center + epsilon)
+    return np.minimum(np.maximum(moved, kind(lower)), kind(upper))
+
+
+def philox4x32(counter: Sequence[int], key: Sequence[int], rounds: int = 10) -> tuple[int, int, int, int]:
+    """Four 32-bit words, in Python integers."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(rounds):
+        high0, low0 = divmod(0xD2511F53 * c0, 1 << 32)
+        high1, low1 = divmod(0xCD9E8D57 * c2, 1 << 32)
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = (k0 + 0x9E3779B9) % (1 << 32), (k1 + 0xBB67AE85) % (1 << 32)
+    return c0, c1, c2, c3
+
+
+def random_unit(seed: int, step: int, index: int, stream: int = 0) -> np.float32:
+    """2 u - 1 of element `index` of the dense memory, exact in float32; seed and step are any 64-bit integers."""
+    seed, step, block = seed % (1 << 64), step % (1 << 64), index // 4
+    word = philox4x32((block % (1 << 32), block >> 32, step % (1 << 32), stream), (seed % (1 << 32), seed >> 32))[
+        index % 4
+    ]
+    return np.float32(2 * ((word >> 8) * 2.0**-24) - 1)

@@ -1,0 +1,291 @@
+"""Bad input: for every argument of every operator one sentence that names it, the same on every backend."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Backend
+from torch import Tensor
+
+import rmcla_fast
+
+NAN, INF = float("nan"), float("inf")
+Change = Callable[[torch.device], Any]  # a bad argument, made on the backend's device
+
+
+def ones(*shape: int, dtype: torch.dtype = torch.float32, grad: bool = False) -> Change:
+    return lambda device: torch.ones(shape, dtype=dtype, device=device, requires_grad=grad)
+
+
+def elsewhere(*shape: int, dtype: torch.dtype = torch.float32) -> Change:
+    return lambda _: torch.empty(shape, dtype=dtype, device="meta")
+
+
+def overlapping(*shape: int) -> Change:
+    return lambda device: torch.ones(1, *shape[1:], device=device).expand(shape)
+
+
+def row_arguments(device: torch.device) -> dict[str, Any]:
+    return {"logits": torch.randn(3, 5, device=device), "labels": torch.tensor([0, 4, 2], device=device)}
+
+
+def step_arguments(device: torch.device) -> dict[str, Any]:
+    images = {name: torch.rand(2, 3, 4, 4, device=device) for name in ("images", "origin", "grad")}
+    return {**images, "step_size": 0.1, "epsilon": 0.1}
+
+
+def start_arguments(device: torch.device) -> dict[str, Any]:
+    rng = torch.tensor([0, 1], device=device)
+    return {"images": torch.rand(2, 3, 4, 4, device=device), "epsilon": 0.1, "rng": rng}
+
+
+def constant(value: Any) -> Change:
+    return lambda _: value
+
+
+LOGITS = [
+    ("logits", constant([[1.0, 2.0]]), TypeError, "logits must be a tensor; got list"),
+    ("logits", constant(np.ones((3, 5))), TypeError, "logits must be a tensor; got ndarray"),
+    ("logits", ones(3, 5, dtype=torch.int64), TypeError, "logits must be float32, .*; got torch.int64"),
+    ("logits", ones(3, 5, dtype=torch.uint8), TypeError, "logits must be float32, .*; got torch.uint8"),
+    ("logits", ones(3, 5, dtype=torch.complex64), TypeError, "logits must be float32, .*; got torch.complex64"),
+    ("logits", ones(3), ValueError, r"logits must have shape \(B, C\); got \(3,\)"),
+    ("logits", ones(3, 5, 1), ValueError, r"logits must have shape \(B, C\); got \(3, 5, 1\)"),
+    ("logits", ones(3, 1), ValueError, r"logits must have at least 2 classes; got shape \(3, 1\)"),
+    ("logits", ones(3, 0), ValueError, r"logits must have at least 2 classes; got shape \(3, 0\)"),
+]
+LABELS = [
+    ("labels", constant([0, 1, 2]), TypeError, "labels must be an int64 tensor .*; got list"),
+    ("labels", ones(3, dtype=torch.int32), TypeError, "labels must be .*int64.*; got torch.int32"),
+    ("labels", ones(3, dtype=torch.bool), TypeError, "labels must be .*int64.*; got torch.bool"),
+    ("labels", ones(4, dtype=torch.int64), ValueError, r"labels must have shape \(3,\).*; got \(4,\)"),
+    ("labels", ones(1, dtype=torch.int64), ValueError, r"labels must have shape \(3,\).*; got \(1,\)"),
+    ("labels", ones(dtype=torch.int64), ValueError, r"labels must have shape \(3,\).*; got \(\)"),
+    ("labels", ones(3, 1, dtype=torch.int64), ValueError, r"labels must have shape \(3,\).*; got \(3, 1\)"),
+    ("labels", elsewhere(3, dtype=torch.int64), ValueError, "labels must be on .*, as logits is; got meta"),
+]
+HARD_LABELS = [("labels", ones(3), TypeError, "labels must be int64; got torch.float32")]
+RULE = [
+    ("beta", constant(0.0), ValueError, "beta must be positive; got 0.0"),
+    ("beta", constant(-1), ValueError, "beta must be positive; got -1"),
+    ("beta", constant(NAN), ValueError, "beta must be finite; got nan"),
+    ("beta", constant("9"), TypeError, "beta must be a number; got str"),
+    ("beta", constant(True), TypeError, "beta must be a number; got bool"),
+    ("beta", ones(), TypeError, "beta must be a number; got Tensor"),
+    ("gamma", constant(0), ValueError, "gamma must be positive; got 0"),
+    ("gamma", constant(-0.01), ValueError, "gamma must be positive; got -0.01"),
+    ("gamma", constant(INF), ValueError, "gamma must be finite; got inf"),
+    ("gamma", constant(None), TypeError, "gamma must be a number; got NoneType"),
+    ("top_k", constant(0), ValueError, "top_k must be at least 1; got 0"),
+    ("top_k", constant(-3), ValueError, "top_k must be at least 1; got -3"),
+    ("top_k", constant(2.0), TypeError, "top_k must be an int or None; got float"),
+    ("top_k", constant(True), TypeError, "top_k must be an int or None; got bool"),
+    ("label_scheme", constant("mane"), ValueError, "label_scheme must be one of 'main', 'sup'.*; got 'mane'"),
+    ("label_scheme", constant(None), ValueError, "label_scheme must be one of 'main', 'sup'.*; got None"),
+]
+TARGET = [
+    ("target", constant("most"), ValueError, "target must be one of 'mc', .*; got 'most'"),
+    ("target", constant("given"), ValueError, "target must be one of 'mc', .*; got 'given'"),
+    ("target", constant(3), ValueError, "target must be one of 'mc', .*; got 3"),
+    ("target", constant(None), ValueError, "target must be one of 'mc', .*; got None"),
+    ("target", constant(np.array([0, 1, 2])), ValueError, "target must be one of 'mc', .*; got array"),
+    ("target", ones(3), TypeError, "target must be int64; got torch.float32"),
+    ("target", ones(2, dtype=torch.int64), ValueError, r"target must have shape \(3,\).*; got \(2,\)"),
+    ("target", elsewhere(3, dtype=torch.int64), ValueError, "target must be on .*; got meta"),
+]
+BACKEND = [
+    ("backend", constant("gpu"), ValueError, "backend must be one of 'reference', .*; got 'gpu'"),
+    ("backend", constant(""), ValueError, "backend must be one of 'reference', .*; got ''"),
+]
+LABEL_OUT = [
+    ("out", constant([1.0]), TypeError, "out must be a tensor; got list"),
+    ("out", ones(3, 4), ValueError, r"out must have shape \(3, 5\); got \(3, 4\)"),
+    ("out", ones(3, 5, dtype=torch.float16), TypeError, "out must be torch.float32; got torch.float16"),
+    ("out", ones(3, 5, dtype=torch.float64), TypeError, "out must be torch.float32; got torch.float64"),
+    ("out", ones(3, 5, grad=True), ValueError, "out must not require grad"),
+    ("out", elsewhere(3, 5), ValueError, "out must be on .*; got meta"),
+    ("out", overlapping(3, 5), ValueError, "out must not share memory between its elements"),
+]
+SHAPE = (2, 3, 4, 4)
+IMAGE_OUT = [
+    ("out", constant(5), TypeError, "out must be a tensor; got int"),
+    ("out", ones(2, 3, 4, 5), ValueError, r"out must have shape \(2, 3, 4, 4\); got \(2, 3, 4, 5\)"),
+    ("out", ones(*SHAPE, dtype=torch.bfloat16), TypeError, "out must be torch.float32; got torch.bfloat16"),
+    ("out", ones(*SHAPE, grad=True), ValueError, "out must not require grad"),
+    ("out", elsewhere(*SHAPE), ValueError, "out must be on .*; got meta"),
+    ("out", overlapping(*SHAPE), ValueError, "out must not share memory between its elements"),
+]
+EPSILON = [
+    ("epsilon", constant(-0.1), ValueError, "epsilon must not be negative; got -0.1"),
+    ("epsilon", constant(NAN), ValueError, "epsilon must be finite; got nan"),
+    ("epsilon", constant(INF), ValueError, "epsilon must be finite; got inf"),
+    ("epsilon", constant("8/255"), TypeError, "epsilon must be a number; got str"),
+    ("epsilon", constant(None), TypeError, "epsilon must be a number; got NoneType"),
+    ("epsilon", ones(2, dtype=torch.float64), TypeError, "epsilon must be a float or a float32 tensor; .*float64"),
+    ("epsilon", ones(3), ValueError, r"epsilon must have shape \(\) or \(2,\), one an image; got \(3,\)"),
+    ("epsilon", ones(1), ValueError, r"epsilon must have shape \(\) or \(2,\), one an image; got \(1,\)"),
+    ("epsilon", ones(2, 1, 1, 1), ValueError, r"epsilon must have shape \(\) or \(2,\).*; got \(2, 1, 1, 1\)"),
+    ("epsilon", elsewhere(2), ValueError, "epsilon must be on .*, as images is; got meta"),
+]
+RANGE = [
+    ("lower", constant(NAN), ValueError, "lower must be finite; got nan"),
+    ("lower", constant(2.0), ValueError, "lower must not exceed upper; got lower 2.0 and upper 1.0"),
+    ("lower", constant(None), TypeError, "lower must be a number; got NoneType"),
+    ("upper", constant(INF), ValueError, "upper must be finite; got inf"),
+    ("upper", constant(ones), TypeError, "upper must be a number; got function"),
+]
+IMAGES = [
+    ("images", constant(0.5), TypeError, "images must be a tensor; got float"),
+    ("images", ones(*SHAPE, dtype=torch.int64), TypeError, "images must be .*float32, .*; got torch.int64"),
+    ("images", ones(*SHAPE, dtype=torch.bool), TypeError, "images must be .*float32, .*; got torch.bool"),
+]
+PERTURB = [
+    ("images", ones(*SHAPE, dtype=torch.uint8), TypeError, "images must be float32, .*; got torch.uint8"),
+    ("origin", constant(None), TypeError, "origin must be a tensor; got NoneType"),
+    ("origin", ones(*SHAPE, dtype=torch.int32), TypeError, "origin must be uint8, float32, .*; got torch.int32"),
+    (
+        "origin",
+        ones(2, 3, 4, 1),
+        ValueError,
+        r"origin must have the shape of images, \(2, 3, 4, 4\); got \(2, 3, 4, 1\)",
+    ),
+    ("origin", elsewhere(*SHAPE), ValueError, "origin must be on .*, as images is; got meta"),
+    ("grad", constant(None), TypeError, "grad must be a tensor; got NoneType"),
+    ("grad", ones(*SHAPE, dtype=torch.uint8), TypeError, "grad must be float32, .*; got torch.uint8"),
+    ("grad", ones(1, 3, 4, 4), ValueError, r"grad must have the shape of images, .*; got \(1, 3, 4, 4\)"),
+    ("grad", elsewhere(*SHAPE), ValueError, "grad must be on .*, as images is; got meta"),
+    ("step_size", constant(NAN), ValueError, "step_size must be finite; got nan"),
+    ("step_size", constant("1"), TypeError, "step_size must be a number; got str"),
+    ("step_size", ones(2, dtype=torch.float16), TypeError, "step_size must be a float or a float32 tensor; .*float16"),
+    ("step_size", ones(3), ValueError, r"step_size must have shape \(\) or \(2,\).*; got \(3,\)"),
+    ("step_size", elsewhere(), ValueError, "step_size must be on .*, as images is; got meta"),
+]
+START = [
+    ("rng", constant((0, 1)), TypeError, r"rng must be an int64 tensor \(seed, step\); got tuple"),
+    ("rng", constant(None), TypeError, "rng must be an int64 tensor .*; got NoneType"),
+    ("rng", ones(2, dtype=torch.int32), TypeError, "rng must be an int64 tensor .*; got torch.int32"),
+    ("rng", ones(3, dtype=torch.int64), ValueError, r"rng must have shape \(2,\).*; got \(3,\)"),
+    ("rng", ones(2, 1, dtype=torch.int64), ValueError, r"rng must have shape \(2,\).*; got \(2, 1\)"),
+    ("rng", elsewhere(2, dtype=torch.int64), ValueError, "rng must be on .*, as images is; got meta"),
+    ("clip", constant(1), TypeError, "clip must be a bool; got int"),
+]
+SOFT = [
+    ("labels", ones(3, 4), ValueError, r"labels must have the shape of logits, \(3, 5\); got \(3, 4\)"),
+    ("labels", ones(3), ValueError, r"labels must have the shape of logits, \(3, 5\); got \(3,\)"),
+    ("labels", elsewhere(3, 5), ValueError, "labels must be on .*, as logits is; got meta"),
+    ("reduction", constant("average"), ValueError, "reduction must be one of 'mean', 'sum', 'none'; got 'average'"),
+    ("reduction", constant(None), ValueError, "reduction must be one of 'mean', 'sum', 'none'; got None"),
+]
+NO_SCHEME = [("label_scheme", constant("none"), ValueError, "label_scheme must be one of 'main', 'sup'; got 'none'")]
+
+OPERATORS: dict[str, tuple[Callable[..., Any], Callable[[torch.device], dict[str, Any]], list[tuple[Any, ...]]]] = {
+    "joint_gradient": (
+        rmcla_fast.joint_gradient,
+        row_arguments,
+        LOGITS + LABELS + HARD_LABELS + RULE + TARGET + BACKEND,
+    ),
+    "joint_objective": (
+        rmcla_fast.joint_objective,
+        row_arguments,
+        LOGITS + LABELS + HARD_LABELS + RULE + TARGET + BACKEND,
+    ),
+    "redistribute_labels": (
+        rmcla_fast.redistribute_labels,
+        row_arguments,
+        LOGITS + LABELS + HARD_LABELS + RULE + LABEL_OUT + NO_SCHEME + BACKEND,
+    ),
+    "soft_cross_entropy": (rmcla_fast.soft_cross_entropy, row_arguments, LOGITS + LABELS + SOFT + BACKEND),
+    "perturb_step": (
+        rmcla_fast.perturb_step,
+        step_arguments,
+        IMAGES + PERTURB + EPSILON + RANGE + IMAGE_OUT + BACKEND,
+    ),
+    "random_start": (
+        rmcla_fast.random_start,
+        start_arguments,
+        IMAGES + START + EPSILON + RANGE + IMAGE_OUT + BACKEND,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_one_sentence_names_the_argument(backend: Backend, name: str) -> None:
+    function, arguments, table = OPERATORS[name]
+    good = {"backend": backend.name, **arguments(backend.device)}
+    function(**good)
+    for argument, change, error, sentence in table:
+        value = change(backend.device)
+        with pytest.raises(error, match=rf"^{sentence}") as raised:
+            function(**{**good, argument: value})
+        assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_every_argument_has_a_row(name: str) -> None:
+    """A new argument needs its sentence here."""
+    function, _, table = OPERATORS[name]
+    assert set(inspect.signature(function).parameters) == {row[0] for row in table}
+
+
+def test_bad_numbers_are_refused_while_compiling_too(backend: Backend) -> None:
+    """The checks are traced, not skipped."""
+    function = torch.compile(rmcla_fast.perturb_step, backend="eager", fullgraph=True)
+    with pytest.raises(Exception, match="epsilon must not be negative"):
+        function(**{**step_arguments(backend.device), "epsilon": -0.5, "backend": backend.name})
+
+
+def direct_calls(device: torch.device) -> list[tuple[str, tuple[Any, ...], dict[str, Tensor]]]:
+    """Registered operators called directly with what the public functions would have refused."""
+    z, c = torch.randn(3, 5, device=device), torch.tensor([0, 4, 2], device=device)
+    x, rng = torch.rand(2, 3, 4, 4, device=device), torch.tensor([0, 1], device=device)
+    rule, bounds = (9.0, 0.01, None, "main"), (0.0, 1.0)
+    two, three = torch.ones(2, device=device), torch.ones(3, device=device)
+    return [
+        ("joint_gradient", (z[0], c, "mc", None, *rule), {}),
+        ("joint_gradient", (z[:, :1], c, "mc", None, *rule), {}),
+        ("joint_gradient", (z.long(), c, "mc", None, *rule), {}),
+        ("joint_gradient", (z, c[:2], "mc", None, *rule), {}),
+        ("joint_gradient", (z, c.int(), "mc", None, *rule), {}),
+        ("joint_gradient", (z, c, "given", None, *rule), {}),
+        ("joint_gradient", (z, c, "given", c[:2], *rule), {}),
+        ("joint_gradient", (z, c, "most", None, *rule), {}),
+        ("joint_gradient", (z, c, "mc", None, 9.0, 0.01, 0, "main"), {}),
+        ("joint_gradient", (z, c, "mc", None, 9.0, 0.01, None, "mane"), {}),
+        ("redistribute_labels", (z, c[:2], *rule), {}),
+        ("redistribute_labels", (z, c, 9.0, 0.01, None, "none"), {}),
+        ("redistribute_labels", (z, c, *rule), {"out": torch.empty(3, 4, device=device)}),
+        ("redistribute_labels", (z, c, *rule), {"out": torch.empty(3, 5, device=device, dtype=torch.float64)}),
+        ("soft_cross_entropy", (z, c[:2], "mean", False), {}),
+        ("soft_cross_entropy", (z, z[:2], "mean", False), {}),
+        ("soft_cross_entropy", (z, c, "average", False), {}),
+        ("perturb_step", (x, x[:1], x, 0.1, None, 0.1, None, *bounds), {}),
+        ("perturb_step", (x, x, x[:, :1], 0.1, None, 0.1, None, *bounds), {}),
+        ("perturb_step", (x, x, x, 0.1, three, 0.1, None, *bounds), {}),
+        ("perturb_step", (x, x, x, 0.1, None, 0.1, two.double(), *bounds), {}),
+        ("perturb_step", (x, x, x, 0.1, None, 0.1, None, *bounds), {"out": torch.empty(1, 3, 4, 4, device=device)}),
+        ("perturb_step", (x, x, x, 0.1, None, 0.1, None, *bounds), {"out": torch.empty_like(x, dtype=torch.float16)}),
+        ("random_start", (x, 0.1, three, rng, *bounds, False), {}),
+        ("random_start", (x, 0.1, None, rng[:1], *bounds, False), {}),
+        ("random_start", (x, 0.1, None, rng.int(), *bounds, False), {}),
+        ("random_start", (x, 0.1, None, rng, *bounds, False), {"out": torch.empty(1, 3, 4, 4, device=device)}),
+    ]
+
+
+def test_kernels_guard_against_direct_calls(backend: Backend) -> None:
+    """C++ callers reach the compiled kernels without the public checks: an error, and no memory read past its end."""
+    if backend.name not in ("cpu", "cuda"):
+        pytest.skip("only compiled kernels are called directly by C++")
+    taken = []
+    for name, arguments, out in direct_calls(backend.device):
+        operator = getattr(backend.operator(name), "out" if out else "default")
+        try:
+            operator(*arguments, **out)
+        except (ValueError, TypeError, RuntimeError):
+            continue
+        taken.append((name, arguments[1:], out))
+    assert not taken

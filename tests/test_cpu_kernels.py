@@ -1,0 +1,211 @@
+"""What is specific to the CPU kernels: instruction sets, whole and partial vectors, selection, 16-bit conversion."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from rmcla_fast import native, reference
+
+pytestmark = pytest.mark.skipif(not native.has_kernels("cpu"), reason=f"no CPU kernels: {native.missing_reason}")
+
+OPERATORS = torch.ops.rmcla_fast
+HALVES = (torch.float16, torch.bfloat16)
+# Around one vector, around the change from rows in lanes to lanes in rows, and beyond the stack's buffer.
+CLASSES = (2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 80, 127, 1000, 4099, 21841)
+
+
+def row_inputs(rows: int, classes: int, dtype: torch.dtype = torch.float32, scale: float = 4) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(classes)
+    return (torch.randn(rows, classes) * scale).to(dtype), torch.randint(classes, (rows,))
+
+
+def same_bits(got: Tensor, wanted: Tensor) -> bool:
+    """Equal, NaN where NaN is wanted, and zeros of one sign."""
+    one_sign = torch.equal(got.signbit() | got.isnan(), wanted.signbit() | wanted.isnan())
+    return (
+        one_sign and torch.equal(got.nan_to_num(7), wanted.nan_to_num(7)) and torch.equal(got.isnan(), wanted.isnan())
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("instruction_set", ["default", "avx2"])
+def test_every_instruction_set_passes_these_tests(instruction_set: str) -> None:
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": instruction_set}
+    environment["PYTHONPATH"] = str(Path(native.__file__).parent.parent)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", __file__]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-1000:]
+
+
+@pytest.mark.parametrize("classes", CLASSES)
+@pytest.mark.parametrize("rows", [1, 3, 16, 37])
+def test_rows_of_every_length(rows: int, classes: int) -> None:
+    logits, labels = row_inputs(rows, classes)
+    labels[-1] = classes - 1  # in the last, partial vector
+    for scheme in ("main", "sup"):
+        got = OPERATORS.joint_gradient(logits, labels, "mc", None, 9.0, 0.01, None, scheme)
+        wanted = reference.joint_gradient(logits.double(), labels, "mc", None, 9.0, 0.01, None, scheme)
+        torch.testing.assert_close(got[0].double(), wanted[0], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(got[1].double(), wanted[1], rtol=0, atol=1e-6)
+        torch.testing.assert_close(got[2].double(), wanted[2], rtol=0, atol=1e-6)
+        assert torch.equal(got[3], wanted[3])
+        assert (got[2].double().sum(1) - 1).abs().max() < 1e-6
+        alone = OPERATORS.redistribute_labels(logits, labels, 9.0, 0.01, None, scheme)
+        assert torch.equal(alone, got[2])
+
+
+@pytest.mark.parametrize("classes", CLASSES)
+def test_a_row_is_the_same_whatever_its_neighbours(classes: int) -> None:
+    """Whole vectors are read and written over the ends of rows: neither may show."""
+    logits, labels = row_inputs(9, classes)
+    poisoned = torch.full((11, classes + 5), float("nan"))
+    poisoned[1:10, 2:-3] = logits
+    inside = poisoned[1:10, 2:-3]
+    inside[4, classes // 2] = float("nan")
+    soft = torch.rand(9, classes)
+    together = (
+        *OPERATORS.joint_gradient(inside, labels, "ll", None, 9.0, 0.01, None, "main"),
+        *OPERATORS.soft_cross_entropy(inside, soft, "none", True),
+    )
+    for row in (0, 3, 5, 8):
+        one = inside[row : row + 1].clone()
+        alone = (
+            *OPERATORS.joint_gradient(one, labels[row : row + 1], "ll", None, 9.0, 0.01, None, "main"),
+            *OPERATORS.soft_cross_entropy(one, soft[row : row + 1], "none", True),
+        )
+        for got, wanted in zip(together, alone, strict=True):
+            assert torch.equal(got[row : row + 1], wanted)
+    for output in together:
+        assert (output[4] == -1 if output.dtype == torch.int64 else output[4].isnan()).all()
+
+
+@pytest.mark.parametrize("levels", [1, 3, 1000])
+@pytest.mark.parametrize("classes", [5, 16, 40, 130, 1000])
+def test_selection_is_exact_for_every_k(classes: int, levels: int) -> None:
+    logits, labels = row_inputs(6, classes)
+    logits = (logits * levels).round() / levels  # many ties, or few
+    for k in {1, 2, 9, 12, 13, 16, 47, 64, 65, classes // 2, classes - 2} & set(range(1, classes - 1)):
+        got = OPERATORS.redistribute_labels(logits, labels, 9.0, 0.01, k, "main")
+        wanted = reference.redistribute_labels(logits.double(), labels, 9.0, 0.01, k, "main")
+        assert torch.equal(got > 0, wanted > 0), k
+        torch.testing.assert_close(got.double(), wanted, rtol=0, atol=1e-6)
+
+
+def test_probabilities_below_the_smallest_normal_number() -> None:
+    gaps = torch.linspace(0, 120, 64)
+    for classes in (64, 65):  # rows in lanes, lanes in rows
+        logits = torch.full((1, classes), -1e3)
+        logits[0, :64] = -gaps
+        gradient = OPERATORS.joint_gradient(logits, torch.tensor([0]), "mc", None, 9.0, 0.01, None, "none")[1]
+        wanted = -logits.double().softmax(1)[0, 2:].float()
+        torch.testing.assert_close(gradient[0, 2:], wanted, rtol=1e-6, atol=3e-45)
+        assert gradient[0, 63] == 0
+
+
+def test_many_equal_terms_do_not_drift() -> None:
+    """Adding one constant 21,840 times in float32 is off by 1e-5 where nothing is done about it."""
+    logits = torch.full((2, 21841), -7.3)
+    logits[:, 5] = 1.1
+    got = OPERATORS.redistribute_labels(logits, torch.tensor([0, 5]), 9.0, 0.01, None, "main")
+    assert (got.double().sum(1) - 1).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_every_16_bit_value_is_converted_exactly(dtype: torch.dtype) -> None:
+    images = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+    zero, wide = torch.zeros_like(images), torch.full(images.shape, 0.0)
+    arguments = (0.0, None, 1e30, None, -1e38, 1e38)
+    got = OPERATORS.perturb_step(images, wide, zero, *arguments)
+    wanted = reference.perturb_step(images, wide, zero, *arguments)
+    assert same_bits(got, wanted)
+    as_origin = OPERATORS.perturb_step(wide, images, wide, 0.0, None, 0.0, None, -1e38, 1e38)
+    assert same_bits(as_origin, reference.perturb_step(wide, images, wide, 0.0, None, 0.0, None, -1e38, 1e38))
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_rounding_to_16_bits_is_to_nearest_even(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    exact = torch.arange(0, 2**15, dtype=torch.int32).to(torch.int16).view(dtype).float()
+    exact = exact[exact.isfinite()]
+    halfway = (exact[1:] + exact[:-1]) / 2
+    infinity = torch.full_like(halfway, float("inf"))
+    candidates = torch.cat([halfway, halfway.nextafter(infinity), halfway.nextafter(-infinity), torch.rand(1000)])
+    # The centre is float32 and the radius 0, so the result is the centre, stored in 16 bits.
+    images = torch.zeros(candidates.shape, dtype=dtype)
+    got = OPERATORS.perturb_step(images, candidates, images, 0.0, None, 0.0, None, -3e38, 3e38)
+    assert torch.equal(got, candidates.clamp(max=3e38).to(dtype))
+
+
+def test_every_byte_is_divided_correctly() -> None:
+    origin = torch.arange(256, dtype=torch.uint8)
+    for dtype in (torch.float32, torch.float64):
+        images = torch.zeros(256, dtype=dtype)
+        got = OPERATORS.perturb_step(images, origin, images, 0.0, None, 0.0, None, 0.0, 1.0)
+        assert torch.equal(got, origin.to(dtype) / 255)
+
+
+def test_a_double_gradient_keeps_its_sign_beside_float_images() -> None:
+    images = torch.full((70,), 0.5)
+    grad = torch.full((70,), 1e-300, dtype=torch.float64)
+    grad[::2] *= -1
+    got = OPERATORS.perturb_step(images, images, grad, 0.25, None, 1.0, None, 0.0, 1.0)
+    assert torch.equal(got, 0.5 + 0.25 * grad.sign().float())
+
+
+@pytest.mark.parametrize("offset", [0, 1, 5])
+def test_large_outputs_that_bypass_the_caches_are_the_same(offset: int) -> None:
+    count = (34 << 20) // 4 + 3
+    torch.manual_seed(0)
+    images, grad = torch.rand(count), torch.randn(count)
+    out = torch.full((count + offset,), float("nan"))[offset:]
+    OPERATORS.perturb_step.out(images, images, grad, 0.1, None, 0.05, None, 0.0, 1.0, out=out)
+    assert torch.equal(out, reference.perturb_step(images, images, grad, 0.1, None, 0.05, None))
+
+
+def test_overlapping_buffers_are_written_as_if_they_were_not() -> None:
+    buffer, grad = torch.rand(1001), torch.randn(1000)
+    arguments = (0.1, None, 0.05, None, 0.0, 1.0)
+    wanted = reference.perturb_step(buffer[:-1].clone(), grad, grad, *arguments)
+    OPERATORS.perturb_step.out(buffer[:-1], grad, grad, *arguments, out=buffer[1:])
+    assert torch.equal(buffer[1:], wanted)
+    logits, labels = row_inputs(40, 10)
+    wanted = OPERATORS.redistribute_labels(logits, labels, 9.0, 0.01, None, "main")
+    OPERATORS.redistribute_labels.out(logits, labels, 9.0, 0.01, None, "main", out=logits)
+    assert torch.equal(logits, wanted)
+
+
+def test_a_wrong_label_is_named_before_anything_is_written() -> None:
+    logits, labels = row_inputs(300, 1000)
+    labels[250] = 1000
+    out = torch.full((300, 1000), 7.0)
+    with pytest.raises(ValueError, match=r"labels must lie in \[0, 1000\); got 1000 in row 250"):
+        OPERATORS.redistribute_labels.out(logits, labels, 9.0, 0.01, None, "main", out=out)
+    assert (out == 7).all()
+
+
+def test_autograd_sees_that_out_was_written() -> None:
+    out = torch.rand(8, requires_grad=True) * 1
+    loss = (out * out).sum()  # saves out
+    OPERATORS.perturb_step.out(*[torch.rand(8)] * 3, 0.1, None, 0.1, None, 0.0, 1.0, out=out.detach())
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_same_bits_whatever_the_threads(threads: int) -> None:
+    logits, labels = row_inputs(257, 300)
+    wanted = OPERATORS.joint_gradient(logits, labels, "mc", None, 9.0, 0.01, 9, "main")
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        got = OPERATORS.joint_gradient(logits, labels, "mc", None, 9.0, 0.01, 9, "main")
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))

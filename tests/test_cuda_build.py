@@ -1,0 +1,156 @@
+"""The CUDA kernels compiled ahead of time: no spills, no local memory, 128-bit accesses.
+
+Needs nvcc, and neither a GPU nor a CUDA build of torch: the device passes skip PyTorch's headers.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from torch.utils import cpp_extension
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = sorted(path.stem for path in ROOT.glob("csrc/cuda/*.cu"))
+ARCHITECTURES = ("sm_80", "sm_90")
+
+
+def tool(name: str) -> str | None:
+    """A CUDA program: from the toolkit, from PATH, or from the triton package, which brings the disassemblers along."""
+    homes = [os.environ.get("CUDA_HOME"), cpp_extension.CUDA_HOME, "/usr/local/cuda"]
+    triton = importlib.util.find_spec("triton")
+    folders = [Path(home) / "bin" for home in homes if home]
+    folders += [Path(triton.origin).parent / "backends/nvidia/bin"] if triton and triton.origin else []
+    found = [path for folder in folders if os.access(path := folder / name, os.X_OK)]
+    return str(found[0]) if found else shutil.which(name)
+
+
+class Compiled:
+    """Each source compiled once for each architecture: the cubin, and what ptxas said of every kernel."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.done: dict[tuple[str, str], tuple[Path, str]] = {}
+
+    def __call__(self, source: str, architecture: str) -> tuple[Path, str]:
+        nvcc = tool("nvcc")
+        if nvcc is None:
+            pytest.skip("compiling the CUDA kernels needs nvcc")
+        if (source, architecture) not in self.done:
+            cubin = self.folder / f"{source}.{architecture}.cubin"
+            flags = [
+                "-std=c++17",
+                "-O3",
+                "-lineinfo",
+                f"-arch={architecture}",
+                "-cubin",
+                "-Xptxas",
+                "-v",
+                "-Werror",
+                "all-warnings",
+            ]
+            command = [nvcc, *flags, f"-I{ROOT / 'csrc'}", str(ROOT / f"csrc/cuda/{source}.cu"), "-o", str(cubin)]
+            result = subprocess.run(command, capture_output=True, text=True)
+            assert result.returncode == 0, result.stderr
+            self.done[source, architecture] = cubin, result.stderr
+        return self.done[source, architecture]
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    return Compiled(tmp_path_factory.mktemp("cubins"))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("source", SOURCES)
+def test_no_kernel_spills_or_uses_local_memory(compiled: Compiled, source: str, architecture: str) -> None:
+    report = compiled(source, architecture)[1]
+    kernels = re.findall(
+        r"Compiling entry function '(\w+)' for '(\w+)'.*?"
+        r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads",
+        report,
+        flags=re.DOTALL,
+    )
+    expected = {"joint_gradient": 20, "soft_cross_entropy": 20, "perturb_step": 44, "random_start": 5}
+    assert len(kernels) == expected[source]
+    assert not [kernel for kernel in kernels if kernel[1:] != (architecture, "0", "0", "0")]
+
+
+def test_an_older_gpu_can_be_built_for(compiled: Compiled) -> None:
+    """TORCH_CUDA_ARCH_LIST may name one without the integer reductions of sm_80."""
+    compiled("soft_cross_entropy", "sm_75")
+    compiled("joint_gradient", "sm_75")
+
+
+def disassemble(cubin: Path) -> dict[str, str]:
+    """The machine code of every kernel by its mangled name."""
+    nvdisasm = tool("nvdisasm")
+    if nvdisasm is None:
+        pytest.skip("reading machine code needs nvdisasm; pip install triton")
+    listing = subprocess.run([nvdisasm, "-c", str(cubin)], capture_output=True, text=True, check=True).stdout
+    parts = re.split(r"^\s*\.section\s+\.text\.(\w+)", listing, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def kernel(listings: dict[str, str], name: str) -> str:
+    found = [code for mangled, code in listings.items() if name in mangled]
+    assert len(found) == 1, f"{len(found)} kernels are called {name}"
+    return found[0]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("dtypes", "loads"),
+    [("fff", 3), ("fhf", 2), ("ddd", 3), ("6__halfS2_S2_", 3), ("13__nv_bfloat16S2_S2_", 3), ("6__halffS2_", 4)],
+)
+def test_perturb_step_moves_128_bits_at_a_time(compiled: Compiled, architecture: str, dtypes: str, loads: int) -> None:
+    """Images, origin and gradient are each read, and the result written, in 16 bytes; uint8 in the four that it has."""
+    code = kernel(disassemble(compiled("perturb_step", architecture)[0]), f"step_elementsI{dtypes}")
+    assert len(re.findall(r"\bLDG\.E\.128\b", code)) == loads
+    assert len(re.findall(r"\bSTG\.E\.128\b", code)) == 1
+
+
+@pytest.mark.parametrize("dtypes", ["ff", "dd", "6__halfS2_", "13__nv_bfloat16S2_"])
+def test_random_start_moves_128_bits_at_a_time(compiled: Compiled, dtypes: str) -> None:
+    code = kernel(disassemble(compiled("random_start", "sm_90")[0]), f"start_elementsI{dtypes}")
+    assert re.search(r"\bLDG\.E\.128\b", code)
+    assert re.search(r"\bSTG\.E\.128\b", code)
+
+
+def test_noise_is_not_contracted(compiled: Compiled) -> None:
+    """The product and the sum of random_start are rounded apart: an FFMA where the kernel adds would change bits."""
+    code = kernel(disassemble(compiled("random_start", "sm_90")[0]), "start_elementsIff")
+    additions = re.findall(r"\bFADD\b", code)
+    assert len(additions) >= 8  # four in the vector, four in the tail
+
+
+@pytest.mark.parametrize("source", ["joint_gradient", "soft_cross_entropy"])
+def test_rows_are_packed_and_stay_on_the_chip(compiled: Compiled, source: str) -> None:
+    listings = disassemble(compiled(source, "sm_90")[0])
+    medium = [code for name, code in listings.items() if "block_rowsIf" in name]
+    staged = [code for name, code in listings.items() if "long_rowsIfLb1" in name]
+    assert len(medium) == len(staged) == 1
+    assert re.search(r"\bLDG\.E\.128\b", medium[0])
+    assert re.search(r"\bSTG\.E\.128\b", medium[0])
+    assert re.search(r"\bLDS\.128\b", staged[0])
+    assert not [name for name, code in listings.items() if re.search(r"\b(LDL|STL|ATOM|ATOMG|RED|ATOMS)\b", code)]
+
+
+def test_the_host_side_compiles_with_this_torch(tmp_path: Path) -> None:
+    """All of random_start.cu. A CPU build of torch has the headers too, but for one generated file of macros."""
+    nvcc = tool("nvcc")
+    if nvcc is None:
+        pytest.skip("compiling the CUDA kernels needs nvcc")
+    macros = tmp_path / "c10/cuda/impl/cuda_cmake_macros.h"
+    macros.parent.mkdir(parents=True)
+    macros.write_text("#pragma once\n#define C10_CUDA_BUILD_SHARED_LIBS\n")
+    includes = [*cpp_extension.include_paths(), str(tmp_path), str(ROOT / "csrc")]
+    flags = ["-std=c++20", "-O0", "-arch=sm_90", "--expt-relaxed-constexpr", "-c"]
+    command = [nvcc, *flags, *(f"-I{path}" for path in includes), str(ROOT / "csrc/cuda/random_start.cu")]
+    result = subprocess.run([*command, "-o", str(tmp_path / "random_start.o")], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

@@ -1,0 +1,199 @@
+"""What only a GPU can show of the CUDA kernels: streams, graphs, no synchronisation, sizes beyond 2^31, devices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+import rmcla_fast
+from rmcla_fast import native, reference
+from rmcla_fast.reference.random_start import philox4x32
+
+MISSING = "no CUDA device" if not torch.cuda.is_available() else native.why_missing("cuda")
+RUNS = torch.cuda.is_available() and native.has_kernels("cuda")
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not RUNS, reason=MISSING)]
+
+CLASSES = (2, 10, 100, 1000, 21841)
+
+
+def every_operator(classes: int = 10, rows: int = 64) -> dict[str, Tensor]:
+    """Calls each operator once on fresh inputs made on the current stream; name -> a result."""
+    logits = torch.linspace(-4, 4, rows * classes, device="cuda").view(rows, classes).sin() * 5
+    labels = torch.arange(rows, device="cuda") % classes
+    images = torch.linspace(0, 1, rows * 3 * 8 * 8, device="cuda").view(rows, 3, 8, 8)
+    epsilon = torch.full((rows,), 0.1, device="cuda")
+    rng = torch.arange(2, device="cuda")
+    joint = rmcla_fast.joint_gradient(logits, labels, top_k=9, backend="cuda")
+    assert joint.soft_labels is not None
+    return {
+        "objective": joint.objective,
+        "grad_logits": joint.grad_logits,
+        "soft_labels": joint.soft_labels,
+        "targets": joint.targets,
+        "redistributed": rmcla_fast.redistribute_labels(logits, labels, label_scheme="sup", backend="cuda"),
+        "loss": rmcla_fast.soft_cross_entropy(logits, joint.soft_labels, backend="cuda"),
+        "start": rmcla_fast.random_start(images, epsilon, rng=rng, backend="cuda"),
+        "step": rmcla_fast.perturb_step(
+            images, images, images - 0.5, step_size=epsilon, epsilon=epsilon, backend="cuda"
+        ),
+    }
+
+
+@pytest.fixture
+def synchronisation_raises() -> Iterator[None]:
+    torch.cuda.set_sync_debug_mode("error")
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("classes", CLASSES)
+def test_no_operator_waits_for_the_device(classes: int, synchronisation_raises: None) -> None:
+    every_operator(classes)
+
+
+@pytest.mark.parametrize("classes", CLASSES)
+def test_results_are_the_same_bits_run_to_run_and_on_another_stream(classes: int) -> None:
+    expected = every_operator(classes)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(20_000_000)  # a kernel on the default stream would now run ahead of its inputs
+        results = every_operator(classes)
+    stream.synchronize()
+    for name, value in expected.items():
+        assert torch.equal(results[name], value), name
+
+
+@pytest.mark.parametrize("classes", CLASSES)
+def test_a_captured_graph_replays(classes: int) -> None:
+    expected = every_operator(classes)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = every_operator(classes)
+    for _ in range(2):
+        for value in results.values():
+            value.zero_()
+        graph.replay()
+        for name, value in expected.items():
+            assert torch.equal(results[name], value), name
+
+
+def test_a_replay_draws_fresh_noise_and_reads_the_radius() -> None:
+    images = torch.rand(16, 3, 32, 32, device="cuda")
+    rng = torch.tensor([7, 0], device="cuda")
+    epsilon = torch.tensor(0.1, device="cuda")
+    rmcla_fast.random_start(images, epsilon, rng=rng, backend="cuda")
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        start = rmcla_fast.random_start(images, epsilon, rng=rng, backend="cuda")
+        rng[1] += 1
+    seen = []
+    for step, radius in enumerate([0.1, 0.1, 0.05]):
+        epsilon.fill_(radius)
+        graph.replay()
+        expected = reference.random_start(images.cpu(), radius, None, torch.tensor([7, step]))
+        assert torch.equal(start.cpu(), expected)
+        seen.append(start.clone())
+    assert not torch.equal(seen[0], seen[1])
+
+
+def has_memory(gigabytes: float) -> None:
+    free = torch.cuda.mem_get_info()[0] / 2**30
+    if free < gigabytes:
+        pytest.skip(f"needs {gigabytes} GiB of free GPU memory, there are {free:.0f}")
+
+
+def test_perturb_step_and_random_start_beyond_two_to_the_31_elements() -> None:
+    has_memory(20)
+    count = 2**31 + 4099  # ends in a tail
+    images = torch.zeros(count, dtype=torch.float16, device="cuda")
+    origin = torch.zeros(count, dtype=torch.uint8, device="cuda")
+    ends = [slice(0, 4096), slice(2**31 - 4096, 2**31 + 4096), slice(count - 4099, count)]
+    generator = torch.Generator().manual_seed(0)
+    for end in ends:
+        size = end.stop - end.start
+        images[end] = torch.rand(size, generator=generator).half()
+        origin[end] = torch.randint(0, 256, (size,), generator=generator, dtype=torch.uint8)
+    step = rmcla_fast.perturb_step(images, origin, images, step_size=0.1, epsilon=0.2, backend="cuda")
+    for end in ends:
+        x, o = images[end].cpu(), origin[end].cpu()
+        assert torch.equal(step[end].cpu(), reference.perturb_step(x, o, x, 0.1, None, 0.2, None))
+    del step
+    rng = torch.tensor([11, 5], device="cuda")
+    start = rmcla_fast.random_start(images, 0.1, rng=rng, backend="cuda")
+    assert (start - images).abs_().max() <= 0.1 + 1e-3
+    assert torch.equal(start[:4096].cpu(), reference.random_start(images[:4096].cpu(), 0.1, None, rng.cpu()))
+    at = 2**31  # a block of four far out, by the generator's definition
+    counter = [torch.tensor([value]) for value in (at // 4, 0, 5, 0)]
+    words = [int(word) for word in philox4x32(counter, [torch.tensor([11]), torch.tensor([0])])]
+    uniform = torch.tensor([word >> 8 for word in words]).float() * 2.0**-24
+    expected = images[at : at + 4].cpu().float() + torch.tensor(0.1) * (2 * uniform - 1)
+    assert torch.equal(start[at : at + 4].cpu(), expected.half())
+
+
+@pytest.mark.parametrize("classes", [10, 1000, 21841])
+def test_rows_beyond_two_to_the_31_elements(classes: int) -> None:
+    has_memory(24)
+    rows = 2**31 // classes + 3
+    logits = torch.zeros(rows, classes, dtype=torch.bfloat16, device="cuda")
+    logits[:, 0] = 1
+    tail = torch.randn(5, classes).bfloat16()
+    logits[-5:] = tail.cuda()
+    labels = torch.zeros(rows, dtype=torch.int64, device="cuda")
+    labels[-5:] = 1
+    soft = rmcla_fast.redistribute_labels(logits, labels, backend="cuda")
+    expected = reference.redistribute_labels(tail.double(), torch.ones(5, dtype=torch.int64))
+    assert (soft[-5:].cpu().double() - expected).abs().max() <= 1e-6
+    del soft
+    loss, grad, _ = torch.ops.rmcla_fast.soft_cross_entropy(logits, labels, "none", False)
+    expected_loss, expected_grad, _ = reference.soft_cross_entropy(tail.double(), labels[-5:].cpu(), "none")
+    assert torch.allclose(loss[-5:].cpu().double(), expected_loss, rtol=1e-6, atol=1e-6)
+    assert torch.allclose(grad[-5:].cpu().double(), expected_grad, rtol=2**-7, atol=1e-6)
+
+
+def test_the_current_device_does_not_matter() -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    logits = torch.randn(4, 10)
+    labels = torch.arange(4)
+    here = rmcla_fast.joint_gradient(logits.to("cuda:0"), labels.to("cuda:0"), backend="cuda")
+    there = rmcla_fast.joint_gradient(logits.to("cuda:1"), labels.to("cuda:1"), backend="cuda")
+    assert torch.equal(here.grad_logits.cpu(), there.grad_logits.cpu())
+
+
+def test_a_training_step_through_the_public_functions() -> None:
+    """joint_objective and soft_cross_entropy differentiate as the reference does."""
+    generator = torch.Generator().manual_seed(3)
+    for classes in CLASSES:
+        logits = torch.randn(8, classes, generator=generator)
+        labels = torch.randint(0, classes, (8,), generator=generator)
+        grads = {}
+        for device, backend in (("cpu", "reference"), ("cuda", "cuda")):
+            z = logits.to(device).requires_grad_()
+            joint = rmcla_fast.joint_objective(z, labels.to(device), backend=backend)
+            loss = rmcla_fast.soft_cross_entropy(z, joint.soft_labels, backend=backend)
+            grads[device] = torch.autograd.grad(joint.objective.sum() + loss, z)[0].cpu()
+        assert (grads["cpu"] - grads["cuda"]).abs().max() <= 2e-6
+
+
+@pytest.mark.parametrize(
+    "name", ["joint_gradient", "redistribute_labels", "perturb_step", "random_start", "soft_cross_entropy"]
+)
+def test_operators_are_registered_soundly(name: str) -> None:
+    logits = torch.randn(4, 10, device="cuda")
+    labels = torch.arange(4, device="cuda")
+    images = torch.rand(2, 3, 4, 4, device="cuda")
+    rng = torch.tensor([1, 2], device="cuda")
+    arguments = {
+        "joint_gradient": (logits, labels, "mc", None, 9.0, 0.01, 3, "main"),
+        "redistribute_labels": (logits, labels, 9.0, 0.01, None, "sup"),
+        "perturb_step": (images, images, images, 0.1, None, 0.1, None, 0.0, 1.0),
+        "soft_cross_entropy": (logits, logits.softmax(1), "mean", True),
+        "random_start": (images, 0.1, None, rng, 0.0, 1.0, False),
+    }[name]
+    torch.library.opcheck(getattr(torch.ops.rmcla_fast, name).default, arguments)

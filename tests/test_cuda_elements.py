@@ -1,0 +1,167 @@
+"""perturb_step and random_start on the CUDA kernels, bit for bit against the reference: emulated, and on a GPU."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from test_cuda_kernels import FLOATS, Kernels, _kernels, run, to  # noqa: F401  (a fixture)
+from torch import Tensor
+
+from rmcla_fast import reference
+
+NAN = float("nan")
+INFINITY = float("inf")
+SHAPE = (3, 3, 5, 8)  # images of 120 elements: vectors of any dtype stay within one
+
+
+def same_bits(got: Tensor, expected: Tensor) -> None:
+    assert got.dtype == expected.dtype
+    assert got.stride() == expected.stride()
+    assert torch.equal(got.isnan(), expected.isnan())
+    assert torch.equal(got.nan_to_num(nan=0.0), expected.nan_to_num(nan=0.0))
+
+
+def pixels(dtype: torch.dtype, shape: tuple[int, ...] = SHAPE, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    if dtype == torch.uint8:
+        return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+    return torch.rand(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def gradient(dtype: torch.dtype, shape: tuple[int, ...] = SHAPE) -> Tensor:
+    generator = torch.Generator().manual_seed(9)
+    grad = torch.randn(shape, generator=generator, dtype=torch.float64)
+    special = torch.tensor([0.0, -0.0, INFINITY, -INFINITY, NAN, 1e-300, -1e-300, 1e-40, -1e-7])
+    grad.view(-1)[: len(special)] = special.double()
+    return grad.to(dtype)
+
+
+def numbers(shape: tuple[int, ...]) -> list[tuple[float, Tensor | None]]:
+    """Every way to give a number: a float, a scalar tensor, one an image, one for all images by stride 0, bad ones."""
+    each = torch.linspace(0.01, 0.2, shape[0])
+    bad = each.clone()
+    bad[0], bad[-1] = -0.1, NAN
+    return [(0.05, None), (0.0, torch.tensor(0.03)), (0.0, each), (0.0, each[:1].expand(shape[0])), (0.0, bad)]
+
+
+@pytest.mark.parametrize("images_dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("origin_dtype", [*FLOATS, torch.uint8], ids=str)
+@pytest.mark.parametrize("grad_dtype", FLOATS, ids=str)
+def test_perturb_step_in_every_dtype(
+    kernels: Kernels,
+    images_dtype: torch.dtype,
+    origin_dtype: torch.dtype,
+    grad_dtype: torch.dtype,
+) -> None:
+    images, origin, grad = pixels(images_dtype), pixels(origin_dtype, seed=1), gradient(grad_dtype)
+    images.view(-1)[20], images.view(-1)[21] = NAN, INFINITY
+    if origin_dtype != torch.uint8:
+        origin.view(-1)[30], origin.view(-1)[31] = NAN, -INFINITY
+    for step, epsilon in zip(numbers(SHAPE), reversed(numbers(SHAPE)), strict=True):
+        arguments = (images, origin, grad, *step, *epsilon, 0.0, 1.0)
+        same_bits(run(kernels, "perturb_step", *arguments), reference.perturb_step(*arguments))
+
+
+def layouts(tensor: Tensor) -> list[Tensor]:
+    """The same values: dense in four orders, with gaps, and off alignment."""
+    offset = tensor.new_zeros(tensor.numel() + 1)[1:].view(tensor.shape).copy_(tensor)
+    gaps = tensor.new_zeros(*tensor.shape[:-1], tensor.shape[-1] + 3)[..., : tensor.shape[-1]].copy_(tensor)
+    batch_inside = tensor.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
+    return [tensor, tensor.contiguous(memory_format=torch.channels_last), batch_inside, gaps, offset]
+
+
+def test_perturb_step_in_every_layout(kernels: Kernels) -> None:
+    images, origin, grad = pixels(torch.float32), pixels(torch.uint8, seed=1), gradient(torch.bfloat16)
+    epsilon = (0.0, torch.linspace(0.01, 0.2, SHAPE[0]))
+    for x, o, g in itertools.product(layouts(images), layouts(origin)[:2], layouts(grad)[:2] + layouts(grad)[4:]):
+        expected = reference.perturb_step(x, o, g, 0.05, None, *epsilon)
+        x, o, g = (keep_layout(kernels, tensor) for tensor in (x, o, g))
+        same_bits(run(kernels, "perturb_step", x, o, g, 0.05, None, *epsilon, 0.0, 1.0), expected)
+        for out in layouts(torch.full(SHAPE, NAN)):
+            out = keep_layout(kernels, out)
+            kernels.ops.perturb_step.out(x, o, g, 0.05, None, *to(kernels, *epsilon), 0.0, 1.0, out=out)
+            assert torch.equal(out.cpu().isnan(), expected.isnan())
+            assert torch.equal(out.cpu().nan_to_num(), expected.nan_to_num())
+
+
+def keep_layout(kernels: Kernels, tensor: Tensor) -> Tensor:
+    """On the device with the same strides and offset (`.to` makes gaps and offsets disappear)."""
+    if kernels.device == "cpu":
+        return tensor
+    storage = torch.zeros(tensor.untyped_storage().nbytes() // tensor.element_size(), dtype=tensor.dtype)
+    storage.untyped_storage().copy_(tensor.untyped_storage())
+    return storage.to(kernels.device).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_perturb_step_into_any_input(kernels: Kernels, which: int, dtype: torch.dtype) -> None:
+    inputs = [pixels(dtype), pixels(dtype, seed=1), gradient(dtype)]
+    expected = reference.perturb_step(*inputs, 0.05, None, 0.1, None)
+    inputs = to(kernels, *inputs)
+    kernels.ops.perturb_step.out(*inputs, 0.05, None, 0.1, None, 0.0, 1.0, out=inputs[which])
+    same_bits(inputs[which].cpu(), expected)
+
+
+def test_perturb_step_into_memory_that_overlaps(kernels: Kernels) -> None:
+    memory = torch.rand(1001)
+    expected = reference.perturb_step(memory[:-1], memory[:-1], -memory[:-1], 0.05, None, 0.1, None)
+    memory = to(kernels, memory)[0]
+    kernels.ops.perturb_step.out(
+        memory[:-1], memory[:-1], -memory[:-1], 0.05, None, 0.1, None, 0.0, 1.0, out=memory[1:]
+    )
+    same_bits(memory[1:].cpu(), expected)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 1023, 1024, 1025, 4099, 1_000_001])
+def test_elements_of_every_count(kernels: Kernels, count: int) -> None:
+    for dtype in FLOATS:
+        images, grad = pixels(dtype, (count,)), torch.randn(count)
+        arguments = (images, images, grad, 0.05, None, 0.1, None, 0.0, 1.0)
+        same_bits(run(kernels, "perturb_step", *arguments), reference.perturb_step(*arguments))
+        start = (images, 0.1, None, torch.tensor([2**40 + 7, 3]), 0.0, 1.0, True)
+        same_bits(run(kernels, "random_start", *start), reference.random_start(*start))
+    scalar = (torch.tensor(0.5), torch.tensor(0.4), torch.tensor(1.0), 0.05, None, 0.1, None, 0.0, 1.0)
+    same_bits(run(kernels, "perturb_step", *scalar), reference.perturb_step(*scalar))
+
+
+@pytest.mark.parametrize("dtype", [*FLOATS, torch.uint8], ids=str)
+@pytest.mark.parametrize("clip", [False, True])
+def test_random_start_in_every_dtype_and_layout(kernels: Kernels, dtype: torch.dtype, clip: bool) -> None:
+    images = pixels(dtype)
+    if dtype != torch.uint8:
+        images.view(-1)[:3] = torch.tensor([NAN, INFINITY, -INFINITY]).to(dtype)
+    result_dtype = torch.float32 if dtype == torch.uint8 else dtype
+    rng = torch.tensor([[-5, 0, 2**33 + 1], [2**62, 0, -1]])
+    for x, seed_and_step, epsilon in itertools.product(
+        layouts(images), (rng[0], rng[1], rng[0, :2], rng[:, 2]), numbers(SHAPE)
+    ):
+        seed_and_step = seed_and_step[-2:]
+        arguments: tuple[Any, ...] = (*epsilon, seed_and_step, 0.0, 1.0, clip)
+        expected = reference.random_start(x, *arguments)
+        x = keep_layout(kernels, x)
+        same_bits(run(kernels, "random_start", x, *arguments), expected)
+        out = to(kernels, torch.full(SHAPE, NAN, dtype=result_dtype))[0]
+        kernels.ops.random_start.out(x, *to(kernels, *arguments), out=out)
+        assert torch.equal(out.cpu().nan_to_num(), expected.nan_to_num())
+    if dtype != torch.uint8:
+        arguments = (0.1, None, torch.tensor([1, 2]), 0.0, 1.0, clip)
+        expected = reference.random_start(images, *arguments)
+        in_place = to(kernels, images)[0].clone()
+        kernels.ops.random_start.out(in_place, *to(kernels, *arguments), out=in_place)
+        same_bits(in_place.cpu(), expected)
+
+
+def test_a_step_never_leaves_the_ball(kernels: Kernels) -> None:
+    for dtype in FLOATS:
+        origin = pixels(dtype, (4, 3, 16, 16))
+        epsilon = 8 / 255
+        x = run(kernels, "random_start", origin, epsilon, None, torch.tensor([0, 1]), 0.0, 1.0, False)
+        for _ in range(3):
+            x = run(kernels, "perturb_step", x, origin, torch.randn(x.shape), 0.02, None, epsilon, None, 0.0, 1.0)
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        least, most = (origin.to(wide) - epsilon).to(dtype), (origin.to(wide) + epsilon).to(dtype)
+        assert ((x >= least) & (x <= most) & (x >= 0) & (x <= 1)).all()

@@ -1,0 +1,291 @@
+"""The CUDA kernels against the reference: on a GPU where there is one, and everywhere emulated on the CPU.
+
+The registered operators are called with their schemas' arguments. Here are those that work on rows; those on elements
+are in test_cuda_elements.py, and what only a GPU can show in test_cuda_device.py.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import os
+import shutil
+from typing import Any, NamedTuple
+
+import cuda_emulation
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from rmcla_fast import native, reference
+
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+CLASSES = (2, 3, 10, 32, 33, 100, 128, 129, 1000, 1024, 1025, 4096, 21841)  # both sides of every change of kernel
+TARGETS = ("mc", "ll", "untargeted", "margin", "given")
+NAN = float("nan")
+
+
+class Kernels(NamedTuple):
+    ops: Any
+    device: str
+
+
+def on_gpu() -> Any:
+    missing = not torch.cuda.is_available() or not native.has_kernels("cuda")
+    reason = "no CUDA device" if not torch.cuda.is_available() else native.why_missing("cuda")
+    return pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(missing, reason=reason if missing else "")])
+
+
+@pytest.fixture(name="kernels", scope="module", params=["emulated", on_gpu()])
+def _kernels(request: pytest.FixtureRequest) -> Kernels:
+    if request.param == "cuda":
+        return Kernels(torch.ops.rmcla_fast, "cuda")
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        pytest.skip("the emulation of the CUDA kernels needs a C++ compiler")
+    return Kernels(cuda_emulation.load(), "cpu")
+
+
+def to(kernels: Kernels, *values: Any) -> list[Any]:
+    return [value.to(kernels.device) if isinstance(value, Tensor) else value for value in values]
+
+
+def run(kernels: Kernels, name: str, *arguments: Any, **buffers: Tensor) -> Any:
+    result = getattr(kernels.ops, name)(*to(kernels, *arguments), **buffers)
+    return tuple(None if r is None else r.cpu() for r in result) if isinstance(result, tuple) else result.cpu()
+
+
+def close(got: Tensor, oracle: Tensor, dtype: torch.dtype) -> None:
+    """Within 1e-6 of the oracle, relative and absolute (float64: 1e-13); 16-bit: and one unit in the last place."""
+    assert got.dtype == dtype
+    rounded = oracle.to(dtype)
+    tolerance = 1e-13 if dtype == torch.float64 else 1e-6
+    allowed = tolerance + tolerance * rounded.double().abs()
+    if dtype.itemsize == 2:
+        allowed = allowed + torch.finfo(dtype).eps * rounded.double().abs()
+    assert torch.equal(got.isnan(), rounded.isnan())
+    assert (((got.double() - rounded.double()).abs() <= allowed) | rounded.isnan()).all()
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def batch(classes: int, dtype: torch.dtype, rows: int = 3, scale: float = 3.0) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(classes)
+    logits = (scale * torch.randn(rows, classes, generator=generator, dtype=torch.float64)).to(dtype)
+    labels, given = torch.randint(0, classes, (2, rows), generator=generator)
+    return logits, labels, given
+
+
+def check_joint(
+    kernels: Kernels, logits: Tensor, labels: Tensor, given: Tensor, target: str, rule: tuple[Any, ...]
+) -> None:
+    others = (target, given if target == "given" else None, *rule)
+    objective, grad, soft, targets = run(kernels, "joint_gradient", logits, labels, *others)
+    expected = reference.joint_gradient(logits.double(), labels, *others)
+    assert torch.equal(targets, expected[3])
+    close(objective, expected[0], wide(logits.dtype))
+    close(grad, expected[1], logits.dtype)
+    if expected[2] is None:
+        assert soft is None
+        return
+    close(soft, expected[2], wide(logits.dtype))
+    assert torch.equal(soft == 0, expected[2] == 0)  # exactly the same classes receive nothing
+    assert (soft.double().sum(1) - 1).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize("classes", CLASSES)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_joint_gradient_agrees_with_the_float64_oracle(kernels: Kernels, classes: int, dtype: torch.dtype) -> None:
+    logits, labels, given = batch(classes, dtype)
+    for target, scheme in itertools.product(TARGETS, ("main", "sup", "none")):
+        check_joint(kernels, logits, labels, given, target, (9.0, 0.01, None, scheme))
+    for top_k, scheme in itertools.product({1, 9, classes // 2, classes - 2, classes - 1} - {0}, ("main", "sup")):
+        check_joint(kernels, logits, labels, given, "mc", (11.0, 0.01, top_k, scheme))
+
+
+@pytest.mark.parametrize("classes", CLASSES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_ties_go_to_the_lower_class(kernels: Kernels, classes: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(classes)
+    logits = torch.randint(-2, 2, (4, classes), generator=generator).to(dtype)
+    logits[0] = 0.5  # all equal
+    logits[logits == 0] *= torch.randint(0, 2, (4, classes), generator=generator).to(dtype)[logits == 0] * 2 - 1  # +-0
+    labels = torch.randint(0, classes, (4,), generator=generator)
+    for top_k in {1, 2, classes // 3, classes // 2, classes - 2} - {0}:
+        for target in ("mc", "ll"):
+            check_joint(kernels, logits, labels, labels, target, (9.0, 0.01, top_k, "main"))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_selection_is_a_stable_sort(kernels: Kernels, seed: int) -> None:
+    """Which classes receive, for random sizes, k and distributions, equals the head of a stable sort."""
+    random = np.random.default_rng(seed)
+    for _ in range(10):
+        classes = int(random.choice([random.integers(3, 33), random.integers(33, 129), random.integers(129, 1500)]))
+        top_k = int(random.integers(1, classes - 1))
+        values = [
+            random.normal(size=classes),
+            np.round(random.normal(size=classes), 1),
+            random.choice([-1e4, 0.0, 1e4], size=classes),
+            random.normal(size=classes) * 10.0 ** random.integers(-44, 30, size=classes),
+        ][int(random.integers(4))]
+        logits = torch.from_numpy(values)[None].float()
+        label = torch.tensor([int(random.integers(classes))])
+        got = run(kernels, "redistribute_labels", logits, label, 9.0, 1e-2, top_k, "main")
+        order = logits[0].index_fill(0, label, float("inf")).argsort(stable=True)[:top_k]
+        most = logits[0].index_fill(0, label, -float("inf")).amax()
+        share = torch.zeros(classes, dtype=torch.float64)
+        share[order] = most.double() - logits[0, order].double() + 1e-2
+        share[label] = 9 * share.max()
+        assert torch.allclose(got[0].double(), share / share.sum(), rtol=1e-5, atol=1e-30)
+
+
+@pytest.mark.parametrize("classes", [2, 10, 100, 1000, 21841])
+def test_saturated_and_equal_logits(kernels: Kernels, classes: int) -> None:
+    for dtype in FLOATS:
+        logits, labels, given = batch(classes, dtype, rows=4)
+        logits[0] = 1e4
+        logits[1] = torch.where(torch.arange(classes) % 2 == 0, 1e4, -1e4).to(dtype)
+        logits[2] = -1e4
+        logits[2, labels[2]] = 1e4
+        for target, scheme in itertools.product(TARGETS, ("main", "sup")):
+            check_joint(kernels, logits, labels, given, target, (9.0, 0.01, None, scheme))
+
+
+@pytest.mark.parametrize("classes", [2, 10, 100, 1000, 1025])
+@pytest.mark.parametrize("bad", [NAN, float("inf"), -float("inf")])
+def test_a_broken_row_is_nan_and_alone(kernels: Kernels, classes: int, bad: float) -> None:
+    logits, labels, given = batch(classes, torch.float32, rows=6)
+    logits[1, 0] = bad
+    logits[3, classes - 1] = bad
+    logits[5, labels[5]] = bad
+    for target in TARGETS:
+        check_broken(kernels, logits, labels, given, target, [1, 3, 5])
+
+
+@pytest.mark.parametrize("classes", [2, 10, 100, 1000, 1025])
+@pytest.mark.parametrize("bad", [-1, 2**40, -(2**62)])
+def test_a_label_that_is_no_class_is_nan_and_alone(kernels: Kernels, classes: int, bad: int) -> None:
+    for outside in (bad, classes):
+        logits, labels, given = batch(classes, torch.float32, rows=6)
+        labels[2] = outside
+        check_broken(kernels, logits, labels, given, "mc", [2])
+        labels[2], given[4] = 0, outside
+        check_broken(kernels, logits, labels, given, "given", [4])
+
+
+def check_broken(kernels: Kernels, logits: Tensor, labels: Tensor, given: Tensor, target: str, rows: list[int]) -> None:
+    given_or_none = given if target == "given" else None
+    results = run(kernels, "joint_gradient", logits, labels, target, given_or_none, 9.0, 0.01, 1, "main")
+    keep = [row for row in range(len(logits)) if row not in rows]
+    others = None if given_or_none is None else given[keep]
+    expected = reference.joint_gradient(logits[keep].double(), labels[keep], target, others, 9.0, 0.01, 1, "main")
+    for result, oracle in zip(results, expected, strict=True):
+        if result.dtype == torch.int64:
+            assert (result[rows] == -1).all()
+            assert torch.equal(result[keep], oracle)
+        else:
+            assert result[rows].isnan().all()
+            close(result[keep], oracle, torch.float32)
+
+
+@pytest.mark.parametrize("classes", [10, 100, 1000, 4096])
+def test_strided_rows_touch_nothing_outside(kernels: Kernels, classes: int) -> None:
+    logits, labels, _ = batch(classes, torch.float32, rows=5)
+    expected = reference.redistribute_labels(logits.double(), labels)
+    device_labels, on_device = to(kernels, labels, logits)
+    rule = (9.0, 0.01, None, "main")
+    for offset in (0, 1, 4):  # within a row of NaN: aligned and not
+        row = slice(offset, offset + classes)
+        view = torch.full((5, classes + 7), NAN, device=kernels.device)[:, row].copy_(on_device)
+        close(run(kernels, "redistribute_labels", view, device_labels, *rule), expected, torch.float32)
+        close(run(kernels, "joint_gradient", view, device_labels, "mc", None, *rule)[2], expected, torch.float32)
+        poisoned = torch.full((5, classes + 7), 7.0, device=kernels.device)
+        kernels.ops.redistribute_labels.out(view, device_labels, *rule, out=poisoned[:, row])
+        close(poisoned[:, row].cpu(), expected, torch.float32)
+        assert (poisoned[:, :offset] == 7).all()
+        assert (poisoned[:, offset + classes :] == 7).all()
+    for in_place in (on_device.clone(), on_device.t().contiguous().t()):
+        kernels.ops.redistribute_labels.out(in_place, device_labels, *rule, out=in_place)
+        close(in_place.cpu(), expected, torch.float32)
+    memory = torch.cat([on_device.flatten(), on_device.flatten()[:4]])
+    shifted = memory[4:].view(5, classes)  # overlaps the logits
+    kernels.ops.redistribute_labels.out(memory[:-4].view(5, classes), device_labels, *rule, out=shifted)
+    close(shifted.cpu(), expected, torch.float32)
+
+
+@pytest.mark.parametrize("classes", CLASSES)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_soft_cross_entropy_agrees_with_the_float64_oracle(kernels: Kernels, classes: int, dtype: torch.dtype) -> None:
+    logits, labels, _ = batch(classes, dtype)
+    soft = torch.rand(3, classes, generator=torch.Generator().manual_seed(1)) / classes
+    soft[1] *= 3  # need not sum to one
+    for y, reduction in itertools.product((labels, soft, soft.bfloat16(), soft.double()), ("mean", "sum", "none")):
+        loss, grad, grad_labels = run(kernels, "soft_cross_entropy", logits, y, reduction, True)
+        exact = y if y.dim() == 1 else y.to(wide(dtype)).double()
+        expected = reference.soft_cross_entropy(logits.double(), exact, reduction, True)
+        close(loss, expected[0], wide(dtype))
+        close(grad, expected[1], dtype)
+        close(grad_labels, expected[2], wide(dtype))
+    loss, grad, grad_labels = run(kernels, "soft_cross_entropy", logits, labels, "sum", False)
+    assert grad_labels is None
+
+
+def test_soft_cross_entropy_of_broken_rows(kernels: Kernels) -> None:
+    for classes in (10, 100, 1000, 1025):
+        logits, labels, _ = batch(classes, torch.float32, rows=6)
+        logits[1, 3] = float("inf")
+        labels[2] = classes
+        labels[3] = -1
+        loss, grad, grad_labels = run(kernels, "soft_cross_entropy", logits, labels, "none", True)
+        for result in (loss, grad, grad_labels):
+            assert result[1:4].isnan().all()
+            assert result[[0, 4, 5]].isfinite().all()
+
+
+def test_no_rows_and_no_elements(kernels: Kernels) -> None:
+    none = torch.zeros(0, dtype=torch.int64)
+    objective, grad, soft, targets = run(
+        kernels, "joint_gradient", torch.zeros(0, 5), none, "mc", None, 9.0, 0.01, 2, "main"
+    )
+    assert (objective.shape, grad.shape, soft.shape, targets.shape) == ((0,), (0, 5), (0, 5), (0,))
+    loss, _, _ = run(kernels, "soft_cross_entropy", torch.zeros(0, 5), none, "sum", False)
+    assert loss == 0
+    empty = torch.zeros(0, 3, 4, 4)
+    assert run(kernels, "perturb_step", empty, empty, empty, 0.1, None, 0.1, None, 0.0, 1.0).shape == empty.shape
+    assert run(kernels, "random_start", empty, 0.1, None, torch.tensor([1, 2]), 0.0, 1.0, False).shape == empty.shape
+
+
+def probe(name: str, *buffers: Any) -> None:
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        pytest.skip("needs a C++ compiler")
+    cuda_emulation.load()
+    getattr(ctypes.CDLL(str(cuda_emulation.build())), name)(*(b.ctypes.data_as(ctypes.c_void_p) for b in buffers))
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "words"),
+    [
+        ([0] * 4, [0] * 2, [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
+        ([0xFFFFFFFF] * 4, [0xFFFFFFFF] * 2, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
+        (
+            [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
+            [0xA4093822, 0x299F31D0],
+            [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
+        ),
+    ],
+)
+def test_philox_gives_the_published_words(counter: list[int], key: list[int], words: list[int]) -> None:
+    """Known-answer vectors of Random123, by the authors of the generator."""
+    got = np.zeros(4, dtype=np.uint32)
+    probe("probe_philox", np.array(counter, dtype=np.uint32), np.array(key, dtype=np.uint32), got)
+    assert got.tolist() == words
+
+
+def test_every_byte_is_divided_correctly() -> None:
+    singles, doubles = np.zeros(256, dtype=np.float32), np.zeros(256, dtype=np.float64)
+    probe("probe_bytes", singles, doubles)
+    assert (singles == np.arange(256, dtype=np.float32) / np.float32(255)).all()
+    assert (doubles == np.arange(256) / 255.0).all()

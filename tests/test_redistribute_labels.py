@@ -1,0 +1,131 @@
+"""`redistribute_labels` against the float64 oracle: the soft labels of `joint_gradient` alone, and its `out`."""
+
+from __future__ import annotations
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from adversarial_inputs import FLOAT_DTYPES, LogitCase, lay_out, logit_cases, poison_free_memory, poisoned
+from conftest import Backend
+from hypothesis import given
+from hypothesis import strategies as st
+from test_joint_gradient import check_soft_labels
+from tolerances import assert_same_bits, exact
+from torch import Tensor
+
+import rmcla_fast
+
+
+def expected(logits: Tensor, labels: Tensor, beta: float, gamma: float, top_k: int | None, scheme: str) -> np.ndarray:
+    rows = [
+        oracle.adversarial_label(z, c, beta, gamma, top_k, scheme)
+        for z, c in zip(exact(logits), labels.tolist(), strict=True)
+    ]
+    return np.array(rows).reshape(logits.shape)
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def test_random_shapes(backend: Backend) -> None:
+    @given(
+        case=logit_cases(backend.interpreted),
+        scheme=st.sampled_from(("main", "sup")),
+        top_k=st.one_of(st.none(), st.integers(1, 12), st.integers(1, 400)),
+        beta=st.sampled_from((0.5, 1.0, 9.0, 11.0, 30.0)),
+        gamma=st.sampled_from((1e-4, 0.01, 1.0)),
+        out_layout=st.sampled_from((None, "contiguous", "strided", "transposed", "offset")),
+    )
+    def run(case: LogitCase, scheme: str, top_k: int | None, beta: float, gamma: float, out_layout: str | None) -> None:
+        logits, labels = case.logits(backend.device), case.classes_drawn(backend.device)
+        out = None
+        if out_layout is not None:
+            out = lay_out(poisoned(logits.shape, wide(logits.dtype), backend.device), out_layout)
+        poison_free_memory(logits.numel(), backend.device)
+        rule = {"beta": beta, "gamma": gamma, "top_k": top_k, "label_scheme": scheme}
+        result = rmcla_fast.redistribute_labels(logits, labels, **rule, out=out, backend=backend.name)
+        assert out is None or result is out
+        assert result.dtype == wide(logits.dtype)
+        assert not result.requires_grad
+        check_soft_labels(result, expected(logits, labels, beta, gamma, top_k, scheme))
+
+    run()
+
+
+@pytest.mark.parametrize("scheme", ["main", "sup"])
+@pytest.mark.parametrize("top_k", [None, 1, 9])
+def test_is_what_joint_gradient_gives(backend: Backend, scheme: str, top_k: int | None) -> None:
+    for dtype in FLOAT_DTYPES:
+        logits = torch.randn(4, 33, generator=torch.Generator().manual_seed(0)).to(backend.device, dtype)
+        labels = torch.tensor([0, 32, 5, 17], device=backend.device)
+        rule = {"top_k": top_k, "label_scheme": scheme, "backend": backend.name}
+        joint = rmcla_fast.joint_gradient(logits, labels, **rule).soft_labels
+        assert_same_bits(rmcla_fast.redistribute_labels(logits, labels, **rule), joint, "soft_labels")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("scheme", ["main", "sup"])
+def test_a_bad_row_is_nan_and_touches_no_other(backend: Backend, scheme: str, bad: float) -> None:
+    logits = torch.randn(5, 33, generator=torch.Generator().manual_seed(1)).to(backend.device)
+    labels = torch.tensor([0, 3, 7, 32, 9], device=backend.device)
+    for top_k in (None, 3):
+        rule = {"top_k": top_k, "label_scheme": scheme, "backend": backend.name}
+        good = rmcla_fast.redistribute_labels(logits, labels, **rule)
+        for place in (0, 7, 32):  # 7 is the row's own class
+            spoilt = logits.clone()
+            spoilt[2, place] = bad
+            result = rmcla_fast.redistribute_labels(spoilt, labels, **rule)
+            assert bool(result[2].isnan().all())
+            assert torch.equal(result[[0, 1, 3, 4]], good[[0, 1, 3, 4]])
+
+
+def test_two_classes(backend: Backend) -> None:
+    """eps_y = 1 / (1 + beta) whatever the logits, also where p of the other class is 1 and v is 0."""
+    logits = torch.tensor([[1e4, -1e4], [1e4, -1e4], [0.0, 0.0], [3.0, -2.0]], device=backend.device)
+    labels = torch.tensor([0, 1, 1, 0], device=backend.device)
+    for scheme in ("main", "sup"):
+        for top_k in (None, 1, 5):
+            rule = {"top_k": top_k, "label_scheme": scheme, "backend": backend.name}
+            result = rmcla_fast.redistribute_labels(logits, labels, beta=9.0, **rule)
+            kept = result.gather(1, labels[:, None])
+            assert torch.allclose(kept, torch.full_like(kept, 0.9), atol=1e-6), scheme
+
+
+def test_labels_that_are_no_class_write_nothing(backend: Backend) -> None:
+    """On a CPU; on a GPU the row is NaN."""
+    logits = torch.randn(4, 10, device=backend.device)
+    labels = torch.tensor([1, 2, 10, -1], device=backend.device)
+    out = torch.full((4, 10), 7.0, device=backend.device)
+    if backend.checks_label_values:
+        with pytest.raises(ValueError, match=r"labels must lie in \[0, 10\); got 10 in row 2"):
+            rmcla_fast.redistribute_labels(logits, labels, out=out, backend=backend.name)
+        assert bool((out == 7.0).all())
+        with pytest.raises(ValueError, match=r"labels must lie in \[0, 10\); got 10 in row 2"):
+            rmcla_fast.redistribute_labels(logits, labels, backend=backend.name)
+    else:
+        rmcla_fast.redistribute_labels(logits, labels, out=out, backend=backend.name)
+        assert bool(out[2:].isnan().all())
+        assert bool(out[:2].isfinite().all())
+
+
+def test_out_may_be_the_logits(backend: Backend) -> None:
+    logits = torch.randn(5, 33, generator=torch.Generator().manual_seed(2)).to(backend.device)
+    labels = torch.tensor([0, 3, 7, 32, 9], device=backend.device)
+    for rule in ({"label_scheme": "main"}, {"label_scheme": "sup"}, {"top_k": 4}):
+        buffer = logits.clone()
+        plain = rmcla_fast.redistribute_labels(logits, labels, **rule, backend=backend.name)
+        rmcla_fast.redistribute_labels(buffer, labels, **rule, out=buffer, backend=backend.name)
+        assert_same_bits(buffer, plain, "out")
+
+
+@pytest.mark.parametrize("scheme", ["main", "sup"])
+def test_opcheck(backend: Backend, scheme: str) -> None:
+    operator = backend.operator("redistribute_labels")
+    labels = torch.tensor([0, 4, 2], device=backend.device)
+    for dtype in (torch.float32, torch.float16):
+        logits = lay_out(torch.randn(3, 5, device=backend.device).to(dtype), "transposed")
+        torch.library.opcheck(operator.default, (logits, labels, 9.0, 0.01, 2, scheme))
+        out = torch.empty(3, 5, device=backend.device)
+        torch.library.opcheck(operator.out, (logits, labels, 9.0, 0.01, None, scheme), {"out": out})
