@@ -28,6 +28,7 @@ from step_rivals import Rivals, Run
 from rmcla_fast import native, recipes
 
 ROOT = Path(__file__).parents[1]
+DEFAULT_RECIPES = "standard,r-mc-la,r-mc-la+,r-mc-la9,fgsm-rs,n-mc-la,madry-pgd7-2,trades"
 TARGETS = {
     "r-mc-la step / its passes": ("at most", 1.03),
     "r-mc-la step / standard step": ("at most", 1.75),
@@ -129,9 +130,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--precision", default="fp32")
-    parser.add_argument("--capture", default="eager", choices=("eager", "compile", "cuda-graph"))
+    parser.add_argument("--capture", choices=("eager", "compile", "cuda-graph"), help="default: eager; GPU: cuda-graph")
     parser.add_argument("--channels-last", action="store_true")
-    parser.add_argument("--recipes", default=",".join(recipes.names()))
+    parser.add_argument("--recipes", default=DEFAULT_RECIPES, help='names, or "all"')
     parser.add_argument("--rivals", default="port,unfused,torchattacks", help="of r-mc-la; an empty word for none")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -139,6 +140,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="the folder for the raw figures; default benchmarks/results")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    options.capture = options.capture or ("cuda-graph" if options.device.startswith("cuda") else "eager")
     torch.set_num_threads(options.threads)
     if options.memory_of:
         print_peak_memory(options)
@@ -146,7 +148,7 @@ def main() -> None:
 
     rivals_of = Rivals(options)
     agreement = rivals_of.check()
-    names = options.recipes.split(",")
+    names = list(recipes.names()) if options.recipes == "all" else options.recipes.split(",")
     rivals: dict[str, Run] = {}
     for name in names:
         rivals[f"{name} step"] = rivals_of.step(recipes.get(name))

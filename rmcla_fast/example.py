@@ -99,7 +99,9 @@ def attack(
         with torch.enable_grad():
             logits = forward(moved.view_as(moved))  # hooks that track a module's inputs fail on a leaf in autograd.grad
         if recipe.outer_loss == "trades":
-            grad_logits = logits.detach().softmax(1) - clean_logits.softmax(1)  # d KL(clean || adversarial)
+            # d KL(clean || adversarial), whose terms nearly cancel: not in 16 bits.
+            grad_logits = logits.detach().softmax(1, _wide(logits)) - clean_logits.softmax(1, _wide(logits))
+            grad_logits = grad_logits.to(logits.dtype)
         else:
             if step == 0 and recipe.label_source == "start":
                 aim = class_target(recipe.target, logits.detach(), labels, rng, weight)
@@ -114,6 +116,10 @@ def attack(
         radius = sizes.epsilon if recipe.project else 1.0
         perturb_step(moved, images, grad, step_size=sizes.step, epsilon=radius, out=moved)
     return AdversarialExample(moved, soft_labels, targets)
+
+
+def _wide(logits: Tensor) -> torch.dtype:
+    return torch.promote_types(logits.dtype, torch.float32)
 
 
 def settled(target: str, targets: Tensor) -> str | Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 from rmcla_fast.models.normalize import Normalize
 
@@ -31,11 +32,12 @@ class SmallCNN(nn.Module):
             nn.ReLU(inplace=True),
             nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
             nn.ReLU(inplace=True),
-            nn.AdaptiveAvgPool2d(4),  # nothing to do for 8x8
-            nn.Flatten(),
         )
         self.hidden = nn.Sequential(nn.Linear(2 * width * 16, 100), nn.ReLU(inplace=True))
         self.classifier = nn.Linear(100, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.classifier(self.hidden(self.features(images)))
+        features = self.features(images)
+        if features.shape[2:] != (4, 4):  # they are for images of 8x8
+            features = functional.adaptive_avg_pool2d(features, 4)
+        return self.classifier(self.hidden(features.flatten(1)))

@@ -176,7 +176,10 @@ class TrainStep:
         # Loss and gradient leave one pass: no node of autograd stands between the operator and the network.
         operator = backends.choose("soft_cross_entropy", logits, None)
         loss, grad_logits, _ = operator(logits.detach(), targets, "mean", False)
-        grad_logits.div_(len(labels)) if scale is None else grad_logits.mul_(scale / len(labels))
+        if scale is None:
+            grad_logits.div_(len(labels))
+        else:  # in float32: some devices round a scalar to the tensor's dtype, and the scale may be beyond float16
+            grad_logits = (grad_logits.float() * (scale / len(labels))).to(logits.dtype)
         logits.backward(grad_logits)
         return loss
 
