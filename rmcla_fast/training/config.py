@@ -137,6 +137,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "lr": 0.2,
         "schedule": "one-cycle",
         "weight_decay": 3e-3,
+        "clip_grad": 1.0,  # without batch norm and at this rate an undefended network can die
         "augment": False,
         "monitor_images": 64,
         "monitor_every": 5,
