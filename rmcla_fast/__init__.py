@@ -25,6 +25,7 @@ from rmcla_fast.recipes import Recipe
 
 if TYPE_CHECKING:
     from rmcla_fast import data, evaluation, models, training
+    from rmcla_fast.training.checkpoint import load
 
 __version__ = "0.1.0"
 
@@ -39,6 +40,7 @@ __all__ = [
     "evaluation",
     "joint_gradient",
     "joint_objective",
+    "load",
     "models",
     "perturb_step",
     "random_start",
@@ -54,4 +56,6 @@ _LAZY_MODULES = ("data", "evaluation", "models", "training")
 def __getattr__(name: str) -> Any:
     if name in _LAZY_MODULES:
         return importlib.import_module(f"rmcla_fast.{name}")
+    if name == "load":
+        return importlib.import_module("rmcla_fast.training.checkpoint").load
     raise AttributeError(f"module 'rmcla_fast' has no attribute {name!r}")

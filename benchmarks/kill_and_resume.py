@@ -1,0 +1,162 @@
+"""Kills a training run at random instants (SIGKILL), resumes it, and asks for the bits of the run that nobody killed.
+
+    python benchmarks/kill_and_resume.py --kills 50
+
+Each process is killed at an instant drawn over the time that a whole run takes, so that start-up, updates, checkpoints
+and the end are all hit; after every kill each checkpoint in the folder must be readable. A run that finishes is
+compared, and another begins.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rmcla_fast.training import checkpoint
+from rmcla_fast.training.run_folder import read_metrics
+
+OPTIONS = [
+    "--data",
+    "digits",
+    "--recipe",
+    "r-mc-la",
+    "--images-per-class",
+    "20",
+    "--batch-size",
+    "16",
+    "--epochs",
+    "4",
+    "--ema",
+    "0.9",
+    "--epsilon-warmup",
+    "1",
+    "--monitor-every",
+    "1",
+    "--checkpoint-every",
+    "2",
+    "--log-every",
+    "3",
+    "--threads",
+    "1",
+    "--device",
+    "cpu",
+    "--quiet",
+]
+TIMES = ("seconds", "images_per_second")
+
+
+def command(out: Path) -> list[str]:
+    return [sys.executable, "-m", "rmcla_fast.cli", "train", *OPTIONS, "--resume", "--out", str(out)]
+
+
+def killed(out: Path, after: float) -> bool:
+    """Starts or resumes the run and kills it `after` seconds; False where it had finished by then."""
+    process = subprocess.Popen(command(out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        _, said = process.communicate(timeout=after)
+    except subprocess.TimeoutExpired:
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        return True
+    if process.returncode:
+        raise SystemExit(f"a resumed run failed with exit code {process.returncode}: {said.decode()}")
+    return False
+
+
+def differences(one: Any, other: Any, at: str = "checkpoint") -> list[str]:
+    """Where two checkpoints differ, times apart; bit for bit."""
+    if isinstance(one, torch.Tensor):
+        same = isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
+        return [] if same else [at]
+    if isinstance(one, dict):
+        keys = (one.keys() | other.keys()) - {"out", "resume", *TIMES}
+        return [
+            found for key in sorted(keys, key=str) for found in differences(one.get(key), other.get(key), f"{at}.{key}")
+        ]
+    if isinstance(one, list | tuple):
+        if len(one) != len(other):
+            return [at]
+        return [
+            found
+            for place, pair in enumerate(zip(one, other, strict=True))
+            for found in differences(*pair, f"{at}[{place}]")
+        ]
+    return [] if one == other else [at]
+
+
+def metrics(out: Path) -> list[dict[str, Any]]:
+    rows = read_metrics(out / "metrics.jsonl")
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+
+
+def compare(out: Path, whole: Path) -> list[str]:
+    """Where a run that was killed differs from one that was not: both checkpoints and metrics.jsonl."""
+    found = []
+    for name in (checkpoint.LAST, checkpoint.BEST):
+        found += differences(checkpoint.read(whole / name), checkpoint.read(out / name), name)
+    if metrics(out) != metrics(whole):
+        found.append("metrics.jsonl")
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0, help="of the instants")
+    parser.add_argument("--json", type=Path, help="write the result here")
+    arguments = parser.parse_args()
+    draw = random.Random(arguments.seed)
+    folder = Path(tempfile.mkdtemp(prefix="rmcla-kill-"))
+    began = time.perf_counter()
+    subprocess.run(command(folder / "whole"), check=True, stdout=subprocess.DEVNULL)
+    duration = time.perf_counter() - began
+    kills = runs = early = 0
+    steps: list[int] = []
+    while kills < arguments.kills or (folder / "run").exists():
+        wanted = kills < arguments.kills
+        if killed(folder / "run", draw.uniform(0, duration) if wanted else 3600):
+            kills += 1
+            last = folder / "run" / checkpoint.LAST
+            for path in (last, folder / "run" / checkpoint.BEST):
+                if path.exists():
+                    checkpoint.read(path)
+            steps.append(checkpoint.read(last)["step"] if last.exists() else 0)
+            early += not last.exists()
+            print(f"kill {kills} of {arguments.kills} at step {steps[-1]}", file=sys.stderr)
+            continue
+        found = compare(folder / "run", folder / "whole")
+        if found:
+            raise SystemExit(
+                f"the resumed run differs in {', '.join(found[:5])}; killed at steps {steps}; see {folder}"
+            )
+        runs += 1
+        shutil.rmtree(folder / "run")
+    shutil.rmtree(folder)
+    result = {
+        "kills": kills,
+        "before_first_checkpoint": early,
+        "distinct_steps": len(set(steps)),
+        "finished_runs": runs,
+        "identical": runs,
+        "whole_run_seconds": round(duration, 1),
+        "torch": str(torch.__version__),
+    }
+    print(json.dumps(result))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,245 @@
+"""Image folders, train/CLASS/*.png and test/CLASS/*.png (or val/), decoded once into a memory-mapped cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rmcla_fast.data.splits import DataSplits, ImageSet
+from rmcla_fast.errors import UserError, need
+
+SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".gif", ".tif", ".tiff"))
+CACHE = ".rmcla-cache"
+GREY_MODES = frozenset(("1", "L", "LA"))
+COLOUR_MODES = frozenset(("RGB", "RGBA", "P", "PA", "CMYK", "YCbCr", "HSV", "LAB", "RGBX", "RGBa", "La"))
+
+Progress = Callable[[Sequence[Path], str], Iterator[Path]]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The image files of one split and their labels, by class and then by name; no file has been opened."""
+
+    paths: list[Path]
+    labels: np.ndarray
+
+
+def load_folder(
+    data_dir: Path | None, *, skip_unreadable: bool = False, progress: Progress | None = None
+) -> DataSplits:
+    """Both splits of an image folder, packed; the images must share one size, and are grey if all of them are.
+
+    Raises:
+        UserError: a folder that is missing or empty, a class without a readable image or in one split only, an image
+            that cannot be read (unless `skip_unreadable`), images of differing sizes or of more than 8 bits.
+    """
+    root, folders = split_folders("folder", data_dir)
+    classes = class_names(folders["train"])
+    listings = {split: list_images(folder, classes) for split, folder in folders.items()}
+    if skip_unreadable:
+        listings = {split: readable_only(listing, progress) for split, listing in listings.items()}
+    for split, folder in folders.items():
+        require_every_class(folder, listings[split], classes)
+    size, mode = _common_size([path for listing in listings.values() for path in listing.paths])
+    shape = (1 if mode == "L" else 3, size[1], size[0])
+
+    def pixels(path: Path) -> np.ndarray:
+        return decode(path, mode).reshape(*shape[1:], shape[0]).transpose(2, 0, 1)
+
+    packed = {split: pack(root, split, listing, shape, mode, pixels, progress) for split, listing in listings.items()}
+    return DataSplits(packed["train"], packed["test"], len(classes), classes)
+
+
+def split_folders(name: str, data_dir: Path | None, address: str = "") -> tuple[Path, dict[str, Path]]:
+    """(data_dir, {"train": its train folder, "test": its test or val folder})."""
+    wanted = "expected the folders train/CLASS and test/CLASS (or val/CLASS) with images in it"
+    source = f"; it is at {address}" if address else ""
+    if data_dir is None:
+        raise UserError(f"the data set {name} is missing: give --data-dir; {wanted}{source}")
+    test = next((data_dir / split for split in ("test", "val") if (data_dir / split).is_dir()), None)
+    if test is None or not (data_dir / "train").is_dir():
+        what = (
+            f"{data_dir} has no folder {'train' if test else 'test or val'}"
+            if data_dir.is_dir()
+            else f"there is no {data_dir}"
+        )
+        raise UserError(f"the data set {name} is missing: {what}; {wanted}{source}")
+    return data_dir, {"train": data_dir / "train", "test": test}
+
+
+def class_names(folder: Path) -> tuple[str, ...]:
+    """The names of the class folders, sorted; the k-th is class k."""
+    names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")))
+    if not names:
+        raise UserError(f"{folder} is empty: expected one folder of images for each class")
+    return names
+
+
+def list_images(folder: Path, classes: tuple[str, ...]) -> Listing:
+    """Every image file of the split; a class folder that the training split has not is an error."""
+    for name in class_names(folder):
+        if name not in classes:
+            raise UserError(f"{folder / name} is a class that the training folder has not")
+    paths, labels = [], []
+    for k, name in enumerate(classes):
+        found = (folder / name).rglob("*") if (folder / name).is_dir() else iter(())
+        files = sorted(path for path in found if path.suffix.lower() in SUFFIXES and path.is_file())
+        paths += files
+        labels += [k] * len(files)
+    return Listing(paths, np.array(labels, dtype=np.int64))
+
+
+def decode(path: Path, mode: str) -> np.ndarray:
+    """The image as uint8 (H, W) for mode "L", (H, W, 3) for "RGB".
+
+    Raises:
+        Exception: whatever Pillow raises on a file that it cannot read.
+    """
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return np.asarray(image.convert(mode))
+
+
+def name_unreadable(bad: list[Path]) -> str:
+    named = ", ".join(map(str, bad[:3])) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
+    return f"unreadable image: {named}; remove it, or train without with --skip-unreadable"
+
+
+def require_every_class(folder: Path, listing: Listing, classes: tuple[str, ...]) -> None:
+    for k, name in enumerate(classes):
+        if not (listing.labels == k).any():
+            raise UserError(f"the class folder {folder / name} has no readable image")
+
+
+def readable_only(listing: Listing, progress: Progress | None) -> Listing:
+    """Without the files that cannot be decoded."""
+
+    def readable(path: Path) -> bool:
+        with suppress(Exception):
+            decode(path, "RGB")
+            return True
+        return False
+
+    need("PIL.Image", "train", "the image folder")
+    with ThreadPoolExecutor() as pool:
+        keep = np.fromiter(
+            pool.map(readable, _shown(listing.paths, "checking", progress)), dtype=bool, count=len(listing.paths)
+        )
+    return Listing([path for path, kept in zip(listing.paths, keep, strict=True) if kept], listing.labels[keep])
+
+
+def _common_size(paths: list[Path]) -> tuple[tuple[int, int], str]:
+    """The (width, height) that all images share, and "L" if all of them are grey, else "RGB"; reads headers only."""
+    pil = need("PIL.Image", "train", "the image folder")
+
+    def header(path: Path) -> tuple[tuple[int, int], str] | None:
+        try:
+            with pil.open(path) as image:
+                return image.size, image.mode
+        except Exception:  # Pillow raises nearly anything on a corrupt file
+            return None
+
+    with ThreadPoolExecutor() as pool:
+        headers = list(pool.map(header, paths))
+    bad = [path for path, found in zip(paths, headers, strict=True) if found is None]
+    if bad:
+        raise UserError(name_unreadable(bad))
+    known = [found for found in headers if found is not None]
+    size = known[0][0]
+    for path, (other, mode) in zip(paths, known, strict=True):
+        if other != size:
+            raise UserError(
+                f"images must share one size: {paths[0]} is {size[0]}x{size[1]} and {path} is {other[0]}x{other[1]}; "
+                "resize them first"
+            )
+        if mode not in GREY_MODES | COLOUR_MODES:
+            raise UserError(f"{path} has pixels of mode {mode}; convert it to 8 bits a channel first")
+    return size, "L" if all(mode in GREY_MODES for _, mode in known) else "RGB"
+
+
+def pack(
+    root: Path,
+    split: str,
+    listing: Listing,
+    shape: tuple[int, int, int],
+    what: str,
+    pixels: Callable[[Path], np.ndarray],
+    progress: Progress | None,
+) -> ImageSet:
+    """The split's images, memory-mapped from the cache, which is written where it is not there yet.
+
+    Args:
+        root: the data set's folder; the cache is in it, or in the user's cache folder where it cannot be written.
+        shape: (C, H, W) of what `pixels` gives.
+        what: what `pixels` does; the cache of another is not used.
+        pixels: decodes one file; whatever it raises makes the file an unreadable image.
+    """
+    file = f"{split}-{_fingerprint(root, listing, what)}.npy"
+    folder = root / CACHE if os.access(root, os.W_OK) else Path.home() / ".cache" / "rmcla_fast"
+    if not (folder / file).is_file():
+        _write(folder / file, listing, shape, pixels, progress)
+    images = np.load(folder / file, mmap_mode="c", allow_pickle=False)  # "c": torch warns at a read-only array
+    return ImageSet(torch.from_numpy(images), torch.from_numpy(listing.labels))
+
+
+def _fingerprint(root: Path, listing: Listing, what: str) -> str:
+    """Changes with the name, size or time of any file, so that a changed folder is packed anew."""
+    facts = [(str(path.relative_to(root)), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in listing.paths]
+    return hashlib.sha256(json.dumps([str(root.resolve()), what, facts]).encode()).hexdigest()[:20]
+
+
+def _write(
+    target: Path,
+    listing: Listing,
+    shape: tuple[int, int, int],
+    pixels: Callable[[Path], np.ndarray],
+    progress: Progress | None,
+) -> None:
+    """Decodes every image into `target`, by way of a temporary file; stops at unreadable images, naming them."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=target.parent, suffix=".tmp")
+        os.close(handle)
+    except OSError as error:
+        raise UserError(f"the image cache {target.parent} cannot be written: {error.strerror}") from error
+    bad: list[Path] = []
+    try:
+        packed: Any = np.lib.format.open_memmap(
+            temporary, mode="w+", dtype=np.uint8, shape=(len(listing.paths), *shape)
+        )
+
+        def one(item: tuple[int, Path]) -> None:
+            row, path = item
+            try:
+                packed[row] = pixels(path)
+            except Exception:  # Pillow raises nearly anything on a corrupt file
+                bad.append(path)
+
+        with ThreadPoolExecutor() as pool:
+            for _ in pool.map(one, enumerate(_shown(listing.paths, "packing", progress))):
+                pass
+        if bad:
+            raise UserError(name_unreadable(sorted(bad)))
+        packed.flush()
+        os.replace(temporary, target)
+    except OSError as error:
+        raise UserError(f"the image cache {target} cannot be written: {error.strerror}") from error
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def _shown(paths: list[Path], what: str, progress: Progress | None) -> Iterator[Path]:
+    return progress(paths, what) if progress else iter(paths)

@@ -1,0 +1,60 @@
+"""`load(name)`: one data set by its name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from rmcla_fast.data.folder import Progress, load_folder
+from rmcla_fast.data.splits import DataSplits, check, per_class
+from rmcla_fast.data.standard import cifar, digits, svhn
+from rmcla_fast.data.streamed import load_imagenet
+from rmcla_fast.errors import UserError
+
+DATASETS = ("digits", "cifar10", "cifar100", "svhn", "imagenet", "folder")
+
+
+def load(
+    name: str,
+    data_dir: str | Path | None = None,
+    *,
+    images_per_class: int | None = None,
+    seed: int = 0,
+    skip_unreadable: bool = False,
+    progress: Progress | None = None,
+) -> DataSplits:
+    """The data set `name`: uint8 images (N, C, H, W) and int64 labels (N,), to train and to test.
+
+    Args:
+        name: "digits" (needs no files), "cifar10", "cifar100", "svhn", "imagenet" or "folder".
+        data_dir: the folder that holds the data set's own folder, or that folder itself.
+        images_per_class: keep this many training images of each class, drawn with `seed`; all of them if None.
+        seed: of the draw; the split of digits does not depend on it.
+        skip_unreadable: leave out images that cannot be decoded, instead of stopping (image folders).
+        progress: wraps the files that are decoded, (paths, what is done) -> iterator; for a progress bar.
+
+    Returns:
+        The splits; imagenet's training images are a StreamedSet, which stays on disk.
+
+    Raises:
+        UserError: one sentence: a name that is none of these, files missing (with the official address) or corrupt,
+            a class without images, labels that are no class.
+    """
+    folder = None if data_dir is None else Path(data_dir).expanduser()
+    if name == "digits":
+        splits = digits()
+    elif name in ("cifar10", "cifar100"):
+        splits = cifar(name, folder)
+    elif name == "svhn":
+        splits = svhn(folder)
+    elif name == "folder":
+        splits = load_folder(folder, skip_unreadable=skip_unreadable, progress=progress)
+    elif name == "imagenet":
+        splits = load_imagenet(folder, skip_unreadable=skip_unreadable, progress=progress)
+    else:
+        raise UserError(f"unknown data set {name!r}; one of: {', '.join(DATASETS)}")
+    splits = check(name, splits)
+    if images_per_class is None:
+        return splits
+    chosen = per_class(splits.train, images_per_class, splits.num_classes, seed)
+    return replace(splits, train=splits.train.take(chosen))

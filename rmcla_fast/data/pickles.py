@@ -1,0 +1,71 @@
+"""Reads data-set pickles without running what is in them: only numpy arrays and plain containers are admitted."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rmcla_fast.errors import UserError
+
+_MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")
+
+
+def _reconstruct(kind: Any, shape: Any, code: Any) -> Any:
+    """numpy's own, for plain arrays only; the content follows as the array's state."""
+    if kind is not np.ndarray:
+        raise pickle.UnpicklingError("an array of a foreign type")
+    return np.ndarray.__new__(np.ndarray, shape, dtype=np.dtype("b"))
+
+
+def _scalar(dtype: Any, content: Any = None) -> Any:
+    if not isinstance(dtype, np.dtype) or dtype.hasobject or not isinstance(content, bytes | str):
+        raise pickle.UnpicklingError("a scalar that is not a number")
+    return np.frombuffer(content if isinstance(content, bytes) else content.encode("latin1"), dtype)[0]
+
+
+def _encode(text: Any, encoding: Any = "latin1") -> bytes:
+    """Python 3 writes the bytes of protocol 2 as latin-1 text."""
+    if not isinstance(text, str) or encoding != "latin1":
+        raise pickle.UnpicklingError("a codec other than latin1")
+    return text.encode("latin1")
+
+
+_ADMITTED: dict[tuple[str, str], Any] = {
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("_codecs", "encode"): _encode,
+    **{(module, "_reconstruct"): _reconstruct for module in _MULTIARRAY},
+    **{(module, "scalar"): _scalar for module in _MULTIARRAY},
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _ADMITTED:
+            raise pickle.UnpicklingError(f"{module}.{name}")
+        return _ADMITTED[module, name]
+
+
+def load_pickle(path: Path) -> dict[str, Any]:
+    """The dictionary in `path`, keys as str; strings of Python 2 are read as latin-1.
+
+    Raises:
+        UserError: the file is no pickle, is cut short, holds no dictionary, or wants more than arrays and lists.
+    """
+    try:
+        with path.open("rb") as file:
+            content = _Unpickler(file, encoding="latin1").load()
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} is refused: it is corrupt, or holds more than arrays and plain containers ({error})"
+        ) from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except Exception as error:  # a corrupt pickle can raise nearly anything
+        raise UserError(f"{path} is corrupt or cut short ({type(error).__name__}: {error})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}; a dictionary was expected")
+    return {key.decode("latin1") if isinstance(key, bytes) else key: value for key, value in content.items()}

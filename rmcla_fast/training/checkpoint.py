@@ -1,0 +1,114 @@
+"""Checkpoints that survive a kill at any instant, and the trained model in a run folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rmcla_fast.errors import RunFailed, UserError
+
+LAST, BEST = "checkpoint.pt", "best.pt"
+KEYS = ("model", "ema", "optimizer", "schedule", "rng", "epoch", "step", "config")
+
+
+def save(path: Path, state: Mapping[str, Any]) -> None:
+    """Writes `state` so that `path` holds the old content or the new one, whole, whenever the process is killed.
+
+    The temporary file is flushed to disk before it takes the name, and the folder after it.
+
+    Raises:
+        RunFailed: the disk is full or the folder cannot be written; the old content stands.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(dict(state), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
+        with suppress(OSError):
+            temporary.unlink()
+        why = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+        raise RunFailed(f"{path} could not be written ({why}); the checkpoint before it still stands") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Flushes the folder's entries to disk, so that a rename outlives a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The checkpoint in `path`, on the CPU. It is read without running any code that it might hold.
+
+    Raises:
+        UserError: no file, a truncated one, or one that is no checkpoint of this library.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}; train first, or name another run folder")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zip, pickle and torch each raise their own on a damaged file
+        raise UserError(
+            f"{path} is truncated or was not written by rmcla_fast, and cannot be read as a checkpoint"
+        ) from error
+    missing = [key for key in KEYS if key not in state] if isinstance(state, dict) else list(KEYS)
+    if missing:
+        raise UserError(f"{path} is not a checkpoint of rmcla_fast: it has no {', '.join(map(repr, missing))}")
+    return state
+
+
+def load(run_folder: str | Path, which: str = "last", model: str | nn.Module | None = None) -> nn.Module:
+    """The trained model of a run: EMA weights where they were kept, evaluation mode, images in [0, 1] to logits.
+
+    Args:
+        run_folder: what `rmcla train` wrote.
+        which: "last", or "best": the highest PGD accuracy on the held-out images.
+        model: needed only where the run's model came from somebody's own factory: "package.module:factory" again, since
+            a checkpoint never decides what code is imported, or the module itself, whose weights are then replaced.
+
+    Raises:
+        UserError: one sentence: no such checkpoint, a truncated or foreign one, a factory that was not named again, or
+            weights that do not fit the model.
+    """
+    if which not in ("last", "best"):
+        raise UserError(f"which must be 'last' or 'best'; got {which!r}")
+    path = Path(run_folder).expanduser() / (LAST if which == "last" else BEST)
+    state = read(path)
+    network = model if isinstance(model, nn.Module) else _rebuild(path, state["config"], model)
+    weights = state["ema"] if state["ema"] is not None else state["model"]
+    try:
+        network.load_state_dict(weights)
+    except (RuntimeError, AttributeError, TypeError) as error:
+        raise UserError(f"the weights in {path} do not fit the model {_name(state['config'], model)}") from error
+    return network.eval()
+
+
+def _rebuild(path: Path, config: Mapping[str, Any], named: str | None) -> nn.Module:
+    from rmcla_fast.training.setup import create_model
+
+    recorded = config.get("model")
+    if not isinstance(recorded, str) or not isinstance(config.get("num_classes"), int):
+        raise UserError(f"{path} does not say which model its weights belong to")
+    if ":" in recorded and named is None:
+        raise UserError(
+            f"the weights in {path} belong to the factory {recorded}; name it again (model=, --model) to import it"
+        )
+    return create_model(named or recorded, config["num_classes"], config["channels"])
+
+
+def _name(config: Mapping[str, Any], model: str | nn.Module | None) -> str:
+    if isinstance(model, nn.Module):
+        return type(model).__name__
+    return model or str(config.get("model"))

@@ -1,0 +1,106 @@
+"""One process a GPU, or a share of the cores, started by torchrun: equal shares of each batch, gradients averaged.
+
+`torchrun --nproc-per-node 8 -m rmcla_fast.cli train ...`. The batch size is that of all ranks together. The attack
+synchronises nothing, each rank draws its own noise, batch norm normalises by its rank's images (the running statistics
+are those of rank 0), and rank 0 watches and writes.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from rmcla_fast.errors import RunFailed, UserError
+
+TIMEOUT = timedelta(minutes=10)  # how long the others wait for a rank that is lost, or for rank 0 to watch and write
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among its peers; alone it is rank 0 of 1."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process watches and writes."""
+        return self.rank == 0
+
+    def seed(self, seed: int) -> int:
+        """The rank's own seed: the rank in the upper 32 bits."""
+        return (self.rank << 32) | seed
+
+    def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
+        """The model whose gradients are averaged over the ranks; the model itself where there is one rank."""
+        if self.size == 1:
+            return model
+        warnings.filterwarnings("ignore", "Grad strides do not match")  # where a size is 1, strides mean nothing
+        return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Its mean over the ranks."""
+        if self.size > 1:
+            dist.all_reduce(values)
+            values /= self.size
+        return values
+
+    def any(self, flag: bool, device: torch.device) -> bool:
+        """Whether it holds on any rank."""
+        return flag if self.size == 1 else bool(self.mean(torch.tensor(float(flag), device=device)) > 0)
+
+    def wait(self) -> None:
+        """Until every rank is here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[World]:
+    """The world that torchrun started this process in, left again at the end.
+
+    Raises:
+        UserError: torchrun's variables are incomplete, or the ranks do not find one another.
+        RunFailed: a rank was lost; the last checkpoint stands.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield World()
+        return
+    try:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"the {size} processes did not find one another ({str(error).splitlines()[0]})") from error
+    world = World(dist.get_rank(), size)
+    try:
+        yield world
+    except RuntimeError as error:
+        if not lost(error):
+            raise
+        raise RunFailed(
+            f"rank {world.rank} of {size} lost a peer; "
+            "start all ranks again with --resume to go on from the last checkpoint"
+        ) from error
+    else:
+        dist.destroy_process_group()  # not after an error: it would wait for those that are gone
+
+
+def local_device(name: str | None) -> str | None:
+    """The device of this rank's own GPU where torchrun started several and none was named."""
+    rank = os.environ.get("LOCAL_RANK")
+    return f"cuda:{rank}" if name in (None, "cuda") and rank is not None and torch.cuda.is_available() else name
+
+
+def lost(error: RuntimeError) -> bool:
+    """Whether a collective failed because a peer is gone."""
+    text = str(error).lower()
+    return isinstance(error, dist.DistError) or any(word in text for word in ("gloo", "nccl", "peer", "timed out"))

@@ -1,0 +1,35 @@
+"""curves.png: loss, learning rate and the watched accuracies over the epochs, drawn from metrics.jsonl."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rmcla_fast.errors import need
+from rmcla_fast.training.run_folder import CURVES, METRICS, read_metrics
+
+
+def draw_curves(folder: Path) -> Path | None:
+    """Draws RUN/curves.png; None where no epoch has ended yet."""
+    epochs = [row for row in read_metrics(folder / METRICS) if row["kind"] == "epoch"]
+    if not epochs:
+        return None
+    need("matplotlib", "train", "curves.png").use("agg")
+    figure_module = need("matplotlib.figure", "train", "curves.png")
+    figure = figure_module.Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot([row["epoch"] for row in epochs], [row["loss"] for row in epochs], color="tab:blue")
+    left.set(xlabel="epoch", ylabel="training loss")
+    rates = left.twinx()
+    rates.plot([row["epoch"] for row in epochs], [row["lr"] for row in epochs], color="tab:grey", linestyle=":")
+    rates.set(ylabel="learning rate (dotted)", ylim=(0, None))
+    watched = [row for row in epochs if "pgd" in row]
+    for name, label in (("clean", "clean"), ("fgsm", "FGSM"), ("pgd", "PGD")):
+        right.plot([row["epoch"] for row in watched], [row[name] for row in watched], label=label)
+    right.set(xlabel="epoch", ylabel="accuracy on the held-out images in %", ylim=(0, 100))
+    if watched:
+        right.legend()
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+    path = folder / CURVES
+    figure.savefig(path, dpi=120)
+    return path

@@ -1,0 +1,68 @@
+"""What a run shows while it trains: a bar with rate, time left, loss and accuracies, or plain lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from rmcla_fast.errors import need
+from rmcla_fast.training.monitor import Watched
+
+
+class Display:
+    """A rich progress bar on stderr; without a terminal one line for each watched epoch; nothing when `quiet`."""
+
+    def __init__(self, total_steps: int, step: int, *, quiet: bool = False) -> None:
+        console_module = need("rich.console", "train", "the progress bar")
+        progress = need("rich.progress", "train", "the progress bar")
+        self._console = console_module.Console(stderr=True, quiet=quiet, highlight=False)
+        self._bar = progress.Progress(
+            progress.TextColumn("{task.fields[epoch]}"),
+            progress.BarColumn(bar_width=None),
+            progress.TaskProgressColumn(),
+            progress.TimeRemainingColumn(elapsed_when_finished=True, compact=True),
+            progress.TextColumn("{task.fields[status]}"),  # 59 characters: a line of 80 holds it all
+            expand=True,
+            console=self._console,
+            disable=quiet or not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=total_steps, completed=step, epoch="-", status="")
+        self._watched = ""
+        self._status = ""
+
+    def __enter__(self) -> Display:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._bar.stop()
+
+    def update(self, step: int, epoch: str, loss: float, images_per_second: float) -> None:
+        """After a logged step."""
+        self._status = f"loss {loss:.3f} {images_per_second:,.0f} images/s"
+        self._bar.update(self._task, completed=step, epoch=epoch, status=self._status + self._watched)
+
+    def watched(self, step: int, epoch: str, seen: Watched, seconds_left: float) -> None:
+        """After a watched epoch."""
+        self._watched = f" clean {seen.clean:.1f} FGSM {seen.fgsm:.1f} PGD {seen.pgd:.1f} %"
+        self._bar.update(self._task, completed=step, epoch=epoch, status=self._status + self._watched)
+        if not self._console.is_terminal:
+            self.say(f"epoch {epoch} {self._status}{self._watched} {seconds_left:.0f} s left")
+
+    def say(self, text: str) -> None:
+        """A line that stays, above the bar."""
+        self._console.print(text, markup=False, soft_wrap=True)
+
+
+def say(text: str, *, quiet: bool) -> None:
+    """A line on stderr."""
+    need("rich.console", "train", "the progress bar").Console(stderr=True, quiet=quiet, highlight=False).print(
+        text, markup=False, soft_wrap=True
+    )
+
+
+def shown(paths: Sequence[Path], what: str) -> Iterator[Path]:
+    """The files, behind a bar on stderr, for data sets that are decoded once."""
+    console = need("rich.console", "train", "the progress bar").Console(stderr=True)
+    yield from need("rich.progress", "train", "the progress bar").track(paths, description=what, console=console)

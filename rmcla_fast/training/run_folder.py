@@ -1,0 +1,113 @@
+"""The run folder: config.json, metrics.jsonl, TensorBoard events, the checkpoints, and their agreement after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from rmcla_fast.errors import RunFailed, UserError, need
+from rmcla_fast.training import checkpoint
+from rmcla_fast.training.config import TrainConfig, read_recorded, resolve, resumed
+
+CONFIG, METRICS, CURVES = "config.json", "metrics.jsonl", "curves.png"
+
+
+def open_run(asked: TrainConfig) -> tuple[TrainConfig, dict[str, Any] | None]:
+    """The run's options and the checkpoint to go on from (None: from the start); nothing is written yet.
+
+    Raises:
+        UserError: the folder holds something and `resume` was not asked for, a damaged checkpoint, or an option that
+            differs from the recorded one.
+    """
+    if asked.resume and not (asked.out or asked.data):
+        raise UserError("--resume needs to know the run: give --out, its folder")
+    config = resolve(asked) if asked.data is not None or not asked.resume else None
+    folder = Path(config.out if config else asked.out)
+    if not folder.exists():
+        if config is None:
+            raise UserError(f"there is no run {folder} to resume; give --data to start it")
+        return config, None
+    if not folder.is_dir():
+        raise UserError(f"--out {folder} is a file; a folder is needed")
+    if not asked.resume:
+        if any(folder.iterdir()):
+            raise UserError(f"{folder} already holds something; go on with --resume, or give another --out")
+        return resolve(asked), None
+    state = checkpoint.read(folder / checkpoint.LAST) if (folder / checkpoint.LAST).exists() else None
+    if state is None and not (folder / CONFIG).exists():
+        if config is None:
+            raise UserError(f"{folder} holds no run to resume; give --data to start it")
+        return config, None
+    recorded = state["config"] if state else read_recorded(folder / CONFIG)
+    return resolve(resumed(asked, {**recorded, "out": str(folder)})), state
+
+
+class RunFolder:
+    """Writes what a run leaves behind; metrics.jsonl holds one object a logged step and one an epoch, with its step."""
+
+    def __init__(self, path: Path, config: dict[str, Any], step: int) -> None:
+        """Opens the folder at `step`: whatever was logged beyond it, by a run that was killed, is cut off."""
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            _write(path / CONFIG, json.dumps(config, indent=2) + "\n")
+            _cut(path / METRICS, step)
+            self._metrics = (path / METRICS).open("a")
+        except OSError as error:
+            raise UserError(f"the run folder {path} cannot be written: {error.strerror}") from error
+        board = need("torch.utils.tensorboard", "train", "the record of a run")
+        self._events = board.SummaryWriter(str(path), purge_step=step + 1 if step else None)
+
+    def record(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """One line of metrics.jsonl and the numbers among `values` as events. `kind`: "step" or "epoch"."""
+        try:
+            self._metrics.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+            self._metrics.flush()
+        except OSError as error:
+            raise RunFailed(
+                f"{self.path / METRICS} could not be written ({error.strerror}); --resume goes on"
+            ) from error
+        for name, value in values.items():
+            if isinstance(value, float):
+                self._events.add_scalar(f"{kind}/{name}", value, step)
+
+    def save(self, state: dict[str, Any], *, best: bool = False) -> None:
+        """Writes the checkpoint, after the metrics and events that belong to it are on disk."""
+        os.fsync(self._metrics.fileno())
+        self._events.flush()
+        checkpoint.save(self.path / (checkpoint.BEST if best else checkpoint.LAST), state)
+
+    def close(self) -> None:
+        self._metrics.close()
+        self._events.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The objects of a metrics.jsonl, without a line that a kill cut short."""
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def _cut(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    kept = [row for row in read_metrics(path) if row["step"] <= step] if step else []
+    _write(path, "".join(json.dumps(row) + "\n" for row in kept))
+
+
+def _write(path: Path, text: str) -> None:
+    """Like a checkpoint: the old text or the new one, whole."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    checkpoint.sync_folder(path.parent)

@@ -1,0 +1,182 @@
+"""The command line: what it prints, and that every error is one sentence on stderr with its exit code."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rmcla_fast import cli, recipes
+from rmcla_fast.epsilon import format_epsilon, parse_epsilon
+from rmcla_fast.errors import UserError
+from rmcla_fast.training import TrainConfig, checkpoint
+
+ROOT = Path(__file__).parents[1]
+QUICK = ["--data", "digits", "--images-per-class", "20", "--epochs", "1", "--batch-size", "32"]
+
+
+def test_train_writes_the_folder_and_prints_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    arguments = ["train", *QUICK, "--recipe", "r-mc-la9+", "--epsilon", "8/255", "--seed", "3", "--out", str(out)]
+    assert cli.run(arguments) == 0
+    printed = capsys.readouterr()
+    assert printed.out.strip() == str(out)
+    assert "training small-cnn with r-mc-la9+" in printed.err
+    config = json.loads((out / "config.json").read_text())
+    assert (config["recipe"], config["epsilon"], config["epsilon_text"], config["seed"]) == (
+        "r-mc-la9+",
+        8 / 255,
+        "8/255",
+        3,
+    )
+    assert cli.run(arguments) == 2
+    assert "already holds something; go on with --resume" in capsys.readouterr().err
+    assert cli.run([*arguments, "--resume"]) == 0
+    assert "is finished: 1 epochs; nothing is left to resume" in capsys.readouterr().err
+
+
+def test_quiet_is_quiet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["train", *QUICK, "--quiet", "--out", str(tmp_path / "run")]) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("train", "--data is missing; one of: digits"),
+        ("train --data mnist", "unknown data set 'mnist'"),
+        ("train --data digits --recipe magic", "no recipe is called 'magic'"),
+        ("train --data digits --model magic", "no model is called 'magic'"),
+        ("train --data digits --model nowhere:factory", "cannot be found"),
+        ("train --data digits --epsilon 8", "say 8/255 or 0.031373"),
+        ("train --data digits --epsilon big", "such as 8/255"),
+        ("train --data digits --epochs 0", "--epochs must be at least 1"),
+        ("train --data digits --epochs many", "valid integer"),
+        ("train --data digits --precision fp8", "--precision must be one of fp32, bf16, fp16"),
+        ("train --data cifar10 --data-dir /nowhere", "cs.toronto.edu"),
+        ("train --data folder --data-dir /nowhere", "there is no /nowhere"),
+        ("train --resume --out /nowhere/run", "there is no run"),
+        ("train --magic", "No such option"),
+        ("magic", "No such command"),
+    ],
+)
+def test_errors_are_one_sentence_and_exit_code_2(
+    arguments: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(arguments.split()) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+    assert printed.err.startswith("rmcla: ")
+    assert sentence in printed.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_fails_midway_exits_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        cli.run(["train", *QUICK, "--lr", "1e30", "--schedule", "piecewise", "-q", "--out", str(tmp_path / "run")]) == 1
+    )
+    assert "at learning rate 1e+30" in capsys.readouterr().err
+
+
+def test_a_missing_extra_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = builtins.__import__
+
+    def without(name: str, *rest: Any, **more: Any) -> Any:
+        if name.partition(".")[0] == "sklearn":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return found(name, *rest, **more)
+
+    for name in [name for name in sys.modules if name.partition(".")[0] == "sklearn"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    monkeypatch.setattr(builtins, "__import__", without)
+    assert cli.run(["train", *QUICK, "--out", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert "needs sklearn, which is not installed; pip install 'rmcla-fast[train]'" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_field_of_the_configuration_is_an_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["train", "--help"]) == 0
+    text = capsys.readouterr().out
+    for name in TrainConfig.__dataclass_fields__:
+        assert f"--{name.replace('_', '-')}"[:20] in text
+
+
+def test_recipes_lists_all_with_their_cost(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["recipes"]) == 0
+    rows = {line.split()[0]: line.split()[1] for line in capsys.readouterr().out.splitlines()[1:]}
+    assert rows == {name: f"{recipes.get(name).cost}F" for name in recipes.names()}
+    assert (rows["standard"], rows["r-mc-la"], rows["r-mc-la+"], rows["trades"]) == ("3F", "5F", "6F", "27F")
+
+
+def test_info_names_every_operator_with_a_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["info"]) == 0
+    text = capsys.readouterr().out
+    for name in ("joint_gradient", "perturb_step", "random_start", "soft_cross_entropy", "augment_start"):
+        (line,) = [line.split() for line in text.splitlines() if line.startswith(f"  {name} ")]
+        assert line[1] in ("cpu", "reference")
+        assert len(line) > 3
+    assert "torch" in text
+
+
+def test_without_arguments_it_helps(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run([]) == 0
+    assert "Usage: rmcla" in capsys.readouterr().out
+
+
+def test_control_c_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    path = os.pathsep.join([str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rmcla_fast.cli", "train", "--data", "digits", "--epochs", "9999", "--out", str(out)],
+        env={**os.environ, "PYTHONPATH": path},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (out / "checkpoint.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert said.splitlines()[-1].startswith("rmcla: stopped by SIGINT at step")
+    assert said.splitlines()[-1].endswith(f"go on with: rmcla train --resume --out {out}")
+    assert checkpoint.read(out / "checkpoint.pt")["step"] > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("8/255", 8 / 255), ("0.031", 0.031), (" 4/255 ", 4 / 255), ("0", 0.0), ("1", 1.0), (0.15, 0.15)],
+)
+def test_epsilon_is_read(text: str | float, value: float) -> None:
+    assert parse_epsilon(text) == value
+
+
+@pytest.mark.parametrize("text", ["8", "255", "-0.1", "nan", "inf", "1/0", "300/255", "", "8/", "eight"])
+def test_epsilon_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="epsilon"):
+        parse_epsilon(text)
+
+
+def test_epsilon_is_written() -> None:
+    assert [format_epsilon(value) for value in (8 / 255, 0.15, 0.031, 1 / 255, 0.0)] == [
+        "8/255",
+        "0.15",
+        "0.031",
+        "1/255",
+        "0",
+    ]

@@ -1,0 +1,213 @@
+"""Data sets: the standard files, the --data-dir rule, and one sentence for whatever is wrong with them."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rmcla_fast import data
+from rmcla_fast.data.pickles import load_pickle
+from rmcla_fast.data.splits import DataSplits, ImageSet, check, hold_out, per_class
+from rmcla_fast.errors import UserError
+
+
+def write_cifar10(root: Path, per_file: int = 20) -> Path:
+    """A small CIFAR-10 in the Python version's layout, keys and protocol."""
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    draw = np.random.default_rng(0)
+    for name in (*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"):
+        images = draw.integers(0, 256, (per_file, 3072), dtype=np.uint8)
+        labels = [k % 10 for k in range(per_file)]
+        content = {b"data": images, b"labels": labels, b"batch_label": b"x", b"filenames": [b"a.png"] * per_file}
+        (folder / name).write_bytes(pickle.dumps(content, protocol=2))
+    return root
+
+
+def write_cifar100(root: Path) -> Path:
+    folder = root / "cifar-100-python"
+    folder.mkdir(parents=True)
+    for name in ("train", "test"):
+        content = {
+            "data": np.zeros((200, 3072), np.uint8),
+            "fine_labels": [k % 100 for k in range(200)],
+            "coarse_labels": [0] * 200,
+        }
+        (folder / name).write_bytes(pickle.dumps(content, protocol=4))
+    return root
+
+
+def test_digits_are_the_same_split_every_time() -> None:
+    splits = data.load("digits")
+    assert splits.num_classes == 10
+    assert splits.train.images.shape == (1437, 1, 8, 8)
+    assert splits.test.images.shape == (360, 1, 8, 8)
+    assert splits.train.images.dtype == torch.uint8
+    assert splits.train.labels.dtype == torch.int64
+    assert set(splits.train.images.unique().tolist()) == {round(level * 255 / 16) for level in range(17)}
+    counts = torch.bincount(splits.test.labels)  # stratified
+    assert counts.min() >= 35
+    assert counts.max() <= 37
+    assert torch.equal(splits.test.images, data.load("digits").test.images)
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["parent", "the folder itself"])
+def test_cifar10(tmp_path: Path, inside: bool) -> None:
+    root = write_cifar10(tmp_path)
+    splits = data.load("cifar10", root / "cifar-10-batches-py" if inside else root)
+    assert splits.train.images.shape == (100, 3, 32, 32)
+    assert splits.test.images.shape == (20, 3, 32, 32)
+    assert splits.test.labels.tolist() == [k % 10 for k in range(20)]
+    raw = load_pickle(root / "cifar-10-batches-py" / "data_batch_1")["data"]
+    assert splits.train.images[3, 1, 2, 5] == raw[3, 1024 + 2 * 32 + 5]
+
+
+def test_cifar100_takes_the_fine_labels(tmp_path: Path) -> None:
+    splits = data.load("cifar100", str(write_cifar100(tmp_path)))
+    assert splits.num_classes == 100
+    assert splits.train.labels.tolist() == [k % 100 for k in range(200)]
+
+
+def test_svhn_label_ten_is_the_digit_zero(tmp_path: Path) -> None:
+    matlab = pytest.importorskip("scipy.io")
+    images = np.random.default_rng(0).integers(0, 256, (32, 32, 3, 20), dtype=np.uint8)
+    labels = np.array([[k % 10 + 1] for k in range(20)], np.uint8)
+    for name in ("train_32x32.mat", "test_32x32.mat"):
+        matlab.savemat(tmp_path / name, {"X": images, "y": labels})
+    splits = data.load("svhn", tmp_path)
+    assert splits.train.labels[:11].tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
+    assert splits.train.images[4, 2, 7, 9] == images[7, 9, 2, 4]
+    (tmp_path / "test_32x32.mat").write_bytes(b"MATLAB 5.0 and then nothing")
+    with pytest.raises(UserError, match=r"test_32x32\.mat is corrupt or cut short"):
+        data.load("svhn", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "address"),
+    [("cifar10", "cs.toronto.edu"), ("cifar100", "cs.toronto.edu"), ("svhn", "ufldl.stanford.edu")],
+)
+def test_a_missing_data_set_names_its_address_and_folder(tmp_path: Path, name: str, address: str) -> None:
+    for folder in (None, tmp_path):
+        with pytest.raises(UserError, match=address) as caught:
+            data.load(name, folder)
+        assert "is missing" in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_an_unknown_data_set_lists_the_known() -> None:
+    with pytest.raises(UserError, match=r"unknown data set 'mnist'; one of: digits, cifar10"):
+        data.load("mnist")
+
+
+class Malicious:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return Path.touch, (self.target,)  # type: ignore[return-value]
+
+
+def test_a_malicious_pickle_does_not_run(tmp_path: Path) -> None:
+    root = write_cifar10(tmp_path)
+    mark = tmp_path / "it-ran"
+    bad = {"data": np.zeros((20, 3072), np.uint8), "labels": [0] * 20, "extra": Malicious(mark)}
+    (root / "cifar-10-batches-py" / "data_batch_3").write_bytes(pickle.dumps(bad))
+    with pytest.raises(UserError, match="data_batch_3 is refused"):
+        data.load("cifar10", root)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("call", ["builtins.eval", "os.system", "numpy.load", "functools.partial"])
+def test_no_function_is_admitted(tmp_path: Path, call: str) -> None:
+    module, _, name = call.rpartition(".")
+    file = tmp_path / "file"
+    file.write_bytes(f"c{module}\n{name}\n(S'1'\ntR.".encode())
+    with pytest.raises(UserError, match="refused"):
+        load_pickle(file)
+
+
+def test_an_object_array_is_read_by_the_same_rule(tmp_path: Path) -> None:
+    mark, file = tmp_path / "it-ran", tmp_path / "file"
+    file.write_bytes(pickle.dumps({"data": np.array([Malicious(mark)], dtype=object)}))
+    with pytest.raises(UserError, match="refused"):
+        load_pickle(file)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a pickle", pickle.dumps([1, 2])], ids=["empty", "text", "list"])
+def test_corrupt_files_are_named(tmp_path: Path, content: bytes) -> None:
+    root = write_cifar10(tmp_path)
+    (root / "cifar-10-batches-py" / "test_batch").write_bytes(content)
+    with pytest.raises(UserError, match="test_batch"):
+        data.load("cifar10", root)
+
+
+def test_a_truncated_file_is_named(tmp_path: Path) -> None:
+    file = write_cifar10(tmp_path) / "cifar-10-batches-py" / "data_batch_2"
+    file.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(UserError, match="data_batch_2"):
+        data.load("cifar10", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"data": np.zeros((20, 3071), np.uint8), "labels": [0] * 20},
+        {"data": np.zeros((20, 3072), np.float32), "labels": [0] * 20},
+        {"data": np.zeros((20, 3072), np.uint8), "labels": [0] * 19},
+        {"data": np.zeros((20, 3072), np.uint8)},
+        {"data": [1, 2], "labels": [0, 1]},
+    ],
+    ids=["shape", "dtype", "count", "no labels", "no array"],
+)
+def test_files_of_another_content_are_named(tmp_path: Path, content: dict[str, object]) -> None:
+    root = write_cifar10(tmp_path)
+    (root / "cifar-10-batches-py" / "test_batch").write_bytes(pickle.dumps(content))
+    with pytest.raises(UserError, match="test_batch"):
+        data.load("cifar10", root)
+
+
+def image_set(labels: list[int]) -> ImageSet:
+    return ImageSet(torch.zeros(len(labels), 1, 4, 4, dtype=torch.uint8), torch.tensor(labels, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "classes", "sentence"),
+    [
+        ([], [0, 1], 2, "has no train images"),
+        ([0, 1], [], 2, "has no test images"),
+        ([0, 0], [0], 1, "a classifier needs at least 2"),
+        ([0, 1, 5], [0, 1], 2, r"train image 2 has label 5; labels must lie in \[0, 2\)"),
+        ([0, 1], [0, -1], 2, "test image 1 has label -1"),
+        ([0, 1, 2], [0, 1], 3, "no test image of class 2"),
+        ([0, 1], [0, 1, 2], 3, "no train image of class 2"),
+    ],
+)
+def test_splits_are_checked(train: list[int], test: list[int], classes: int, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        check("the set", DataSplits(image_set(train), image_set(test), classes))
+
+
+def test_images_per_class_are_balanced_and_seeded() -> None:
+    splits = data.load("digits", images_per_class=7, seed=3)
+    assert torch.bincount(splits.train.labels).tolist() == [7] * 10
+    assert len(splits.test) == 360
+    assert torch.equal(splits.train.images, data.load("digits", images_per_class=7, seed=3).train.images)
+    assert not torch.equal(splits.train.images, data.load("digits", images_per_class=7, seed=4).train.images)
+    with pytest.raises(UserError, match="fewer than the 200 images per class"):
+        data.load("digits", images_per_class=200)
+    with pytest.raises(UserError, match="at least 1; got 0"):
+        per_class(splits.train, 0, 10, 0)
+
+
+def test_held_out_images_are_balanced_and_leave_the_rest() -> None:
+    train = data.load("digits").train
+    kept, held = hold_out(train, 60, 10, seed=0)
+    assert len(kept) == len(train) - 60
+    assert torch.bincount(held.labels).tolist() == [6] * 10
+    both = torch.cat([kept.images, held.images])
+    assert sorted(map(bytes, both.numpy())) == sorted(map(bytes, train.images.numpy()))

@@ -1,0 +1,122 @@
+"""Image folders: what is read, what is refused with one sentence, and the cache they are packed into."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rmcla_fast import data
+from rmcla_fast.data.folder import CACHE
+from rmcla_fast.errors import UserError
+
+Image = pytest.importorskip("PIL.Image")
+
+
+def write(path: Path, value: int, size: tuple[int, int] = (6, 5), mode: str = "RGB") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    channels = {"RGB": 3, "L": 1, "RGBA": 4}[mode]
+    pixels = np.full((size[1], size[0], channels), value, np.uint8)
+    pixels[0, 1] = value + 1
+    Image.fromarray(pixels.squeeze() if mode == "L" else pixels, mode).save(path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for split in ("train", "test"):
+        for k, name in enumerate(("cat", "dog")):
+            for image in range(3):
+                write(tmp_path / split / name / f"{image}.png", 50 * k + image)
+    return tmp_path
+
+
+def test_images_by_class_and_name(folder: Path) -> None:
+    splits = data.load("folder", folder)
+    assert splits.classes == ("cat", "dog")
+    assert splits.train.images.shape == (6, 3, 5, 6)
+    assert splits.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert splits.train.images[:, 0, 1, 1].tolist() == [0, 1, 2, 50, 51, 52]
+    assert splits.train.images[4, :, 0, 1].tolist() == [52, 52, 52]
+
+
+def test_val_does_for_test_and_subfolders_and_jpeg_count(folder: Path) -> None:
+    (folder / "test").rename(folder / "val")
+    write(folder / "train" / "cat" / "deeper" / "a.JPG", 7)
+    (folder / "train" / "cat" / "notes.txt").write_text("no image")
+    assert len(data.load("folder", folder).train) == 7
+
+
+def test_grey_images_have_one_channel(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            write(tmp_path / split / name / "0.png", 9, mode="L")
+    assert data.load("folder", tmp_path).train.images.shape == (2, 1, 5, 6)
+    write(tmp_path / "train" / "a" / "1.png", 9, mode="RGBA")
+    assert data.load("folder", tmp_path).train.images.shape == (3, 3, 5, 6)
+
+
+def test_the_cache_is_used_and_follows_the_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = data.load("folder", folder).train.images.clone()
+    monkeypatch.setattr("rmcla_fast.data.folder.decode", lambda *_: pytest.fail("decoded again"))
+    assert torch.equal(data.load("folder", folder).train.images, first)
+    monkeypatch.undo()
+    write(folder / "train" / "cat" / "0.png", 77)
+    os.utime(folder / "train" / "cat" / "0.png", ns=(1, 1))
+    assert data.load("folder", folder).train.images[0, 0, 1, 1] == 77
+    assert not list((folder / CACHE).glob("*.tmp"))
+
+
+def test_an_unreadable_image_is_named_and_nothing_is_kept(folder: Path) -> None:
+    bad = folder / "train" / "dog" / "1.png"
+    bad.write_bytes(bad.read_bytes()[:60])
+    for content in (bad.read_bytes(), b"no image at all"):
+        bad.write_bytes(content)
+        with pytest.raises(UserError, match=r"unreadable image: .*1\.png; .*--skip-unreadable"):
+            data.load("folder", folder)
+        assert not list(folder.glob(f"{CACHE}/train*"))
+    splits = data.load("folder", folder, skip_unreadable=True)
+    assert splits.train.labels.tolist() == [0, 0, 0, 1, 1]
+
+
+def test_a_class_without_a_readable_image(folder: Path) -> None:
+    for path in (folder / "train" / "dog").iterdir():
+        path.write_bytes(b"broken")
+    with pytest.raises(UserError, match="dog has no readable image"):
+        data.load("folder", folder, skip_unreadable=True)
+    for path in (folder / "train" / "dog").iterdir():
+        path.unlink()
+    with pytest.raises(UserError, match="dog has no readable image"):
+        data.load("folder", folder)
+
+
+def test_images_of_differing_sizes(folder: Path) -> None:
+    write(folder / "test" / "cat" / "9.png", 1, size=(7, 5))
+    with pytest.raises(UserError, match=r"must share one size: .* is 6x5 and .*9\.png is 7x5"):
+        data.load("folder", folder)
+
+
+def test_sixteen_bits_are_refused(folder: Path) -> None:
+    Image.fromarray(np.zeros((5, 6), np.uint16)).save(folder / "train" / "cat" / "9.png")
+    with pytest.raises(UserError, match=r"9\.png has pixels of mode I;16"):
+        data.load("folder", folder)
+
+
+def test_missing_and_empty_folders(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(UserError, match="give --data-dir"):
+        data.load("folder")
+    with pytest.raises(UserError, match="there is no"):
+        data.load("folder", tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="has no folder test or val"):
+        data.load("folder", tmp_path / "empty")
+    for split in ("train", "test"):
+        (tmp_path / "empty" / split).mkdir()
+    with pytest.raises(UserError, match="is empty"):
+        data.load("folder", tmp_path / "empty")
+    write(folder / "test" / "horse" / "0.png", 1)
+    with pytest.raises(UserError, match="horse is a class that the training folder has not"):
+        data.load("folder", folder)

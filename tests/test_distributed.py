@@ -1,0 +1,116 @@
+"""Two processes on the CPU (gloo): their gradients are those of one process, and a rank that is lost is said."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+from rmcla_fast import data, recipes
+from rmcla_fast.data import ImageSet
+from rmcla_fast.errors import UserError
+from rmcla_fast.training import TrainStep, checkpoint
+from rmcla_fast.training.batches import Batches, steps_in_epoch
+from rmcla_fast.training.distributed import World
+from rmcla_fast.training.run_folder import read_metrics
+from rmcla_fast.training.schedule import build_optimizer
+
+ROOT = Path(__file__).parents[1]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not dist.is_available(), reason="this torch is built without torch.distributed"),
+]
+
+
+def updated(world: World, wrap: bool, updates: int = 3) -> list[torch.Tensor]:
+    """The weights after a few updates of R-MC-LA from given starts, on this rank's share of each batch."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+    optimizer = build_optimizer(model, 0.1, 0.9, 5e-4)
+    cpu = torch.device("cpu")
+    recipe = recipes.get("r-mc-la").replace(epsilon=0.15)
+    step = TrainStep(world.wrap(model, cpu) if wrap else model, optimizer, recipe, capture="eager")
+    images, labels = data.load("digits").train.images[:48], data.load("digits").train.labels[:48]
+    start = images / 255 + 0.3 * torch.rand(images.shape, generator=torch.Generator().manual_seed(1)) - 0.15
+    mine = slice(world.rank, None, world.size)
+    for _ in range(updates):
+        step(images[mine], labels[mine], start[mine].clone())
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+def rank(number: int, address: str, results: Any) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{address}", rank=number, world_size=2)
+    results[number] = updated(World(number, 2), wrap=True)
+    dist.destroy_process_group()
+
+
+def test_the_ranks_gradients_are_those_of_one_process(tmp_path: Path) -> None:
+    results = mp.get_context("spawn").Manager().dict()
+    mp.spawn(rank, (str(tmp_path / "meeting"), results), nprocs=2)
+    alone = updated(World(), wrap=False)
+    for one, other, single in zip(results[0], results[1], alone, strict=True):
+        assert torch.equal(one, other)
+        torch.testing.assert_close(one, single, rtol=1e-5, atol=1e-6)
+
+
+def test_ranks_share_each_batch_equally() -> None:
+    held = ImageSet(torch.zeros(23, 1, 4, 4, dtype=torch.uint8), torch.arange(23))
+    cpu = torch.device("cpu")
+    both = [Batches(held, 8, 0, cpu, augment=True, draw_start=True, world=World(rank, 2)) for rank in range(2)]
+    shares = [[batch.labels for batch in batches.epoch(0)] for batches in both]
+    assert [[len(labels) for labels in share] for share in shares] == [[4, 4, 3]] * 2  # one image of 23 is left out
+    seen = torch.cat(shares[0] + shares[1]).tolist()
+    assert len(set(seen)) == len(seen) == 22
+    one, other = (next(iter(batches.epoch(0))) for batches in both)
+    assert not torch.equal(one.start, other.start)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="cannot be shared by 3 processes"):
+        steps_in_epoch(23, 8, ranks=3)
+
+
+def torchrun(out: Path, *options: str) -> subprocess.Popen[str]:
+    command = (
+        "-m torch.distributed.run --standalone --nproc-per-node 2 -m rmcla_fast.cli train --data digits --device cpu"
+    )
+    path = os.pathsep.join([str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    return subprocess.Popen(
+        [sys.executable, *command.split(), "--images-per-class", "20", "--threads", "1", "--out", str(out), *options],
+        env={**os.environ, "PYTHONPATH": path},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_torchrun_trains_loses_a_rank_and_resumes(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = torchrun(out, "--epochs", "9999")
+    deadline = time.monotonic() + 240
+    while not (out / checkpoint.LAST).exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    ranks = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    os.kill(int(ranks[-1]), signal.SIGKILL)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "rmcla: " in said
+    assert "resume" in said
+    before = checkpoint.read(out / checkpoint.LAST)["epoch"]
+    assert before >= 1
+    (out / "metrics.jsonl").read_text()
+
+    short = tmp_path / "short"
+    for resume in ([], ["--resume"]):
+        finished = torchrun(short, "--epochs", "2", *resume)
+        _, said = finished.communicate(timeout=240)
+        assert finished.returncode == 0, said
+    assert checkpoint.read(short / checkpoint.LAST)["epoch"] == 2
+    assert [row["epoch"] for row in read_metrics(short / "metrics.jsonl") if row["kind"] == "epoch"] == [1, 2]
