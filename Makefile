@@ -16,10 +16,11 @@ demo: install
 	$(BIN)/rmcla compare $(DEMO)/standard $(DEMO)/r-mc-la --attacks $(ATTACKS) --epsilon 0.15 --out $(DEMO)/comparison
 
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 bench: install
 	$(BIN)/python -m pytest benchmarks --benchmark-disable-gc
+	$(BIN)/python benchmarks/bench_train_step.py
 
 lint: install
 	$(BIN)/ruff check .
@@ -40,6 +41,7 @@ $(INSTALLED): $(SOURCES)
 	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH) numpy 'setuptools>=77' wheel ninja pybind11
 	$(BIN)/pip install --disable-pip-version-check --no-build-isolation --editable '.[train,eval,dev]' --verbose \
 	  >.venv/install.log 2>&1 || { tail -n 40 .venv/install.log; exit 1; }
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps torchattacks==3.5.1  # its pins would replace torch
 	grep -A1 'rmcla_fast:' .venv/install.log | sort -u || true
 	rm -f .venv/installed-* && touch $@
 
