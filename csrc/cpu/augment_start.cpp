@@ -157,8 +157,8 @@ std::tuple<at::Tensor, at::Tensor> augment_start(const at::Tensor& dataset, cons
                                                  double fill, at::ScalarType dtype, bool channels_last) {
   at::AutoDispatchBelowADInplaceOrView guard;
   check_augmentation(dataset, index, rng, epsilons, padding, dtype);
-  const at::Tensor chosen = checked_classes("index", index, dataset.size(0));  // before anything is written
   const int64_t batch = index.size(0);
+  const at::Tensor chosen = batch ? checked_classes("index", index, dataset.size(0)) : index;  // before any write
   const at::Tensor images =
       at::empty({batch, dataset.size(1), dataset.size(2), dataset.size(3)}, dataset.options().dtype(dtype),
                 channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous);

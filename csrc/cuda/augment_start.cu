@@ -152,8 +152,8 @@ void launch(const AugmentLaunch& a, cudaStream_t stream) {
   constexpr int kCount = kVector<T> > 4 ? kVector<T> : 4;
   const bool packed = a.rule.image.stride % kCount == 0;
   const unsigned blocks = unsigned(ceil_div(a.count, kThreads * kCount));
-  augment_elements<T>
-      <<<blocks, kThreads, 0, stream>>>(static_cast<T*>(a.images), static_cast<T*>(a.start), a.count, packed, a.rule);
+  T *const images = static_cast<T*>(a.images), *const start = static_cast<T*>(a.start);
+  augment_elements<T><<<blocks, kThreads, 0, stream>>>(images, start, a.count, packed, a.rule);
 }
 
 [[maybe_unused]] void launch(const AugmentLaunch& a, cudaStream_t stream) {
