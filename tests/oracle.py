@@ -151,9 +151,7 @@ def random_unit(seed: int, step: int, index: int, stream: int = 0) -> np.float32
     return np.float32(2 * ((word >> 8) * 2.0**-24) - 1)
 
 
-def augment(
-    dataset: Array, index: Sequence[int], seed: int, step: int, padding: int, flip: bool, fill: float
-) -> Array:
+def augment(dataset: Array, index: Sequence[int], seed: int, step: int, padding: int, flip: bool, fill: float) -> Array:
     """The crops (B, C, H, W) float32 of uint8 images, pixel by pixel: image b draws from block b of stream 1."""
     _, channels, height, width = dataset.shape
     seed, step = seed % (1 << 64), step % (1 << 64)

@@ -51,7 +51,10 @@ def test_random_cases(backend: Backend) -> None:
 
     @given(
         shape=st.tuples(
-            st.integers(1, 4), st.sampled_from((1, 3, 2, 4)), st.integers(1, most), st.sampled_from((4, *range(1, most)))
+            st.integers(1, 4),
+            st.sampled_from((1, 3, 2, 4)),
+            st.integers(1, most),
+            st.sampled_from((4, *range(1, most))),
         ),
         batch=st.sampled_from((3, 1, 2, 4, 5, 0)),
         padding=st.sampled_from((4, 0, 1, 2, 7, 100, 2**30 - 1)),
@@ -251,7 +254,11 @@ def test_compiles_whole(backend: Backend) -> None:
         rule = {"rng": rng, "backend": backend.name}
         last = {"dtype": torch.bfloat16, "memory_format": torch.channels_last}
         images, start = rmcla_fast.augment_start(dataset, index, epsilon=radius, **rule, **last)
-        return [images, start, *rmcla_fast.augment_start(dataset, index, epsilon=EPSILON, padding=2, flip=False, **rule)]
+        return [
+            images,
+            start,
+            *rmcla_fast.augment_start(dataset, index, epsilon=EPSILON, padding=2, flip=False, **rule),
+        ]
 
     dataset, rng = dataset_of((5, 1, 4, 4), backend.device), rng_of(1, 2, backend.device)
     for compiler in (counting, "inductor"):
