@@ -1,4 +1,4 @@
-"""augment_start against the reference, eager and compiled: gather, crop, flip and start of a batch of CIFAR and ImageNet."""
+"""augment_start against the reference, eager and compiled: gather, crop, flip and start of one batch."""
 
 from __future__ import annotations
 

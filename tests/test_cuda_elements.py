@@ -1,4 +1,4 @@
-"""perturb_step, random_start and augment_start on the CUDA kernels, bit for bit against the reference: emulated, and on a GPU."""
+"""perturb_step, random_start, augment_start: the CUDA kernels bit for bit as the reference, emulated and on a GPU."""
 
 from __future__ import annotations
 
