@@ -68,7 +68,8 @@ def test_the_built_extension_loads() -> None:
     assert native.has_kernels("cpu")
     assert "cpu" in available_backends()
     assert backends.resolve("cpu", "cpu") == "cpu"
-    for name in ("joint_gradient", "redistribute_labels", "perturb_step", "random_start", "soft_cross_entropy"):
+    operators = ("joint_gradient", "redistribute_labels", "soft_cross_entropy")
+    for name in (*operators, "perturb_step", "random_start", "augment_start"):
         registered = torch._C._dispatch_dump(f"rmcla_fast::{name}")
         assert "\nCPU:" in registered, f"{name} has no CPU kernel:\n{registered}"
 
@@ -204,7 +205,7 @@ def test_every_operator_is_registered_for_every_backend() -> None:
         "perturb_step",
         "perturb_step.out",
     } <= registered
-    assert {"random_start", "random_start.out", "soft_cross_entropy"} <= registered
+    assert {"random_start", "random_start.out", "soft_cross_entropy", "augment_start"} <= registered
     for name in registered:
         base, _, overload = name.partition(".")
         for qualified in (base, f"{base}_reference", f"{base}_triton"):

@@ -44,6 +44,12 @@ def start_arguments(device: torch.device) -> dict[str, Any]:
     return {"images": torch.rand(2, 3, 4, 4, device=device), "epsilon": 0.1, "rng": rng}
 
 
+def augment_arguments(device: torch.device) -> dict[str, Any]:
+    dataset = torch.zeros(5, 3, 4, 4, dtype=torch.uint8, device=device)
+    tensors = {"index": torch.tensor([4, 0], device=device), "rng": torch.tensor([0, 1], device=device)}
+    return {"dataset": dataset, "epsilon": 0.1, **tensors}
+
+
 def constant(value: Any) -> Change:
     return lambda _: value
 
@@ -165,14 +171,45 @@ PERTURB = [
     ("step_size", ones(3), ValueError, r"step_size must have shape \(\) or \(2,\).*; got \(3,\)"),
     ("step_size", elsewhere(), ValueError, "step_size must be on .*, as images is; got meta"),
 ]
-START = [
+RNG = [
     ("rng", constant((0, 1)), TypeError, r"rng must be an int64 tensor \(seed, step\); got tuple"),
     ("rng", constant(None), TypeError, "rng must be an int64 tensor .*; got NoneType"),
     ("rng", ones(2, dtype=torch.int32), TypeError, "rng must be an int64 tensor .*; got torch.int32"),
     ("rng", ones(3, dtype=torch.int64), ValueError, r"rng must have shape \(2,\).*; got \(3,\)"),
     ("rng", ones(2, 1, dtype=torch.int64), ValueError, r"rng must have shape \(2,\).*; got \(2, 1\)"),
-    ("rng", elsewhere(2, dtype=torch.int64), ValueError, "rng must be on .*, as images is; got meta"),
+    ("rng", elsewhere(2, dtype=torch.int64), ValueError, "rng must be on .*, as (images|dataset) is; got meta"),
+]
+START = [
+    *RNG,
     ("clip", constant(1), TypeError, "clip must be a bool; got int"),
+]
+AUGMENT = [
+    ("dataset", constant([1, 2]), TypeError, "dataset must be a uint8 tensor; got list"),
+    ("dataset", ones(5, 3, 4, 4), TypeError, "dataset must be a uint8 tensor; got torch.float32"),
+    ("dataset", ones(3, 4, 4, dtype=torch.uint8), ValueError, r"dataset must be contiguous \(N, C, H, W\); got \(3,"),
+    (
+        "dataset",
+        lambda device: torch.zeros(5, 4, 4, 3, dtype=torch.uint8, device=device).permute(0, 3, 1, 2),
+        ValueError,
+        r"dataset must be contiguous \(N, C, H, W\); got \(5, 3, 4, 4\), \(48, 1, 12, 3\)",
+    ),
+    ("index", constant([0, 1]), TypeError, r"index must be an int64 tensor of shape \(B,\); got list"),
+    ("index", ones(2, dtype=torch.int32), TypeError, "index must be an int64 tensor .*; got torch.int32"),
+    ("index", ones(2, dtype=torch.bool), TypeError, "index must be an int64 tensor .*; got torch.bool"),
+    ("index", ones(2, 1, dtype=torch.int64), ValueError, r"index must have shape \(B,\); got \(2, 1\)"),
+    ("index", ones(dtype=torch.int64), ValueError, r"index must have shape \(B,\); got \(\)"),
+    ("index", elsewhere(2, dtype=torch.int64), ValueError, "index must be on .*, as dataset is; got meta"),
+    ("padding", constant(-1), ValueError, r"padding must lie in \[0, 2\*\*30\); got -1"),
+    ("padding", constant(2**30), ValueError, r"padding must lie in \[0, 2\*\*30\); got 1073741824"),
+    ("padding", constant(4.0), TypeError, "padding must be an int; got float"),
+    ("padding", constant(True), TypeError, "padding must be an int; got bool"),
+    ("flip", constant(1), TypeError, "flip must be a bool; got int"),
+    ("fill", constant(NAN), ValueError, "fill must be finite; got nan"),
+    ("fill", constant("0.5"), TypeError, "fill must be a number; got str"),
+    ("dtype", constant(torch.float64), TypeError, "dtype must be float32, float16 or bfloat16; got torch.float64"),
+    ("dtype", constant("float32"), TypeError, "dtype must be float32, float16 or bfloat16; got float32"),
+    ("memory_format", constant(torch.preserve_format), ValueError, "memory_format must be contiguous_format or .*"),
+    ("memory_format", constant(None), ValueError, "memory_format must be contiguous_format or .*; got None"),
 ]
 SOFT = [
     ("labels", ones(3, 4), ValueError, r"labels must have the shape of logits, \(3, 5\); got \(3, 4\)"),
@@ -210,6 +247,7 @@ OPERATORS: dict[str, tuple[Callable[..., Any], Callable[[torch.device], dict[str
         start_arguments,
         IMAGES + START + EPSILON + RANGE + IMAGE_OUT + BACKEND,
     ),
+    "augment_start": (rmcla_fast.augment_start, augment_arguments, AUGMENT + RNG + EPSILON + BACKEND),
 }
 
 
@@ -245,6 +283,8 @@ def direct_calls(device: torch.device) -> list[tuple[str, tuple[Any, ...], dict[
     x, rng = torch.rand(2, 3, 4, 4, device=device), torch.tensor([0, 1], device=device)
     rule, bounds = (9.0, 0.01, None, "main"), (0.0, 1.0)
     two, three = torch.ones(2, device=device), torch.ones(3, device=device)
+    pixels, index = (x * 255).byte(), c[:2] * 0
+    crop = (4, True, 0.5, torch.float32, False)
     return [
         ("joint_gradient", (z[0], c, "mc", None, *rule), {}),
         ("joint_gradient", (z[:, :1], c, "mc", None, *rule), {}),
@@ -273,6 +313,19 @@ def direct_calls(device: torch.device) -> list[tuple[str, tuple[Any, ...], dict[
         ("random_start", (x, 0.1, None, rng[:1], *bounds, False), {}),
         ("random_start", (x, 0.1, None, rng.int(), *bounds, False), {}),
         ("random_start", (x, 0.1, None, rng, *bounds, False), {"out": torch.empty(1, 3, 4, 4, device=device)}),
+        ("augment_start", (x, index, rng, 0.1, None, *crop), {}),
+        ("augment_start", (pixels[0], index, rng, 0.1, None, *crop), {}),
+        ("augment_start", (pixels.mT, index, rng, 0.1, None, *crop), {}),
+        ("augment_start", (pixels, index.int(), rng, 0.1, None, *crop), {}),
+        ("augment_start", (pixels, index[None], rng, 0.1, None, *crop), {}),
+        ("augment_start", (pixels, index, rng[:1], 0.1, None, *crop), {}),
+        ("augment_start", (pixels, index, rng.int(), 0.1, None, *crop), {}),
+        ("augment_start", (pixels, index, rng, 0.1, three, *crop), {}),
+        ("augment_start", (pixels, index, rng, 0.1, two.double(), *crop), {}),
+        ("augment_start", (pixels, index, rng, 0.1, None, -1, *crop[1:]), {}),
+        ("augment_start", (pixels, index, rng, 0.1, None, 2**30, *crop[1:]), {}),
+        ("augment_start", (pixels, index, rng, 0.1, None, 4, True, 0.5, torch.float64, False), {}),
+        ("augment_start", (pixels, index, rng, 0.1, None, 4, True, 0.5, torch.int64, False), {}),
     ]
 
 

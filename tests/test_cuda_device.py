@@ -28,7 +28,11 @@ def every_operator(classes: int = 10, rows: int = 64) -> dict[str, Tensor]:
     rng = torch.arange(2, device="cuda")
     joint = rmcla_fast.joint_gradient(logits, labels, top_k=9, backend="cuda")
     assert joint.soft_labels is not None
+    crop = {"rng": rng, "epsilon": epsilon, "dtype": torch.float16, "memory_format": torch.channels_last}
+    augmented = rmcla_fast.augment_start((255 * images).byte(), labels, **crop, backend="cuda")
     return {
+        "augmented": augmented[0],
+        "augmented_start": augmented[1],
         "objective": joint.objective,
         "grad_logits": joint.grad_logits,
         "soft_labels": joint.soft_labels,
@@ -181,8 +185,23 @@ def test_a_training_step_through_the_public_functions() -> None:
         assert (grads["cpu"] - grads["cuda"]).abs().max() <= 2e-6
 
 
+def test_augment_start_beyond_two_to_the_31_elements() -> None:
+    has_memory(12)
+    dataset = torch.randint(0, 256, (7, 3, 32, 40), dtype=torch.uint8, device="cuda")
+    count = 2**31 // dataset[0].numel() + 3
+    index = torch.arange(count, device="cuda") % 7
+    rng = torch.tensor([11, 5], device="cuda")
+    images, start = rmcla_fast.augment_start(
+        dataset, index, rng=rng, epsilon=0.1, padding=0, flip=False, dtype=torch.float16, backend="cuda"
+    )
+    for end in (slice(0, 3), slice(count - 7, count)):
+        assert torch.equal(images[end], (dataset[index[end]].float() / 255).half())
+    assert torch.equal(start, rmcla_fast.random_start(images, 0.1, rng=rng, backend="cuda"))
+
+
 @pytest.mark.parametrize(
-    "name", ["joint_gradient", "redistribute_labels", "perturb_step", "random_start", "soft_cross_entropy"]
+    "name",
+    ["joint_gradient", "redistribute_labels", "perturb_step", "random_start", "augment_start", "soft_cross_entropy"],
 )
 def test_operators_are_registered_soundly(name: str) -> None:
     logits = torch.randn(4, 10, device="cuda")
@@ -195,5 +214,6 @@ def test_operators_are_registered_soundly(name: str) -> None:
         "perturb_step": (images, images, images, 0.1, None, 0.1, None, 0.0, 1.0),
         "soft_cross_entropy": (logits, logits.softmax(1), "mean", True),
         "random_start": (images, 0.1, None, rng, 0.0, 1.0, False),
+        "augment_start": (images.byte(), labels[:2], rng, 0.1, None, 4, True, 0.5, torch.float16, True),
     }[name]
     torch.library.opcheck(getattr(torch.ops.rmcla_fast, name).default, arguments)

@@ -90,7 +90,7 @@ def augment_start(
     if isinstance(padding, bool) or not isinstance(padding, int):
         raise TypeError(f"padding must be an int; got {type(padding).__name__}")
     if not 0 <= padding < 2**30:
-        raise ValueError(f"padding must not be negative; got {padding}")
+        raise ValueError(f"padding must lie in [0, 2**30); got {padding}")
     checks.boolean("flip", flip)
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise TypeError(f"dtype must be float32, float16 or bfloat16; got {dtype}")

@@ -40,7 +40,8 @@ def augment_start(
         columns.clamp(0, width - 1)[:, None, None, :],
     ]
     images = to_unit(pixels, torch.float32).masked_fill(~inside[:, None], fill)
-    images = images.masked_fill(~valid[:, None, None, None], float("nan")).to(dtype)
+    images = images.masked_fill(~valid[:, None, None, None], float("nan"))
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    images = images.contiguous(memory_format=layout)
+    # Not `contiguous`: with one channel both layouts are the same memory, and it would keep the strides of the other.
+    images = torch.empty(images.shape, dtype=dtype, device=images.device, memory_format=layout).copy_(images)
     return images, random_start(images, epsilon, epsilons, rng)

@@ -1,0 +1,28 @@
+// Guards of augment_start for C++ callers; Python has explained before.
+#pragma once
+
+#include "common/arguments.h"
+
+namespace rmcla {
+
+inline void check_augmentation(const at::Tensor& dataset, const at::Tensor& index, const at::Tensor& rng,
+                               const std::optional<at::Tensor>& epsilons, int64_t padding, at::ScalarType dtype) {
+  TORCH_CHECK_TYPE(dataset.scalar_type() == at::kByte, "dataset must be uint8; got ", dataset.scalar_type());
+  TORCH_CHECK_VALUE(dataset.dim() == 4 && dataset.is_contiguous(), "dataset must be contiguous (N, C, H, W); got ",
+                    dataset.sizes(), ", ", dataset.strides());
+  TORCH_CHECK_VALUE(dataset.size(1) * dataset.size(2) * dataset.size(3) < int64_t{1} << 31,
+                    "dataset must have images of less than 2**31 elements; got ", dataset.sizes());
+  TORCH_CHECK_TYPE(index.scalar_type() == at::kLong, "index must be int64; got ", index.scalar_type());
+  TORCH_CHECK_VALUE(index.dim() == 1, "index must have shape (B,); got ", index.sizes());
+  TORCH_CHECK_VALUE(index.device() == dataset.device(), "index must be on ", dataset.device(), "; got ",
+                    index.device());
+  TORCH_CHECK_TYPE(rng.scalar_type() == at::kLong, "rng must be int64; got ", rng.scalar_type());
+  TORCH_CHECK_VALUE(rng.dim() == 1 && rng.size(0) == 2, "rng must have shape (2,), seed and step; got ", rng.sizes());
+  TORCH_CHECK_VALUE(rng.device() == dataset.device(), "rng must be on ", dataset.device(), "; got ", rng.device());
+  check_per_image("epsilon", epsilons, index);
+  TORCH_CHECK_VALUE(padding >= 0 && padding < int64_t{1} << 30, "padding must lie in [0, 2**30); got ", padding);
+  TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kHalf || dtype == at::kBFloat16,
+                   "dtype must be float32, float16 or bfloat16; got ", dtype);
+}
+
+}  // namespace rmcla
