@@ -128,7 +128,8 @@ def compile_variant(variant: Variant, capability: int) -> dict[str, Any]:
     }
     options = {"num_warps": warps, "enable_fp_fusion": name.startswith(("joint", "soft"))}
     source = ASTSource(kernel, signature, constants, aligned)
-    ptx = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options).asm["ptx"]
+    stages = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options).asm
+    ptx = stages["ptx"]
     ptxas = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "kernel.ptx")
@@ -142,6 +143,7 @@ def compile_variant(variant: Variant, capability: int) -> dict[str, Any]:
         "reported": "bytes spill stores" in log,
         "registers": int(re.search(r"Used (\d+) registers", log)[1]),
         "threads": 32 * warps,
+        "narrow_counts": re.findall(r"muli %units,.*: i32", stages["ttir"]),
         "loads": sorted(set(re.findall(r"ld\.global\S*\.(?:v\d\.)?\w+", ptx))),
         "instructions": sorted({word.strip() for word in re.findall(r"^\s+(?:@\S+\s+)?([a-z][\w.:]+)\s", ptx, re.M)}),
     }
@@ -222,6 +224,13 @@ def test_elements_are_loaded_128_bits_at_once(report: dict[str, Any]) -> None:
             assert all(word.endswith((".v4.b32", ".v2.b64")) for word in store), kernel
     (step,) = (k for k in kernels(report, "perturb_step torch.float32 torch.float32") if "sm_90" in k["name"])
     assert step["loads"] == ["ld.global.v4.b32"]
+
+
+def test_elements_are_counted_in_64_bits(report: dict[str, Any]) -> None:
+    """Their number is a 32-bit argument divided by ALIGNMENT: the product of 2^27 and 16 is no 32-bit integer."""
+    for operator in ("perturb_step", "random_start", "augment_start"):
+        for kernel in kernels(report, operator):
+            assert not kernel["narrow_counts"], kernel
 
 
 def test_rows_are_loaded_wide_where_the_number_of_classes_allows(report: dict[str, Any]) -> None:

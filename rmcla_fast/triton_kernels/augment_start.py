@@ -56,7 +56,7 @@ def _kernel(
     image_size = tl.full((), IMAGE_SIZE, tl.int64)
     start = tl.program_id(0).to(tl.int64) * BLOCK
     offsets = start + tl.arange(0, BLOCK)
-    inside = offsets < units * ALIGNMENT
+    inside = offsets < units.to(tl.int64) * ALIGNMENT
     image = image_of(start, batch, image_size, BLOCK)
 
     if IMAGE_SIZE >= BLOCK:  # a block meets two images at most: two draws, and not one an element

@@ -37,7 +37,7 @@ def _kernel(
 ):
     start = tl.program_id(0).to(tl.int64) * BLOCK
     offsets = start + tl.arange(0, BLOCK)
-    inside = offsets < units * ALIGNMENT
+    inside = offsets < units.to(tl.int64) * ALIGNMENT
     image = widen(tl.load(images + offsets, mask=inside), DTYPE)
     center = to_unit(tl.load(origin + offsets, mask=inside), DTYPE)
     slope = tl.load(grad + offsets, mask=inside)

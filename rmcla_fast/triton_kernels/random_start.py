@@ -53,7 +53,7 @@ def _kernel(
 ):
     start = tl.program_id(0).to(tl.int64) * BLOCK
     offsets = start + tl.arange(0, BLOCK)
-    inside = offsets < units * ALIGNMENT
+    inside = offsets < units.to(tl.int64) * ALIGNMENT
     center = to_unit(tl.load(images + offsets, mask=inside), DTYPE)
     radius = per_image(epsilon, radii, radii_stride, start, batch, image_size, RADIUS_PER_IMAGE, tl.float32, BLOCK)
     shift = valid_radius(radius) * noise(rng, rng_stride, start // 4, STREAM, BLOCK)
