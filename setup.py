@@ -117,7 +117,7 @@ def extension() -> dict:
         extra_compile_args=flags,
         extra_link_args=openmp,
     )
-    module.depends = [str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("csrc/**/*.h"))]
+    module.depends = [str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("csrc/**/*.*h"))]  # .h and .cuh
     return {"ext_modules": [module], "cmdclass": {"build_ext": Build}}
 
 
