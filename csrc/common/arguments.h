@@ -69,4 +69,7 @@ inline at::Tensor in_layout_of(const at::Tensor& images, const at::Tensor& tenso
   return at::empty_like(images, tensor.options(), at::MemoryFormat::Preserve).copy_(tensor);
 }
 
+// Autograd is told of the write, as for every in-place operator.
+inline void written(const at::Tensor& out) { out.unsafeGetTensorImpl()->bump_version(); }
+
 }  // namespace rmcla

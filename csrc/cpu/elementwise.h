@@ -56,9 +56,6 @@ inline void check_out(const at::Tensor& out, const at::Tensor& like, at::ScalarT
                     "out must not share memory between its elements; got strides ", out.strides());
 }
 
-// Autograd is told of the write, as for every in-place operator.
-inline void written(const at::Tensor& out) { out.unsafeGetTensorImpl()->bump_version(); }
-
 // Outputs from this many bytes on are stored past the caches: with three inputs of their size they would not stay
 // there.
 inline int64_t streaming_bytes() {

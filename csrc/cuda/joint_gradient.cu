@@ -167,6 +167,7 @@ void redistribute_labels_out(const at::Tensor& logits_, const at::Tensor& labels
   a.out_stride = result.stride(0);
   run(a);
   if (!in_place) out.copy_(result);
+  written(out);
 }
 
 at::Tensor redistribute_labels(const at::Tensor& logits, const at::Tensor& labels, double beta, double gamma,

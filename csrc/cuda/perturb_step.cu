@@ -132,6 +132,7 @@ void perturb_step_out(const at::Tensor& images_, const at::Tensor& origin_, cons
   launch(a, c10::cuda::getCurrentCUDAStream());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   if (!direct) out.copy_(result);
+  written(out);
 }
 
 at::Tensor perturb_step(const at::Tensor& images, const at::Tensor& origin, const at::Tensor& grad, double step_size,

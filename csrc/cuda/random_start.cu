@@ -141,6 +141,7 @@ void random_start_out(const at::Tensor& images_, double epsilon, const std::opti
   launch(a, c10::cuda::getCurrentCUDAStream());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   if (!direct) out.copy_(result);
+  written(out);
 }
 
 at::Tensor random_start(const at::Tensor& images, double epsilon, const std::optional<at::Tensor>& epsilons,

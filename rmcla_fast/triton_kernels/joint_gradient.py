@@ -9,9 +9,11 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from rmcla_fast.triton_kernels import rows
 from rmcla_fast.triton_kernels.conversion import alignment_of, arithmetic, narrow, scalar, widen
+from rmcla_fast.triton_kernels.memory import writable_beside
 from rmcla_fast.triton_kernels.rows import NO_COLUMN, first_of_largest, order_key, tile
 
 INFINITY = tl.constexpr(float("inf"))
@@ -224,7 +226,11 @@ def redistribute_labels_out(
     logits: Tensor, labels: Tensor, beta: float, gamma: float, top_k: int | None, label_scheme: str, out: Tensor
 ) -> None:
     """`redistribute_labels` into `out`, of any stride; it may be `logits`."""
-    _launch(logits, labels, "none", None, beta, gamma, top_k, label_scheme, (None, None, out, None))
+    if writable_beside(out, logits):
+        _launch(logits, labels, "none", None, beta, gamma, top_k, label_scheme, (None, None, out, None))
+        increment_version(out)
+    else:
+        out.copy_(redistribute_labels(logits, labels, beta, gamma, top_k, label_scheme))
 
 
 def _wide(logits: Tensor) -> torch.dtype:

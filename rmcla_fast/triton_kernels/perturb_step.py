@@ -6,10 +6,12 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from rmcla_fast.triton_kernels import elements
 from rmcla_fast.triton_kernels.conversion import alignment_of, arithmetic, narrow, scalar, widen
 from rmcla_fast.triton_kernels.elements import clip, per_image, to_unit, valid_radius
+from rmcla_fast.triton_kernels.memory import writable_beside
 
 
 @triton.jit(do_not_specialize=["units", "batch", "image_size", "steps_stride", "radii_stride"])
@@ -88,8 +90,10 @@ def perturb_step_out(
 ) -> None:
     """`perturb_step` into `out`, which may be any of the inputs."""
     images = elements.dense(images)
-    if elements.same_layout(images, out):
+    origin, grad = elements.in_layout_of(images, origin), elements.in_layout_of(images, grad)
+    if elements.same_layout(images, out) and writable_beside(out, images, origin, grad):
         _launch(images, origin, grad, step_size, step_sizes, epsilon, epsilons, lower, upper, out)
+        increment_version(out)
     else:
         out.copy_(perturb_step(images, origin, grad, step_size, step_sizes, epsilon, epsilons, lower, upper))
 

@@ -6,11 +6,13 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from rmcla_fast.reference.random_start import STREAM_RANDOM_START
 from rmcla_fast.triton_kernels import elements
 from rmcla_fast.triton_kernels.conversion import alignment_of, arithmetic, narrow, scalar
 from rmcla_fast.triton_kernels.elements import clip, per_image, to_unit, valid_radius
+from rmcla_fast.triton_kernels.memory import writable_beside
 
 
 @triton.jit
@@ -85,8 +87,9 @@ def random_start_out(
 ) -> None:
     """`random_start` into `out`, which may be `images`."""
     images = elements.dense(images)
-    if elements.same_layout(images, out):
+    if elements.same_layout(images, out) and writable_beside(out, images):
         _launch(images, epsilon, epsilons, rng, lower, upper, clip, out)
+        increment_version(out)
     else:
         out.copy_(random_start(images, epsilon, epsilons, rng, lower, upper, clip))
 
