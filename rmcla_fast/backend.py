@@ -1,8 +1,7 @@
 """Which implementation of an operator runs: the compiled kernels ("cpu", "cuda"), Triton, or the plain-torch reference.
 
 The `backend` argument wins over the environment variable RMCLA_BACKEND (read once, at import), which wins over the
-choice
-made here: CPU tensors take "cpu", else "reference"; CUDA tensors take "cuda", else "triton", else "reference".
+choice made here: CPU tensors take "cpu", else "reference"; CUDA tensors take "cuda", else "triton", else "reference".
 """
 
 from __future__ import annotations

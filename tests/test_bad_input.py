@@ -30,6 +30,10 @@ def overlapping(*shape: int) -> Change:
     return lambda device: torch.ones(1, *shape[1:], device=device).expand(shape)
 
 
+def sparse(*shape: int, dtype: torch.dtype = torch.float32) -> Change:
+    return lambda device: torch.ones(shape, dtype=dtype, device=device).to_sparse()
+
+
 def row_arguments(device: torch.device) -> dict[str, Any]:
     return {"logits": torch.randn(3, 5, device=device), "labels": torch.tensor([0, 4, 2], device=device)}
 
@@ -64,6 +68,7 @@ LOGITS = [
     ("logits", ones(3, 5, 1), ValueError, r"logits must have shape \(B, C\); got \(3, 5, 1\)"),
     ("logits", ones(3, 1), ValueError, r"logits must have at least 2 classes; got shape \(3, 1\)"),
     ("logits", ones(3, 0), ValueError, r"logits must have at least 2 classes; got shape \(3, 0\)"),
+    ("logits", sparse(3, 5), TypeError, "logits must be a dense tensor; got layout torch.sparse_coo"),
 ]
 LABELS = [
     ("labels", constant([0, 1, 2]), TypeError, "labels must be an int64 tensor .*; got list"),
@@ -74,6 +79,7 @@ LABELS = [
     ("labels", ones(dtype=torch.int64), ValueError, r"labels must have shape \(3,\).*; got \(\)"),
     ("labels", ones(3, 1, dtype=torch.int64), ValueError, r"labels must have shape \(3,\).*; got \(3, 1\)"),
     ("labels", elsewhere(3, dtype=torch.int64), ValueError, "labels must be on .*, as logits is; got meta"),
+    ("labels", sparse(3, dtype=torch.int64), TypeError, "labels must be a dense tensor; got layout torch.sparse_coo"),
 ]
 HARD_LABELS = [("labels", ones(3), TypeError, "labels must be int64; got torch.float32")]
 RULE = [
@@ -125,6 +131,7 @@ IMAGE_OUT = [
     ("out", ones(*SHAPE, grad=True), ValueError, "out must not require grad"),
     ("out", elsewhere(*SHAPE), ValueError, "out must be on .*; got meta"),
     ("out", overlapping(*SHAPE), ValueError, "out must not share memory between its elements"),
+    ("out", sparse(*SHAPE), TypeError, "out must be a dense tensor; got layout torch.sparse_coo"),
 ]
 EPSILON = [
     ("epsilon", constant(-0.1), ValueError, "epsilon must not be negative; got -0.1"),
@@ -149,6 +156,7 @@ IMAGES = [
     ("images", constant(0.5), TypeError, "images must be a tensor; got float"),
     ("images", ones(*SHAPE, dtype=torch.int64), TypeError, "images must be .*float32, .*; got torch.int64"),
     ("images", ones(*SHAPE, dtype=torch.bool), TypeError, "images must be .*float32, .*; got torch.bool"),
+    ("images", sparse(*SHAPE), TypeError, "images must be a dense tensor; got layout torch.sparse_coo"),
 ]
 PERTURB = [
     ("images", ones(*SHAPE, dtype=torch.uint8), TypeError, "images must be float32, .*; got torch.uint8"),
@@ -165,6 +173,7 @@ PERTURB = [
     ("grad", ones(*SHAPE, dtype=torch.uint8), TypeError, "grad must be float32, .*; got torch.uint8"),
     ("grad", ones(1, 3, 4, 4), ValueError, r"grad must have the shape of images, .*; got \(1, 3, 4, 4\)"),
     ("grad", elsewhere(*SHAPE), ValueError, "grad must be on .*, as images is; got meta"),
+    ("grad", sparse(*SHAPE), TypeError, "grad must be a dense tensor; got layout torch.sparse_coo"),
     ("step_size", constant(NAN), ValueError, "step_size must be finite; got nan"),
     ("step_size", constant("1"), TypeError, "step_size must be a number; got str"),
     ("step_size", ones(2, dtype=torch.float16), TypeError, "step_size must be a float or a float32 tensor; .*float16"),
@@ -215,6 +224,7 @@ SOFT = [
     ("labels", ones(3, 4), ValueError, r"labels must have the shape of logits, \(3, 5\); got \(3, 4\)"),
     ("labels", ones(3), ValueError, r"labels must have the shape of logits, \(3, 5\); got \(3,\)"),
     ("labels", elsewhere(3, 5), ValueError, "labels must be on .*, as logits is; got meta"),
+    ("labels", sparse(3, 5), TypeError, "labels must be a dense tensor; got layout torch.sparse_coo"),
     ("reduction", constant("average"), ValueError, "reduction must be one of 'mean', 'sum', 'none'; got 'average'"),
     ("reduction", constant(None), ValueError, "reduction must be one of 'mean', 'sum', 'none'; got None"),
 ]

@@ -22,6 +22,13 @@ def floating(name: str, tensor: Any, *, uint8: bool = False) -> None:
     if tensor.dtype not in FLOATS and not (uint8 and tensor.dtype == torch.uint8):
         expected = "uint8, float32" if uint8 else "float32"
         raise TypeError(f"{name} must be {expected}, float64, float16 or bfloat16; got {tensor.dtype}")
+    dense(name, tensor)
+
+
+def dense(name: str, tensor: Tensor) -> None:
+    """Not sparse: no kernel looks for elements that are not in memory."""
+    if tensor.layout is not torch.strided:
+        raise TypeError(f"{name} must be a dense tensor; got layout {tensor.layout}")
 
 
 def logits(tensor: Any) -> None:
@@ -39,6 +46,7 @@ def class_indices(name: str, tensor: Any, like: Tensor) -> None:
         raise TypeError(f"{name} must be an int64 tensor of shape ({like.shape[0]},); got {type(tensor).__name__}")
     if tensor.dtype != torch.int64:
         raise TypeError(f"{name} must be int64; got {tensor.dtype}")
+    dense(name, tensor)
     if tensor.dim() != 1 or tensor.shape[0] != like.shape[0]:
         raise ValueError(f"{name} must have shape ({like.shape[0]},), one a row of logits; got {tuple(tensor.shape)}")
     same_device(name, tensor, like, "logits")
@@ -127,6 +135,7 @@ def output(out: Any, shape: torch.Size, dtype: torch.dtype, like: Tensor, like_n
         raise ValueError(f"out must have shape {tuple(shape)}; got {tuple(out.shape)}")
     if out.dtype != dtype:
         raise TypeError(f"out must be {dtype}; got {out.dtype}")
+    dense("out", out)
     same_device("out", out, like, like_name)
     if out.numel() and 0 in out.stride() and any(not s and n > 1 for s, n in zip(out.stride(), out.shape, strict=True)):
         raise ValueError(f"out must not share memory between its elements; got strides {tuple(out.stride())}")

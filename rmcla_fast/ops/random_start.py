@@ -56,8 +56,7 @@ def random_start(
 
     Returns:
         The images' shape, in their dtype (float32 for uint8) and memory layout (contiguous where they are not dense).
-        The
-        noise follows memory order: another layout gives other pixels the same noise. Not differentiable.
+        The noise follows memory order: another layout gives other pixels the same noise. Not differentiable.
 
     Raises:
         TypeError, ValueError: an argument of the wrong kind, shape, dtype, device or range.

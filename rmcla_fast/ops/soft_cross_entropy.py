@@ -51,9 +51,8 @@ class _SoftCrossEntropy(torch.autograd.Function):
         grad_logits, grad_labels = ctx.saved_tensors
         if ctx.reduction == "mean":
             grad = grad / grad_logits.shape[0]
-        grad = grad.reshape(
-            -1, 1
-        )  # not a scalar: CUDA would round one to float16, where a loss scale of 65,536 is infinite
+        # Not a scalar: CUDA would round one to float16, where a loss scale of 65,536 is infinite.
+        grad = grad.reshape(-1, 1)
         for_labels = (grad_labels * grad).to(ctx.label_dtype) if grad_labels is not None else None
         return None, (grad_logits * grad).to(grad_logits.dtype), for_labels, None, None
 
@@ -87,6 +86,7 @@ def soft_cross_entropy(
     if isinstance(labels, Tensor) and labels.dtype != torch.int64:
         if labels.dtype not in checks.FLOATS:
             raise TypeError(f"labels must be float (B, C) or int64 (B,); got {labels.dtype}")
+        checks.dense("labels", labels)
         checks.same_shape("labels", labels, logits, "logits")
         checks.same_device("labels", labels, logits, "logits")
     else:

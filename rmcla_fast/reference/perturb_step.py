@@ -55,7 +55,7 @@ def per_image(value: float, values: Tensor | None, images: Tensor) -> Tensor:
     """A float or a float32 tensor of shape () or (B,), in the arithmetic's dtype, shaped to multiply the images."""
     dtype = compute_dtype(images)
     if values is None:
-        return torch.tensor(value, dtype=dtype, device=images.device)
+        return torch.full((), value, dtype=dtype, device=images.device)  # `torch.tensor` would stall a GPU
     return values.to(dtype).reshape(-1, *[1] * (images.dim() - 1)) if values.dim() else values.to(dtype)
 
 
