@@ -129,3 +129,17 @@ def test_opcheck(backend: Backend, scheme: str) -> None:
         torch.library.opcheck(operator.default, (logits, labels, 9.0, 0.01, 2, scheme))
         out = torch.empty(3, 5, device=backend.device)
         torch.library.opcheck(operator.out, (logits, labels, 9.0, 0.01, None, scheme), {"out": out})
+
+
+@pytest.mark.parametrize("classes", [2, 10, 100])
+@pytest.mark.parametrize("scheme", ["main", "sup"])
+def test_numbers_that_float32_cannot_hold(backend: Backend, classes: int, scheme: str) -> None:
+    """The labels are those of the limit, and not NaN: equal logits share equally, a huge beta keeps everything."""
+    logits = torch.zeros(3, classes, device=backend.device)
+    labels = torch.tensor([0, 1, classes - 1], device=backend.device)
+    one_hot = torch.nn.functional.one_hot(labels, classes).float()
+    equal = (1 - one_hot + 9 * one_hot) / (classes + 8)
+    soft = rmcla_fast.redistribute_labels(logits, labels, gamma=1e-300, label_scheme=scheme, backend=backend.name)
+    torch.testing.assert_close(soft, equal, rtol=0, atol=1e-6)
+    soft = rmcla_fast.redistribute_labels(logits, labels, beta=1e300, label_scheme=scheme, backend=backend.name)
+    torch.testing.assert_close(soft, one_hot, rtol=0, atol=1e-6)
