@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.machinery
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import types
@@ -210,3 +211,29 @@ def test_every_operator_is_registered_for_every_backend() -> None:
         base, _, overload = name.partition(".")
         for qualified in (base, f"{base}_reference", f"{base}_triton"):
             assert (overload or "default") in getattr(torch.ops.rmcla_fast, qualified).overloads(), (name, qualified)
+
+
+def kernel_signatures(source: str) -> dict[str, list[str]]:
+    """Operator -> the return and parameter types of the C++ function that a source registers for it."""
+    source = source.replace("const Numbers&", "const std::optional<at::Tensor>&")
+    found = {}
+    for operator, function in re.findall(r'm\.impl\("([\w.]+)", (?:rmcla::)?(\w+)\)', source):
+        (result, parameters), *others = re.findall(rf"^(\S[^;{{}}#]*?)\b{function}\(([^)]*)\) {{", source, re.M)
+        assert not others, operator
+        types = re.split(r",(?![^<]*>)", parameters)
+        found[operator] = [result.split(), *(text.split()[:-1] for text in types)]
+    return found
+
+
+def test_cpu_and_cuda_kernels_have_the_same_cpp_signatures() -> None:
+    """PyTorch holds one C++ signature an operator: where two differ, importing a build with both ends the process."""
+    cuda, cpu = (
+        {
+            operator: signature
+            for path in sorted((ROOT / "csrc" / folder).glob(pattern))
+            for operator, signature in kernel_signatures(path.read_text()).items()
+        }
+        for folder, pattern in (("cuda", "*.cu"), ("cpu", "*.cpp"))
+    )
+    assert {"joint_gradient", "redistribute_labels.out", "perturb_step.out", "random_start.out"} <= set(cpu)
+    assert cuda == cpu

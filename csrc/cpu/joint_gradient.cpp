@@ -193,7 +193,7 @@ at::Tensor redistribute_labels(const at::Tensor& logits, const at::Tensor& label
 }
 
 void redistribute_labels_out(const at::Tensor& logits, const at::Tensor& labels, double beta, double gamma,
-                             std::optional<int64_t> top_k, std::string_view label_scheme, at::Tensor out) {
+                             std::optional<int64_t> top_k, std::string_view label_scheme, const at::Tensor& out) {
   at::AutoDispatchBelowADInplaceOrView guard;
   const Rule rule = parse_redistribution(logits, labels, beta, gamma, top_k, label_scheme);
   check_out(out, logits, wide_dtype(logits));

@@ -183,7 +183,7 @@ at::Tensor perturb_step(const at::Tensor& images, const at::Tensor& origin, cons
 
 void perturb_step_out(const at::Tensor& images, const at::Tensor& origin, const at::Tensor& grad, double step_size,
                       const std::optional<at::Tensor>& step_sizes, double epsilon,
-                      const std::optional<at::Tensor>& epsilons, double lower, double upper, at::Tensor out) {
+                      const std::optional<at::Tensor>& epsilons, double lower, double upper, const at::Tensor& out) {
   run(images, origin, grad, step_size, step_sizes, epsilon, epsilons, lower, upper, out);
 }
 

@@ -137,7 +137,7 @@ at::Tensor random_start(const at::Tensor& images, double epsilon, const std::opt
 }
 
 void random_start_out(const at::Tensor& images, double epsilon, const std::optional<at::Tensor>& epsilons,
-                      const at::Tensor& rng, double lower, double upper, bool clip, at::Tensor out) {
+                      const at::Tensor& rng, double lower, double upper, bool clip, const at::Tensor& out) {
   run(images, epsilon, epsilons, rng, lower, upper, clip, out);
 }
 
