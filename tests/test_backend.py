@@ -218,7 +218,7 @@ def kernel_signatures(source: str) -> dict[str, list[str]]:
     source = source.replace("const Numbers&", "const std::optional<at::Tensor>&")
     found = {}
     for operator, function in re.findall(r'm\.impl\("([\w.]+)", (?:rmcla::)?(\w+)\)', source):
-        (result, parameters), *others = re.findall(rf"^(\S[^;{{}}#]*?)\b{function}\(([^)]*)\) {{", source, re.M)
+        (result, parameters), *others = re.findall(rf"^(\w[\w:<>, ]*) {function}\(([^)]*)\) {{", source, re.M)
         assert not others, operator
         types = re.split(r",(?![^<]*>)", parameters)
         found[operator] = [result.split(), *(text.split()[:-1] for text in types)]
