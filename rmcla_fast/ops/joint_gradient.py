@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rmcla_fast import backend as backends
 from rmcla_fast.ops import checks
+from rmcla_fast.reference.labels import compute_dtype
 
 TARGETS = ("mc", "ll", "untargeted", "margin")
 LABEL_SCHEMES = ("main", "sup", "none")
@@ -31,10 +32,6 @@ class JointObjective(NamedTuple):
     targets: Tensor  # (B,) int64
 
 
-def _accumulate(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def _fake_joint_gradient(
     logits: Tensor,
     labels: Tensor,
@@ -45,7 +42,7 @@ def _fake_joint_gradient(
     top_k: int | None,
     label_scheme: str,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-    wide = _accumulate(logits.dtype)
+    wide = compute_dtype(logits)
     return (
         logits.new_empty(logits.shape[0], dtype=wide),
         logits.new_empty(logits.shape),
@@ -55,7 +52,7 @@ def _fake_joint_gradient(
 
 
 def _fake_redistribute_labels(logits: Tensor, *_: Any) -> Tensor:
-    return logits.new_empty(logits.shape, dtype=_accumulate(logits.dtype))
+    return logits.new_empty(logits.shape, dtype=compute_dtype(logits))
 
 
 _RULE = "float beta, float gamma, int? top_k, str label_scheme"
@@ -223,6 +220,6 @@ def redistribute_labels(
     if out is None:
         result: Tensor = backends.choose("redistribute_labels", logits, backend)(logits, labels, *rule)
         return result
-    checks.output(out, logits.shape, _accumulate(logits.dtype), logits, "logits")
+    checks.output(out, logits.shape, compute_dtype(logits), logits, "logits")
     backends.choose("redistribute_labels.out", logits, backend)(logits, labels, *rule, out=out)
     return out

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from rmcla_fast import backend as backends
 from rmcla_fast.ops import checks
+from rmcla_fast.reference.labels import compute_dtype
 
 REDUCTIONS = ("mean", "sum", "none")
 
 
 def _fake(logits: Tensor, labels: Tensor, reduction: str, label_gradient: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    wide = compute_dtype(logits)
     return (
         logits.new_empty(logits.shape[:1] if reduction == "none" else (), dtype=wide),
         logits.new_empty(logits.shape),

@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
+from rmcla_fast.reference.labels import compute_dtype
 from rmcla_fast.triton_kernels import rows
 from rmcla_fast.triton_kernels.conversion import alignment_of, arithmetic, narrow, scalar, widen
 from rmcla_fast.triton_kernels.memory import writable_beside
@@ -203,7 +204,7 @@ def joint_gradient(
     label_scheme: str,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     """Objective (B,), its gradient (B, C), soft labels (B, C) or None, targets (B,); "given" is `target_labels`."""
-    wide = _wide(logits)
+    wide = compute_dtype(logits)
     objective = torch.empty(logits.shape[0], dtype=wide, device=logits.device)
     targets = torch.empty(logits.shape[0], dtype=torch.int64, device=logits.device)
     gradient = rows.result(logits)
@@ -217,7 +218,7 @@ def redistribute_labels(
     logits: Tensor, labels: Tensor, beta: float, gamma: float, top_k: int | None, label_scheme: str
 ) -> Tensor:
     """The soft labels (B, C) of `joint_gradient` alone."""
-    out = rows.result(logits, _wide(logits))
+    out = rows.result(logits, compute_dtype(logits))
     redistribute_labels_out(logits, labels, beta, gamma, top_k, label_scheme, out)
     return out
 
@@ -231,10 +232,6 @@ def redistribute_labels_out(
         increment_version(out)
     else:
         out.copy_(redistribute_labels(logits, labels, beta, gamma, top_k, label_scheme))
-
-
-def _wide(logits: Tensor) -> torch.dtype:
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
 def _launch(

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from rmcla_fast.reference.labels import compute_dtype
 from rmcla_fast.triton_kernels import rows
 from rmcla_fast.triton_kernels.conversion import alignment_of, arithmetic, narrow
 from rmcla_fast.triton_kernels.rows import tile
@@ -103,7 +104,7 @@ def soft_cross_entropy(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Loss -sum_k y_k log p_k; each row's gradients in logits, sum(y) p - y, and labels, -log p (not reduced)."""
     batch, num_classes = logits.shape
-    wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    wide = compute_dtype(logits)
     losses = torch.empty(batch, dtype=wide, device=logits.device)
     gradient = rows.result(logits)
     for_labels = rows.result(logits, wide) if label_gradient else None
