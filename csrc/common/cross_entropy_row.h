@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "common/joint_gradient.h"
 #include "common/rows.h"
 
 namespace rmcla {
@@ -75,7 +76,7 @@ RMCLA_SHARED void cross_entropy_row(Group& group, const Row& row, const W* soft,
   const W log_sum = std::log(sums.exponentials);
   const W scale = sums.mass / sums.exponentials;
   row.write(out.grad_logits, [=](int index, W z) { return std::exp(z - most) * scale - y(index); });
-  if (out.grad_labels) row.write(out.grad_labels, [=](int, W z) { return (most - z) + log_sum; });
+  if (out.grad_labels) row.write(out.grad_labels, [=](int, W z) { return label_share(z, most, log_sum); });
   if (group.rank() == 0) *out.loss = sums.gaps + sums.mass * log_sum;
 }
 

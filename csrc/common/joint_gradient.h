@@ -9,17 +9,12 @@ namespace rmcla {
 enum class Target { kMostConfusing, kLeastLikely, kUntargeted, kMargin, kGiven };
 enum class LabelScheme { kMain, kSup, kNone };
 
-// A class's share of the label mass that leaves the true class.
-// main: s_k = v_k - v_MC + gamma = max_other - z_k + gamma, the log-sum-exp cancels.
+// A class's share of the label mass that leaves the true class, s_k = base - z_k + offset.
+// main: v_k - v_MC + gamma, where the log-sum-exp cancels: base is the largest other logit, offset is gamma.
+// sup: v_k = -log p_k: base is the largest logit, offset is log sum_j exp(z_j - base).
 template <typename T>
-RMCLA_SHARED T share_main(T z, T max_other, T gamma) {
-  return (max_other - z) + gamma;
-}
-
-// sup: s_k = v_k = -log p_k, with log_sum = log sum_j exp(z_j - max_z).
-template <typename T>
-RMCLA_SHARED T share_sup(T z, T max_z, T log_sum) {
-  return (max_z - z) + log_sum;
+RMCLA_SHARED T label_share(T z, T base, T offset) {
+  return (base - z) + offset;
 }
 
 }  // namespace rmcla

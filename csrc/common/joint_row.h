@@ -155,7 +155,7 @@ RMCLA_SHARED void joint_row(Group& group, const Row& row, const T* logits, int64
   if (out.soft_labels) {
     const bool pair = sup && classes == 2;  // the limit's labels: the one other class has share 1
     const W offset = sup ? log_sum : rule.gamma;
-    const auto share = [=](W z) { return pair ? W(1) : (base - z) + offset; };
+    const auto share = [=](W z) { return pair ? W(1) : label_share(z, base, offset); };
     const W kept = rule.beta * share(others.least);
     const W total = (pair ? W(1) : sums.gaps + W(receivers) * offset) + kept;
     const W scale = total < W(0x1p-100) ? W(0x1p100) : W(1);  // so that the reciprocal of a tiny total stays finite

@@ -132,7 +132,7 @@ RMCLA_SHARED void joint_row(const JointRows<T>& a, int64_t row, T* exponentials,
     for (int64_t i = 0; i < count; ++i) gaps += double(base - top.value(i));
     const T scale = T(1 / (gaps + double(count) * double(added) + kept));
     std::fill_n(soft, classes, T(0));
-    for (int64_t i = 0; i < count; ++i) soft[top.index(i)] = share_main(top.value(i), base, added) * scale;
+    for (int64_t i = 0; i < count; ++i) soft[top.index(i)] = label_share(top.value(i), base, added) * scale;
     soft[label] = T(kept / (gaps + double(count) * double(added) + kept));
     return;
   }
@@ -140,8 +140,8 @@ RMCLA_SHARED void joint_row(const JointRows<T>& a, int64_t row, T* exponentials,
   const T scale = T(1 / total);
   const V scale_v = simd::splat<V>(scale), added_v = simd::splat<V>(added);
   for (int64_t b = 0; b < r.blocks; ++b)
-    store_row_block(soft + b * R::kCount, V(share_main(r.block(b), base_v, added_v) * scale_v), classes - b * R::kCount,
-                    a.soft_labels + a.rows * classes);
+    store_row_block(soft + b * R::kCount, V(label_share(r.block(b), base_v, added_v) * scale_v),
+                    classes - b * R::kCount, a.soft_labels + a.rows * classes);
   if (halves) soft[1 - label] = scale;
   soft[label] = T(kept / total);
 }

@@ -91,12 +91,12 @@ RMCLA_SHARED void joint_lanes(const JointRows<T>& a, int64_t first) {
   const bool halves = sup && classes == 2;  // the limit of two classes: both shares are equal
   const V added = sup ? log_sum : simd::splat<V>(std::max(T(a.gamma), T(0x1p-100)));
   for (int64_t k = 0; k < classes; ++k) {
-    const V share = halves ? simd::splat<V>(T(1)) : share_main(z[k], base, added);
+    const V share = halves ? simd::splat<V>(T(1)) : label_share(z[k], base, added);
     result[k] = label == simd::splat<M>(Integer(k)) ? zero : share;
     gap_sum.add(k, result[k]);
   }
   const T beta = T(std::min(a.beta, 1e30));
-  const V kept = beta * (halves ? simd::splat<V>(T(1)) : share_main(least, base, added));
+  const V kept = beta * (halves ? simd::splat<V>(T(1)) : label_share(least, base, added));
   const V scale = simd::select(finite, V(T(1) / (gap_sum.total() + kept)), nan);
   const V kept_share = kept * scale;
   for (int64_t k = 0; k < classes; ++k)

@@ -71,7 +71,7 @@ RMCLA_SHARED void loss_row(const LossRows<T>& a, int64_t row, T* exponentials) {
     store_row_block(gradient + b * R::kCount, weighted ? V(p - y.block(b)) : p, classes - b * R::kCount,
                     a.gradient + a.rows * classes);
     if (label_gradient)
-      store_row_block(label_gradient + b * R::kCount, share_sup(r.block(b), highest_v, log_sum_v),
+      store_row_block(label_gradient + b * R::kCount, label_share(r.block(b), highest_v, log_sum_v),
                       classes - b * R::kCount, a.label_gradient + a.rows * classes);
   }
   if (a.labels) gradient[label] = exponentials[label] * T(1 / shifted_sum) - 1;
@@ -125,7 +125,7 @@ RMCLA_SHARED void loss_lanes(const LossRows<T>& a, int64_t first) {
   for (int64_t k = 0; k < classes; ++k) result[k] = result[k] * scale - y[k];
   store_columns(result, rows, classes, a.gradient + first * classes, a.gradient + a.rows * classes);
   if (!a.label_gradient) return;
-  for (int64_t k = 0; k < classes; ++k) result[k] = simd::select(finite, V(share_sup(z[k], highest, log_sum)), nan);
+  for (int64_t k = 0; k < classes; ++k) result[k] = simd::select(finite, V(label_share(z[k], highest, log_sum)), nan);
   store_columns(result, rows, classes, a.label_gradient + first * classes, a.label_gradient + a.rows * classes);
 }
 
