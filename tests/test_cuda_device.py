@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import rmcla_fast
+from rmcla_fast import backend as backends
 from rmcla_fast import native, reference
 from rmcla_fast.reference.random_start import philox4x32
 
@@ -112,9 +113,13 @@ def has_memory(gigabytes: float) -> None:
         pytest.skip(f"needs {gigabytes} GiB of free GPU memory, there are {free:.0f}")
 
 
-def test_perturb_step_and_random_start_beyond_two_to_the_31_elements() -> None:
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+@pytest.mark.parametrize("tail", [4099, 4112])  # 16 divides one of the sizes
+def test_perturb_step_and_random_start_beyond_two_to_the_31_elements(name: str, tail: int) -> None:
+    if reason := backends.why_not("cuda", name):
+        pytest.skip(reason)
     has_memory(20)
-    count = 2**31 + 4099  # ends in a tail
+    count = 2**31 + tail
     images = torch.zeros(count, dtype=torch.float16, device="cuda")
     origin = torch.zeros(count, dtype=torch.uint8, device="cuda")
     ends = [slice(0, 4096), slice(2**31 - 4096, 2**31 + 4096), slice(count - 4099, count)]
@@ -123,13 +128,13 @@ def test_perturb_step_and_random_start_beyond_two_to_the_31_elements() -> None:
         size = end.stop - end.start
         images[end] = torch.rand(size, generator=generator).half()
         origin[end] = torch.randint(0, 256, (size,), generator=generator, dtype=torch.uint8)
-    step = rmcla_fast.perturb_step(images, origin, images, step_size=0.1, epsilon=0.2, backend="cuda")
+    step = rmcla_fast.perturb_step(images, origin, images, step_size=0.1, epsilon=0.2, backend=name)
     for end in ends:
         x, o = images[end].cpu(), origin[end].cpu()
         assert torch.equal(step[end].cpu(), reference.perturb_step(x, o, x, 0.1, None, 0.2, None))
     del step
     rng = torch.tensor([11, 5], device="cuda")
-    start = rmcla_fast.random_start(images, 0.1, rng=rng, backend="cuda")
+    start = rmcla_fast.random_start(images, 0.1, rng=rng, backend=name)
     assert (start - images).abs_().max() <= 0.1 + 1e-3
     assert torch.equal(start[:4096].cpu(), reference.random_start(images[:4096].cpu(), 0.1, None, rng.cpu()))
     at = 2**31  # a block of four far out, by the generator's definition
