@@ -48,6 +48,9 @@ def train(
     ] = None,
     epochs: Annotated[int | None, _option("passes over the training images")] = None,
     batch_size: Annotated[int | None, _option("images an update")] = None,
+    accumulate: Annotated[
+        int | None, _option("equal pieces that a batch is cut into where memory is short; one update from all (1)")
+    ] = None,
     lr: Annotated[float | None, _option("peak learning rate")] = None,
     schedule: Annotated[str | None, _option("piecewise (a tenth at half, a hundredth at 3/4) or one-cycle")] = None,
     momentum: Annotated[float | None, _option("of SGD (0.9)")] = None,

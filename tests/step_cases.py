@@ -1,11 +1,14 @@
-"""What the tests of the training step share: a small network with batch norm, batches of noise, an optimizer."""
+"""What the tests of the training step share: a small network with batch norm, batches of noise, a mode that watches."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rmcla_fast import Recipe, models, recipes
 from rmcla_fast.training import TrainStep
@@ -42,3 +45,35 @@ def train(step: TrainStep, updates: int, size: int = 16) -> list[float]:
 
 def weights(model: nn.Module) -> Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+class RefuseHostReads(TorchDispatchMode):
+    """Fails on what makes a GPU wait: a scalar read, or a shape that depends on values."""
+
+    REFUSED = (
+        "_local_scalar_dense",
+        "item",
+        "is_nonzero",
+        "nonzero",
+        "masked_select",
+        "equal",
+        "_unique2",
+        "unique_dim",
+    )
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.__name__.split(".")[0]
+        indices = args[1] if name in ("index", "index_put", "index_put_") else ()
+        by_mask = any(isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) for index in indices)
+        if name in self.REFUSED or by_mask:
+            raise AssertionError(f"{func} reads a tensor on the host")
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def process_group(folder: Any) -> Iterator[None]:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from rmcla_fast.training import TrainConfig, train
 
 from rmcla_fast import cli
 from rmcla_fast.evaluation import masking, plots
 from rmcla_fast.evaluation import records as record_keeping
 from rmcla_fast.evaluation.curves import loss_surface, over_epsilon, over_iterations
 from rmcla_fast.evaluation.runs import open_run
+from rmcla_fast.training import TrainConfig, train
 
 matplotlib_image = pytest.importorskip("matplotlib.image", reason="pip install 'rmcla-fast[train]'")
 

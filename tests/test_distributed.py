@@ -32,14 +32,16 @@ pytestmark = [
 ]
 
 
-def updated(world: World, wrap: bool, updates: int = 3) -> list[torch.Tensor]:
+def updated(world: World, wrap: bool, accumulate: int, updates: int = 3) -> list[torch.Tensor]:
     """The weights after a few updates of R-MC-LA from given starts, on this rank's share of each batch."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
     optimizer = build_optimizer(model, 0.1, 0.9, 5e-4)
     cpu = torch.device("cpu")
     recipe = recipes.get("r-mc-la").replace(epsilon=0.15)
-    step = TrainStep(world.wrap(model, cpu) if wrap else model, optimizer, recipe, capture="eager")
+    step = TrainStep(
+        world.wrap(model, cpu) if wrap else model, optimizer, recipe, capture="eager", accumulate=accumulate
+    )
     images, labels = data.load("digits").train.images[:48], data.load("digits").train.labels[:48]
     start = images / 255 + 0.3 * torch.rand(images.shape, generator=torch.Generator().manual_seed(1)) - 0.15
     mine = slice(world.rank, None, world.size)
@@ -48,17 +50,18 @@ def updated(world: World, wrap: bool, updates: int = 3) -> list[torch.Tensor]:
     return [parameter.detach().clone() for parameter in model.parameters()]
 
 
-def rank(number: int, address: str, results: Any) -> None:
+def rank(number: int, address: str, accumulate: int, results: Any) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{address}", rank=number, world_size=2)
-    results[number] = updated(World(number, 2), wrap=True)
+    results[number] = updated(World(number, 2), wrap=True, accumulate=accumulate)
     dist.destroy_process_group()
 
 
-def test_the_ranks_gradients_are_those_of_one_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_the_ranks_gradients_are_those_of_one_process(tmp_path: Path, accumulate: int) -> None:
     results = mp.get_context("spawn").Manager().dict()
-    mp.spawn(rank, (str(tmp_path / "meeting"), results), nprocs=2)
-    alone = updated(World(), wrap=False)
+    mp.spawn(rank, (str(tmp_path / "meeting"), accumulate, results), nprocs=2)
+    alone = updated(World(), wrap=False, accumulate=1)
     for one, other, single in zip(results[0], results[1], alone, strict=True):
         assert torch.equal(one, other)
         torch.testing.assert_close(one, single, rtol=1e-5, atol=1e-6)

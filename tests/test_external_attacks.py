@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 from evaluation_cases import assert_same, drifting_model, examples, linear_model, small_net, snapshot
-from rmcla_fast.errors import UserError
 
+from rmcla_fast.errors import UserError
 from rmcla_fast.evaluation import evaluate
 from rmcla_fast.evaluation.external import EXTERNAL
 from rmcla_fast.evaluation.model_guard import Answerer, untouched

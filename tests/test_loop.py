@@ -119,6 +119,30 @@ def test_other_recipes_and_options_run(tmp_path: Path, recipe: str) -> None:
     assert all(torch.equal(loaded[name], value) for name, value in state["ema"].items())
 
 
+def test_a_batch_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recorded, fixed for the run, and taken up to the bit within an epoch whose last batch is smaller."""
+    whole = small(tmp_path / "a", accumulate=4, checkpoint_every=2, epochs=1)
+    train(whole)
+    assert json.loads((tmp_path / "a" / "config.json").read_text())["accumulate"] == 4
+    draw = Batches._batch
+
+    def stopped(self: Batches, index: Any, on_device: Any, step: int) -> Any:
+        if step == 5:
+            raise RunFailed("stopped")
+        return draw(self, index, on_device, step)
+
+    monkeypatch.setattr(Batches, "_batch", stopped)
+    with pytest.raises(RunFailed):
+        train(dataclasses.replace(whole, out=str(tmp_path / "b")))
+    monkeypatch.undo()
+    assert checkpoint.read(tmp_path / "b" / "checkpoint.pt")["step"] == 4
+    with pytest.raises(UserError, match="started with --accumulate 4 and cannot be resumed with 2"):
+        train(TrainConfig(out=str(tmp_path / "b"), resume=True, accumulate=2))
+    train(TrainConfig(out=str(tmp_path / "b"), resume=True))
+    ended, one = (checkpoint.read(tmp_path / name / "checkpoint.pt")["model"] for name in "ba")
+    assert all(torch.equal(ended[name], one[name]) for name in one)
+
+
 def test_without_held_out_images_nothing_is_watched(tmp_path: Path) -> None:
     train(small(tmp_path / "a", monitor_images=0, epochs=1))
     assert not (tmp_path / "a" / "best.pt").exists()
@@ -264,6 +288,7 @@ def test_only_weights_decay() -> None:
         ({"data": "mnist"}, "unknown data set 'mnist'"),
         ({"epochs": 0}, "--epochs must be at least 1; got 0"),
         ({"batch_size": 0}, "--batch-size must be at least 1"),
+        ({"accumulate": 0}, "--accumulate must be at least 1; got 0"),
         ({"lr": -1.0}, "--lr must be positive and finite; got -1"),
         ({"lr": math.nan}, "--lr must be positive and finite"),
         ({"beta": 0.0}, "--beta must be positive"),
@@ -285,6 +310,8 @@ def test_options_out_of_range_are_one_sentence(changes: dict[str, Any], sentence
     ("changes", "sentence"),
     [
         ({"batch_size": 500}, "fewer than a batch"),
+        ({"accumulate": 3}, "--accumulate 3 needs a --batch-size that gives 3 equal pieces .*; got 32"),
+        ({"accumulate": 32}, "equal pieces of at least two images; got 32"),
         ({"recipe": "r-mcla"}, "no recipe is called 'r-mcla'; did you mean 'r-mc-la'"),
         ({"model": "small-cnm"}, "no model is called 'small-cnm'"),
         ({"device": "cuda:77"}, "--device cuda:77 cannot be used"),

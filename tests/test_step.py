@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import torch
 from public_port import public_step
-from step_cases import batch, network, recipe, sgd, train, weights
+from step_cases import RefuseHostReads, batch, network, recipe, sgd, train, weights
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from rmcla_fast import models, random_start, recipes
@@ -194,29 +193,6 @@ def test_layouts_and_dtypes_of_images_agree(images: str) -> None:
 
 
 # Nothing on the host.
-
-
-class RefuseHostReads(TorchDispatchMode):
-    """Fails on what makes a GPU wait: a scalar read, or a shape that depends on values."""
-
-    REFUSED = (
-        "_local_scalar_dense",
-        "item",
-        "is_nonzero",
-        "nonzero",
-        "masked_select",
-        "equal",
-        "_unique2",
-        "unique_dim",
-    )
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.__name__.split(".")[0]
-        indices = args[1] if name in ("index", "index_put", "index_put_") else ()
-        by_mask = any(isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) for index in indices)
-        if name in self.REFUSED or by_mask:
-            raise AssertionError(f"{func} reads a tensor on the host")
-        return func(*args, **(kwargs or {}))
 
 
 def test_the_dispatch_mode_refuses() -> None:

@@ -66,9 +66,20 @@ def test_the_graph_is_eager(name: str) -> None:
     assert_same(graph, eager)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_graph_holds_all_pieces_of_a_batch(precision: str) -> None:
+    eager, graph = (make(capture, accumulate=2, precision=precision) for capture in ("eager", "cuda-graph"))
+    for n in range(UPDATES):
+        given = batch(n, size=20 if n == UPDATES - 2 else 32)
+        assert float(graph(*given)) == pytest.approx(float(eager(*given)), rel=5e-3 if precision == "fp32" else 0.05)
+    assert graph._rng.tolist() == eager._rng.tolist() == [1, 2 * UPDATES]
+    if precision == "fp32":
+        assert_same(graph, eager)
+
+
 @pytest.mark.parametrize("capture", ["eager", "compile", "cuda-graph"])
 def test_a_step_never_waits_for_the_gpu(capture: str) -> None:
-    step = make(capture, clip_norm=1.0, skip_nonfinite=True)
+    step = make(capture, clip_norm=1.0, skip_nonfinite=True, accumulate=2)
     batches = [batch(n) for n in range(UPDATES)]
     for given in batches:  # compiling and capturing may wait
         step(*given)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
-from step_cases import batch, network, recipe, sgd, train, weights
+from step_cases import batch, network, process_group, recipe, sgd, train, weights
 from torch import Tensor, nn
 
 from rmcla_fast.training import ExponentialAverage, TrainStep
@@ -135,15 +133,6 @@ def test_gradients_are_clipped() -> None:
     assert float((weights(model) - before).norm()) == pytest.approx(1e-3, rel=1e-2)
 
 
-@contextmanager
-def process_group(folder: Any) -> Iterator[None]:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
-    try:
-        yield
-    finally:
-        torch.distributed.destroy_process_group()
-
-
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch is built without torch.distributed")
 def test_a_distributed_model_takes_the_same_step(tmp_path: Any) -> None:
     plain = network()
@@ -175,6 +164,8 @@ def test_a_distributed_model_takes_the_same_step(tmp_path: Any) -> None:
         ({"seed": 1.5}, "seed must be of type int; got float"),
         ({"seed": 2**64}, "seed must fit 64 bits"),
         ({"clip_norm": 0.0}, "clip_norm must be positive; got 0.0"),
+        ({"accumulate": 0}, "accumulate must be at least 1; got 0"),
+        ({"accumulate": 2.0}, "accumulate must be of type int; got float"),
     ],
 )
 def test_bad_arguments_are_one_sentence(changes: dict[str, Any], words: str) -> None:

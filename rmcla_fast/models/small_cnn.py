@@ -13,8 +13,7 @@ from rmcla_fast.models.normalize import Normalize
 class SmallCNN(nn.Module):
     """Two 3x3 convolutions and one hidden layer, without batch norm; any image of at least 8x8.
 
-    (B, C, H, W) in [0, 1] -> (B, num_classes). On a thousand images of digits a larger network, and batch norm, are no
-    more accurate and less robust: they remember the training images.
+    (B, C, H, W) in [0, 1] -> (B, num_classes).
     """
 
     def __init__(

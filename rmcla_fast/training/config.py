@@ -38,6 +38,8 @@ class TrainConfig:
         epsilon: the bound on the perturbation of images in [0, 1], a number or "8/255".
         beta: how far the true class stays above the others in redistributed labels (the recipe's own is 9).
         epochs, batch_size: passes over the training images; images an update. An epoch's last batch may be smaller.
+        accumulate: equal pieces that a batch is cut into where it does not fit the memory; still one update. Batch norm
+            normalises by each piece.
         lr, schedule: the peak learning rate; "piecewise" (a tenth at half, a hundredth at 3/4) or "one-cycle".
         momentum, weight_decay: of SGD; only weights decay, biases and batch norm do not.
         ema: decay of the running average of the weights, which then is what is watched and loaded; 0 for none.
@@ -71,6 +73,7 @@ class TrainConfig:
     beta: float = BY_DATA
     epochs: int = BY_DATA
     batch_size: int = BY_DATA
+    accumulate: int = BY_DATA
     lr: float = BY_DATA
     schedule: str = BY_DATA
     momentum: float = BY_DATA
@@ -101,6 +104,7 @@ COMMON: dict[str, Any] = {
     "recipe": "r-mc-la",
     "epsilon": 8 / 255,
     "beta": 9.0,
+    "accumulate": 1,
     "momentum": 0.9,
     "weight_decay": 2e-4,
     "ema": 0.0,
@@ -183,7 +187,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
 
 
 def _check(config: TrainConfig) -> None:
-    for name in ("epochs", "batch_size", "monitor_every", "log_every"):
+    for name in ("epochs", "batch_size", "accumulate", "monitor_every", "log_every"):
         _require(getattr(config, name) >= 1, name, config, "at least 1")
     for name in ("epsilon_warmup", "monitor_images", "checkpoint_every", "workers"):
         _require(getattr(config, name) >= 0, name, config, "0 or more")

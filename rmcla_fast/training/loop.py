@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rmcla_fast import data as datasets
 from rmcla_fast.data.splits import DataSplits
-from rmcla_fast.errors import Interrupted, RunFailed, UserError
+from rmcla_fast.errors import Interrupted, RunFailed
 from rmcla_fast.example import radii
 from rmcla_fast.training import checkpoint
 from rmcla_fast.training.config import TrainConfig
@@ -26,6 +26,7 @@ from rmcla_fast.training.progress import Display, say, shown
 from rmcla_fast.training.run_folder import CURVES, RunFolder, open_run
 from rmcla_fast.training.schedule import set_rate, warmed_up
 from rmcla_fast.training.setup import Parts, build, choose_device, describe
+from rmcla_fast.training.standing import Standing, restored
 
 
 def train(config: TrainConfig, *, quiet: bool = True) -> Path:
@@ -95,84 +96,15 @@ class _Run:
     ) -> None:
         self.config, self.parts, self.folder, self.quiet = config, parts, folder, quiet
         self.described = describe(config, splits)
-        self.epoch = self.step = 0
-        self.seconds = 0.0
-        self.best = -math.inf
-        self.epoch_loss, self.epoch_count = 0.0, 0  # of this epoch's updates so far
-        self.recent: list[float] = []  # losses since the last logged step
+        self.total_steps = config.epochs * parts.batches.steps
+        self.at = Standing() if state is None else restored(state, parts, self.total_steps, folder)
         self.pending: list[Tensor] = []  # losses that the host has not read yet
-        self.warned = False
-        if state is not None:
-            self.restore(state)
-
-    @property
-    def total_steps(self) -> int:
-        return self.config.epochs * self.parts.batches.steps
-
-    def state(self) -> dict[str, Any]:
-        """The checkpoint: everything that the rest of the run depends on."""
-        parts = self.parts
-        return {
-            "model": parts.model.state_dict(),
-            "ema": None if parts.ema is None else parts.ema.module.state_dict(),
-            "optimizer": parts.optimizer.state_dict(),
-            "schedule": {
-                "name": self.config.schedule,
-                "total_steps": self.total_steps,
-                "best": self.best,
-                "epoch_loss": self.epoch_loss,
-                "epoch_count": self.epoch_count,
-                "recent": self.recent,
-                "warned": self.warned,
-                "seconds": self.seconds,
-            },
-            "rng": {
-                "step": parts.step.state_dict(),
-                "torch": torch.get_rng_state(),
-                "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            },
-            "epoch": self.epoch,
-            "step": self.step,
-            "config": self.described,
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Takes up a checkpoint.
-
-        Raises:
-            UserError: it belongs to another model or data set.
-        """
-        parts, device = self.parts, self.parts.device
-        try:
-            parts.model.load_state_dict(state["model"])
-            if parts.ema is not None:
-                parts.ema.module.load_state_dict(state["ema"])
-            parts.optimizer.load_state_dict(state["optimizer"])
-            for group in parts.optimizer.param_groups:
-                group["lr"] = torch.as_tensor(group["lr"], device=device)
-            parts.step.load_state_dict(state["rng"]["step"])
-            torch.set_rng_state(state["rng"]["torch"])
-            if len(state["rng"]["cuda"]) == (torch.cuda.device_count() if torch.cuda.is_available() else 0):
-                torch.cuda.set_rng_state_all(state["rng"]["cuda"])
-            self.epoch, self.step = state["epoch"], state["step"]
-            kept = state["schedule"]
-            self.best, self.warned, self.seconds = kept["best"], kept["warned"], kept["seconds"]
-            self.epoch_loss, self.epoch_count = kept["epoch_loss"], kept["epoch_count"]
-            self.recent = list(kept["recent"])
-            fits = kept["total_steps"] == self.total_steps
-        except (KeyError, ValueError, TypeError, RuntimeError) as error:
-            raise UserError(f"the checkpoint in {self.folder} does not fit ({_first_line(error)})") from error
-        if not fits:
-            raise UserError(
-                f"the data set has changed since {self.folder} was started: {kept['total_steps']} updates were "
-                f"planned, now {self.total_steps}"
-            )
 
     def train(self) -> None:
         parts = self.parts
-        self.files = RunFolder(self.folder, self.described, self.step) if parts.world.leads else None
-        self.display = Display(self.total_steps, self.step, quiet=self.quiet)
-        self.since, self.since_step = time.perf_counter(), self.step
+        self.files = RunFolder(self.folder, self.described, self.at.step) if parts.world.leads else None
+        self.display = Display(self.total_steps, self.at.step, quiet=self.quiet)
+        self.since, self.since_step = time.perf_counter(), self.at.step
         # Signals are held back while the files are closed, too: torchrun sends them where a rank was lost.
         with StopRequest() as stop:
             try:
@@ -185,54 +117,54 @@ class _Run:
 
     def _epochs(self, stop: StopRequest) -> None:
         parts, config = self.parts, self.config
-        if self.step:
-            self.display.say(f"resuming {self.folder} at step {self.step} of {self.total_steps}")
+        if self.at.step:
+            self.display.say(f"resuming {self.folder} at step {self.at.step} of {self.total_steps}")
         else:
             self.display.say(f"training {config.model} with {config.recipe} on {parts.device}; writing {self.folder}")
-        while self.epoch < config.epochs:
+        while self.at.epoch < config.epochs:
             self._epoch(stop)
-        self.display.say(f"{self.folder} is done after {self.seconds:.0f} s of training")
+        self.display.say(f"{self.folder} is done after {self.at.seconds:.0f} s of training")
 
     def _epoch(self, stop: StopRequest) -> None:
         parts, config = self.parts, self.config
         log_every, checkpoint_every = config.log_every, config.checkpoint_every
-        first = self.step - self.epoch * parts.batches.steps
+        first = self.at.step - self.at.epoch * parts.batches.steps
         self._warm_up()
-        for images, labels, start in parts.batches.epoch(self.epoch, first):
-            set_rate(parts.optimizer, parts.schedule.rate(self.step))
+        for images, labels, start in parts.batches.epoch(self.at.epoch, first):
+            set_rate(parts.optimizer, parts.schedule.rate(self.at.step))
             self.pending.append(parts.step(images, labels, start))
-            self.step += 1
+            self.at.step += 1
             self._warm_up()
-            if self.step % log_every == 0:
+            if self.at.step % log_every == 0:
                 self._log()
-            ended = self.step == (self.epoch + 1) * parts.batches.steps
+            ended = self.at.step == (self.at.epoch + 1) * parts.batches.steps
             if self._stops(stop) and not ended:
                 self._save()
                 self._interrupted(stop)
-            if checkpoint_every and self.step % checkpoint_every == 0 and not ended:
+            if checkpoint_every and self.at.step % checkpoint_every == 0 and not ended:
                 self._save()
         self._end_epoch()
-        if self._stops(stop, ended=True) and self.epoch < config.epochs:
+        if self._stops(stop, ended=True) and self.at.epoch < config.epochs:
             self._interrupted(stop)
 
     def _stops(self, stop: StopRequest, ended: bool = False) -> bool:
         """Whether a signal asks to stop; several ranks agree on the step, and so may ask only now and then."""
         world = self.parts.world
-        if world.size == 1 or ended or self.step % self.config.log_every == 0:
+        if world.size == 1 or ended or self.at.step % self.config.log_every == 0:
             return world.any(stop.signal is not None, self.parts.device)
         return False
 
     def _warm_up(self) -> None:
         """Sets the next update's epsilon, and the radius of the start that the next batch is drawn with."""
         parts = self.parts
-        if parts.warm_up_steps and self.step <= parts.warm_up_steps:
-            parts.step.epsilon = warmed_up(parts.recipe.epsilon, self.step, parts.warm_up_steps)
+        if parts.warm_up_steps and self.at.step <= parts.warm_up_steps:
+            parts.step.epsilon = warmed_up(parts.recipe.epsilon, self.at.step, parts.warm_up_steps)
             parts.batches.start_radius.fill_(radii(parts.recipe, parts.step.epsilon).start)
 
     def _interrupted(self, stop: StopRequest) -> None:
         number = stop.signal or signal.SIGINT  # another rank may have got it
         raise Interrupted(
-            f"stopped by {number.name} at step {self.step} of {self.total_steps}; "
+            f"stopped by {number.name} at step {self.at.step} of {self.total_steps}; "
             f"go on with: rmcla train --resume --out {self.folder}",
             number,
         )
@@ -241,14 +173,14 @@ class _Run:
         """The losses of the updates since it was last called, in one transfer; the only place where the host waits."""
         if not self.pending:
             return
-        first = self.step - len(self.pending)
+        first = self.at.step - len(self.pending)
         losses = self.parts.world.mean(torch.stack(self.pending).double()).tolist()
         self.pending = []
         for place, loss in enumerate(losses):
             if math.isfinite(loss):
-                self.recent.append(loss)
-                self.epoch_loss += loss
-                self.epoch_count += 1
+                self.at.recent.append(loss)
+                self.at.epoch_loss += loss
+                self.at.epoch_count += 1
             elif self.parts.step.skipped is None:
                 self._not_finite(f"the loss of step {first + place} is {loss}", first + place)
 
@@ -263,80 +195,76 @@ class _Run:
     def _log(self) -> None:
         self._read_losses()
         now = time.perf_counter()
-        steps = self.step - self.since_step
+        steps = self.at.step - self.since_step
         rate = steps * self.config.batch_size / max(now - self.since, 1e-9)
-        self.seconds += now - self.since
-        self.since, self.since_step = now, self.step
-        if self.recent:
-            loss = sum(self.recent) / len(self.recent)
-            self.recent = []
-            values = {"epoch": self.epoch + 1, "loss": loss, "lr": self.parts.schedule.rate(self.step - 1)}
+        self.at.seconds += now - self.since
+        self.since, self.since_step = now, self.at.step
+        if self.at.recent:
+            loss = sum(self.at.recent) / len(self.at.recent)
+            self.at.recent = []
+            values = {"epoch": self.at.epoch + 1, "loss": loss, "lr": self.parts.schedule.rate(self.at.step - 1)}
             self._record("step", {**values, "images_per_second": rate})
-            self.display.update(self.step, self._epoch_text(), loss, rate)
+            self.display.update(self.at.step, self._epoch_text(), loss, rate)
 
     def _epoch_text(self) -> str:
-        return f"{min(self.epoch + 1, self.config.epochs)}/{self.config.epochs}"
+        return f"{min(self.at.epoch + 1, self.config.epochs)}/{self.config.epochs}"
 
     def _end_epoch(self) -> None:
         parts, config = self.parts, self.config
         self._read_losses()
-        self.seconds += time.perf_counter() - self.since
-        last = self.epoch + 1 == config.epochs
-        if not self.epoch_count:
-            self._not_finite(f"every loss of epoch {self.epoch + 1} was not finite", self.step - 1)
+        self.at.seconds += time.perf_counter() - self.since
+        last = self.at.epoch + 1 == config.epochs
+        if not self.at.epoch_count:
+            self._not_finite(f"every loss of epoch {self.at.epoch + 1} was not finite", self.at.step - 1)
         values: dict[str, Any] = {
-            "epoch": self.epoch + 1,
-            "loss": self.epoch_loss / self.epoch_count,
-            "lr": parts.schedule.rate(self.step - 1),
-            "seconds": round(self.seconds, 3),
+            "epoch": self.at.epoch + 1,
+            "loss": self.at.epoch_loss / self.at.epoch_count,
+            "lr": parts.schedule.rate(self.at.step - 1),
+            "seconds": round(self.at.seconds, 3),
         }
         if parts.step.skipped is not None:
             values["skipped"] = int(parts.step.skipped)
         seen = None
-        if parts.monitor and ((self.epoch + 1) % config.monitor_every == 0 or last):
+        if parts.monitor and ((self.at.epoch + 1) % config.monitor_every == 0 or last):
             seen = parts.monitor.measure(parts.watched)
             values.update(dataclasses.asdict(seen))
-            self.display.watched(self.step, self._epoch_text(), seen, self._seconds_left())
+            self.display.watched(self.at.step, self._epoch_text(), seen, self._seconds_left())
             values["overfitting"] = self._overfitting(seen)
         self._record("epoch", values)
-        self.epoch += 1
-        self.epoch_loss, self.epoch_count = 0.0, 0
-        if seen and seen.pgd >= self.best:
-            self.best = seen.pgd
+        self.at.epoch += 1
+        self.at.epoch_loss, self.at.epoch_count = 0.0, 0
+        if seen and seen.pgd >= self.at.best:
+            self.at.best = seen.pgd
             self._save(best=True)
         self._save()
-        self.since, self.since_step = time.perf_counter(), self.step
+        self.since, self.since_step = time.perf_counter(), self.at.step
         if config.stop_on_overfitting and parts.world.any(bool(values.get("overfitting")), parts.device):
             raise RunFailed(
-                f"stopped at epoch {self.epoch}, where catastrophic overfitting began; the best model is "
+                f"stopped at epoch {self.at.epoch}, where catastrophic overfitting began; the best model is "
                 f"{self.folder / checkpoint.BEST}; a smaller --epsilon, another --recipe or a lower --lr may avoid it"
             )
 
     def _overfitting(self, seen: Watched) -> bool:
         found = self.parts.recipe.steps > 0 and seen.overfitted
-        if found and not self.warned:
+        if found and not self.at.warned:
             self.display.say(
-                f"catastrophic overfitting begins at epoch {self.epoch + 1}: FGSM accuracy {seen.fgsm:.1f} %, "
+                f"catastrophic overfitting begins at epoch {self.at.epoch + 1}: FGSM accuracy {seen.fgsm:.1f} %, "
                 f"PGD accuracy {seen.pgd:.1f} %"
             )
-        self.warned = found
+        self.at.warned = found
         return found
 
     def _seconds_left(self) -> float:
-        return self.seconds / max(self.step, 1) * (self.total_steps - self.step)
+        return self.at.seconds / max(self.at.step, 1) * (self.total_steps - self.at.step)
 
     def _save(self, *, best: bool = False) -> None:
         self._read_losses()
         norms = torch._foreach_norm(list(self.parts.model.parameters()))
         if not bool(torch.stack(norms).isfinite().all()):
-            self._not_finite(f"the weights after step {self.step - 1} are not finite", self.step - 1)
+            self._not_finite(f"the weights after step {self.at.step - 1} are not finite", self.at.step - 1)
         if self.files:
-            self.files.save(self.state(), best=best)
+            self.files.save(self.at.state(self.parts, self.total_steps, self.described), best=best)
 
     def _record(self, kind: str, values: dict[str, Any]) -> None:
         if self.files:
-            self.files.record(kind, self.step, values)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+            self.files.record(kind, self.at.step, values)

@@ -76,12 +76,19 @@ def build(config: TrainConfig, splits: DataSplits, device: torch.device, world: 
     """Everything that a run needs, at step 0; `config` is resolved.
 
     Raises:
-        UserError: one sentence: an unknown recipe or model, a precision that the device lacks, too few images.
+        UserError: one sentence: an unknown recipe or model, a precision that the device lacks, too few images, a
+            batch that cannot be cut.
     """
     recipe = choose_recipe(config)
     seed, batch_size, precision = config.seed, config.batch_size, config.precision
     if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UserError(f"--precision bf16 is not supported by {torch.cuda.get_device_name(device)}; use fp16 or fp32")
+    pieces = config.accumulate * world.size
+    if config.accumulate > 1 and (batch_size % pieces or batch_size < 2 * pieces):
+        raise UserError(
+            f"--accumulate {config.accumulate} needs a --batch-size that gives {pieces} equal pieces of at least two "
+            f"images; got {batch_size}"
+        )
     train, held_out = _held_out(config, splits)
     drawn = recipe.steps > 0 and recipe.start == "uniform"
     batches: Batches | StreamedBatches
@@ -108,6 +115,7 @@ def build(config: TrainConfig, splits: DataSplits, device: torch.device, world: 
             seed=world.seed(seed),
             clip_norm=config.clip_grad or None,
             skip_nonfinite=config.skip_nonfinite,
+            accumulate=config.accumulate,
         )
     except ValueError as error:
         raise UserError(str(error)) from error

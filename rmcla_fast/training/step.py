@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -29,6 +30,10 @@ class TrainStep:
     weights alone, in training mode, so that batch norm's statistics move once (for "trades", whose update has two
     forward passes, once in each). No call reads a tensor on the host, so a GPU never waits.
 
+    With `accumulate` pieces the memory is a piece's and the update is the batch's: its gradients are the mean over all
+    images, each piece draws noise of its own, DistributedDataParallel sums the ranks' gradients once. Batch norm sees
+    the pieces: it normalises by each, and its statistics move once a piece.
+
     Args:
         model: maps images in [0, 1] to logits; may be wrapped in DistributedDataParallel (not with "cuda-graph").
         optimizer: over the model's parameters. Fused (`fused=True`) for "cuda-graph", "fp16" and `skip_nonfinite`.
@@ -41,9 +46,11 @@ class TrainStep:
             update, around these two, as one CUDA graph; "auto": "cuda-graph" on a GPU where model and optimizer allow
             it, "compile" on a GPU where not, else "eager". The numbers agree within rounding. A batch of another shape
             than the first runs eager.
-        seed: of the noise; the n-th call draws from (seed, n). A rank goes into the upper 32 bits.
+        seed: of the noise; the n-th call draws from (seed, n), with pieces from (seed, n `accumulate` + piece). A rank
+            goes into the upper 32 bits.
         clip_norm: gradients are scaled down to this norm, where given.
         skip_nonfinite: an update whose gradients are not finite changes nothing and is counted in `skipped`.
+        accumulate: pieces that a batch is cut into, one after the other; fewer where they would be single images.
 
     Raises:
         TypeError, ValueError: one sentence that names the argument.
@@ -61,9 +68,11 @@ class TrainStep:
         seed: int = 0,
         clip_norm: float | None = None,
         skip_nonfinite: bool = False,
+        accumulate: int = 1,
     ) -> None:
-        _check_arguments(model, optimizer, recipe, ema, precision, capture, seed, clip_norm)
+        _check_arguments(model, optimizer, recipe, ema, precision, capture, seed, clip_norm, accumulate)
         self.model, self.optimizer, self.recipe, self.ema = model, optimizer, recipe, ema
+        self.accumulate = accumulate
         self.calls = 0
         device = next(model.parameters()).device
         capture = _resolve_capture(capture, model, optimizer, device)
@@ -126,13 +135,41 @@ class TrainStep:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.calls = int(state["step"])
-        self._rng[1].fill_(self.calls)
+        self._rng[1].fill_(self.calls * self.accumulate)
         self.epsilon = state["epsilon"]
         if self._guard is not None and "guard" in state:
             self._guard.load_state_dict(state["guard"])
 
     def _update(self, images: Tensor, labels: Tensor, start: Tensor | None = None) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
+        guard = self._guard
+        before = [] if guard is None else [buffer.clone() for buffer in self.model.buffers()]
+        count = max(1, min(self.accumulate, len(images) // 2))
+        losses = []
+        for number, piece in enumerate(_cut(images, labels, start, count)):
+            with self._synchronised(last=number + 1 == count):
+                losses.append(self._piece(*piece, total=len(images)))
+            self._rng[1].add_(1)
+        if count < self.accumulate:
+            self._rng[1].add_(self.accumulate - count)
+        if guard is not None:
+            guard.unscale(self.optimizer)
+        if self._clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self._clip_norm)
+        self.optimizer.step()
+        if guard is not None:
+            guard.settle(self.model, before)
+        if self.ema is not None:
+            self.ema.update(self._passes.attacked)
+        return losses[0] if count == 1 else torch.stack(losses).sum()
+
+    def _synchronised(self, last: bool) -> AbstractContextManager[Any]:
+        """The ranks' gradients are summed in the last piece's backward: by then each rank holds its own sum."""
+        wrapped = isinstance(self.model, DistributedDataParallel)
+        return self.model.no_sync() if wrapped and not last else nullcontext()  # type: ignore[operator]
+
+    def _piece(self, images: Tensor, labels: Tensor, start: Tensor | None, total: int) -> Tensor:
+        """Attack and backward of some of the update's `total` images; returns their part of its loss."""
         images = self._passes.layout(images)
         with attack_mode(self._passes.attacked, self.recipe.attack_mode):
             example = attack(
@@ -145,23 +182,11 @@ class TrainStep:
                 weight=self._weight,
                 start=start if start is None else self._passes.layout(start),
             )
-        guard = self._guard
-        before = [] if guard is None else [buffer.clone() for buffer in self.model.buffers()]
-        loss = self._backward(example, images, labels)
-        if guard is not None:
-            guard.unscale(self.optimizer)
-        if self._clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self._clip_norm)
-        self.optimizer.step()
-        if guard is not None:
-            guard.settle(self.model, before)
-        if self.ema is not None:
-            self.ema.update(self._passes.attacked)
-        self._rng[1].add_(1)
-        return loss
+        return self._backward(example, images, labels, total)
 
-    def _backward(self, example: AdversarialExample, images: Tensor, labels: Tensor) -> Tensor:
+    def _backward(self, example: AdversarialExample, images: Tensor, labels: Tensor, total: int) -> Tensor:
         """The forward in training mode, the loss, and the weights' gradients (times the loss scale)."""
+        share = len(labels) / total
         scale = None if self._guard is None else self._guard.scale
         if self.recipe.outer_loss == "trades":
             clean, adversarial = self._passes.update(to_float(images)), self._passes.update(example.images)
@@ -169,6 +194,7 @@ class TrainStep:
                 adversarial.float().log_softmax(1), clean.float().log_softmax(1), reduction="batchmean", log_target=True
             )
             loss = soft_cross_entropy(clean, labels) + self.recipe.trades_weight * divergence
+            loss = loss if share == 1 else loss * share
             (loss if scale is None else loss * scale).backward()
             return loss.detach()
         logits = self._passes.update(example.images)
@@ -177,15 +203,31 @@ class TrainStep:
         operator = backends.choose("soft_cross_entropy", logits, None)
         loss, grad_logits, _ = operator(logits.detach(), targets, "mean", False)
         if scale is None:
-            grad_logits.div_(len(labels))
+            grad_logits.div_(total)
         else:  # in float32: some devices round a scalar to the tensor's dtype, and the scale may be beyond float16
-            grad_logits = (grad_logits.float() * (scale / len(labels))).to(logits.dtype)
+            grad_logits = (grad_logits.float() * (scale / total)).to(logits.dtype)
         logits.backward(grad_logits)
-        return loss
+        return loss if share == 1 else loss * share
+
+
+def _cut(
+    images: Tensor, labels: Tensor, start: Tensor | None, count: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """The batch in `count` pieces, whose sizes differ by at most one image."""
+    starts = [None] * count if start is None else start.tensor_split(count)
+    return zip(images.tensor_split(count), labels.tensor_split(count), starts, strict=True)
 
 
 def _check_arguments(
-    model: Any, optimizer: Any, recipe: Any, ema: Any, precision: Any, capture: Any, seed: Any, clip_norm: Any
+    model: Any,
+    optimizer: Any,
+    recipe: Any,
+    ema: Any,
+    precision: Any,
+    capture: Any,
+    seed: Any,
+    clip_norm: Any,
+    accumulate: Any,
 ) -> None:
     for name, value, kind in (
         ("model", model, nn.Module),
@@ -193,6 +235,7 @@ def _check_arguments(
         ("recipe", recipe, Recipe),
         ("ema", ema, ExponentialAverage),
         ("seed", seed, int),
+        ("accumulate", accumulate, int),
     ):
         if not isinstance(value, kind) and not (name == "ema" and value is None):
             raise TypeError(f"{name} must be of type {kind.__name__}; got {type(value).__name__}")
@@ -204,6 +247,8 @@ def _check_arguments(
         raise ValueError(f"capture must be one of {', '.join(map(repr, CAPTURES))}; got {capture!r}")
     if not -(2**63) <= seed < 2**64:
         raise ValueError(f"seed must fit 64 bits; got {seed}")
+    if accumulate < 1:
+        raise ValueError(f"accumulate must be at least 1; got {accumulate}")
     if clip_norm is not None:
         checks.positive("clip_norm", clip_norm)
 

@@ -1,0 +1,92 @@
+"""Where a run stands, and the checkpoint that takes it up again: everything that the rest of the run depends on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rmcla_fast.errors import UserError
+from rmcla_fast.training.setup import Parts
+
+
+@dataclass
+class Standing:
+    """How far a run has come, and what it has counted on the way."""
+
+    epoch: int = 0  # epochs that are done
+    step: int = 0  # updates that are done
+    best: float = -math.inf  # PGD accuracy
+    warned: bool = False  # of catastrophic overfitting, since it last began
+    seconds: float = 0.0  # of training
+    epoch_loss: float = 0.0  # the sum over this epoch's updates so far
+    epoch_count: int = 0
+    recent: list[float] = field(default_factory=list)  # losses since the last logged step
+
+    def state(self, parts: Parts, total_steps: int, described: dict[str, Any]) -> dict[str, Any]:
+        """The checkpoint. `described`: config.json's content."""
+        return {
+            "model": parts.model.state_dict(),
+            "ema": None if parts.ema is None else parts.ema.module.state_dict(),
+            "optimizer": parts.optimizer.state_dict(),
+            "schedule": {
+                "name": described["schedule"],
+                "total_steps": total_steps,
+                "best": self.best,
+                "epoch_loss": self.epoch_loss,
+                "epoch_count": self.epoch_count,
+                "recent": self.recent,
+                "warned": self.warned,
+                "seconds": self.seconds,
+            },
+            "rng": {
+                "step": parts.step.state_dict(),
+                "torch": torch.get_rng_state(),
+                "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            },
+            "epoch": self.epoch,
+            "step": self.step,
+            "config": described,
+        }
+
+
+def restored(state: dict[str, Any], parts: Parts, total_steps: int, folder: Path) -> Standing:
+    """Puts a checkpoint's content into the parts, and says where the run stands.
+
+    Raises:
+        UserError: it belongs to another model or data set.
+    """
+    try:
+        parts.model.load_state_dict(state["model"])
+        if parts.ema is not None:
+            parts.ema.module.load_state_dict(state["ema"])
+        parts.optimizer.load_state_dict(state["optimizer"])
+        for group in parts.optimizer.param_groups:
+            group["lr"] = torch.as_tensor(group["lr"], device=parts.device)
+        parts.step.load_state_dict(state["rng"]["step"])
+        torch.set_rng_state(state["rng"]["torch"])
+        if len(state["rng"]["cuda"]) == (torch.cuda.device_count() if torch.cuda.is_available() else 0):
+            torch.cuda.set_rng_state_all(state["rng"]["cuda"])
+        kept = state["schedule"]
+        planned = kept["total_steps"]
+        standing = Standing(
+            epoch=state["epoch"],
+            step=state["step"],
+            best=kept["best"],
+            warned=kept["warned"],
+            seconds=kept["seconds"],
+            epoch_loss=kept["epoch_loss"],
+            epoch_count=kept["epoch_count"],
+            recent=list(kept["recent"]),
+        )
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"the checkpoint in {folder} does not fit ({why})") from error
+    if planned != total_steps:
+        raise UserError(
+            f"the data set has changed since {folder} was started: {planned} updates were planned, now {total_steps}"
+        )
+    return standing

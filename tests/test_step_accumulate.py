@@ -1,0 +1,211 @@
+"""One update from several pieces of a batch: the whole batch's gradients, fresh noise in each piece, one step."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from step_cases import EPSILON, RefuseHostReads, batch, network, process_group, recipe, sgd, train, weights
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from rmcla_fast import models, random_start
+from rmcla_fast.training import ExponentialAverage, TrainStep
+
+
+def plain() -> nn.Module:
+    """Without batch norm a batch's gradient is the mean of its pieces'."""
+    torch.manual_seed(0)
+    return models.create("small-cnn", 10, 1)
+
+
+def updated(name: str, accumulate: int, size: int, **options: Any) -> tuple[list[float], Tensor]:
+    """Losses and change of the weights over two updates from given starts."""
+    model = plain()
+    before = weights(model)
+    step = TrainStep(model, sgd(model, 0.1, fused=True), recipe(name), accumulate=accumulate, **options)
+    losses = []
+    for n in range(2):
+        images, labels = batch(size, seed=n)
+        start = random_start(images, EPSILON, rng=torch.tensor([7, n]))
+        losses.append(float(step(images, labels, start)))
+    return losses, weights(model) - before
+
+
+@pytest.mark.parametrize(("accumulate", "size"), [(2, 16), (4, 16), (3, 16), (8, 7)], ids=str)
+@pytest.mark.parametrize("name", ["standard", "r-mc-la", "r-mc-la9+", "trades", "madry-pgd7-2"])
+def test_pieces_make_the_whole_batch(name: str, accumulate: int, size: int) -> None:
+    losses, change = updated(name, accumulate, size)
+    expected_losses, expected = updated(name, 1, size)
+    assert losses == pytest.approx(expected_losses, rel=1e-5)
+    assert float((change - expected).norm() / expected.norm()) < 2e-4
+
+
+@pytest.mark.parametrize("options", [{"clip_norm": 0.01}, {"skip_nonfinite": True}], ids=["clipped", "guarded"])
+def test_clipping_and_the_guard_see_the_whole_gradient(options: dict[str, Any]) -> None:
+    losses, change = updated("r-mc-la", 4, 16, **options)
+    expected_losses, expected = updated("r-mc-la", 1, 16, **options)
+    assert losses == pytest.approx(expected_losses, rel=1e-5)
+    assert float((change - expected).norm() / expected.norm()) < 2e-4
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("name", ["r-mc-la", "trades"])
+def test_sixteen_bits(name: str, precision: str) -> None:
+    losses, change = updated(name, 4, 16, precision=precision)
+    expected_losses, expected = updated(name, 1, 16, precision=precision)
+    assert losses == pytest.approx(expected_losses, rel=0.01)
+    assert float((change - expected).norm() / expected.norm()) < 0.1
+
+
+def test_an_update_costs_the_same_passes() -> None:
+    model = plain()
+    images, labels = batch()
+    with FlopCounterMode(display=False) as forward, torch.no_grad():
+        model(images.float() / 255)
+    step = TrainStep(model, sgd(model), recipe("r-mc-la"), accumulate=4, capture="eager")
+    with FlopCounterMode(display=False) as update:
+        step(images, labels)
+    whole = TrainStep(model, sgd(model), recipe("r-mc-la"), capture="eager")
+    with FlopCounterMode(display=False) as unaccumulated:
+        whole(images, labels)
+    assert update.get_total_flops() == unaccumulated.get_total_flops()
+    assert update.get_total_flops() < 5.1 * forward.get_total_flops()
+
+
+# Noise.
+
+
+def test_no_piece_repeats_anothers_noise() -> None:
+    """The first forward of a piece sees its start; piece p of call n draws from (seed, n accumulate + p)."""
+    model = plain()
+    starts: list[Tensor] = []
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if not module.training:
+            starts.append(inputs[0].detach().clone())
+
+    model.register_forward_pre_hook(note)
+    step = TrainStep(model, sgd(model), recipe("r-mc-la"), seed=5, accumulate=3)
+    images, labels = batch(1)[0].expand(12, 1, 8, 8).contiguous(), torch.zeros(12, dtype=torch.int64)
+    step(images, labels)
+    step(images[:2], labels[:2])  # too few for three pieces; the numbers go on as if there were
+    step(images, labels)
+    assert [len(start) for start in starts] == [4, 4, 4, 2, 4, 4, 4]
+    for number, start in zip((0, 1, 2, 3, 6, 7, 8), starts, strict=True):
+        assert torch.equal(start, random_start(images[: len(start)], EPSILON, rng=torch.tensor([5, number])))
+    everything = torch.cat(starts).flatten(1)
+    assert len(everything.unique(dim=0)) == len(everything)
+
+
+def test_resumed_is_uninterrupted_to_the_bit() -> None:
+    model = network()
+    optimizer = sgd(model)
+    step = TrainStep(model, optimizer, recipe("r-mc-la"), seed=3, accumulate=4)
+    train(step, 1)
+    step(*batch(3))
+    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict(), step.state_dict()))
+    expected = float(step(*batch(seed=5)))
+    again = network()
+    resumed_optimizer = sgd(again)
+    resumed = TrainStep(again, resumed_optimizer, recipe("r-mc-la"), seed=3, accumulate=4)
+    again.load_state_dict(saved[0])
+    resumed_optimizer.load_state_dict(saved[1])
+    resumed.load_state_dict(saved[2])
+    assert float(resumed(*batch(seed=5))) == expected
+    assert torch.equal(weights(again), weights(model))
+
+
+# Statistics, the guard, ways to run.
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_running_statistics_move_once_a_piece(mode: str) -> None:
+    model = network()
+    average = ExponentialAverage(model, 0.5)
+    step = TrainStep(model, sgd(model), recipe("r-mc-la").replace(attack_mode=mode), accumulate=4, ema=average)
+    train(step, 3)
+    counters = [value for key, value in model.state_dict().items() if key.endswith("num_batches_tracked")]
+    assert counters
+    assert all(int(value) == 12 for value in counters)
+    assert step.calls == 3
+
+
+@pytest.mark.parametrize("piece", [0, 3])
+def test_one_piece_that_is_not_finite_skips_the_whole_update(piece: int) -> None:
+    images, labels = batch()
+    broken = images.float() / 255
+    broken[4 * piece] = torch.nan
+    model = network()
+    step = TrainStep(model, sgd(model, fused=True), recipe("r-mc-la"), skip_nonfinite=True, accumulate=4)
+    before = copy.deepcopy(model.state_dict())
+    assert bool(step(broken, labels).isnan())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert bool(step(images, labels).isfinite())
+    assert step.skipped is not None
+    assert int(step.skipped) == 1
+
+
+def test_the_loss_scale_moves_once_an_update() -> None:
+    model = network()
+    step = TrainStep(model, sgd(model, fused=True), recipe("r-mc-la"), precision="fp16", accumulate=4)
+    assert step._guard is not None
+    step._guard.scale.fill_(2.0**40)  # what no fp16 gradient survives
+    before = copy.deepcopy(model.state_dict())
+    train(step, 1)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert float(step._guard.scale) == 2.0**39
+
+
+def test_nothing_is_read_on_the_host() -> None:
+    model = network()
+    optimizer = sgd(model, fused=True)
+    average = ExponentialAverage(model, 0.9)
+    step = TrainStep(model, optimizer, recipe("r-mc-la"), ema=average, clip_norm=1.0, skip_nonfinite=True, accumulate=3)
+    given, short = batch(), batch(5)
+    with RefuseHostReads():
+        step(*given)
+        step(*short)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("given_start", [False, True])
+def test_compiled_is_eager(given_start: bool) -> None:
+    torch.compiler.reset()
+    results = {}
+    for capture in ("eager", "compile"):
+        model = network()
+        step = TrainStep(model, sgd(model, 0.02), recipe("r-mc-la"), capture=capture, seed=1, accumulate=2)
+        losses = []
+        for n, size in enumerate((16, 16, 16, 7)):
+            images, labels = batch(size, seed=n)
+            start = random_start(images, EPSILON, rng=torch.tensor([7, n])) if given_start else None
+            losses.append(float(step(images, labels, start)))
+        results[capture] = (losses, weights(model))
+    torch.compiler.reset()
+    assert results["compile"][0] == pytest.approx(results["eager"][0], rel=1e-3)
+    torch.testing.assert_close(results["compile"][1], results["eager"][1], rtol=0, atol=1e-3)
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch is built without torch.distributed")
+def test_ranks_synchronise_once_an_update(tmp_path: Path) -> None:
+    model = network()
+    expected = train(TrainStep(model, sgd(model), recipe("r-mc-la"), seed=1, accumulate=4), 3)
+    with process_group(tmp_path):
+        wrapped = nn.parallel.DistributedDataParallel(network())
+        reduced: list[int] = []
+
+        def count(bucket: Any) -> torch.futures.Future[Tensor]:
+            reduced.append(bucket.index())
+            done: torch.futures.Future[Tensor] = torch.futures.Future()
+            done.set_result(bucket.buffer())
+            return done
+
+        wrapped.register_comm_hook(None, lambda _, bucket: count(bucket))  # a lambda: annotations would be checked
+        step = TrainStep(wrapped, sgd(wrapped), recipe("r-mc-la"), seed=1, accumulate=4)
+        assert train(step, 3) == expected
+        assert torch.equal(weights(wrapped), weights(model))
+        assert reduced.count(0) == 3
