@@ -132,15 +132,16 @@ def fresh_compiler() -> Iterator[None]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["standard", "r-mc-la", "r-mc-la+", "trades"])
 def test_compiled_is_eager(name: str, fresh_compiler: None) -> None:
+    """In float64: in float32 a pixel whose gradient is nearly zero may go the other way, and the runs part."""
     results = {}
     for capture in ("eager", "compile"):
-        model = network()
+        model = network().double()
         step = TrainStep(model, sgd(model, 0.02), recipe(name), capture=capture, seed=1)
-        losses = train(step, 4)
-        losses.append(float(step(*batch(7, seed=9))))  # an uneven batch runs uncaptured
+        batches = [batch(seed=n) for n in range(4)] + [batch(7, seed=9)]  # an uneven batch runs uncaptured
+        losses = [float(step(images.double() / 255, labels)) for images, labels in batches]
         results[capture] = (losses, weights(model))
-    assert results["compile"][0] == pytest.approx(results["eager"][0], rel=1e-3)
-    torch.testing.assert_close(results["compile"][1], results["eager"][1], rtol=0, atol=1e-3)
+    assert results["compile"][0] == pytest.approx(results["eager"][0], rel=1e-6)
+    torch.testing.assert_close(results["compile"][1], results["eager"][1], rtol=0, atol=1e-6)
 
 
 @pytest.mark.slow
