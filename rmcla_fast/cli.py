@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import os
 import sys
+import threading
 import warnings
 from typing import Annotated, Any
 
@@ -159,7 +160,14 @@ if all(importlib.util.find_spec(name) for name in ("rmcla_fast.evaluation", "rmc
 def main() -> None:
     """The entry point `rmcla`."""
     warnings.formatwarning = lambda message, *_: f"rmcla: warning: {message}\n"
+    threading.excepthook = _thread_failed
     sys.exit(run(sys.argv[1:]))
+
+
+def _thread_failed(failure: threading.ExceptHookArgs) -> None:
+    """TensorBoard writes in a thread, and hands an error of the disk to the main one, which says it."""
+    if not isinstance(failure.exc_value, OSError):
+        threading.__excepthook__(failure)
 
 
 def run(arguments: list[str]) -> int:

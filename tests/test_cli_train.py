@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -86,6 +87,31 @@ def test_a_run_that_fails_midway_exits_with_1(tmp_path: Path, capsys: pytest.Cap
         cli.run(["train", *QUICK, "--lr", "1e30", "--schedule", "piecewise", "-q", "--out", str(tmp_path / "run")]) == 1
     )
     assert "at learning rate 1e+30" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("largest_file", "code", "sentence"),
+    [
+        (500, 2, "run cannot be written: File too large"),  # config.json
+        (1000, 1, "could not be written (File too large); --resume goes on"),  # metrics.jsonl or TensorBoard's events
+        (100_000, 1, "best.pt could not be written (File too large); there was none before it"),
+    ],
+)
+def test_a_disk_that_refuses_is_one_sentence(tmp_path: Path, largest_file: int, code: int, sentence: str) -> None:
+    """The system limits the size of files in place of a full disk: the same kind of error at the same calls."""
+    out = tmp_path / "run"
+    path = os.pathsep.join([str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    ran = subprocess.run(
+        [sys.executable, "-m", "rmcla_fast.cli", "train", *QUICK, "--log-every", "1", "--quiet", "--out", str(out)],
+        env={**os.environ, "PYTHONPATH": path},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file)),
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == code
+    assert ran.stderr.count("\n") == 1, ran.stderr
+    assert sentence in ran.stderr
+    assert not list(out.glob("*.tmp"))
 
 
 def test_a_missing_extra_is_one_sentence(

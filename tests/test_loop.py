@@ -20,9 +20,11 @@ from rmcla_fast.errors import Interrupted, RunFailed, UserError
 from rmcla_fast.training import TrainConfig, checkpoint, train
 from rmcla_fast.training.batches import Batches, epoch_order, steps_in_epoch
 from rmcla_fast.training.config import DEFAULTS, resolve
+from rmcla_fast.training.distributed import World
 from rmcla_fast.training.monitor import Monitor, Watched
 from rmcla_fast.training.run_folder import read_metrics
 from rmcla_fast.training.schedule import Schedule, build_optimizer, set_rate, warmed_up
+from rmcla_fast.training.setup import build
 
 SMALL = TrainConfig(
     data="digits", images_per_class=20, epochs=2, batch_size=32, threads=1, monitor_every=1, log_every=2
@@ -324,6 +326,14 @@ def test_a_run_that_cannot_start_writes_nothing(tmp_path: Path, changes: dict[st
     with pytest.raises(UserError, match=sentence):
         train(small(tmp_path / "a", **changes))
     assert not (tmp_path / "a").exists()
+
+
+def test_a_precision_that_the_device_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a GPU from before bf16, which this test only pretends to have."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an old GPU")
+    with pytest.raises(UserError, match="--precision bf16 is not supported by an old GPU; use fp16 or fp32"):
+        build(resolve(small(Path("a"), precision="bf16")), data.load("digits"), torch.device("cuda"), World())
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:

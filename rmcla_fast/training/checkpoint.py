@@ -36,8 +36,10 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
         with suppress(OSError):
             temporary.unlink()
-        why = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
-        raise RunFailed(f"{path} could not be written ({why}); the checkpoint before it still stands") from error
+        cause = error if isinstance(error, OSError) else error.__context__  # what the writer was told by the system
+        why = cause.strerror if isinstance(cause, OSError) else str(error).splitlines()[0]
+        before = "the one before it still stands" if path.exists() else "there was none before it"
+        raise RunFailed(f"{path} could not be written ({why}); {before}") from error
 
 
 def sync_folder(folder: Path) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -110,10 +111,16 @@ class _Run:
             try:
                 with self.display:
                     self._epochs(stop)
-            finally:
-                if self.files:
-                    self.files.close()
-                    draw_curves(self.folder)
+            except BaseException:
+                with suppress(RunFailed):  # the first error is the one to tell
+                    self._finish()
+                raise
+            self._finish()
+
+    def _finish(self) -> None:
+        if self.files:
+            self.files.close()
+            draw_curves(self.folder)
 
     def _epochs(self, stop: StopRequest) -> None:
         parts, config = self.parts, self.config

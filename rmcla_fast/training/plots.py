@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from pathlib import Path
 
-from rmcla_fast.errors import need
+from rmcla_fast.errors import RunFailed, need
 from rmcla_fast.training.run_folder import CURVES, METRICS, read_metrics
 
 
 def draw_curves(folder: Path) -> Path | None:
-    """Draws RUN/curves.png; None where no epoch has ended yet."""
+    """Draws RUN/curves.png; None where no epoch has ended yet.
+
+    Raises:
+        RunFailed: it cannot be written; the picture before it still stands.
+    """
     epochs = [row for row in read_metrics(folder / METRICS) if row["kind"] == "epoch"]
     if not epochs:
         return None
@@ -31,5 +37,12 @@ def draw_curves(folder: Path) -> Path | None:
     for axis in (left, right):
         axis.grid(alpha=0.3)
     path = folder / CURVES
-    figure.savefig(path, dpi=120)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        figure.savefig(temporary, dpi=120, format="png")
+        os.replace(temporary, path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise RunFailed(f"{path} could not be written ({error.strerror}); --resume draws it") from error
     return path

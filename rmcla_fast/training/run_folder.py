@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,38 +52,47 @@ class RunFolder:
     def __init__(self, path: Path, config: dict[str, Any], step: int) -> None:
         """Opens the folder at `step`: whatever was logged beyond it, by a run that was killed, is cut off."""
         self.path = path
+        board = need("torch.utils.tensorboard", "train", "the record of a run")
         try:
             path.mkdir(parents=True, exist_ok=True)
             _write(path / CONFIG, json.dumps(config, indent=2) + "\n")
             _cut(path / METRICS, step)
             self._metrics = (path / METRICS).open("a")
+            self._events = board.SummaryWriter(str(path), purge_step=step + 1 if step else None)
         except OSError as error:
             raise UserError(f"the run folder {path} cannot be written: {error.strerror}") from error
-        board = need("torch.utils.tensorboard", "train", "the record of a run")
-        self._events = board.SummaryWriter(str(path), purge_step=step + 1 if step else None)
 
     def record(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """One line of metrics.jsonl and the numbers among `values` as events. `kind`: "step" or "epoch"."""
-        try:
+        with self._said(METRICS):
             self._metrics.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
             self._metrics.flush()
-        except OSError as error:
-            raise RunFailed(
-                f"{self.path / METRICS} could not be written ({error.strerror}); --resume goes on"
-            ) from error
-        for name, value in values.items():
-            if isinstance(value, float):
-                self._events.add_scalar(f"{kind}/{name}", value, step)
+        with self._said("the TensorBoard events"):
+            for name, value in values.items():
+                if isinstance(value, float):
+                    self._events.add_scalar(f"{kind}/{name}", value, step)
 
     def save(self, state: dict[str, Any], *, best: bool = False) -> None:
         """Writes the checkpoint, after the metrics and events that belong to it are on disk."""
-        os.fsync(self._metrics.fileno())
-        self._events.flush()
+        with self._said("the record of the run"):
+            os.fsync(self._metrics.fileno())
+            self._events.flush()
         checkpoint.save(self.path / (checkpoint.BEST if best else checkpoint.LAST), state)
 
     def close(self) -> None:
-        self._metrics.close()
-        self._events.close()
+        with self._said("the record of the run"):
+            self._metrics.close()
+            self._events.close()
+
+    @contextmanager
+    def _said(self, what: str) -> Iterator[None]:
+        """What the system refuses, a full disk for one, as one sentence."""
+        try:
+            yield
+        except OSError as error:
+            raise RunFailed(
+                f"{what} in {self.path} could not be written ({error.strerror}); --resume goes on"
+            ) from error
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -105,9 +116,14 @@ def _cut(path: Path, step: int) -> None:
 def _write(path: Path, text: str) -> None:
     """Like a checkpoint: the old text or the new one, whole."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
     checkpoint.sync_folder(path.parent)
