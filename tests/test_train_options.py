@@ -1,0 +1,89 @@
+"""The options of a run: their defaults, and one sentence for each that cannot be had, before anything is written."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from run_cases import SMALL, small
+
+from rmcla_fast import data
+from rmcla_fast.errors import UserError
+from rmcla_fast.training import TrainConfig, train
+from rmcla_fast.training.config import DEFAULTS, resolve
+from rmcla_fast.training.distributed import World
+from rmcla_fast.training.setup import build
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"data": None}, "--data is missing"),
+        ({"data": "mnist"}, "unknown data set 'mnist'"),
+        ({"epochs": 0}, "--epochs must be at least 1; got 0"),
+        ({"batch_size": 0}, "--batch-size must be at least 1"),
+        ({"accumulate": 0}, "--accumulate must be at least 1; got 0"),
+        ({"lr": -1.0}, "--lr must be positive and finite; got -1"),
+        ({"lr": math.nan}, "--lr must be positive and finite"),
+        ({"beta": 0.0}, "--beta must be positive"),
+        ({"momentum": 1.0}, r"--momentum must be in \[0, 1\)"),
+        ({"ema": 1.5}, r"--ema must be in \[0, 1\)"),
+        ({"schedule": "cosine"}, "--schedule must be one of piecewise, one-cycle; got cosine"),
+        ({"precision": "fp8"}, "--precision must be one of"),
+        ({"capture": "magic"}, "--capture must be one of"),
+        ({"seed": -1}, "--seed must be in"),
+        ({"epsilon": "8"}, "say 8/255 or 0.031373"),
+    ],
+)
+def test_options_out_of_range_are_one_sentence(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        resolve(dataclasses.replace(SMALL, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"batch_size": 500}, "fewer than a batch"),
+        ({"accumulate": 3}, "--accumulate 3 needs a --batch-size that gives 3 equal pieces .*; got 32"),
+        ({"accumulate": 32}, "equal pieces of at least two images; got 32"),
+        ({"recipe": "r-mcla"}, "no recipe is called 'r-mcla'; did you mean 'r-mc-la'"),
+        ({"model": "small-cnm"}, "no model is called 'small-cnm'"),
+        ({"device": "cuda:77"}, "--device cuda:77 cannot be used"),
+        ({"device": "toaster"}, "--device toaster cannot be used"),
+        ({"capture": "cuda-graph", "device": "cpu"}, "capture 'cuda-graph' cannot be had"),
+        ({"images_per_class": 100000}, "fewer than the 100000 images per class"),
+    ],
+)
+def test_a_run_that_cannot_start_writes_nothing(tmp_path: Path, changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        train(small(tmp_path / "a", **changes))
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_precision_that_the_device_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a GPU from before bf16, which this test only pretends to have."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an old GPU")
+    with pytest.raises(UserError, match="--precision bf16 is not supported by an old GPU; use fp16 or fp32"):
+        build(resolve(small(Path("a"), precision="bf16")), data.load("digits"), torch.device("cuda"), World())
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        train(small(tmp_path / "file"))
+    with pytest.raises(UserError, match="cannot be written"):
+        train(small(tmp_path / "file" / "a"))
+
+
+def test_defaults_are_right_for_the_data_set() -> None:
+    for name in DEFAULTS:
+        config = resolve(TrainConfig(data=name))
+        assert config.beta == (11.0 if name == "cifar100" else 9.0)
+    cifar = resolve(TrainConfig(data="cifar10"))
+    facts = (cifar.model, cifar.epochs, cifar.batch_size, cifar.lr, cifar.weight_decay, cifar.schedule, cifar.epsilon)
+    assert facts == ("wrn-28-10", 200, 128, 0.1, 2e-4, "piecewise", 8 / 255)
