@@ -40,6 +40,10 @@ def pgd(
     g the gradient of +CE(z, label) ("ce") or of -max(z_c - max_k z_k + margin, 0) ("margin", Carlini and Wagner 2017),
     from a uniform start in the ball, clipped to [0, 1], or from the image itself. Equal to the other libraries' PGD.
 
+    On a GPU many steps are replayed from one CUDA graph: what a model does in Python besides (a counter, a draw from
+    `random`) then happens only while it is captured. A model whose Python waits for the GPU runs uncaptured, with one
+    warning.
+
     Args:
         model: images (B, C, H, W) in [0, 1] to logits (B, classes); asked in evaluation mode, and left as it was.
         images: (B, C, H, W) float in [0, 1], or uint8 (value / 255).
