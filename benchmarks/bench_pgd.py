@@ -1,4 +1,4 @@
-"""PGD's throughput against torchattacks' PGD: interleaved, and checked to be the same attack first.
+"""PGD's throughput against torchattacks' PGD: checked to be the same attack, then interleaved, a process for each.
 
     python benchmarks/bench_pgd.py [--threads 2] [--rounds 15] [--json benchmarks/results/bench_pgd.json]
 
@@ -10,25 +10,28 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 import torchattacks
-from rmcla_fast.training import TrainConfig, train
 from torch import Tensor, nn
 
 from rmcla_fast import data, models
 from rmcla_fast.backend import resolve
 from rmcla_fast.evaluation import evaluate, pgd
+from rmcla_fast.training import TrainConfig, train
 
 EPSILON, STEPS = 0.15, 20
+RIVALS = ("torchattacks", "ours", "ours, dropping")
 
 
 def trained_model(folder: Path) -> nn.Module:
@@ -66,17 +69,47 @@ def check(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, float]:
     return {**accuracy, "images_equal_to_1e-6": 100 * same}
 
 
-def interleaved(
-    rivals: dict[str, Callable[[], Any]], rounds: int, clock: Callable[[], float]
-) -> dict[str, list[float]]:
-    """Seconds of each rival in each round, in turn, after one round that does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in rivals}
+def attack_of(rival: str, model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], Any]:
+    if rival == "torchattacks":
+        attack = torchattacks.PGD(model, eps=EPSILON, alpha=EPSILON / 4, steps=STEPS)
+        return lambda: attack(images, labels)
+    drop = rival == "ours, dropping"
+    return lambda: pgd(model, images, labels, epsilon=EPSILON, step_size=EPSILON / 4, steps=STEPS, drop_fooled=drop)
+
+
+def serve(connection: Connection, rival: str, case: str, threads: int, clock: str, folder: Path) -> None:
+    """In a process of its own: one attack, and its seconds, whenever asked. Ends when asked with False."""
+    torch.set_num_threads(threads)
+    now: Callable[[], float] = time.perf_counter if clock == "wall" else time.process_time
+    run = attack_of(rival, *cases(folder)[case])
+    while connection.recv():
+        started = now()
+        run()
+        connection.send(now() - started)
+
+
+def interleaved(case: str, rounds: int, threads: int, clock: str, folder: Path) -> dict[str, list[float]]:
+    """Seconds of each rival in each round, in turn, after one round that does not count.
+
+    Each has a process of its own, as it would at a user's: how the allocator treats one depends on what ran before it.
+    """
+    context = multiprocessing.get_context("spawn")
+    workers = {}
+    for rival in RIVALS:
+        ours, theirs = context.Pipe()
+        process = context.Process(target=serve, args=(theirs, rival, case, threads, clock, folder))
+        process.start()
+        workers[rival] = (process, ours)
+    seconds: dict[str, list[float]] = {rival: [] for rival in RIVALS}
     for number in range(rounds + 1):
-        for name, rival in rivals.items():
-            started = clock()
-            rival()
+        for rival, (_, connection) in workers.items():
+            connection.send(True)
+            taken = connection.recv()
             if number:
-                seconds[name].append(clock() - started)
+                seconds[rival].append(taken)
+    for process, connection in workers.values():
+        connection.send(False)
+        process.join()
     return seconds
 
 
@@ -89,7 +122,6 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    clock = time.perf_counter if options.clock == "wall" else time.process_time
     report: dict[str, Any] = {
         "machine": platform.processor() or platform.machine(),
         "torch": torch.__version__,
@@ -102,18 +134,11 @@ def main() -> None:
     }
     for name, (model, images, labels) in cases(options.runs).items():
         agreement = check(model, images, labels)
-        settings: dict[str, Any] = {"epsilon": EPSILON, "step_size": EPSILON / 4, "steps": STEPS}
-        attack = torchattacks.PGD(model, eps=EPSILON, alpha=EPSILON / 4, steps=STEPS)
-        rivals: dict[str, Callable[[], Any]] = {
-            "torchattacks": lambda attack=attack, x=images, y=labels: attack(x, y),
-            "ours": lambda m=model, x=images, y=labels, s=settings: pgd(m, x, y, **s),
-            "ours, dropping": lambda m=model, x=images, y=labels, s=settings: pgd(m, x, y, **s, drop_fooled=True),
-        }
-        seconds = interleaved(rivals, options.rounds, clock)
+        seconds = interleaved(name, options.rounds, options.threads, options.clock, options.runs)
         # The median of the rounds' own ratios: what slows a machine for a while slows rivals that take turns alike.
         ratios = {
             rival: statistics.median(a / b for a, b in zip(seconds["torchattacks"], seconds[rival], strict=True))
-            for rival in rivals
+            for rival in RIVALS
         }
         report["cases"][name] = {
             "check": agreement,

@@ -229,3 +229,22 @@ def test_the_reference_package_is_accepted_where_it_is_installed(monkeypatch: py
     result = evaluate(model, images, labels, attacks="autoattack", epsilon=EPSILON, seed=2)["autoattack"]
     assert result.accuracy == 50
     assert calls == [("Linf", EPSILON, 2, False, "standard")]
+
+
+@pytest.mark.parametrize("name", ["mi", "cw-l2-a", "deepfool-l2"])
+def test_a_foolbox_attack_says_how_far_it_is(name: str) -> None:
+    fractions: list[float] = []
+    images, _ = examples(8)
+    model = small_net()
+    evaluate(
+        model,
+        images,
+        model(images).argmax(1),
+        attacks=name,
+        epsilon=0.03,
+        progress=lambda attack, fraction: fractions.append(fraction) if attack == name else None,
+    )
+    assert len(fractions) > 5
+    assert fractions == sorted(fractions)
+    assert fractions[0] < 0.2
+    assert fractions[-1] == 1.0

@@ -11,8 +11,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from rmcla_fast.evaluation.model_guard import Answerer, as_images, predictions, untouched
-from rmcla_fast.ops import checks, joint_gradient, perturb_step, random_start
+from rmcla_fast.evaluation.ascent import Ascents, Rule
+from rmcla_fast.evaluation.model_guard import Answerer, as_images, untouched
+from rmcla_fast.ops import checks, random_start
 
 OBJECTIVES = ("ce", "margin")
 StepDone = Callable[[int, int], None]
@@ -38,6 +39,10 @@ def pgd(
     One restart is `steps` times x <- clip(clip(x + step_size * sign(g), image - epsilon, image + epsilon), 0, 1), with
     g the gradient of +CE(z, label) ("ce") or of -max(z_c - max_k z_k + margin, 0) ("margin", Carlini and Wagner 2017),
     from a uniform start in the ball, clipped to [0, 1], or from the image itself. Equal to the other libraries' PGD.
+
+    On a GPU many steps are replayed from one CUDA graph: what a model does in Python besides (a counter, a draw from
+    `random`) then happens only while it is captured. A model whose Python waits for the GPU runs uncaptured, with one
+    warning.
 
     Args:
         model: images (B, C, H, W) in [0, 1] to logits (B, classes); asked in evaluation mode, and left as it was.
@@ -100,7 +105,7 @@ def fool(
 ) -> tuple[Tensor, Tensor | None]:
     """`pgd` inside the guard: (adversarial images, (B,) bool which the model still gets right, or None if never asked).
 
-    `step_done(steps taken, images still attacked)` is called after each step.
+    `step_done(steps taken, images still attacked)` is called for each step, in chunks where a CUDA graph replays them.
     """
     if objective not in OBJECTIVES:
         raise ValueError(f"objective must be one of {', '.join(map(repr, OBJECTIVES))}; got {objective!r}")
@@ -109,34 +114,41 @@ def fool(
             raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}")
     checks.positive("step_size", step_size)
     checks.positive("margin", margin)
+    ascents = Ascents(model, Rule(objective, margin, step_size, epsilon, drop_fooled), images)
     result = images.clone()
     remaining = torch.arange(images.shape[0], device=images.device)
-    taken = 0
+    total, taken = steps * restarts, 0
     for restart in range(restarts):
         origin, true = images[remaining], labels[remaining]
         adversarial = origin.clone()
         if start_at_random:  # for the whole batch: what an image's start is does not depend on which others remain
             rng = torch.tensor([seed, restart], device=images.device)
             _start(images, epsilon, rng, remaining, out=adversarial)
-        at = remaining
-        for _ in range(steps):
-            if not at.numel():
-                break
-            logits, gradient = image_gradient(model, adversarial, true, objective, margin)
+        at, end = remaining, steps * (restart + 1)
+        ascent = ascents.load(adversarial, origin, true, total - taken) if at.numel() else None
+        while ascent is not None and taken < end:
+            chunk = min(ascent.chunk, end - taken)
+            ascent.advance(chunk)
+            adversarial, held = ascent.images[: at.numel()], ascent.held[: at.numel()]
+            if step_done is not None:
+                each = torch.arange(chunk, device=held.device)
+                counts = (held[:, None] > each).sum(0).tolist() if drop_fooled else [at.numel()] * chunk
+                for number, count in enumerate(counts, start=1):
+                    if count:
+                        step_done(taken + number, count)
+            taken += chunk
             if drop_fooled:
-                right = predictions(logits) == true
-                if not bool(right.all()):
+                right = held == chunk
+                if not bool(right.all()):  # the one wait of a chunk
                     wrong = ~right
                     result[at[wrong]] = adversarial[wrong]
-                    at, origin, true = at[right], origin[right], true[right]
-                    adversarial, gradient = adversarial[right], gradient[right]
+                    at, origin, true, adversarial = at[right], origin[right], true[right], adversarial[right]
                     if not at.numel():
                         break
-            perturb_step(adversarial, origin, gradient, step_size=step_size, epsilon=epsilon, out=adversarial)
-            taken += 1
-            if step_done is not None:
-                step_done(taken, at.numel())
+                    if taken < end:
+                        ascent = ascents.load(adversarial, origin, true, total - taken)
         result[at] = adversarial
+        taken = end
         if not drop_fooled and restart + 1 == restarts:
             return result, None
         remaining = at[model.predict(adversarial) == true] if at.numel() else at
@@ -152,27 +164,6 @@ def _start(images: Tensor, epsilon: float, rng: Tensor, rows: Tensor, out: Tenso
     if rows.numel() == images.shape[0]:
         return random_start(images, epsilon, rng=rng, clip=True, out=out)
     return out.copy_(random_start(images, epsilon, rng=rng, clip=True)[rows])
-
-
-def image_gradient(
-    model: Answerer, images: Tensor, labels: Tensor, objective: str, margin: float
-) -> tuple[Tensor, Tensor]:
-    """Logits (B, C), and the images' gradient of what the attack ascends; 0 where it is not a number."""
-    images = images.detach().requires_grad_(True)
-    logits = model(images)
-    answered = logits.detach()
-    joint = joint_gradient(
-        answered, labels, target="untargeted" if objective == "ce" else "margin", label_scheme="none"
-    )
-    direction = joint.grad_logits
-    if objective == "margin":  # the hinge: nothing to gain from a logit that is `margin` past the boundary
-        direction = direction * (joint.objective < margin)[:, None]
-    # Rows without a finite answer are misclassified already, and must not become images with NaN in them.
-    direction = direction.nan_to_num_(nan=0.0)
-    (gradient,) = torch.autograd.grad(logits, images, direction, allow_unused=True)
-    if gradient is None:  # a model that does not look at its images
-        return answered, torch.zeros_like(images)
-    return answered, gradient.nan_to_num_(nan=0.0)
 
 
 def check_epsilon(epsilon: float) -> float:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rmcla_fast.evaluation.attacks import fool, image_gradient
+from rmcla_fast.evaluation.ascent import image_gradient
+from rmcla_fast.evaluation.attacks import fool
 from rmcla_fast.evaluation.model_guard import Answerer, as_images, untouched
 from rmcla_fast.ops import soft_cross_entropy
 

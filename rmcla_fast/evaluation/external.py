@@ -60,12 +60,21 @@ def _version(package: str) -> str:
 
 
 def _foolbox(
-    make: Callable[[Any], Any], epsilon: float | None, model: Answerer, images: Tensor, labels: Tensor, seed: int
+    make: Callable[[Any], Any],
+    epsilon: float | None,
+    model: Answerer,
+    images: Tensor,
+    labels: Tensor,
+    seed: int,
+    asked: Callable[[int], None],
 ) -> Tensor:
-    """The images that a foolbox attack found, clipped to [0, 1]; `epsilon` None: as near as it could."""
+    """The images that a foolbox attack found, clipped to [0, 1]; `epsilon` None: as near as it could.
+
+    foolbox tells nothing while it runs: `asked` is called with how often the model has been.
+    """
     foolbox = importlib.import_module("foolbox")
     torch.manual_seed(seed)
-    wrapped = foolbox.models.PyTorchModel(_Float32(model), bounds=(0, 1), device=images.device)
+    wrapped = foolbox.models.PyTorchModel(_Float32(model, asked), bounds=(0, 1), device=images.device)
     attack = make(foolbox.attacks)
     criterion = foolbox.criteria.Misclassification(labels)
     found = attack.run(wrapped, images.float(), criterion, **({} if epsilon is None else {"epsilon": epsilon}))
@@ -83,12 +92,16 @@ def _mi(model: Answerer, images: Tensor, labels: Tensor, epsilon: float, seed: i
         images,
         labels,
         seed,
+        lambda calls: report(min(1.0, calls / 10)),
     )
     return Verdict(model.predict(found) == labels, library=_version("foolbox"))
 
 
-def _l2(make: Callable[[Any], Any], model: Answerer, images: Tensor, labels: Tensor, seed: int) -> Verdict:
-    found = _foolbox(make, None, model, images, labels, seed)
+def _l2(
+    make: Callable[[Any], Any], model: Answerer, images: Tensor, labels: Tensor, seed: int, calls: int, report: Report
+) -> Verdict:
+    """An attack that asks the model about `calls` times."""
+    found = _foolbox(make, None, model, images, labels, seed, lambda made: report(min(1.0, made / calls)))
     nothing = (found == 0).flatten(1).all(1)  # Carlini-Wagner's answer where it found nothing
     found = torch.where(nothing[:, None, None, None], images, found)
     right = model.predict(found) == labels
@@ -113,6 +126,8 @@ def _carlini_wagner(steps: int, step_size: float) -> Callable[..., Verdict]:
             images,
             labels,
             seed,
+            steps,
+            report,
         )
 
     return run
@@ -125,7 +140,9 @@ def _deepfool(model: Answerer, images: Tensor, labels: Tensor, epsilon: float, s
     root.addFilter(silenced)  # it logs to the root logger, whose first message would also configure it
     had_handlers = list(root.handlers)
     try:
-        return _l2(lambda attacks: attacks.L2DeepFoolAttack(), model, images, labels, seed)
+        classes = min(10, model.num_classes or 10)
+        calls = 50 * classes  # at most: it ends when every image is fooled
+        return _l2(lambda attacks: attacks.L2DeepFoolAttack(), model, images, labels, seed, calls, report)
     finally:
         root.removeFilter(silenced)
         for handler in set(root.handlers) - set(had_handlers):
@@ -135,13 +152,16 @@ def _deepfool(model: Answerer, images: Tensor, labels: Tensor, epsilon: float, s
 class _Float32(nn.Module):
     """The model with float32 logits: the libraries sort and compare them, and give them to numpy."""
 
-    def __init__(self, model: Answerer) -> None:
+    def __init__(self, model: Answerer, asked: Callable[[int], None] | None = None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.asked, self.calls = model, asked, 0
         self.train(model.training)
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.model(images)
+        self.calls += 1
+        if self.asked is not None:
+            self.asked(self.calls)
         return logits.float()
 
 
