@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 import os
@@ -21,6 +22,7 @@ from rmcla_fast.training import TrainConfig, checkpoint, train
 from rmcla_fast.training.batches import Batches, epoch_order, steps_in_epoch
 from rmcla_fast.training.config import DEFAULTS, resolve
 from rmcla_fast.training.monitor import Monitor, Watched
+from rmcla_fast.training.progress import Display
 from rmcla_fast.training.run_folder import read_metrics
 from rmcla_fast.training.schedule import Schedule, build_optimizer, set_rate, warmed_up
 
@@ -314,3 +316,24 @@ def test_defaults_are_right_for_the_data_set() -> None:
     cifar = resolve(TrainConfig(data="cifar10"))
     facts = (cifar.model, cifar.epochs, cifar.batch_size, cifar.lr, cifar.weight_decay, cifar.schedule, cifar.epsilon)
     assert facts == ("wrn-28-10", 200, 128, 0.1, 2e-4, "piecewise", 8 / 255)
+
+
+def test_the_display_fits_80_columns_and_says_the_loss_of_a_short_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = pytest.importorskip("rich.console", reason="pip install 'rmcla-fast[train]'")
+    written = io.StringIO()
+    made = console.Console
+
+    def terminal(**options: Any) -> Any:
+        return made(file=written, width=80, force_terminal=bool(wide), color_system=None, highlight=False)
+
+    monkeypatch.setattr(console, "Console", terminal)
+    for wide in (True, False):
+        with Display(1000, 500) as display:
+            if wide:
+                display.update(500, "100/200", 1.65, 12345.0)
+            display.watched(500, "100/200", 1.65, Watched(93.75, 78.12, 76.56), 60.0)
+        shown = written.getvalue()
+        assert "loss 1.650" in shown
+        assert "clean 93.8 FGSM 78.1 PGD 76.6 %" in shown
+        assert "…" not in shown
+        written.truncate(0)
