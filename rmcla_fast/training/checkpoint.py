@@ -36,7 +36,7 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
         with suppress(OSError):
             temporary.unlink()
-        why = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+        why = error.strerror if isinstance(error, OSError) else "is the disk full?"
         raise RunFailed(f"{path} could not be written ({why}); the checkpoint before it still stands") from error
 
 
