@@ -337,3 +337,23 @@ def test_the_display_fits_80_columns_and_says_the_loss_of_a_short_epoch(monkeypa
         assert "clean 93.8 FGSM 78.1 PGD 76.6 %" in shown
         assert "…" not in shown
         written.truncate(0)
+
+
+def five_classes(num_classes: int, channels: int) -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 5))
+
+
+def larger_images(num_classes: int, channels: int) -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, num_classes))
+
+
+@pytest.mark.parametrize(
+    ("factory", "sentence"),
+    [("five_classes", r"must answer logits of shape \(1, 10\)"), ("larger_images", "cannot take")],
+)
+def test_a_model_that_does_not_fit_the_data_is_refused_before_anything_is_written(
+    tmp_path: Path, factory: str, sentence: str
+) -> None:
+    with pytest.raises(UserError, match=sentence):
+        train(dataclasses.replace(SMALL, model=f"{__name__}:{factory}", out=str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
