@@ -69,13 +69,17 @@ def main() -> None:
         clean, robust = (sum(column) / options.seeds for column in zip(*of_point, strict=True))
         rows.append({"lr": rate, "batch_size": batch_size, "weight_decay": decay, "clean": clean, "pgd10": robust})
     rows.sort(key=lambda row: -row["pgd10"])
-    table = Table("lr", "batch size", "weight decay", "clean", "PGD-10", title=f"held out, mean of {options.seeds} seeds")
+    table = Table(
+        "lr", "batch size", "weight decay", "clean", "PGD-10", title=f"held out, mean of {options.seeds} seeds"
+    )
     for row in rows:
         rates = (f"{row['lr']:g}", str(row["batch_size"]), f"{row['weight_decay']:g}")
         table.add_row(*rates, f"{row['clean']:.1f}", f"{row['pgd10']:.1f}")
     Console().print(table)
     if options.json:
-        options.json.write_text(json.dumps({"seeds": options.seeds, "held_out": HELD_OUT, "rows": rows}, indent=1) + "\n")
+        options.json.write_text(
+            json.dumps({"seeds": options.seeds, "held_out": HELD_OUT, "rows": rows}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -55,9 +55,7 @@ def markdown(rows: list[dict[str, Any]], about: dict[str, Any], seeds: int) -> s
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        cells = [
-            f"{statistics.mean(row[name]):.1f} ({min(row[name]):.1f} to {max(row[name]):.1f})" for name in QUICK
-        ]
+        cells = [f"{statistics.mean(row[name]):.1f} ({min(row[name]):.1f} to {max(row[name]):.1f})" for name in QUICK]
         cost = recipes.get(row["recipe"]).cost
         lines.append(
             f"| {row['recipe']} | {cost:g}F | {row['epsilon']:g} | {' | '.join(cells)} | {row['autoattack'][0]:.1f} |"

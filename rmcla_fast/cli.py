@@ -120,7 +120,8 @@ def recipes() -> None:
         labels = "one-hot" if recipe.label_scheme == "none" else recipe.label_scheme
         labels += f", top {recipe.top_k}" if recipe.top_k else ""
         target = "KL" if recipe.outer_loss == "trades" else recipe.target if recipe.steps else "-"
-        source = recipe.label_source if recipe.steps and recipe.target != "untargeted" else "-"
+        from_logits = recipe.target != "untargeted" or recipe.label_scheme != "none"
+        source = recipe.label_source if recipe.steps and from_logits else "-"
         table.add_row(name, f"{recipe.cost}F", steps, start[recipe.start], target, labels, source)
     need("rich.console", "train", "the table").Console().print(table)
 

@@ -22,7 +22,7 @@ def report() -> str:
     if native.build_config is None:
         lines.append(f"build: {native.missing_reason}")
     else:
-        lines.append("build: " + ", ".join(f"{name} {value}" for name, value in native.build_config.items()))
+        lines.append("build: " + ", ".join(f"{name} {value or 'none'}" for name, value in native.build_config.items()))
     lines.append(
         f"cpu: {os.cpu_count()} cores, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
     )

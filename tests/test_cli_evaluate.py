@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -10,9 +11,11 @@ import pytest
 import torch
 
 from rmcla_fast import cli
+from rmcla_fast.errors import UserError
 from rmcla_fast.evaluation import masking, plots
 from rmcla_fast.evaluation import records as record_keeping
 from rmcla_fast.evaluation.curves import loss_surface, over_epsilon, over_iterations
+from rmcla_fast.evaluation.report import write_json
 from rmcla_fast.evaluation.runs import open_run
 from rmcla_fast.training import TrainConfig, train
 
@@ -267,3 +270,27 @@ def test_a_missing_figure_is_written_and_not_drawn_as_zero() -> None:
     plots.accuracy_bars(axes, {"run": {"clean": 99.0, "autoattack": "not run"}}, ["clean", "autoattack"])
     assert "not run" in [text.get_text() for text in axes.texts]
     assert len([bar for bar in axes.patches if bar.get_height() > 0]) == 1
+
+
+def test_a_share_of_a_folder_has_every_class_and_unreadable_images_stay_out(tmp_path: Path) -> None:
+    pil = pytest.importorskip("PIL.Image", reason="pip install 'rmcla-fast[train]'")
+    for split, name, row in itertools.product(("train", "test"), ("cat", "dog"), range(12)):
+        (tmp_path / split / name).mkdir(parents=True, exist_ok=True)
+        pil.new("L", (8, 8), 10 * row).save(tmp_path / split / name / f"{row:02}.png")
+    (tmp_path / "test" / "dog" / "00.png").write_bytes(b"no image")
+    options = {"model": "small-cnn", "epochs": 1, "batch_size": 8, "threads": 1, "skip_unreadable": True}
+    folder = train(TrainConfig(data="folder", data_dir=str(tmp_path), out=str(tmp_path / "run"), **options))  # type: ignore[arg-type]
+    assert open_run(folder).labels.tolist() == [0] * 12 + [1] * 11
+    assert open_run(folder, images=4).labels.tolist() == [0, 0, 0, 1]
+    assert len(open_run(folder, images=100).labels) == 23
+
+
+def test_a_path_that_cannot_be_written_keeps_no_half_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, text: str) -> int:
+        path.write_bytes(text[:5].encode())
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        write_json(tmp_path / "out.json", {"a": 1})
+    assert not list(tmp_path.iterdir())

@@ -120,3 +120,22 @@ def test_missing_and_empty_folders(tmp_path: Path, folder: Path) -> None:
     write(folder / "test" / "horse" / "0.png", 1)
     with pytest.raises(UserError, match="horse is a class that the training folder has not"):
         data.load("folder", folder)
+
+
+def test_a_full_disk_is_a_sentence_and_not_a_signal(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int, start: int, size: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full, raising=False)
+    with pytest.raises(UserError, match=r"image cache .* cannot be written: No space left on device"):
+        data.load("folder", folder)
+    assert not list(folder.glob(f"{CACHE}/*"))
+
+
+def test_others_may_read_the_cache(folder: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        data.load("folder", folder)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in folder.glob(f"{CACHE}/*.npy")} == {0o644}

@@ -73,7 +73,7 @@ def test_a_crop_stays_inside_a_narrow_image(tmp_path: Path) -> None:
 def test_an_unreadable_image_is_named_when_its_turn_comes(imagenet: Path, workers: int) -> None:
     bad = imagenet / "train" / "n01440764" / "3.JPEG"
     bad.write_bytes(b"broken")
-    with pytest.raises(RunFailed, match=r"^unreadable image: \S*3\.JPEG; remove it, or train without with") as caught:
+    with pytest.raises(RunFailed, match=r"^unreadable image: \S*3\.JPEG; remove it, or leave it out with") as caught:
         list(batches(imagenet, workers).epoch(0))
     assert "\n" not in str(caught.value)
     train = data.load("imagenet", imagenet, skip_unreadable=True).train

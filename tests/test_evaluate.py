@@ -10,7 +10,7 @@ from evaluation_cases import Counting, Poisoned, assert_same, drifting_model, ex
 from torch import Tensor, nn
 
 from rmcla_fast.evaluation import ATTACKS, evaluate, pgd
-from rmcla_fast.evaluation.protocol import GRADIENT_ATTACKS, attack_names
+from rmcla_fast.evaluation.protocol import GRADIENT_ATTACKS, AttackResult, attack_names
 from rmcla_fast.evaluation.report import as_json, explanation
 
 OWN = "clean,fgsm,ce20,cw100"
@@ -216,3 +216,8 @@ def test_a_model_that_changes_its_number_of_classes_is_named() -> None:
     images, labels = examples(8)
     with pytest.raises(ValueError, match=r"^model must answer 10 classes, as the data have; got 7"):
         evaluate(Fickle(), images, labels, attacks="fgsm", epsilon=EPSILON, batch_size=4)
+
+
+def test_a_figure_of_zero_is_written() -> None:
+    entry = AttackResult(0.0, 4, 0.0, l2_budget=0.5, accuracy_in_budget=0.0).as_json()
+    assert entry == {"accuracy": 0.0, "images": 4, "seconds": 0.0, "l2_budget": 0.5, "accuracy_in_budget": 0.0}

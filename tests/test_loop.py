@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 import os
@@ -22,6 +23,7 @@ from rmcla_fast.training import TrainConfig, checkpoint, train
 from rmcla_fast.training.batches import Batches, epoch_order, steps_in_epoch
 from rmcla_fast.training.config import DEFAULTS
 from rmcla_fast.training.monitor import Monitor, Watched
+from rmcla_fast.training.progress import Display
 from rmcla_fast.training.run_folder import read_metrics
 from rmcla_fast.training.schedule import Schedule, build_optimizer, set_rate, warmed_up
 
@@ -272,3 +274,44 @@ def test_only_weights_decay() -> None:
     for name, parameter in model.named_parameters():
         assert (id(parameter) in decayed) == (name.endswith("weight") and parameter.dim() > 1)
     assert all(float(group["lr"]) == pytest.approx(0.05) for group in optimizer.param_groups)
+
+
+def test_the_display_fits_80_columns_and_says_the_loss_of_a_short_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = pytest.importorskip("rich.console", reason="pip install 'rmcla-fast[train]'")
+    written = io.StringIO()
+    made = console.Console
+
+    def terminal(**options: Any) -> Any:
+        return made(file=written, width=80, force_terminal=bool(wide), color_system=None, highlight=False)
+
+    monkeypatch.setattr(console, "Console", terminal)
+    for wide in (True, False):
+        with Display(1000, 500) as display:
+            if wide:
+                display.update(500, "100/200", 1.65, 12345.0)
+            display.watched(500, "100/200", 1.65, Watched(93.75, 78.12, 76.56), 60.0)
+        shown = written.getvalue()
+        assert "loss 1.650" in shown
+        assert "clean 93.8 FGSM 78.1 PGD 76.6 %" in shown
+        assert "…" not in shown
+        written.truncate(0)
+
+
+def five_classes(num_classes: int, channels: int) -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 5))
+
+
+def larger_images(num_classes: int, channels: int) -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, num_classes))
+
+
+@pytest.mark.parametrize(
+    ("factory", "sentence"),
+    [("five_classes", r"must answer logits of shape \(1, 10\)"), ("larger_images", "cannot take")],
+)
+def test_a_model_that_does_not_fit_the_data_is_refused_before_anything_is_written(
+    tmp_path: Path, factory: str, sentence: str
+) -> None:
+    with pytest.raises(UserError, match=sentence):
+        train(dataclasses.replace(SMALL, model=f"{__name__}:{factory}", out=str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()

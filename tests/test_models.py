@@ -115,3 +115,9 @@ def test_bad_arguments_are_one_sentence(arguments: tuple[object, ...], words: st
 def test_wide_depth_is_checked() -> None:
     with pytest.raises(ValueError, match=r"depth must be 6 n \+ 4 with n at least 1; got 29"):
         models.WideResNet(10, depth=29)
+
+
+def test_images_of_other_channels_are_refused_and_not_broadcast() -> None:
+    model = models.create("small-cnn", 10, 3)
+    with pytest.raises(ValueError, match="images must have 3 channels; got 1"):
+        model(torch.rand(2, 1, 8, 8))

@@ -114,7 +114,7 @@ def decode(path: Path, mode: str) -> np.ndarray:
 
 def name_unreadable(bad: list[Path]) -> str:
     named = ", ".join(map(str, bad[:3])) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
-    return f"unreadable image: {named}; remove it, or train without with --skip-unreadable"
+    return f"unreadable image: {named}; remove it, or leave it out with --skip-unreadable"
 
 
 def require_every_class(folder: Path, listing: Listing, classes: tuple[str, ...]) -> None:
@@ -219,6 +219,7 @@ def _write(
         packed: Any = np.lib.format.open_memmap(
             temporary, mode="w+", dtype=np.uint8, shape=(len(listing.paths), *shape)
         )
+        _reserve(Path(temporary))
 
         def one(item: tuple[int, Path]) -> None:
             row, path = item
@@ -233,12 +234,27 @@ def _write(
         if bad:
             raise UserError(name_unreadable(sorted(bad)))
         packed.flush()
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's is the owner's alone, and a data set may be shared
         os.replace(temporary, target)
     except OSError as error:
         raise UserError(f"the image cache {target} cannot be written: {error.strerror}") from error
     finally:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
+
+
+def _reserve(path: Path) -> None:
+    """Takes the file's blocks on the disk: a write through a memory map has no other way to fail than to kill."""
+    if hasattr(os, "posix_fallocate"):
+        with path.open("rb+") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+
+
+def _umask() -> int:
+    """The process's; it can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _shown(paths: list[Path], what: str, progress: Progress | None) -> Iterator[Path]:

@@ -42,7 +42,7 @@ DataDir = Annotated[str | None, typer.Option(help="Where the data set is; where 
 Model = Annotated[str | None, typer.Option(help="pkg.mod:factory, where the run was trained with one.")]
 Which = Annotated[str, typer.Option(help="Checkpoint: last or best.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1; a GPU where there is one.")]
-Images = Annotated[int | None, typer.Option(help="Only the first so many test images.")]
+Images = Annotated[int | None, typer.Option(help="Only so many test images, evenly spaced.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images attacked together.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of every random start.")]
 

@@ -73,10 +73,9 @@ class AttackResult:
         entries = {name: value for name, value in asdict(self).items() if name != "right"}
         entries["seconds"] = round(self.seconds, 3)
         entries["notes"] = list(self.notes)
-        return {name: value for name, value in entries.items() if value not in (None, [], 0) or name in _ALWAYS}
-
-
-_ALWAYS = ("accuracy", "images", "seconds")
+        if not self.nonfinite:
+            del entries["nonfinite"]
+        return {name: value for name, value in entries.items() if value is not None and value != []}
 
 
 def evaluate(

@@ -49,17 +49,17 @@ class Run:
         return f"{self.config['model']} on {self.data}, {self.recipe}"
 
 
-_DATA: dict[tuple[str, str | None], DataSplits] = {}
+_DATA: dict[tuple[str, str | None, bool], DataSplits] = {}
 
 
-def load_data(name: str, data_dir: str | None) -> DataSplits:
+def load_data(name: str, data_dir: str | None, skip_unreadable: bool = False) -> DataSplits:
     """The data set, once for all the runs of one command."""
     from rmcla_fast import data
 
-    key = (name, data_dir)
+    key = (name, data_dir, skip_unreadable)
     if key not in _DATA:
         _DATA.clear()  # one at a time: they may be large
-        _DATA[key] = data.load(name, data_dir=data_dir)
+        _DATA[key] = data.load(name, data_dir=data_dir, skip_unreadable=skip_unreadable)
     return _DATA[key]
 
 
@@ -90,7 +90,7 @@ def open_run(
     device: str | None = None,
     images: int | None = None,
 ) -> Run:
-    """The run in `folder`, its model on `device` (a GPU where there is one) and its test images, the first `images`.
+    """The run in `folder`, its model on `device` (a GPU where there is one), its test images or `images` of them.
 
     Raises:
         UserError: no run, no checkpoint, weights that do not fit, a data set that is not there, a device that is not.
@@ -100,7 +100,8 @@ def open_run(
     folder = Path(folder)
     config = read_config(folder)
     network = load(folder, which=which, model=model)
-    splits = load_data(config["data"], data_dir if data_dir is not None else config.get("data_dir"))
+    where_data = data_dir if data_dir is not None else config.get("data_dir")
+    splits = load_data(config["data"], where_data, bool(config.get("skip_unreadable")))
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         network = network.to(where)
@@ -109,13 +110,15 @@ def open_run(
     if images is not None and images < 1:
         raise UserError(f"--images must be at least 1; got {images}")
     test = splits.test
+    if images is not None and images < len(test):
+        test = test.take(torch.arange(images) * len(test) // images)  # a folder's first images are all of one class
     return Run(
         folder,
         folder / (LAST if which == "last" else BEST),
         config,
         network,
-        test.images[:images],
-        test.labels[:images],
+        test.images,
+        test.labels,
         splits.num_classes,
         tuple(splits.classes),
     )

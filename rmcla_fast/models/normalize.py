@@ -25,4 +25,6 @@ class Normalize(nn.Module):
             self.register_buffer(name, torch.tensor(numbers).reshape(1, channels, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
+        if images.shape[1] != self.mean.shape[1]:  # one channel would broadcast, and be answered
+            raise ValueError(f"images must have {self.mean.shape[1]} channels; got {images.shape[1]}")
         return (images - self.mean) / self.std

@@ -196,7 +196,7 @@ class _Run:
         good = f"the last good checkpoint is {path}" if path.exists() else "there is no checkpoint yet"
         raise RunFailed(
             f"{what} at learning rate {self.parts.schedule.rate(step):.4g}; {good}; "
-            f"train with a lower --lr, with --clip-grad or with --skip-nonfinite"
+            f"start another run with a lower --lr, --clip-grad or --skip-nonfinite"
         )
 
     def _log(self) -> None:
@@ -235,7 +235,7 @@ class _Run:
         if parts.monitor and ((self.at.epoch + 1) % config.monitor_every == 0 or last):
             seen = parts.monitor.measure(parts.watched)
             values.update(dataclasses.asdict(seen))
-            self.display.watched(self.at.step, self._epoch_text(), seen, self._seconds_left())
+            self.display.watched(self.at.step, self._epoch_text(), values["loss"], seen, self._seconds_left())
             values["overfitting"] = self._overfitting(seen)
         self._record("epoch", values)
         self.at.epoch += 1

@@ -20,9 +20,8 @@ class Display:
         self._bar = progress.Progress(
             progress.TextColumn("{task.fields[epoch]}"),
             progress.BarColumn(bar_width=None),
-            progress.TaskProgressColumn(),
             progress.TimeRemainingColumn(elapsed_when_finished=True, compact=True),
-            progress.TextColumn("{task.fields[status]}"),  # 59 characters: a line of 80 holds it all
+            progress.TextColumn("{task.fields[status]}"),  # 55 characters: a line of 80 holds it and epoch 200/200
             expand=True,
             console=self._console,
             disable=quiet or not self._console.is_terminal,
@@ -40,11 +39,12 @@ class Display:
 
     def update(self, step: int, epoch: str, loss: float, images_per_second: float) -> None:
         """After a logged step."""
-        self._status = f"loss {loss:.3f} {images_per_second:,.0f} images/s"
+        self._status = f"loss {loss:.3f} {images_per_second:,.0f} img/s"
         self._bar.update(self._task, completed=step, epoch=epoch, status=self._status + self._watched)
 
-    def watched(self, step: int, epoch: str, seen: Watched, seconds_left: float) -> None:
-        """After a watched epoch."""
+    def watched(self, step: int, epoch: str, loss: float, seen: Watched, seconds_left: float) -> None:
+        """After a watched epoch; its mean loss stands where no step has been logged yet."""
+        self._status = self._status or f"loss {loss:.3f}"
         self._watched = f" clean {seen.clean:.1f} FGSM {seen.fgsm:.1f} PGD {seen.pgd:.1f} %"
         self._bar.update(self._task, completed=step, epoch=epoch, status=self._status + self._watched)
         if not self._console.is_terminal:

@@ -15,7 +15,7 @@ from rmcla_fast.data.splits import DataSplits, ImageSet, StreamedSet, hold_out
 from rmcla_fast.data.streamed import centers
 from rmcla_fast.epsilon import format_epsilon, parse_epsilon
 from rmcla_fast.errors import UserError
-from rmcla_fast.example import radii
+from rmcla_fast.example import attack_mode, radii
 from rmcla_fast.recipes import Recipe
 from rmcla_fast.training.average import ExponentialAverage
 from rmcla_fast.training.batches import Batches, StreamedBatches
@@ -101,6 +101,7 @@ def build(config: TrainConfig, splits: DataSplits, device: torch.device, world: 
     model = create_model(config.model, splits.num_classes, splits.train.shape[0]).to(device)
     if device.type == "cuda":
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    _check_answer(model, config.model, splits, device)
     schedule = Schedule(config.schedule, config.lr, config.epochs * batches.steps)
     optimizer = build_optimizer(model, schedule.rate(0), config.momentum, config.weight_decay)
     ema = ExponentialAverage(model, config.ema) if config.ema else None
@@ -145,6 +146,22 @@ def create_model(name: str, num_classes: int, channels: int) -> nn.Module:
         return models.create(name, num_classes, channels)
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(str(error)) from error
+
+
+@torch.no_grad()
+def _check_answer(model: nn.Module, name: str, splits: DataSplits, device: torch.device) -> None:
+    """UserError where the model, perhaps somebody's own, cannot take the images or answers other classes."""
+    image = torch.zeros(1, *splits.train.shape, device=device)
+    try:
+        with attack_mode(model, "eval"):
+            logits = model(image)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise UserError(
+            f"model {name} cannot take images of shape {tuple(image.shape)}: {str(error).splitlines()[0]}"
+        ) from error
+    shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    if shape != (1, splits.num_classes):
+        raise UserError(f"model {name} must answer logits of shape (1, {splits.num_classes}) to one image; got {shape}")
 
 
 def describe(config: TrainConfig, splits: DataSplits) -> dict[str, Any]:
