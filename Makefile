@@ -16,7 +16,7 @@ demo: install
 	$(BIN)/rmcla compare $(DEMO)/standard $(DEMO)/r-mc-la --attacks $(ATTACKS) --epsilon 0.15 --out $(DEMO)/comparison
 
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 bench: install
 	$(BIN)/python -m pytest benchmarks --benchmark-disable-gc

@@ -3,7 +3,7 @@
     python benchmarks/digits_recipes.py --out benchmarks/results/digits-recipes
 
 Trains each network anew with the defaults for digits and attacks it at the epsilon it was trained with, on the 360 test
-images: clean, FGSM and CE20 for every seed, AutoAttack (twenty times as slow) for the first. Writes OUT.json and OUT.md.
+images: clean, FGSM and CE20 for every seed, AutoAttack (twenty times as slow) for the first. Writes OUT.json, OUT.md.
 """
 
 from __future__ import annotations

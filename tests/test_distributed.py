@@ -70,7 +70,9 @@ def test_the_ranks_gradients_are_those_of_one_process(tmp_path: Path, accumulate
 def test_ranks_share_each_batch_equally() -> None:
     held = ImageSet(torch.zeros(23, 1, 4, 4, dtype=torch.uint8), torch.arange(23))
     cpu = torch.device("cpu")
-    both = [Batches(held, 8, 0, cpu, augment=True, draw_start=True, world=World(rank, 2)) for rank in range(2)]
+    both = [
+        Batches(held, 8, 0, cpu, augment=True, flip=True, draw_start=True, world=World(rank, 2)) for rank in range(2)
+    ]
     shares = [[batch.labels for batch in batches.epoch(0)] for batches in both]
     assert [[len(labels) for labels in share] for share in shares] == [[4, 4, 3]] * 2  # one image of 23 is left out
     seen = torch.cat(shares[0] + shares[1]).tolist()

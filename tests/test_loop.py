@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from run_cases import small
+from run_cases import SMALL, small
 
 import rmcla_fast
 from rmcla_fast import data, models
@@ -234,7 +234,7 @@ def test_a_signal_ends_the_run_after_a_checkpoint(
 def test_batches_cover_an_epoch_once_and_start_anywhere() -> None:
     images = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1).expand(10, 1, 6, 6).contiguous()
     held = ImageSet(images, torch.arange(10))
-    batches = Batches(held, 4, seed=5, device=torch.device("cpu"), augment=True, draw_start=True)
+    batches = Batches(held, 4, seed=5, device=torch.device("cpu"), augment=True, flip=True, draw_start=True)
     batches.start_radius.fill_(0.1)
     epoch = list(batches.epoch(1))
     assert [len(batch.labels) for batch in epoch] == [4, 4, 2]

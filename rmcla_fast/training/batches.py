@@ -56,7 +56,8 @@ class Batches:
         batch_size: images an update.
         seed: of the order, the crops, the flips and the start.
         device: where the batches are wanted.
-        augment: crop with padding 4 and flip.
+        augment: crop with padding 4.
+        flip: also flip half of the images; a mirrored digit is another sign.
         draw_start: give the uniform random start too, with the crop, in the same pass over the pixels.
         world: the processes that share each batch equally; up to `world.size` - 1 images of a last batch are left out.
     """
@@ -68,13 +69,15 @@ class Batches:
         seed: int,
         device: torch.device,
         augment: bool,
+        flip: bool,
         draw_start: bool,
         world: World | None = None,
     ) -> None:
         self._world = world or World()
         self.steps = steps_in_epoch(len(data), batch_size, self._world.size)
         self._batch_size, self._seed, self._device = batch_size, seed, device
-        self._augment, self._draw_start = augment, draw_start
+        self._augment, self._flip, self._draw_start = augment, flip, draw_start
+        self._layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format  # the network's
         self._labels = data.labels.to(device)
         self._images = data.images.to(device) if _fits(data.images, device) else data.images
         self._rng = torch.tensor([self._world.seed(seed), 0], device=device)
@@ -97,7 +100,9 @@ class Batches:
             return Batch(self._images[on_device] if held else gathered, labels, None)
         self._rng[1].fill_(step)
         source, rows = (self._images, on_device) if held else (gathered, torch.arange(len(index), device=self._device))
-        images, start = augment_start(source, rows, rng=self._rng, epsilon=self.start_radius)
+        images, start = augment_start(
+            source, rows, rng=self._rng, epsilon=self.start_radius, flip=self._flip, memory_format=self._layout
+        )
         return Batch(images, labels, start if self._draw_start else None)
 
 

@@ -47,7 +47,7 @@ class TrainConfig:
         epsilon_warmup: epochs over which epsilon grows from 0.
         precision: "fp32", "bf16" or "fp16" (master weights stay fp32).
         capture: how the update runs: "auto", "eager", "compile" or "cuda-graph".
-        augment: crop with padding 4 and flip.
+        augment: crop with padding 4, and flip (svhn is not flipped).
         images_per_class: train on this many images of each class.
         seed: of the weights, the order, the noise and every other draw.
         out: the run folder; runs/DATA-RECIPE if None.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rmcla_fast import data as datasets
 from rmcla_fast.data.splits import DataSplits
-from rmcla_fast.errors import Interrupted, RunFailed
+from rmcla_fast.errors import Interrupted, RunFailed, need
 from rmcla_fast.example import radii
 from rmcla_fast.training import checkpoint
 from rmcla_fast.training.config import TrainConfig
@@ -26,7 +26,7 @@ from rmcla_fast.training.plots import draw_curves
 from rmcla_fast.training.progress import Display, say, shown
 from rmcla_fast.training.run_folder import CURVES, RunFolder, open_run
 from rmcla_fast.training.schedule import set_rate, warmed_up
-from rmcla_fast.training.setup import Parts, build, choose_device, describe
+from rmcla_fast.training.setup import Parts, build, choose_device, choose_recipe, describe
 from rmcla_fast.training.standing import Standing, restored
 
 
@@ -57,6 +57,9 @@ def train(config: TrainConfig, *, quiet: bool = True) -> Path:
     torch.set_num_threads(config.threads or threads)
     try:
         with joined(device) as world:
+            for module in ("matplotlib", "rich", "torch.utils.tensorboard"):  # before hours of work, not after
+                need(module, "train", "a run")
+            choose_recipe(config)
             splits = _load(config, world, quiet)
             run = _Run(config, splits, build(config, splits, device, world), folder, state, quiet or not world.leads)
             world.wait()  # every rank has looked at the folder before rank 0 writes into it

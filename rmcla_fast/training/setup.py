@@ -95,7 +95,7 @@ def build(config: TrainConfig, splits: DataSplits, device: torch.device, world: 
     if isinstance(train, StreamedSet):
         batches = StreamedBatches(train, batch_size, seed, device, config.augment, config.workers, world)
     else:
-        batches = Batches(train, batch_size, seed, device, config.augment, drawn, world)
+        batches = Batches(train, batch_size, seed, device, config.augment, config.data != "svhn", drawn, world)
     batches.start_radius.fill_(radii(recipe).start if drawn else 0.0)
     torch.manual_seed(seed)
     model = create_model(config.model, splits.num_classes, splits.train.shape[0]).to(device)
