@@ -8,9 +8,8 @@
 namespace rmcla {
 namespace {
 
-// Uniforms of the elements [4 * block, 4 * (block + blocks)), for `blocks` a multiple of 16.
 template <int Bytes>
-RMCLA_SHARED void block_uniforms_lanes(int64_t seed, int64_t step, int64_t block, int64_t blocks, float* to) {
+RMCLA_SHARED void uniforms_lanes(int64_t seed, int64_t step, int64_t block, int64_t blocks, float* to) {
   constexpr int kTogether = 16;
   for (int64_t first = 0; first < blocks; first += kTogether) {
     float words[4][kTogether];
@@ -22,9 +21,6 @@ RMCLA_SHARED void block_uniforms_lanes(int64_t seed, int64_t step, int64_t block
       for (int word = 0; word < 4; ++word) to[4 * (first + lane) + word] = words[word][lane];
   }
 }
-RMCLA_KERNEL(block_uniforms, (int64_t seed, int64_t step, int64_t block, int64_t blocks, float* to),
-             (seed, step, block, blocks, to))
-
 template <int Bytes>
 RMCLA_SHARED void add_uniforms_lanes(const float* image, const float* uniform, float radius, float* out,
                                      int64_t count) {
@@ -35,10 +31,13 @@ RMCLA_KERNEL(add_uniforms, (const float* image, const float* uniform, float radi
 
 }  // namespace
 
+RMCLA_KERNEL(uniforms, (int64_t seed, int64_t step, int64_t block, int64_t blocks, float* to),
+             (seed, step, block, blocks, to))
+
 void add_noise(int64_t seed, int64_t step, int64_t first, const float* image, float radius, float* out, int64_t count,
                float* room) {
   const int64_t offset = first % 4;
-  block_uniforms(seed, step, first / 4, (offset + count + 63) / 64 * 16, room);
+  uniforms(seed, step, first / 4, (offset + count + 63) / 64 * 16, room);
   add_uniforms(image, room + offset, valid_radius(radius), out, count);
 }
 

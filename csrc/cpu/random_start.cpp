@@ -1,35 +1,19 @@
-// random_start on the CPU: Philox blocks in vector lanes, four words a block, interleaved into the order of memory.
+// random_start on the CPU: the noise of a part of memory while it is in cache, then the sum.
 #include <torch/library.h>
 
-#include "common/philox.h"
+#include "common/perturb_step.h"
 #include "cpu/convert.h"
 #include "cpu/elementwise.h"
+#include "cpu/noise.h"
 #include "cpu/simd.h"
 
 namespace rmcla {
 namespace {
 
-// Uniforms of the elements [4 * block, 4 * (block + blocks)), for `blocks` a multiple of 16.
-template <int Bytes>
-RMCLA_SHARED void uniforms_lanes(int64_t seed, int64_t step, int64_t block, int64_t blocks, float* to) {
-  constexpr int kTogether = 16;
-  for (int64_t first = 0; first < blocks; first += kTogether) {
-    float words[4][kTogether];
-    for (int lane = 0; lane < kTogether; ++lane) {
-      const PhiloxBlock b = philox_block(seed, step, uint64_t(block + first + lane), kRandomStart);
-      for (int word = 0; word < 4; ++word) words[word][lane] = unit_uniform(b.word[word]);
-    }
-    for (int lane = 0; lane < kTogether; ++lane)
-      for (int word = 0; word < 4; ++word) to[4 * (first + lane) + word] = words[word][lane];
-  }
-}
-RMCLA_KERNEL(uniforms, (int64_t seed, int64_t step, int64_t block, int64_t blocks, float* to),
-             (seed, step, block, blocks, to))
-
 // image + radius * (2 u - 1), the product rounded to float32, then the sum.
 template <int Bytes, typename T>
-RMCLA_SHARED void add_noise(const T* image, const float* uniform, float radius, T lower, T upper, bool clip, T* out,
-                            int64_t count) {
+RMCLA_SHARED void add_scaled(const T* image, const float* uniform, float radius, T lower, T upper, bool clip, T* out,
+                             int64_t count) {
   if (clip) {
     for (int64_t i = 0; i < count; ++i) {
       T x = image[i] + T(radius * (2.0f * uniform[i] - 1.0f));
@@ -43,12 +27,12 @@ RMCLA_SHARED void add_noise(const T* image, const float* uniform, float radius, 
 template <int Bytes>
 RMCLA_SHARED void noise_float_lanes(const float* image, const float* uniform, float radius, float lower, float upper,
                                     bool clip, float* out, int64_t count) {
-  add_noise<Bytes>(image, uniform, radius, lower, upper, clip, out, count);
+  add_scaled<Bytes>(image, uniform, radius, lower, upper, clip, out, count);
 }
 template <int Bytes>
 RMCLA_SHARED void noise_double_lanes(const double* image, const float* uniform, float radius, double lower,
                                      double upper, bool clip, double* out, int64_t count) {
-  add_noise<Bytes>(image, uniform, radius, lower, upper, clip, out, count);
+  add_scaled<Bytes>(image, uniform, radius, lower, upper, clip, out, count);
 }
 RMCLA_KERNEL(noise_float,
              (const float* image, const float* uniform, float radius, float lower, float upper, bool clip, float* out,
