@@ -12,6 +12,7 @@ stage=${1:?correct, fast or robust}
 device=$(nvidia-smi --query-gpu=name --format=csv,noheader | head -1 | tr ' /' '--' | tr '[:upper:]' '[:lower:]')
 out=${OUT:-benchmarks/results/$device-$(date +%F)}
 mkdir -p "$out"
+touch "$out/started"
 export PYTHONPATH=$PWD PYTHONUNBUFFERED=1
 unset TRITON_INTERPRET
 
@@ -39,9 +40,12 @@ correct() {
 
 fast() {
   build || return 1
-  timeout 240 python3 -m pytest benchmarks -q --benchmark-disable-gc
-  timeout 260 python3 benchmarks/bench_train_step.py
-  cp benchmarks/results/*.json "$out" 2>/dev/null
+  timeout 200 python3 -m pytest benchmarks -q --benchmark-disable-gc
+  step="timeout 110 python3 benchmarks/bench_train_step.py --device cuda --precision bf16 --recipes standard,r-mc-la,r-mc-la+"
+  $step --capture cuda-graph --batch 128
+  $step --capture cuda-graph --batch 512 --rivals ""
+  $step --capture cuda-graph --batch 128 --model wrn-28-10 --rivals ""
+  find benchmarks/results -maxdepth 1 -name '*.json' -newer "$out/started" -exec mv {} "$out" ';'
 }
 
 # Ends in time by itself: each run checkpoints, and the next call of this stage takes up where this one was stopped.
@@ -51,19 +55,22 @@ robust() {
   runs=${RUNS:-local/gpu-runs}
   end=$((SECONDS + 500))
   for seed in 0 1 2; do
-    for recipe in r-mc-la+ standard n-fgsm fgsm-rs r-mc-la madry-pgd7-2 n-mc-la n-fgsm-la r-mc r-mc-la9+ r-mosa-la+; do
-      run=$runs/$recipe-$seed
+    for entry in r-mc-la+ standard n-fgsm fgsm-rs r-mc-la madry-pgd7-2 n-mc-la n-fgsm-la n-fgsm-la:30 r-mc r-mc-la9+ r-mosa-la+; do
+      recipe=${entry%%:*} beta=9
+      [ "$entry" = "$recipe" ] || beta=${entry#*:}
+      run=$runs/$recipe-$beta-$seed
       [ -f "$run/done" ] && continue
       left=$((end - SECONDS)); [ "$left" -gt 30 ] || return 0
       timeout --signal=INT "$left" python3 -m rmcla_fast.cli train --data folder --data-dir "$data" --model preact-resnet18 \
-        --recipe "$recipe" --epsilon 8/255 --epochs 30 --schedule one-cycle --lr 0.2 --batch-size 128 --precision bf16 \
+        --recipe "$recipe" --beta "$beta" --epsilon 8/255 --epochs 30 --schedule one-cycle --lr 0.2 --batch-size 128 --precision bf16 \
         --augment --seed "$seed" --out "$run" --resume || return 0
       left=$((end - SECONDS)); [ "$left" -gt 30 ] || return 0
       timeout --signal=INT "$left" python3 -m rmcla_fast.cli evaluate "$run" --attacks clean,fgsm,ce20,cw100 \
-        --json "$out/$recipe-$seed.json" || return 0
+        --json "$out/$recipe-$beta-$seed.json" || return 0
       left=$((end - SECONDS)); [ "$left" -gt 30 ] || return 0
       timeout --signal=INT "$left" python3 -m rmcla_fast.cli evaluate "$run" --attacks clean,autoattack --images 1000 \
-        --json "$out/$recipe-$seed-autoattack.json" || return 0
+        --json "$out/$recipe-$beta-$seed-autoattack.json" || return 0
+      python3 -m rmcla_fast.cli gradients "$run" --images 1000 | tail -5
       touch "$run/done"
     done
   done
