@@ -96,9 +96,12 @@ def open_run(
         UserError: no run, no checkpoint, weights that do not fit, a data set that is not there, a device that is not.
     """
     from rmcla_fast.training.checkpoint import BEST, LAST, load
+    from rmcla_fast.training.config import DEFAULTS
 
     folder = Path(folder)
     config = read_config(folder)
+    if threads := DEFAULTS.get(config["data"], {}).get("threads"):  # as trained: small images are not worth sharing
+        torch.set_num_threads(threads)
     network = load(folder, which=which, model=model)
     where_data = data_dir if data_dir is not None else config.get("data_dir")
     splits = load_data(config["data"], where_data, bool(config.get("skip_unreadable")))
