@@ -53,6 +53,14 @@ for _stem in ("augment_start", "joint_gradient", "soft_cross_entropy"):
     importlib.import_module(f"rmcla_fast.reference.{_stem}").in_range = _comparison_only  # type: ignore[attr-defined]
 
 
+def _topk(z: Tensor, count: int) -> Tensor:
+    return z.topk(count, largest=False).indices
+
+
+# And the stable sort, many times as slow: without ties torch.topk selects the same classes.
+importlib.import_module("rmcla_fast.reference.joint_gradient").smallest = _topk  # type: ignore[attr-defined]
+
+
 def compiled(reference: Callable[..., Any], device: torch.device) -> dict[str, Callable[..., Any]]:
     """torch.compile of a reference for static shapes; on a GPU also with max-autotune (on a CPU it tunes only gemm)."""
     torch._dynamo.reset()

@@ -95,8 +95,13 @@ def _soft_labels(z: Tensor, is_true: Tensor, beta: float, gamma: float, top_k: i
     else:  # sup: v_k = -log p_k
         share = surprisal(z)
     if top_k is not None and top_k < others:  # the largest v are the smallest logits; ties to the lower index
-        receivers = z.masked_fill(is_true, INFINITY).argsort(dim=1, stable=True)[:, :top_k]
+        receivers = smallest(z.masked_fill(is_true, INFINITY), top_k)
         share = torch.zeros_like(share).scatter(1, receivers, share.gather(1, receivers))
     share = share.masked_fill(is_true, 0)
     kept = beta * share.amax(1, keepdim=True)
     return torch.where(is_true, kept, share) / (share.sum(1, keepdim=True) + kept)
+
+
+def smallest(z: Tensor, count: int) -> Tensor:
+    """(B, count) int64: the smallest of each row, ties to the lower index, which torch.topk does not promise."""
+    return z.argsort(dim=1, stable=True)[:, :count]
