@@ -26,6 +26,7 @@ class Bars:
             disable=quiet or not self._console.is_terminal,
         )
         self._tasks: dict[str, Any] = {}
+        self._done: set[str] = set()
 
     def __enter__(self) -> Bars:
         self._bars.start()
@@ -38,6 +39,9 @@ class Bars:
         if attack not in self._tasks:
             self._tasks[attack] = self._bars.add_task(f"{self._prefix}{attack}", total=1.0)
         self._bars.update(self._tasks[attack], completed=min(1.0, fraction))
+        if fraction >= 1 and attack not in self._done and not self._console.is_terminal:  # a log shows no bars
+            self._done.add(attack)
+            self.say(f"{self._prefix}{attack} done")
 
     def say(self, text: str) -> None:
         """A line that stays, above the bars."""
