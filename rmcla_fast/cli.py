@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 import sys
 import threading
@@ -154,8 +153,7 @@ def bench(context: typer.Context) -> None:
         raise typer.Exit(1)
 
 
-if all(importlib.util.find_spec(name) for name in ("rmcla_fast.evaluation", "rmcla_fast.evaluation.cli")):
-    importlib.import_module("rmcla_fast.evaluation.cli").register(app)
+importlib.import_module("rmcla_fast.evaluation.cli").register(app)
 
 
 def main() -> None:
