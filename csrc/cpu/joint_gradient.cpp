@@ -10,39 +10,16 @@
 #include "cpu/elementwise.h"
 #include "cpu/joint_gradient_rows.h"
 #include "cpu/joint_gradient_short.h"
+#include "cpu/kernels.h"
 #include "cpu/labels.h"
 
 namespace rmcla {
 namespace {
 
-template <int Bytes>
-RMCLA_SHARED void joint_float_lanes(const JointRows<float>& rows) {
-  joint_rows<Bytes>(rows);
-}
-template <int Bytes>
-RMCLA_SHARED void joint_double_lanes(const JointRows<double>& rows) {
-  joint_rows<Bytes>(rows);
-}
-template <int Bytes>
-RMCLA_SHARED void joint_short_float_lanes(const JointRows<float>& rows) {
-  joint_short_rows<Bytes>(rows);
-}
-template <int Bytes>
-RMCLA_SHARED void joint_short_double_lanes(const JointRows<double>& rows) {
-  joint_short_rows<Bytes>(rows);
-}
-RMCLA_KERNEL(joint_short_float, (const JointRows<float>& rows), (rows))
-RMCLA_KERNEL(joint_short_double, (const JointRows<double>& rows), (rows))
-RMCLA_KERNEL(joint_float, (const JointRows<float>& rows), (rows))
-RMCLA_KERNEL(joint_double, (const JointRows<double>& rows), (rows))
-
-bool rows_in_lanes(int64_t classes, bool selects) { return classes <= kShortRow && !selects; }
-
-void run_rows(const JointRows<float>& rows) {
-  rows_in_lanes(rows.classes, rows.selects()) ? joint_short_float(rows) : joint_float(rows);
-}
-void run_rows(const JointRows<double>& rows) {
-  rows_in_lanes(rows.classes, rows.selects()) ? joint_short_double(rows) : joint_double(rows);
+template <typename T>
+void run_rows(const JointRows<T>& rows) {
+  const bool in_lanes = rows.classes <= kShortRow && !rows.selects();
+  in_lanes ? kernels_of<T>().joint_short_rows(rows) : kernels_of<T>().joint_rows(rows);
 }
 
 at::ScalarType wide_dtype(const at::Tensor& logits) {

@@ -30,13 +30,13 @@ struct JointRows {
   double beta, gamma;
   int64_t receivers;  // how many classes other than the true one receive mass
 
-  bool exponential() const {
+  RMCLA_SHARED bool exponential() const {
     return (gradient && target != Target::kMargin) || (scheme == LabelScheme::kSup && classes > 2);
   }
   // Of all the classes, some; then they are found and written one by one.
-  bool selects() const { return soft_labels && receivers < classes - 1; }
-  int64_t padded() const { return (classes + 63) / 64 * 64; }
-  int64_t scratch_bytes() const {
+  RMCLA_SHARED bool selects() const { return soft_labels && receivers < classes - 1; }
+  RMCLA_SHARED int64_t padded() const { return (classes + 63) / 64 * 64; }
+  RMCLA_SHARED int64_t scratch_bytes() const {
     return (exponential() ? padded() * int64_t(sizeof(T)) : 0) + (selects() ? TopK<T>::scratch_bytes(padded()) : 0) +
            128;
   }
@@ -112,9 +112,9 @@ RMCLA_SHARED void joint_row(const JointRows<T>& a, int64_t row, T* exponentials,
       const T sign = a.target == Target::kUntargeted ? T(1) : T(-1);
       const T scale = sign * T(1 / shifted_sum);
       const V scale_v = simd::splat<V>(scale);
-      for (int64_t b = 0; b < r.blocks; ++b)
-        store_row_block(gradient + b * R::kCount, V(simd::load<V>(exponentials + b * R::kCount) * scale_v),
-                        classes - b * R::kCount, a.gradient + a.rows * classes);
+      store_row(r, gradient, a.gradient + a.rows * classes, [&](int64_t b, V) __attribute__((always_inline)) {
+        return V(simd::load<V>(exponentials + b * R::kCount) * scale_v);
+      });
       gradient[target] = exponentials[target] * scale - sign;
       a.objective[row] = T(sign * -log_p);
     }
@@ -139,9 +139,8 @@ RMCLA_SHARED void joint_row(const JointRows<T>& a, int64_t row, T* exponentials,
   const double total = halves ? 1 + kept : gap_sum.total() + double(classes - 1) * double(added) + kept;
   const T scale = T(1 / total);
   const V scale_v = simd::splat<V>(scale), added_v = simd::splat<V>(added);
-  for (int64_t b = 0; b < r.blocks; ++b)
-    store_row_block(soft + b * R::kCount, V(label_share(r.block(b), base_v, added_v) * scale_v),
-                    classes - b * R::kCount, a.soft_labels + a.rows * classes);
+  store_row(r, soft, a.soft_labels + a.rows * classes,
+            [&](int64_t, V z) __attribute__((always_inline)) { return V(label_share(z, base_v, added_v) * scale_v); });
   if (halves) soft[1 - label] = scale;
   soft[label] = T(kept / total);
 }

@@ -6,95 +6,11 @@
 
 #include "cpu/convert.h"
 #include "cpu/elementwise.h"
-#include "cpu/simd.h"
-
-#if defined(__SSE2__)
-#include <emmintrin.h>
-#endif
+#include "cpu/kernels.h"
+#include "cpu/perturb_step_elements.h"
 
 namespace rmcla {
 namespace {
-
-template <typename T>
-struct StepRun {
-  const T* image;
-  const T* origin;
-  const T* grad;
-  T* out;
-  int64_t count;
-  T step, radius, lower, upper;
-  bool stream;  // store past the caches
-};
-
-template <typename V>
-RMCLA_SHARED void store_past_caches(void* to, V v) {
-#if defined(__SSE2__)
-  for (size_t part = 0; part < sizeof v; part += 16) {
-    __m128i piece;
-    std::memcpy(&piece, reinterpret_cast<const char*>(&v) + part, 16);
-    _mm_stream_si128(reinterpret_cast<__m128i*>(static_cast<char*>(to) + part), piece);
-  }
-#else
-  simd::store(to, v);
-#endif
-}
-
-template <int Bytes, typename T>
-RMCLA_SHARED void step_run(const StepRun<T>& run) {
-  using V = typename simd::Lanes<T, Bytes>::Vector;
-  constexpr int64_t kCount = simd::Lanes<T, Bytes>::kCount;
-  constexpr int64_t kAhead = 1024 / int64_t(sizeof(T));  // elements: the hardware stops at page borders
-  const V step = simd::splat<V>(run.step), radius = simd::splat<V>(run.radius);
-  const V lower = simd::splat<V>(run.lower), upper = simd::splat<V>(run.upper);
-  const auto moved = [&](const T* image, const T* origin, const T* grad) __attribute__((always_inline)) {
-    const V g = simd::load<V>(grad);
-    // 0 for both zeros, NaN for NaN.
-    const V sign = g > V{} ? simd::splat<V>(T(1)) : (g < V{} ? simd::splat<V>(T(-1)) : g - g);
-    return clipped_step(simd::load<V>(image), step, sign, simd::load<V>(origin), radius, lower, upper);
-  };
-  int64_t i = 0;
-  const auto part = [&](int64_t count) __attribute__((always_inline)) {
-    T image[kCount] = {}, origin[kCount] = {}, grad[kCount] = {};
-    const size_t bytes = size_t(count) * sizeof(T);
-    std::memcpy(image, run.image + i, bytes);
-    std::memcpy(origin, run.origin + i, bytes);
-    std::memcpy(grad, run.grad + i, bytes);
-    const V out = moved(image, origin, grad);
-    std::memcpy(run.out + i, &out, bytes);
-    i += count;
-  };
-  if (run.stream) {
-    const int64_t misaligned = int64_t(reinterpret_cast<uintptr_t>(run.out) % Bytes / sizeof(T));
-    if (misaligned) part(std::min(run.count, kCount - misaligned));
-    for (; i + kCount <= run.count; i += kCount) {
-      __builtin_prefetch(run.image + i + kAhead);
-      __builtin_prefetch(run.origin + i + kAhead);
-      __builtin_prefetch(run.grad + i + kAhead);
-      store_past_caches(run.out + i, moved(run.image + i, run.origin + i, run.grad + i));
-    }
-  } else {
-    for (; i + kCount <= run.count; i += kCount)
-      simd::store(run.out + i, moved(run.image + i, run.origin + i, run.grad + i));
-  }
-  if (i < run.count) part(run.count - i);
-#if defined(__SSE2__)
-  if (run.stream) _mm_sfence();
-#endif
-}
-
-template <int Bytes>
-RMCLA_SHARED void step_float_lanes(const StepRun<float>& run) {
-  step_run<Bytes>(run);
-}
-template <int Bytes>
-RMCLA_SHARED void step_double_lanes(const StepRun<double>& run) {
-  step_run<Bytes>(run);
-}
-RMCLA_KERNEL(step_float, (const StepRun<float>& run), (run))
-RMCLA_KERNEL(step_double, (const StepRun<double>& run), (run))
-
-void step_elements(const StepRun<float>& run) { step_float(run); }
-void step_elements(const StepRun<double>& run) { step_double(run); }
 
 // A part of the gradient as T, or its signs where T would lose them.
 template <typename T>
@@ -130,10 +46,11 @@ void step_all(const at::Tensor& images, const at::Tensor& origin, const at::Tens
       if (!direct) stop = std::min(stop, i + kPart);
       const int64_t count = stop - i;
       T* const to = dtype == kArithmetic<T> ? reinterpret_cast<T*>(result + i * size) : moved;
-      step_elements(StepRun<T>{as_arithmetic(dtype, element(images, i), image, count),
-                               as_arithmetic(origin.scalar_type(), element(origin, i), center, count),
-                               gradient_as(grad.scalar_type(), element(grad, i), direction, count), to, count,
-                               T(steps.at(i)), valid_radius(T(radii.at(i))), lower, upper, stream});
+      kernels_of<T>().step_elements(StepRun<T>{as_arithmetic(dtype, element(images, i), image, count),
+                                               as_arithmetic(origin.scalar_type(), element(origin, i), center, count),
+                                               gradient_as(grad.scalar_type(), element(grad, i), direction, count), to,
+                                               count, T(steps.at(i)), valid_radius(T(radii.at(i))), lower, upper,
+                                               stream});
       if (to == moved) narrow(dtype, moved, result + i * size, count);
       i = stop;
     }

@@ -4,53 +4,11 @@
 #include "common/perturb_step.h"
 #include "cpu/convert.h"
 #include "cpu/elementwise.h"
+#include "cpu/kernels.h"
 #include "cpu/noise.h"
-#include "cpu/simd.h"
 
 namespace rmcla {
 namespace {
-
-// image + radius * (2 u - 1), the product rounded to float32, then the sum.
-template <int Bytes, typename T>
-RMCLA_SHARED void add_scaled(const T* image, const float* uniform, float radius, T lower, T upper, bool clip, T* out,
-                             int64_t count) {
-  if (clip) {
-    for (int64_t i = 0; i < count; ++i) {
-      T x = image[i] + T(radius * (2.0f * uniform[i] - 1.0f));
-      x = x < lower ? lower : x;
-      out[i] = x > upper ? upper : x;
-    }
-  } else {
-    for (int64_t i = 0; i < count; ++i) out[i] = image[i] + T(radius * (2.0f * uniform[i] - 1.0f));
-  }
-}
-template <int Bytes>
-RMCLA_SHARED void noise_float_lanes(const float* image, const float* uniform, float radius, float lower, float upper,
-                                    bool clip, float* out, int64_t count) {
-  add_scaled<Bytes>(image, uniform, radius, lower, upper, clip, out, count);
-}
-template <int Bytes>
-RMCLA_SHARED void noise_double_lanes(const double* image, const float* uniform, float radius, double lower,
-                                     double upper, bool clip, double* out, int64_t count) {
-  add_scaled<Bytes>(image, uniform, radius, lower, upper, clip, out, count);
-}
-RMCLA_KERNEL(noise_float,
-             (const float* image, const float* uniform, float radius, float lower, float upper, bool clip, float* out,
-              int64_t count),
-             (image, uniform, radius, lower, upper, clip, out, count))
-RMCLA_KERNEL(noise_double,
-             (const double* image, const float* uniform, float radius, double lower, double upper, bool clip,
-              double* out, int64_t count),
-             (image, uniform, radius, lower, upper, clip, out, count))
-
-void noise(const float* image, const float* uniform, float radius, float lower, float upper, bool clip, float* out,
-           int64_t count) {
-  noise_float(image, uniform, radius, lower, upper, clip, out, count);
-}
-void noise(const double* image, const float* uniform, float radius, double lower, double upper, bool clip, double* out,
-           int64_t count) {
-  noise_double(image, uniform, radius, lower, upper, clip, out, count);
-}
 
 at::ScalarType result_dtype(const at::Tensor& images) {
   return images.scalar_type() == at::kByte ? at::kFloat : images.scalar_type();
@@ -76,8 +34,8 @@ void start_all(const at::Tensor& images, const PerImage& radii, int64_t seed, in
       T* const result = direct ? reinterpret_cast<T*>(to + first * to_size) : start;
       for (int64_t i = first, stop; i < last; i = stop) {
         stop = radii.run_end(i, last);
-        noise(values + (i - first), uniform + (i - first), valid_radius(float(radii.at(i))), lower, upper, clip,
-              result + (i - first), stop - i);
+        kernels_of<T>().add_scaled(values + (i - first), uniform + (i - first), valid_radius(float(radii.at(i))), lower,
+                                   upper, clip, result + (i - first), stop - i);
       }
       if (!direct) narrow(out.scalar_type(), start, to + first * to_size, last - first);
     }

@@ -1,9 +1,10 @@
 // Passes over a row of logits in vectors: which lanes count, the largest and smallest, exponentials, sums.
 #pragma once
 
-#include <ATen/ATen.h>
-
+#include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <limits>
 #include <memory>
 
 #include "cpu/simd.h"
@@ -95,38 +96,41 @@ struct Row {
 
   // The lowest class other than the true one whose logit is `value`, which some class's is.
   RMCLA_SHARED int64_t first_equal(T value) const {
-    for (int64_t b = 0; b < blocks; ++b) {
-      const M wanted = b == true_block || b >= full ? lanes(b).others : ~M{};
-      const M equal = block(b) == simd::splat<V>(value) ? wanted : M{};
-      if (simd::any(equal)) {
-        using Integer = typename simd::Lanes<T, Bytes>::Integer;
-        return b * kCount + simd::lowest_lane(simd::select(equal, simd::iota<M>(), simd::splat<M>(Integer(kCount))));
-      }
-    }
-    return -1;
+    using Integer = typename simd::Lanes<T, Bytes>::Integer;
+    const V wanted = simd::splat<V>(value), other = simd::splat<V>(std::numeric_limits<T>::quiet_NaN());
+    M first = simd::splat<M>(Integer(blocks));  // of each lane, the block
+    each_block([&](int64_t b, V v, auto lanes) __attribute__((always_inline)) {
+      const M earlier = simd::minimum(simd::splat<M>(Integer(b)), first);
+      first = keep_others(lanes, v, other) == wanted ? earlier : first;
+    });
+    return simd::lowest_lane(M(first * Integer(kCount) + simd::iota<M>()));
   }
 };
 
-// The sum of blocks: a few in T, then in double, so that a row of any length sums to within a few units in the last
-// place.
+// The sum of blocks: a few in T, a few of these, then in double, so that a row of any length sums to within a few units
+// in the last place.
 template <typename V>
 class Sum {
  public:
   RMCLA_SHARED void add(int64_t block, V v) {
     part_ += v;
-    if ((block & 7) == 7) flush();
+    if ((block & 7) != 7) return;
+    parts_ += part_;
+    part_ = V{};
+    if ((block & 63) == 63) flush();
   }
   RMCLA_SHARED double total() {
+    parts_ += part_;
     flush();
     return total_;
   }
 
  private:
   RMCLA_SHARED void flush() {
-    total_ += double(simd::sum_of_lanes(part_));
-    part_ = V{};
+    total_ += double(simd::sum_of_lanes(parts_));
+    parts_ = V{};
   }
-  V part_{};
+  V part_{}, parts_{};
   double total_ = 0;
 };
 
@@ -159,26 +163,31 @@ RMCLA_SHARED auto extremes(const R& row, typename R::V& lowest) {
                      !simd::any(simd::is_negative(M((infinite - 1) - magnitude)))};
 }
 
-// Rows are written in order with whole vectors: what one writes too much, the following rows overwrite. `end` is that
-// of the last row of all.
-template <typename T, typename V>
-RMCLA_SHARED void store_row_block(T* to, V v, int64_t left, const T* end) {
-  if (to + simd::count_of<V> <= end) {
-    simd::store(to, v);
+// Writes value(block, the row's values) to `to`. Rows are written in order with whole vectors: what one writes too
+// much, the following rows overwrite. `end` is that of the last row of all.
+template <typename R, typename T, typename F>
+RMCLA_SHARED void store_row(const R& row, T* to, const T* end, F value) {
+  for (int64_t b = 0; b < row.full; ++b)
+    simd::store(to + b * R::kCount, value(b, simd::load<typename R::V>(row.z + b * R::kCount)));
+  if (row.full == row.blocks) return;
+  const typename R::V last = value(row.full, row.last);
+  to += row.full * R::kCount;
+  if (to + R::kCount <= end) {
+    simd::store(to, last);
   } else {
-    std::memcpy(to, &v, size_t(left) * sizeof(T));
+    std::memcpy(to, &last, size_t(row.classes - row.full * R::kCount) * sizeof(T));
   }
 }
 
 // Buffers of one thread: on the stack while they are small.
 class Scratch {
  public:
-  explicit Scratch(int64_t bytes) : heap_(bytes > kInline ? new char[size_t(bytes) + 64] : nullptr) {
+  RMCLA_SHARED explicit Scratch(int64_t bytes) : heap_(bytes > kInline ? new char[size_t(bytes) + 64] : nullptr) {
     next_ = heap_ ? heap_.get() : inline_;
   }
 
   template <typename T>
-  T* take(int64_t count) {
+  RMCLA_SHARED T* take(int64_t count) {
     const auto at = (reinterpret_cast<uintptr_t>(next_) + 63) / 64 * 64;
     next_ = reinterpret_cast<char*>(at) + size_t(count) * sizeof(T);
     return reinterpret_cast<T*>(at);

@@ -2,8 +2,6 @@
 // is reduced across lanes.
 #pragma once
 
-#include <ATen/ATen.h>
-
 #include <algorithm>
 #include <array>
 #include <cmath>

@@ -1,15 +1,14 @@
-// Vectors of the compiler's vector extension, the few functions on them that the kernels need, and the choice of the
-// instruction set at run time: one portable binary, whose kernels are compiled for each set and picked when they run.
+// Vectors of the compiler's vector extension, and the few functions on them that the kernels need.
 #pragma once
-
-#include <ATen/Version.h>
 
 #include <cstdint>
 #include <cstring>
 #include <limits>
-#include <string>
 #include <type_traits>
 #include <utility>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #include "common/macros.h"
 
@@ -43,6 +42,9 @@ RMCLA_SHARED void store(void* to, V v) {
   std::memcpy(to, &v, sizeof v);
 }
 
+template <typename V>
+constexpr int count_of = int(sizeof(V) / sizeof(std::declval<V>()[0]));
+
 // Every lane `x`; subtracting zero, unlike adding it, keeps -0.
 template <typename V, typename T>
 RMCLA_SHARED V splat(T x) {
@@ -63,9 +65,6 @@ RMCLA_SHARED V iota(std::index_sequence<I...>) {
 }
 
 template <typename V>
-constexpr int count_of = int(sizeof(V) / sizeof(std::declval<V>()[0]));
-
-template <typename V>
 RMCLA_SHARED V iota() {
   return iota<V>(std::make_index_sequence<count_of<V>>());
 }
@@ -80,6 +79,23 @@ RMCLA_SHARED V select(M mask, V a, V b) {
 template <typename M>
 RMCLA_SHARED M is_negative(M v) {
   return v >> int(sizeof(v[0]) * 8 - 1);
+}
+
+// a * b + c, rounded once where the instruction set can.
+template <typename V>
+RMCLA_SHARED V multiply_add(V a, V b, V c) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(V) == 64) {
+    if constexpr (sizeof(V{}[0]) == 4) return V(_mm512_fmadd_ps(__m512(a), __m512(b), __m512(c)));
+    if constexpr (sizeof(V{}[0]) == 8) return V(_mm512_fmadd_pd(__m512d(a), __m512d(b), __m512d(c)));
+  }
+#elif defined(__FMA__)
+  if constexpr (sizeof(V) == 32) {
+    if constexpr (sizeof(V{}[0]) == 4) return V(_mm256_fmadd_ps(__m256(a), __m256(b), __m256(c)));
+    if constexpr (sizeof(V{}[0]) == 8) return V(_mm256_fmadd_pd(__m256d(a), __m256d(b), __m256d(c)));
+  }
+#endif
+  return a * b + c;
 }
 
 template <typename V>
@@ -152,61 +168,23 @@ RMCLA_SHARED V shifted_exp(V x) {
   // n = round(x / ln 2), in the low bits of the sum; x = n ln 2 + r, ln 2 in two parts so that n times the first is
   // exact.
   const T magic = wide ? T(6755399441055744.0) : T(12582912.0);
-  const V sum = x * T(1.44269504088896340736) + magic;
+  const V sum = multiply_add(x, splat<V>(T(1.44269504088896340736)), splat<V>(magic));
   const V n = sum - magic;
-  const V r =
-      (x - n * T(wide ? 6.93145751953125e-1 : 0.693359375)) - n * T(wide ? 1.42860682030941723212e-6 : -2.12194440e-4);
+  const V r = multiply_add(n, splat<V>(T(wide ? -1.42860682030941723212e-6 : 2.12194440e-4)),
+                           multiply_add(n, splat<V>(T(wide ? -6.93145751953125e-1 : -0.693359375)), x));
   V p;
   if constexpr (wide) {  // Taylor: the first term left out is below 2^-57
     p = splat<V>(T(1.0 / 6227020800.0));
     for (const T c : {1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040, 1.0 / 720,
                       1.0 / 120, 1.0 / 24, 1.0 / 6, 0.5})
-      p = p * r + c;
+      p = multiply_add(p, r, splat<V>(c));
   } else {  // minimax (Cephes, expf)
-    p = r * T(1.9875691500e-4) + T(1.3981999507e-3);
-    p = p * r + T(8.3334519073e-3);
-    p = p * r + T(4.1665795894e-2);
-    p = p * r + T(1.6666665459e-1);
-    p = p * r + T(5.0000001201e-1);
+    p = splat<V>(T(1.9875691500e-4));
+    for (const T c : {1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1})
+      p = multiply_add(p, r, splat<V>(c));
   }
-  p = p * (r * r) + r + T(1);
+  p = multiply_add(p, V(r * r), r) + T(1);
   return p * bits<V>((bits<M>(sum) << mantissa) + (bias << mantissa));
 }
 
-// The instruction sets, and the one that PyTorch itself uses here (its ATEN_CPU_CAPABILITY lowers both).
-enum class InstructionSet { kBaseline, kAvx2, kAvx512 };
-
-inline InstructionSet instruction_set() {
-  static const InstructionSet best = [] {
-    const std::string name = at::get_cpu_capability();
-    if (name.rfind("AVX512", 0) == 0) return InstructionSet::kAvx512;
-    return name.rfind("AVX2", 0) == 0 ? InstructionSet::kAvx2 : InstructionSet::kBaseline;
-  }();
-  return best;
-}
-
 }  // namespace rmcla::simd
-
-// RMCLA_KERNEL(name, (parameters), (arguments)) defines `void name(parameters)` over the function template
-// `name_lanes<Bytes>(parameters)`, whose Bytes are those of a vector register. All that the template calls must be
-// inlined. Clang refuses to pass vectors between functions compiled for different sets, and takes the baseline.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define RMCLA_KERNEL(NAME, PARAMETERS, ARGUMENTS)                                                      \
-  __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl"))) static void NAME##_avx512 PARAMETERS { \
-    NAME##_lanes<64> ARGUMENTS;                                                                        \
-  }                                                                                                    \
-  __attribute__((target("avx2"))) static void NAME##_avx2 PARAMETERS { NAME##_lanes<32> ARGUMENTS; }   \
-  void NAME PARAMETERS {                                                                               \
-    switch (::rmcla::simd::instruction_set()) {                                                        \
-      case ::rmcla::simd::InstructionSet::kAvx512:                                                     \
-        return NAME##_avx512 ARGUMENTS;                                                                \
-      case ::rmcla::simd::InstructionSet::kAvx2:                                                       \
-        return NAME##_avx2 ARGUMENTS;                                                                  \
-      default:                                                                                         \
-        return NAME##_lanes<16> ARGUMENTS;                                                             \
-    }                                                                                                  \
-  }
-#else
-#define RMCLA_KERNEL(NAME, PARAMETERS, ARGUMENTS) \
-  void NAME PARAMETERS { NAME##_lanes<16> ARGUMENTS; }
-#endif

@@ -4,35 +4,17 @@
 
 #include "common/arguments.h"
 #include "cpu/convert.h"
+#include "cpu/kernels.h"
 #include "cpu/labels.h"
 #include "cpu/soft_cross_entropy_rows.h"
 
 namespace rmcla {
 namespace {
 
-template <int Bytes>
-RMCLA_SHARED void loss_float_lanes(const LossRows<float>& rows) {
-  loss_rows<Bytes>(rows);
+template <typename T>
+void run_rows(const LossRows<T>& rows) {
+  rows.classes <= kShortRow ? kernels_of<T>().loss_short_rows(rows) : kernels_of<T>().loss_rows(rows);
 }
-template <int Bytes>
-RMCLA_SHARED void loss_double_lanes(const LossRows<double>& rows) {
-  loss_rows<Bytes>(rows);
-}
-template <int Bytes>
-RMCLA_SHARED void loss_short_float_lanes(const LossRows<float>& rows) {
-  loss_short_rows<Bytes>(rows);
-}
-template <int Bytes>
-RMCLA_SHARED void loss_short_double_lanes(const LossRows<double>& rows) {
-  loss_short_rows<Bytes>(rows);
-}
-RMCLA_KERNEL(loss_short_float, (const LossRows<float>& rows), (rows))
-RMCLA_KERNEL(loss_short_double, (const LossRows<double>& rows), (rows))
-RMCLA_KERNEL(loss_float, (const LossRows<float>& rows), (rows))
-RMCLA_KERNEL(loss_double, (const LossRows<double>& rows), (rows))
-
-void run_rows(const LossRows<float>& rows) { rows.classes <= kShortRow ? loss_short_float(rows) : loss_float(rows); }
-void run_rows(const LossRows<double>& rows) { rows.classes <= kShortRow ? loss_short_double(rows) : loss_double(rows); }
 
 // A (B, C) tensor whose rows are dense, read as T a few rows at a time.
 template <typename T>

@@ -66,14 +66,13 @@ RMCLA_SHARED void loss_row(const LossRows<T>& a, int64_t row, T* exponentials) {
   a.loss[row] = T(gaps + weights * log_sum);
 
   const V scale = simd::splat<V>(T(weights / shifted_sum)), log_sum_v = simd::splat<V>(T(log_sum));
-  for (int64_t b = 0; b < r.blocks; ++b) {
+  store_row(r, gradient, a.gradient + a.rows * classes, [&](int64_t b, V) __attribute__((always_inline)) {
     const V p = simd::load<V>(exponentials + b * R::kCount) * scale;
-    store_row_block(gradient + b * R::kCount, weighted ? V(p - y.block(b)) : p, classes - b * R::kCount,
-                    a.gradient + a.rows * classes);
-    if (label_gradient)
-      store_row_block(label_gradient + b * R::kCount, label_share(r.block(b), highest_v, log_sum_v),
-                      classes - b * R::kCount, a.label_gradient + a.rows * classes);
-  }
+    return weighted ? V(p - y.block(b)) : p;
+  });
+  if (label_gradient)
+    store_row(r, label_gradient, a.label_gradient + a.rows * classes,
+              [&](int64_t, V z) __attribute__((always_inline)) { return label_share(z, highest_v, log_sum_v); });
   if (a.labels) gradient[label] = exponentials[label] * T(1 / shifted_sum) - 1;
 }
 

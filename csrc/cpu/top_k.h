@@ -12,16 +12,18 @@ namespace rmcla {
 template <typename T>
 class TopK {
  public:
-  static int64_t scratch_bytes(int64_t padded) { return 2 * (padded + 64) * int64_t(sizeof(T)) + padded * 8 + 256; }
+  RMCLA_SHARED static int64_t scratch_bytes(int64_t padded) {
+    return 2 * (padded + 64) * int64_t(sizeof(T)) + padded * 8 + 256;
+  }
 
-  void prepare(Scratch& scratch, int64_t padded) {
+  RMCLA_SHARED void prepare(Scratch& scratch, int64_t padded) {
     values_ = scratch.take<T>(padded + 64);
     ranked_ = scratch.take<T>(padded + 64);
     indices_ = scratch.take<int64_t>(padded);
   }
 
-  T value(int64_t i) const { return values_[i]; }
-  int64_t index(int64_t i) const { return indices_[i]; }
+  RMCLA_SHARED T value(int64_t i) const { return values_[i]; }
+  RMCLA_SHARED int64_t index(int64_t i) const { return indices_[i]; }
 
   // Returns k < C - 1; the classes are then index(0) to index(k - 1), in ascending order.
   template <typename R>

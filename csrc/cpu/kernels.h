@@ -1,0 +1,64 @@
+// What is compiled once for each instruction set, and picked when it runs: one portable binary.
+#pragma once
+
+#include <cstdint>
+
+// GCC: the sets are chosen by its pragma. Other compilers build the baseline alone.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define RMCLA_INSTRUCTION_SETS
+#endif
+
+namespace rmcla {
+
+template <typename T>
+struct JointRows;
+template <typename T>
+struct LossRows;
+template <typename T>
+struct StepRun;
+struct CroppedImage;
+
+template <typename T>
+struct ArithmeticKernels {
+  void (*joint_rows)(const JointRows<T>&);
+  void (*joint_short_rows)(const JointRows<T>&);
+  void (*loss_rows)(const LossRows<T>&);
+  void (*loss_short_rows)(const LossRows<T>&);
+  void (*step_elements)(const StepRun<T>&);
+  void (*add_scaled)(const T* image, const float* uniform, float radius, T lower, T upper, bool clip, T* out,
+                     int64_t count);
+};
+
+struct Kernels {
+  ArithmeticKernels<float> single;
+  ArithmeticKernels<double> twice;
+  void (*uniforms)(int64_t seed, int64_t step, int64_t block, int64_t blocks, float* to);
+  void (*crop_lines)(const CroppedImage& image, int64_t first, int64_t last, uint8_t* bytes);
+  void (*widen_half)(const uint16_t* from, float* to, int64_t count);
+  void (*narrow_half)(const float* from, uint16_t* to, int64_t count);
+  void (*widen_bfloat)(const uint16_t* from, float* to, int64_t count);
+  void (*narrow_bfloat)(const float* from, uint16_t* to, int64_t count);
+  void (*widen_bytes)(const uint8_t* from, float* to, int64_t count);
+  void (*widen_bytes_double)(const uint8_t* from, double* to, int64_t count);
+  void (*float_to_double)(const float* from, double* to, int64_t count);
+  void (*double_to_float)(const double* from, float* to, int64_t count);
+  void (*double_signs)(const double* from, float* to, int64_t count);
+};
+
+Kernels baseline_kernels();
+Kernels avx2_kernels();
+Kernels avx512_kernels();
+
+// Those of the set that PyTorch itself uses here (its ATEN_CPU_CAPABILITY lowers both).
+const Kernels& kernels();
+
+template <typename T>
+const ArithmeticKernels<T>& kernels_of() {
+  if constexpr (sizeof(T) == 8) {
+    return kernels().twice;
+  } else {
+    return kernels().single;
+  }
+}
+
+}  // namespace rmcla

@@ -1,0 +1,41 @@
+// All kernels, for vector registers of `Bytes`. Included by one file for each instruction set, whose pragma must hold
+// when the templates are defined: GCC takes vectors that the baseline lacks apart, before it inlines. Every function of
+// ours here is inlined or a template on Bytes, and headers of others stand before the pragma: no copy compiled for one
+// set may be the one that the linker keeps for all.
+#pragma once
+
+#include "cpu/augment_start_lines.h"
+#include "cpu/convert_elements.h"
+#include "cpu/joint_gradient_rows.h"
+#include "cpu/joint_gradient_short.h"
+#include "cpu/kernels.h"
+#include "cpu/noise_elements.h"
+#include "cpu/perturb_step_elements.h"
+#include "cpu/soft_cross_entropy_rows.h"
+
+namespace rmcla {
+
+template <int Bytes, typename T>
+RMCLA_SHARED ArithmeticKernels<T> arithmetic_kernels() {
+  return {joint_rows<Bytes, T>,      joint_short_rows<Bytes, T>, loss_rows<Bytes, T>,
+          loss_short_rows<Bytes, T>, step_elements<Bytes, T>,    add_scaled<Bytes, T>};
+}
+
+template <int Bytes>
+RMCLA_SHARED Kernels kernels_of_a_set() {
+  return {arithmetic_kernels<Bytes, float>(),
+          arithmetic_kernels<Bytes, double>(),
+          uniforms<Bytes>,
+          crop_lines<Bytes>,
+          widen_half<Bytes>,
+          narrow_half<Bytes>,
+          widen_bfloat<Bytes>,
+          narrow_bfloat<Bytes>,
+          widen_bytes<Bytes>,
+          widen_bytes_double<Bytes>,
+          float_to_double<Bytes>,
+          double_to_float<Bytes>,
+          double_signs<Bytes>};
+}
+
+}  // namespace rmcla

@@ -1,0 +1,38 @@
+// The noise of random_start: Philox blocks in vector lanes, four words a block, interleaved into the order of memory,
+// and their sum with images. Plain loops that the compiler vectorises.
+#pragma once
+
+#include "common/philox.h"
+
+namespace rmcla {
+
+template <int Bytes>
+RMCLA_SHARED void uniforms(int64_t seed, int64_t step, int64_t block, int64_t blocks, float* to) {
+  constexpr int kTogether = 16;
+  for (int64_t first = 0; first < blocks; first += kTogether) {
+    float words[4][kTogether];
+    for (int lane = 0; lane < kTogether; ++lane) {
+      const PhiloxBlock b = philox_block(seed, step, uint64_t(block + first + lane), kRandomStart);
+      for (int word = 0; word < 4; ++word) words[word][lane] = unit_uniform(b.word[word]);
+    }
+    for (int lane = 0; lane < kTogether; ++lane)
+      for (int word = 0; word < 4; ++word) to[4 * (first + lane) + word] = words[word][lane];
+  }
+}
+
+// image + radius * (2 u - 1), the product rounded to float32, then the sum.
+template <int Bytes, typename T>
+RMCLA_SHARED void add_scaled(const T* image, const float* uniform, float radius, T lower, T upper, bool clip, T* out,
+                             int64_t count) {
+  if (clip) {
+    for (int64_t i = 0; i < count; ++i) {
+      T x = image[i] + T(radius * (2.0f * uniform[i] - 1.0f));
+      x = x < lower ? lower : x;
+      out[i] = x > upper ? upper : x;
+    }
+  } else {
+    for (int64_t i = 0; i < count; ++i) out[i] = image[i] + T(radius * (2.0f * uniform[i] - 1.0f));
+  }
+}
+
+}  // namespace rmcla
