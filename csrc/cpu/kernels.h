@@ -1,12 +1,7 @@
 // What is compiled once for each instruction set, and picked when it runs: one portable binary.
 #pragma once
 
-#include <cstdint>
-
-// GCC: the sets are chosen by its pragma. Other compilers build the baseline alone.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define RMCLA_INSTRUCTION_SETS
-#endif
+#include "cpu/standard_headers.h"
 
 namespace rmcla {
 

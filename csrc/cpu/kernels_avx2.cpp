@@ -1,7 +1,7 @@
 // The kernels for AVX2.
 #include "cpu/standard_headers.h"
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#if defined(RMCLA_INSTRUCTION_SETS)
 #pragma GCC target("avx2,fma")
 #include "cpu/kernels_of_a_set.h"
 

@@ -1,16 +1,8 @@
 // Vectors of the compiler's vector extension, and the few functions on them that the kernels need.
 #pragma once
 
-#include <cstdint>
-#include <cstring>
-#include <limits>
-#include <type_traits>
-#include <utility>
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 #include "common/macros.h"
+#include "cpu/standard_headers.h"
 
 namespace rmcla::simd {
 
@@ -81,19 +73,15 @@ RMCLA_SHARED M is_negative(M v) {
   return v >> int(sizeof(v[0]) * 8 - 1);
 }
 
-// a * b + c, rounded once where the instruction set can.
+// a * b + c, rounded once by the sets that can.
 template <typename V>
 RMCLA_SHARED V multiply_add(V a, V b, V c) {
-#if defined(__AVX512F__)
-  if constexpr (sizeof(V) == 64) {
-    if constexpr (sizeof(V{}[0]) == 4) return V(_mm512_fmadd_ps(__m512(a), __m512(b), __m512(c)));
-    if constexpr (sizeof(V{}[0]) == 8) return V(_mm512_fmadd_pd(__m512d(a), __m512d(b), __m512d(c)));
-  }
-#elif defined(__FMA__)
-  if constexpr (sizeof(V) == 32) {
-    if constexpr (sizeof(V{}[0]) == 4) return V(_mm256_fmadd_ps(__m256(a), __m256(b), __m256(c)));
-    if constexpr (sizeof(V{}[0]) == 8) return V(_mm256_fmadd_pd(__m256d(a), __m256d(b), __m256d(c)));
-  }
+#if defined(RMCLA_INSTRUCTION_SETS)
+  constexpr bool wide = sizeof(V{}[0]) == 8;
+  if constexpr (sizeof(V) == 64 && wide) return V(_mm512_fmadd_pd(__m512d(a), __m512d(b), __m512d(c)));
+  if constexpr (sizeof(V) == 64 && !wide) return V(_mm512_fmadd_ps(__m512(a), __m512(b), __m512(c)));
+  if constexpr (sizeof(V) == 32 && wide) return V(_mm256_fmadd_pd(__m256d(a), __m256d(b), __m256d(c)));
+  if constexpr (sizeof(V) == 32 && !wide) return V(_mm256_fmadd_ps(__m256(a), __m256(b), __m256(c)));
 #endif
   return a * b + c;
 }
