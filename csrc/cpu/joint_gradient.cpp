@@ -108,11 +108,10 @@ std::tuple<at::Tensor, at::Tensor, std::optional<at::Tensor>, at::Tensor> joint_
     check_classes("target", *target_labels, logits);
     given = checked_classes("target", *target_labels, classes);
   }
-  const auto wide = logits.options().dtype(wide_dtype(logits));
-  at::Tensor objective = at::empty({batch}, wide), targets = at::empty({batch}, labels.options());
-  at::Tensor gradient = at::empty({batch, classes}, logits.options());
+  at::Tensor objective = empty({batch}, wide_dtype(logits)), targets = empty({batch}, at::kLong);
+  at::Tensor gradient = empty({batch, classes}, logits.scalar_type());
   std::optional<at::Tensor> soft_labels;
-  if (rule.scheme != LabelScheme::kNone) soft_labels = at::empty({batch, classes}, wide);
+  if (rule.scheme != LabelScheme::kNone) soft_labels = empty({batch, classes}, wide_dtype(logits));
   if (batch) {
     const auto run = [&](auto zero) {
       using T = decltype(zero);
@@ -164,7 +163,7 @@ at::Tensor redistribute_labels(const at::Tensor& logits, const at::Tensor& label
                                std::optional<int64_t> top_k, std::string_view label_scheme) {
   at::AutoDispatchBelowADInplaceOrView guard;
   const Rule rule = parse_redistribution(logits, labels, beta, gamma, top_k, label_scheme);
-  at::Tensor out = at::empty(logits.sizes(), logits.options().dtype(wide_dtype(logits)));
+  at::Tensor out = empty(logits.sizes(), wide_dtype(logits));
   fill_labels(logits, labels, rule, out);
   return out;
 }
@@ -176,7 +175,7 @@ void redistribute_labels_out(const at::Tensor& logits, const at::Tensor& labels,
   check_out(out, logits, wide_dtype(logits));
   // A row is written with whole vectors, over the start of the next: never into logits that are still to be read.
   const bool in_place = out.is_contiguous() && !out.is_alias_of(logits);
-  const at::Tensor result = in_place ? out : at::empty(logits.sizes(), out.options());
+  const at::Tensor result = in_place ? out : empty(logits.sizes(), wide_dtype(logits));
   fill_labels(logits, labels, rule, result);
   if (!in_place) out.copy_(result);
   written(out);

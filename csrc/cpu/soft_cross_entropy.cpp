@@ -106,10 +106,10 @@ std::tuple<at::Tensor, at::Tensor, std::optional<at::Tensor>> soft_cross_entropy
   }
   TORCH_CHECK_VALUE(reduction == "mean" || reduction == "sum" || reduction == "none",
                     "reduction must be 'mean', 'sum' or 'none'; got '", reduction, "'");
-  const auto wide = logits.options().dtype(logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
-  at::Tensor gradient = at::empty(logits.sizes(), logits.options()), rows = at::empty({batch}, wide);
+  const at::ScalarType wide = logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  at::Tensor gradient = empty(logits.sizes(), logits.scalar_type()), rows = empty({batch}, wide);
   std::optional<at::Tensor> for_labels;
-  if (label_gradient) for_labels = at::empty(logits.sizes(), wide);
+  if (label_gradient) for_labels = empty(logits.sizes(), wide);
   at::Tensor loss = rows;
   const auto run = [&](auto zero) {
     using T = decltype(zero);
@@ -119,7 +119,7 @@ std::tuple<at::Tensor, at::Tensor, std::optional<at::Tensor>> soft_cross_entropy
     if (reduction == "none") return;
     double sum = 0;  // in the rows' order: the same on every run
     for (int64_t row = 0; row < batch; ++row) sum += double(row_loss[row]);
-    loss = at::empty({}, wide);
+    loss = empty({}, wide);
     *loss.mutable_data_ptr<T>() = T(reduction == "mean" ? sum / double(batch) : sum);
   };
   logits.scalar_type() == at::kDouble ? run(double{}) : run(float{});

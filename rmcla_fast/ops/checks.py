@@ -34,9 +34,10 @@ def dense(name: str, tensor: Tensor) -> None:
 def logits(tensor: Any) -> None:
     """(B, C) float with C at least 2."""
     floating("logits", tensor)
-    if tensor.dim() != 2:
-        raise ValueError(f"logits must have shape (B, C); got {tuple(tensor.shape)}")
-    if tensor.shape[1] < 2:
+    shape = tensor.shape
+    if len(shape) != 2:
+        raise ValueError(f"logits must have shape (B, C); got {tuple(shape)}")
+    if shape[1] < 2:
         raise ValueError(f"logits must have at least 2 classes; got shape {tuple(tensor.shape)}")
 
 
@@ -64,6 +65,8 @@ def same_shape(name: str, tensor: Tensor, like: Tensor, like_name: str) -> None:
 
 def number(name: str, value: Any) -> float:
     """A finite number."""
+    if type(value) is float and -math.inf < value < math.inf:
+        return value
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number; got {type(value).__name__}")
     if not -math.inf < value < math.inf:  # which torch.compile traces for a number that changes; not so isfinite

@@ -123,7 +123,8 @@ def _rule(
 ) -> tuple[float, float, int | None, str]:
     if label_scheme not in schemes:
         raise ValueError(f"label_scheme must be one of {', '.join(map(repr, schemes))}; got {label_scheme!r}")
-    checks.top_k(top_k)
+    if top_k is not None:
+        checks.top_k(top_k)
     # Beyond these bounds no label changes, and float32 would make infinity of the one and 0 of the other: NaN rows.
     beta, gamma = min(checks.positive("beta", beta), 1e30), max(checks.positive("gamma", gamma), 2.0**-100)
     return beta, gamma, top_k, label_scheme

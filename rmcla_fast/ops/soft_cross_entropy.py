@@ -52,6 +52,8 @@ class _SoftCrossEntropy(torch.autograd.Function):
         grad_logits, grad_labels = ctx.saved_tensors
         if ctx.reduction == "mean":
             grad = grad / grad_logits.shape[0]
+        if grad_labels is None and grad.dtype == grad_logits.dtype and not grad.dim():  # the least work, as mostly
+            return None, grad_logits * grad, None, None, None
         # Not a scalar: CUDA would round one to float16, where a loss scale of 65,536 is infinite.
         grad = grad.reshape(-1, 1)
         for_labels = (grad_labels * grad).to(ctx.label_dtype) if grad_labels is not None else None
