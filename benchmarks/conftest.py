@@ -1,4 +1,7 @@
-"""The device, and at the end the table of ratios and the raw figures with their machine in benchmarks/results/."""
+"""The device, and at the end the table of ratios; of a whole run also the raw figures with their machine.
+
+A whole run is `pytest benchmarks`, without -k: a part would replace the record in benchmarks/results/.
+"""
 
 from __future__ import annotations
 
@@ -54,6 +57,9 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     terminalreporter.ensure_newline()
     console = Console(file=terminalreporter._tw._file, width=130)
     console.print(table(about))
+    config = terminalreporter.config
+    if config.option.keyword or any(not Path(argument).is_dir() for argument in config.args):
+        return
     RESULTS.mkdir(exist_ok=True)
     name = re.sub(r"[^a-z0-9]+", "-", about["machine"].lower()).strip("-")
     path = RESULTS / f"operators-{name}-{about['threads']}-threads.json"

@@ -139,6 +139,8 @@ EPSILON = [
     ("epsilon", constant(INF), ValueError, "epsilon must be finite; got inf"),
     ("epsilon", constant("8/255"), TypeError, "epsilon must be a number; got str"),
     ("epsilon", constant(None), TypeError, "epsilon must be a number; got NoneType"),
+    ("epsilon", constant(np.float32(INF)), ValueError, "epsilon must be finite; got inf"),
+    ("epsilon", constant(10**400), ValueError, "epsilon must be finite; got 1000"),
     ("epsilon", ones(2, dtype=torch.float64), TypeError, "epsilon must be a float or a float32 tensor; .*float64"),
     ("epsilon", ones(3), ValueError, r"epsilon must have shape \(\) or \(2,\), one an image; got \(3,\)"),
     ("epsilon", ones(1), ValueError, r"epsilon must have shape \(\) or \(2,\), one an image; got \(1,\)"),

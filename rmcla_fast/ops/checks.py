@@ -7,6 +7,7 @@ checked by the CPU kernels.
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Any
 
 import torch
@@ -64,14 +65,18 @@ def same_shape(name: str, tensor: Tensor, like: Tensor, like_name: str) -> None:
 
 
 def number(name: str, value: Any) -> float:
-    """A finite number."""
+    """A finite number; NumPy's too."""
     if type(value) is float and -math.inf < value < math.inf:
         return value
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, (int, float, numbers.Real)):
         raise TypeError(f"{name} must be a number; got {type(value).__name__}")
-    if not -math.inf < value < math.inf:  # which torch.compile traces for a number that changes; not so isfinite
-        raise ValueError(f"{name} must be finite; got {value}")
-    return float(value)
+    try:
+        result = float(value)
+        if -math.inf < result < math.inf:  # which torch.compile traces for a number that changes; not so isfinite
+            return result
+    except OverflowError:  # an int beyond all floats
+        pass
+    raise ValueError(f"{name} must be finite; got {value}")
 
 
 def positive(name: str, value: Any) -> float:
