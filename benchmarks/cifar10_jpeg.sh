@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Eight recipes on a folder of 32x32 images (train/<class>/*, test/<class>/*), small enough for two CPU cores: the same 20 epochs
+# Eight recipes on a folder of 32x32 images (train/<class>/*, test/<class>/*), small enough for two CPU cores: the same 10 epochs
 # of small-cnn each, attacked on 1,000 test images. The figures in the README are of CIFAR-10 as JPEG. Stopped, it goes on.
 #
 #   benchmarks/cifar10_jpeg.sh DATA_DIR [OUT]
@@ -10,7 +10,7 @@ recipes="standard fgsm-rs n-fgsm r-mc r-mc-la r-mc-la+ n-mc-la madry-pgd7-2"
 runs=()
 for recipe in $recipes; do
   run=runs/cifar10-jpeg/$recipe
-  rmcla train --data folder --data-dir "$data" --model small-cnn --recipe "$recipe" --epsilon 8/255 --epochs 20 \
+  rmcla train --data folder --data-dir "$data" --model small-cnn --recipe "$recipe" --epsilon 8/255 --epochs 10 \
     --schedule one-cycle --lr 0.1 --batch-size 128 --augment --out "$run" --resume
   runs+=("$run")
 done
