@@ -11,11 +11,9 @@ import pytest
 import torch
 
 from rmcla_fast import cli
-from rmcla_fast.errors import UserError
 from rmcla_fast.evaluation import masking, plots
 from rmcla_fast.evaluation import records as record_keeping
 from rmcla_fast.evaluation.curves import loss_surface, over_epsilon, over_iterations
-from rmcla_fast.evaluation.report import write_json
 from rmcla_fast.evaluation.runs import open_run
 from rmcla_fast.training import TrainConfig, train
 
@@ -283,14 +281,3 @@ def test_a_share_of_a_folder_has_every_class_and_unreadable_images_stay_out(tmp_
     assert open_run(folder).labels.tolist() == [0] * 12 + [1] * 11
     assert open_run(folder, images=4).labels.tolist() == [0, 0, 0, 1]
     assert len(open_run(folder, images=100).labels) == 23
-
-
-def test_a_path_that_cannot_be_written_keeps_no_half_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(path: Path, text: str) -> int:
-        path.write_bytes(text[:5].encode())
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(UserError, match="No space left on device"):
-        write_json(tmp_path / "out.json", {"a": 1})
-    assert not list(tmp_path.iterdir())

@@ -283,4 +283,4 @@ def reproduce_command(
         raise UserError(str(error)) from error
     except KeyboardInterrupt:
         raise RunFailed("stopped; what is done is kept, and the same command goes on from there") from None
-    Console(highlight=False).print(markdown.read_text(), markup=False, soft_wrap=True)
+    Console(highlight=False).print(markdown.read_text(encoding="utf-8"), markup=False, soft_wrap=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 from rmcla_fast.errors import UserError, need
 from rmcla_fast.evaluation.protocol import TITLES
+from rmcla_fast.files import replacing
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5B5B5B", "#8C510A")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -27,10 +28,11 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def save(figure: Any, path: Path) -> Path:
-    """Writes the PNG; UserError where the path cannot be written."""
+    """Writes the PNG whole or not at all; UserError where the path cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, facecolor="white")
+        with replacing(path) as file:
+            figure.savefig(file, facecolor="white", format="png")
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
     return path

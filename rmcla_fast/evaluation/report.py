@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from rmcla_fast.epsilon import format_epsilon
 from rmcla_fast.errors import UserError
 from rmcla_fast.evaluation.gradient_magnitude import GradientMagnitude
 from rmcla_fast.evaluation.protocol import TITLES, AttackResult
+from rmcla_fast.files import replacing
 
 NOT_RUN = "not run"
 
@@ -39,14 +38,11 @@ def write_json(path: Path, document: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes the text whole or not at all; UserError where the path cannot be written."""
-    temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text)
-        os.replace(temporary, path)
+        with replacing(path) as file:
+            file.write(text.encode())
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import torch
 from torch import nn
 
 from rmcla_fast.errors import RunFailed, UserError
+from rmcla_fast.files import replacing
 
 LAST, BEST = "checkpoint.pt", "best.pt"
 KEYS = ("model", "ema", "optimizer", "schedule", "rng", "epoch", "step", "config")
@@ -20,35 +19,17 @@ KEYS = ("model", "ema", "optimizer", "schedule", "rng", "epoch", "step", "config
 def save(path: Path, state: Mapping[str, Any]) -> None:
     """Writes `state` so that `path` holds the old content or the new one, whole, whenever the process is killed.
 
-    The temporary file is flushed to disk before it takes the name, and the folder after it.
-
     Raises:
         RunFailed: the disk is full or the folder cannot be written; the old content stands.
     """
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        with temporary.open("wb") as file:
+        with replacing(path) as file:
             torch.save(dict(state), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
-        with suppress(OSError):
-            temporary.unlink()
         cause = error if isinstance(error, OSError) else error.__context__  # what the writer was told by the system
         why = cause.strerror if isinstance(cause, OSError) else str(error).splitlines()[0]
         before = "the one before it still stands" if path.exists() else "there was none before it"
         raise RunFailed(f"{path} could not be written ({why}); {before}") from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Flushes the folder's entries to disk, so that a rename outlives a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from pathlib import Path
 
 from rmcla_fast.errors import RunFailed, need
+from rmcla_fast.files import replacing
 from rmcla_fast.training.run_folder import CURVES, METRICS, read_metrics
 
 
@@ -37,12 +36,9 @@ def draw_curves(folder: Path) -> Path | None:
     for axis in (left, right):
         axis.grid(alpha=0.3)
     path = folder / CURVES
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        figure.savefig(temporary, dpi=120, format="png")
-        os.replace(temporary, path)
+        with replacing(path) as file:
+            figure.savefig(file, dpi=120, format="png")
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
         raise RunFailed(f"{path} could not be written ({error.strerror}); --resume draws it") from error
     return path

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rmcla_fast.errors import RunFailed, UserError, need
+from rmcla_fast.files import replacing
 from rmcla_fast.training import checkpoint
 from rmcla_fast.training.config import TrainConfig, read_recorded, resolve, resumed
 
@@ -114,16 +115,5 @@ def _cut(path: Path, step: int) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    """Like a checkpoint: the old text or the new one, whole."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
-    checkpoint.sync_folder(path.parent)
+    with replacing(path) as file:
+        file.write(text.encode())

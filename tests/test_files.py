@@ -1,0 +1,79 @@
+"""Files are whole: a write that fails midway leaves the old content, and nothing beside it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rmcla_fast.errors import UserError
+from rmcla_fast.evaluation import plots
+from rmcla_fast.evaluation.report import write_json
+from rmcla_fast.files import replacing
+from rmcla_fast.training import checkpoint
+
+resource = pytest.importorskip("resource", reason="limits on a process's files are POSIX")
+
+
+@contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """No file may grow beyond `size` bytes: the system refuses a write midway, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def picture(path: Path) -> Path:
+    figure = plots.new_figure(2, 2)
+    figure.subplots()
+    return plots.save(figure, path)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: write_json(path, ["x" * 1000] * 100),
+        lambda path: checkpoint.save(path, {"weights": torch.zeros(100_000)}),
+        picture,
+    ],
+    ids=["json", "checkpoint", "picture"],
+)
+def test_a_write_that_the_disk_refuses_keeps_the_old_file_alone(tmp_path: Path, write: Callable[[Path], Any]) -> None:
+    target = tmp_path / "file"
+    target.write_bytes(b"old")
+    with room_for(1000), pytest.raises(UserError, match=r"file .*written.*File too large"):
+        write(target)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"file": b"old"}
+    write(target)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert target.stat().st_size > 1000
+
+
+def test_an_interrupt_midway_keeps_the_old_file(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    target.write_bytes(b"old")
+
+    def interrupted() -> None:
+        with replacing(target) as file:
+            file.write(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"file": b"old"}
+
+
+def test_a_device_is_written_to_and_stays(tmp_path: Path) -> None:
+    (tmp_path / "out").symlink_to(os.devnull)
+    write_json(tmp_path / "out", [1])
+    assert (tmp_path / "out").is_symlink()
+    with pytest.raises(UserError, match="cannot be written: Is a directory"):
+        write_json(tmp_path, [1])
