@@ -14,7 +14,7 @@ from run_cases import SMALL, small
 from rmcla_fast import data
 from rmcla_fast.errors import UserError
 from rmcla_fast.training import TrainConfig, train
-from rmcla_fast.training.config import DEFAULTS, resolve
+from rmcla_fast.training.config import DEFAULTS, resolve, resumed
 from rmcla_fast.training.distributed import World
 from rmcla_fast.training.setup import build
 
@@ -78,6 +78,18 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
         train(small(tmp_path / "file"))
     with pytest.raises(UserError, match="cannot be written"):
         train(small(tmp_path / "file" / "a"))
+
+
+def test_a_relative_data_folder_is_recorded_as_what_it_was_when_the_run_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = resolve(TrainConfig(data="folder", data_dir="images"))
+    assert config.data_dir == str(tmp_path / "images")
+    monkeypatch.chdir("/")
+    recorded = dataclasses.asdict(config)
+    assert resolve(resumed(TrainConfig(resume=True), recorded)).data_dir == str(tmp_path / "images")
+    assert resolve(TrainConfig(data="folder", data_dir="~/a")).data_dir == str(Path.home() / "a")
 
 
 def test_defaults_are_right_for_the_data_set() -> None:

@@ -179,6 +179,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
         for field in dataclasses.fields(config)
     }
     filled["epsilon"] = parse_epsilon(filled["epsilon"])
+    if filled["data_dir"] is not None:  # a run may be resumed and evaluated from another folder
+        filled["data_dir"] = str(Path(filled["data_dir"]).expanduser().absolute())
     if filled["out"] is None:
         filled["out"] = f"runs/{config.data}-{filled['recipe']}"
     resolved = TrainConfig(**filled)
