@@ -97,19 +97,16 @@ def open_run(
     """
     from rmcla_fast.training.checkpoint import BEST, LAST, load
     from rmcla_fast.training.config import DEFAULTS
+    from rmcla_fast.training.setup import choose_device
 
     folder = Path(folder)
     config = read_config(folder)
     if threads := DEFAULTS.get(config["data"], {}).get("threads"):  # as trained: small images are not worth sharing
         torch.set_num_threads(threads)
-    network = load(folder, which=which, model=model)
+    where = choose_device(device)
+    network = load(folder, which=which, model=model).to(where)
     where_data = data_dir if data_dir is not None else config.get("data_dir")
     splits = load_data(config["data"], where_data, bool(config.get("skip_unreadable")))
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        network = network.to(where)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {where} cannot be used: {str(error).splitlines()[0]}") from error
     if images is not None and images < 1:
         raise UserError(f"--images must be at least 1; got {images}")
     test = splits.test
