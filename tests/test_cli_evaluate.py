@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -11,9 +13,14 @@ import pytest
 import torch
 
 from rmcla_fast import cli
+from rmcla_fast.errors import UserError
 from rmcla_fast.evaluation import masking, plots
 from rmcla_fast.evaluation import records as record_keeping
 from rmcla_fast.evaluation.curves import loss_surface, over_epsilon, over_iterations
+from rmcla_fast.evaluation.protocol import AttackResult
+from rmcla_fast.evaluation.reproduce_report import command
+from rmcla_fast.evaluation.reproduction import Plan
+from rmcla_fast.evaluation.robustbench import entry
 from rmcla_fast.evaluation.runs import open_run
 from rmcla_fast.training import TrainConfig, train
 
@@ -48,9 +55,9 @@ def test_evaluate_prints_saves_and_draws(
     assert set(document) == {"epsilon", "attacks", "model", "data"}
     assert (document["epsilon"], document["model"], document["data"]) == ("16/255", "small-cnn", "digits")
     assert list(document["attacks"]) == ["clean", "fgsm", "ce20", "cw100"]
-    for entry in document["attacks"].values():
-        assert entry["images"] == 100
-        assert 0 <= entry["accuracy"] <= 100
+    for one in document["attacks"].values():
+        assert one["images"] == 100
+        assert 0 <= one["accuracy"] <= 100
     assert "AutoAttack" in printed.out
     assert "not run" in printed.out
     assert "54.6" in printed.out  # published CE20 of R-MC-LA
@@ -160,16 +167,57 @@ def test_reproduce_table4_over_seeds(tmp_path: Path) -> None:
     assert "±" in (tmp_path / "table4-digits.md").read_text()
 
 
-def test_a_robustbench_entry_has_their_field_names(runs: dict[str, Path], tmp_path: Path) -> None:
+def test_the_command_under_a_table_makes_the_table_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    plans: list[Plan] = []
+
+    def caught(plan: Plan, *, quiet: bool) -> tuple[Path, Path]:
+        plans.append(plan)
+        raise UserError("not now")
+
+    monkeypatch.setattr("rmcla_fast.evaluation.cli.reproduce", caught)
+    plan = Plan("table2", "cifar10", "wrn-34-10", 3, (0, 2), "/somewhere", device="cpu", batch_size=64)
+    for wanted in (dataclasses.replace(plan, autoattack=False, precision="bf16"), Plan("table4", "digits")):
+        line = command(wanted)
+        assert "/somewhere" not in line
+        assert rmcla(*shlex.split(line.replace("PATH_TO_CIFAR10", "/somewhere"))[1:], "--out", wanted.out) == 2
+        assert plans.pop() == wanted
+
+
+def test_a_robustbench_entry_has_their_names_and_kinds(runs: dict[str, Path]) -> None:
+    run = open_run(runs["r-mc-la"], images=2)
+    run.config["model"] = "wrn-28-10"
+    results = {name: AttackResult(accuracy, 2, 0.1) for name, accuracy in (("clean", 92.8), ("autoattack", 29.349))}
+    found = entry(run, results, 8 / 255)
+    theirs = {  # RobustBench's own entry of this method, model_info/cifar10/Linf/WangZhang2019Bilateral.json
+        "link": "http://openaccess.thecvf.com/content_ICCV_2019/html/...",
+        "name": "Bilateral Adversarial Training",
+        "authors": "Jianyu Wang, Haichao Zhang",
+        "additional_data": False,
+        "number_forward_passes": 1,
+        "dataset": "cifar10",
+        "venue": "ICCV 2019",
+        "architecture": "WideResNet-28-10",
+        "eps": "8/255",
+        "clean_acc": "92.80",
+        "reported": "58.6",
+        "autoattack_acc": "29.35",
+    }
+    assert {name: type(found[name]) for name in theirs} == {name: type(value) for name, value in theirs.items()}
+    for name in ("additional_data", "number_forward_passes", "architecture", "eps", "clean_acc", "autoattack_acc"):
+        assert found[name] == theirs[name]
+    assert float(found["reported"]) == 29.35
+    assert set(found) - set(theirs) == {"unreliable", "footnote"}
+    assert "1811.10716" in found["link"]
+    assert entry(open_run(runs["standard"], images=2), results, 8 / 255)["link"] == ""
+
+
+def test_a_robustbench_entry_is_written(runs: dict[str, Path], tmp_path: Path) -> None:
     pytest.importorskip("pyautoattack", reason="pip install 'rmcla-fast[eval]'")
     target = tmp_path / "rb.json"
     command = ("evaluate", runs["standard"], "--images", 3, "--attacks", "clean,autoattack")
     assert rmcla(*command, "--epsilon", "128/255", "--robustbench", target) == 0
-    entry = json.loads(target.read_text())
-    assert {"clean_acc", "autoattack_acc", "eps", "architecture", "additional_data", "number_forward_passes"} <= set(
-        entry
-    )
-    assert (entry["eps"], entry["architecture"], entry["additional_data"]) == ("128/255", "small-cnn", False)
+    found = json.loads(target.read_text())
+    assert (found["eps"], found["architecture"], found["additional_data"]) == ("128/255", "small-cnn", False)
 
 
 BAD = [
@@ -270,14 +318,18 @@ def test_a_missing_figure_is_written_and_not_drawn_as_zero() -> None:
     assert len([bar for bar in axes.patches if bar.get_height() > 0]) == 1
 
 
-def test_a_share_of_a_folder_has_every_class_and_unreadable_images_stay_out(tmp_path: Path) -> None:
+def test_a_share_of_a_folder_has_every_class_and_unreadable_images_stay_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pil = pytest.importorskip("PIL.Image", reason="pip install 'rmcla-fast[train]'")
     for split, name, row in itertools.product(("train", "test"), ("cat", "dog"), range(12)):
         (tmp_path / split / name).mkdir(parents=True, exist_ok=True)
         pil.new("L", (8, 8), 10 * row).save(tmp_path / split / name / f"{row:02}.png")
     (tmp_path / "test" / "dog" / "00.png").write_bytes(b"no image")
     options = {"model": "small-cnn", "epochs": 1, "batch_size": 8, "threads": 1, "skip_unreadable": True}
-    folder = train(TrainConfig(data="folder", data_dir=str(tmp_path), out=str(tmp_path / "run"), **options))  # type: ignore[arg-type]
+    monkeypatch.chdir(tmp_path)
+    folder = train(TrainConfig(data="folder", data_dir=".", out=str(tmp_path / "run"), **options))  # type: ignore[arg-type]
+    monkeypatch.chdir(tmp_path / "train")  # a run finds its data from any folder
     assert open_run(folder).labels.tolist() == [0] * 12 + [1] * 11
     assert open_run(folder, images=4).labels.tolist() == [0, 0, 0, 1]
     assert len(open_run(folder, images=100).labels) == 23

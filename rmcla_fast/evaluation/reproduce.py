@@ -85,12 +85,11 @@ def _sources(plan: Plan) -> Sequence[PublishedRow]:
         return [PublishedRow(name, name, published.beside(name, plan.data)[0], data=plan.data) for name in EVERY]
     if plan.table == GRADIENT_TABLE:
         known = published.GRADIENTS.get(plan.data, published.GRADIENTS["cifar10"])
-        made_by = dict(published.GRADIENT_RECIPES)
-        if plan.data == "imagenet":
-            made_by["madry"] = "madry-pgd10-3"
         return [
             PublishedRow(name, recipe, {figure: known[figure][i] for figure in ("max", "mean")}, data=plan.data)
-            for i, (name, recipe) in enumerate(made_by.items())
+            for i, (name, recipe) in enumerate(
+                zip(published.GRADIENT_MODELS, published.gradient_recipes(plan.data), strict=True)
+            )
         ]
     return published.TABLES[plan.table].rows
 

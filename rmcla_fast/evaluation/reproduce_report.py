@@ -10,7 +10,7 @@ from rmcla_fast import recipes
 from rmcla_fast.epsilon import format_epsilon
 from rmcla_fast.evaluation import published
 from rmcla_fast.evaluation.gradient_magnitude import WHY_TWO_SCALES
-from rmcla_fast.evaluation.protocol import TITLES
+from rmcla_fast.evaluation.protocol import BATCH_SIZE, TITLES
 from rmcla_fast.evaluation.published import PAPER_EPOCHS, PAPER_NETWORK
 from rmcla_fast.evaluation.reproduction import EVERY_RECIPE, GRADIENT_TABLE, Plan, Row, attack_epsilon, default_data
 from rmcla_fast.evaluation.runs import load_data
@@ -66,9 +66,17 @@ def title(plan: Plan) -> str:
 
 
 def command(plan: Plan) -> str:
-    """The command line that makes this table."""
+    """The command line that makes this table; where the data set lies is each reader's own."""
     words = ["rmcla reproduce", plan.table, "--data", plan.data]
-    for flag, value in (("--model", plan.model), ("--epochs", plan.epochs), ("--precision", plan.precision)):
+    options = {
+        "--data-dir": None if plan.data_dir is None else f"PATH_TO_{plan.data.upper()}",
+        "--model": plan.model,
+        "--epochs": plan.epochs,
+        "--precision": plan.precision,
+        "--device": plan.device,
+        "--batch-size": None if plan.batch_size == BATCH_SIZE else plan.batch_size,
+    }
+    for flag, value in options.items():
         words += [flag, str(value)] if value is not None else []
     words += ["--seeds", ",".join(map(str, plan.seeds))]
     words += [] if plan.autoattack or plan.table == GRADIENT_TABLE else ["--no-autoattack"]

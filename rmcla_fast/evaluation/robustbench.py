@@ -11,11 +11,19 @@ from rmcla_fast.errors import UserError
 from rmcla_fast.evaluation.protocol import AttackResult
 from rmcla_fast.evaluation.runs import Run
 
-DATASETS = {"cifar10": "cifar10", "cifar100": "cifar100", "imagenet": "imagenet"}
+ARCHITECTURES = {
+    "preact-resnet18": "PreActResNet-18",
+    "wrn-28-10": "WideResNet-28-10",
+    "wrn-34-10": "WideResNet-34-10",
+    "resnet50": "ResNet-50",
+}
+"""Networks as RobustBench's entries call them."""
 
 
 def entry(run: Run, results: Mapping[str, AttackResult], epsilon: float) -> dict[str, Any]:
     """The JSON of https://github.com/RobustBench/robustbench, model_info: accuracies are strings in %, eps "8/255".
+
+    `reported`, what the authors say, is AutoAttack's figure; authors and venue are for whoever hands the entry in.
 
     Raises:
         UserError: clean or AutoAttack accuracy is not known: an entry without them says nothing.
@@ -24,19 +32,20 @@ def entry(run: Run, results: Mapping[str, AttackResult], epsilon: float) -> dict
     if missing:
         raise UserError(f"a RobustBench entry needs clean and autoattack; --attacks lacks {' and '.join(missing)}")
     recipe = recipes.get(run.recipe)
+    autoattack = f"{results['autoattack'].accuracy:.2f}"
     return {
-        "link": "https://arxiv.org/abs/1811.10716",
+        "link": "https://arxiv.org/abs/1811.10716" if run.recipe.startswith("r-") else "",
         "name": f"{run.recipe} ({run.name})",
         "authors": "",
         "additional_data": False,
         "number_forward_passes": 1,
-        "dataset": DATASETS.get(run.data, run.data),
+        "dataset": run.data,
         "venue": "",
-        "architecture": run.config["model"],
+        "architecture": ARCHITECTURES.get(run.config["model"], run.config["model"]),
         "eps": format_epsilon(epsilon),
         "clean_acc": f"{results['clean'].accuracy:.2f}",
-        "reported": "",
-        "autoattack_acc": f"{results['autoattack'].accuracy:.2f}",
+        "reported": autoattack,
+        "autoattack_acc": autoattack,
         "unreliable": False,
         "footnote": f"trained with {format_epsilon(run.epsilon)} by rmcla_fast, {recipe.cost}F an image and epoch; "
         f"{results['autoattack'].images} test images, {results['autoattack'].library}",
