@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,6 +87,28 @@ def test_svhn_label_ten_is_the_digit_zero(tmp_path: Path) -> None:
         data.load("svhn", tmp_path)
 
 
+def test_a_matlab_file_that_is_not_as_published_says_how(tmp_path: Path) -> None:
+    matlab = pytest.importorskip("scipy.io")
+    images = np.zeros((32, 32, 3, 20), np.uint8)
+    for labels, sentence in (
+        (np.ones((20, 1)), r"train_32x32\.mat is corrupt: .*; got uint8 \(32, 32, 3, 20\) and float64 \(20, 1\)"),
+        (np.full((20, 1), 11, np.uint8), r"train image 0 has label 11; labels must lie in \[0, 10\)"),
+    ):
+        for name in ("train_32x32.mat", "test_32x32.mat"):
+            matlab.savemat(tmp_path / name, {"X": images, "y": labels})
+        with pytest.raises(UserError, match=sentence):
+            data.load("svhn", tmp_path)
+    header = b"MATLAB 7.3 MAT-file, HDF5 schema 1.00 .".ljust(124) + b"\x00\x02IM"
+    (tmp_path / "train_32x32.mat").write_bytes(header.ljust(512, b"\0") + b"\x89HDF\r\n\x1a\n" + bytes(2000))
+    with pytest.raises(UserError, match=r"train_32x32\.mat is a MATLAB 7\.3 file \(HDF5\), which is not read"):
+        data.load("svhn", tmp_path)
+
+
+def test_what_the_system_refuses_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be read: File name too long"):
+        data.load("cifar10", tmp_path / ("x" * 5000))
+
+
 @pytest.mark.parametrize(
     ("name", "address"),
     [("cifar10", "cs.toronto.edu"), ("cifar100", "cs.toronto.edu"), ("svhn", "ufldl.stanford.edu")],
@@ -138,6 +161,47 @@ def test_an_object_array_is_read_by_the_same_rule(tmp_path: Path) -> None:
     assert not mark.exists()
 
 
+class ObjectsThatSayTheyAreNone:
+    """numpy's dtype of objects with its flags cleared, as the state of a dtype in a pickle may have it."""
+
+    def __reduce__(self) -> Any:
+        return np.dtype, ("O", False, True), (3, "|", None, None, None, -1, -1, 0)
+
+
+class PointersFromTheFile:
+    def __reduce__(self) -> Any:
+        reconstruct, arguments, _ = np.zeros(1).__reduce__()
+        return reconstruct, arguments, (1, (1,), ObjectsThatSayTheyAreNone(), False, b"AAAAAAAA")
+
+
+def test_bytes_of_the_file_do_not_become_pointers(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(pickle.dumps({"data": PointersFromTheFile()}))
+    with pytest.raises(UserError, match=r"refused.*an array of object"):
+        load_pickle(file)
+
+
+def test_an_array_as_python_2_wrote_it_is_read(tmp_path: Path) -> None:
+    """The published CIFAR files: strings are BINSTRING, and the module is numpy.core."""
+    pixels = bytes(range(256)) * 24  # 2 images
+    shape = b"K\x02M\x00\x0c\x86"
+    dtype = b"cnumpy\ndtype\n(U\x02u1K\x00K\x01tR(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85U\x01btR(K\x01" + shape + dtype
+    array += b"\x89T" + len(pixels).to_bytes(4, "little") + pixels + b"tb"
+    (tmp_path / "file").write_bytes(b"\x80\x02}(U\x04data" + array + b"U\x06labels](K\x03K\x07eu.")
+    content = load_pickle(tmp_path / "file")
+    assert content["labels"] == [3, 7]
+    assert np.array_equal(content["data"], np.frombuffer(pixels, np.uint8).reshape(2, 3072))
+
+
+def test_numbers_of_every_kind_are_read(tmp_path: Path) -> None:
+    content = {"big": np.arange(5, dtype=">i4"), "names": np.array([b"a", b"bc"]), "one": np.float32(2.5)}
+    (tmp_path / "file").write_bytes(pickle.dumps(content, protocol=4))
+    for name, value in load_pickle(tmp_path / "file").items():
+        assert value.dtype.kind == content[name].dtype.kind
+        assert np.array_equal(value, content[name])
+
+
 @pytest.mark.parametrize("content", [b"", b"not a pickle", pickle.dumps([1, 2])], ids=["empty", "text", "list"])
 def test_corrupt_files_are_named(tmp_path: Path, content: bytes) -> None:
     root = write_cifar10(tmp_path)
@@ -161,8 +225,9 @@ def test_a_truncated_file_is_named(tmp_path: Path) -> None:
         {"data": np.zeros((20, 3072), np.uint8), "labels": [0] * 19},
         {"data": np.zeros((20, 3072), np.uint8)},
         {"data": [1, 2], "labels": [0, 1]},
+        {"data": np.zeros((20, 3072), np.uint8), "labels": [[0], [0, 1]]},
     ],
-    ids=["shape", "dtype", "count", "no labels", "no array"],
+    ids=["shape", "dtype", "count", "no labels", "no array", "ragged labels"],
 )
 def test_files_of_another_content_are_named(tmp_path: Path, content: dict[str, object]) -> None:
     root = write_cifar10(tmp_path)

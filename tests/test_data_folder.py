@@ -50,6 +50,54 @@ def test_val_does_for_test_and_subfolders_and_jpeg_count(folder: Path) -> None:
     assert len(data.load("folder", folder).train) == 7
 
 
+def test_links_are_followed_and_hidden_files_are_not_images(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    cat = folder / "train" / "cat"
+    write(elsewhere / "a" / "far.png", 90)
+    (cat / "linked").symlink_to(elsewhere / "a")
+    (cat / "round").symlink_to(cat)  # leads back here
+    (cat / "._0.png").write_bytes(b"what another system leaves beside a file")
+    write(cat / ".ipynb_checkpoints" / "0.png", 91)
+    assert data.load("folder", folder).train.images[:4, 0, 1, 1].tolist() == [0, 1, 2, 90]
+    (cat / "gone.png").symlink_to(elsewhere / "gone.png")
+    with pytest.raises(UserError, match=r"unreadable image: \S*gone\.png"):
+        data.load("folder", folder)
+    assert len(data.load("folder", folder, skip_unreadable=True).train) == 7
+
+
+def test_every_kind_of_eight_bit_picture(folder: Path) -> None:
+    colour = np.full((5, 6, 3), (200, 40, 8), np.uint8)
+    places = {}
+    for name, mode in (
+        ("p.png", "P"),
+        ("c.jpg", "CMYK"),
+        ("g.jpg", "L"),
+        ("t.tif", "CMYK"),
+        ("a.webp", "RGBA"),
+        ("b.gif", "P"),
+    ):
+        path = folder / "train" / "cat" / f"é 漢 {name}"
+        Image.fromarray(colour).convert(mode).save(path)
+        places[path.name] = mode
+    splits = data.load("folder", folder)
+    for row, path in enumerate(sorted(places), start=3):
+        pixel = splits.train.images[row, :, 2, 3].int()
+        expected = torch.tensor([84, 84, 84] if places[path] == "L" else [200, 40, 8])
+        assert (pixel - expected).abs().max() <= (60 if places[path] == "P" else 9), path
+
+
+def test_a_damaged_cache_is_written_anew(folder: Path) -> None:
+    first = data.load("folder", folder).train.images.clone()
+    (cache,) = folder.glob(f"{CACHE}/train*.npy")
+    whole = cache.read_bytes()
+    for damaged in (b"", b"x" * 500, whole[:100], whole[:-1], whole.replace(b"(6, 3, 5, 6)", b"(5, 3, 6, 6)")):
+        cache.write_bytes(damaged)
+        assert torch.equal(data.load("folder", folder).train.images, first)
+        assert cache.read_bytes() == whole
+
+
 def test_grey_images_have_one_channel(tmp_path: Path) -> None:
     for split in ("train", "test"):
         for name in ("a", "b"):
@@ -101,8 +149,9 @@ def test_images_of_differing_sizes(folder: Path) -> None:
 
 def test_sixteen_bits_are_refused(folder: Path) -> None:
     Image.fromarray(np.zeros((5, 6), np.uint16)).save(folder / "train" / "cat" / "9.png")
-    with pytest.raises(UserError, match=r"9\.png has pixels of mode I;16"):
-        data.load("folder", folder)
+    for skip in (False, True):
+        with pytest.raises(UserError, match=r"9\.png has pixels of mode I;16"):
+            data.load("folder", folder, skip_unreadable=skip)
 
 
 def test_missing_and_empty_folders(tmp_path: Path, folder: Path) -> None:

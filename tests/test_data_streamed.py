@@ -80,6 +80,17 @@ def test_an_unreadable_image_is_named_when_its_turn_comes(imagenet: Path, worker
     assert len(train) == 11
 
 
+@pytest.mark.parametrize("augment", [True, False])
+def test_sixteen_bits_are_refused_and_not_clipped_to_white(imagenet: Path, augment: bool) -> None:
+    deep = Image.fromarray(np.full((300, 300), 1000, np.uint16))
+    deep.save(imagenet / "train" / "n01440764" / "deep.png")
+    with pytest.raises(RunFailed, match=r"^\S*deep\.png has pixels of mode I;16; convert it"):
+        list(batches(imagenet, workers=0, augment=augment).epoch(0))
+    deep.save(imagenet / "val" / "n01440764" / "deep.png")
+    with pytest.raises(UserError, match=r"deep\.png has pixels of mode I;16"):
+        data.load("imagenet", imagenet)
+
+
 def linear(num_classes: int) -> nn.Module:
     return nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, num_classes))
 

@@ -93,23 +93,47 @@ def list_images(folder: Path, classes: tuple[str, ...]) -> Listing:
             raise UserError(f"{folder / name} is a class that the training folder has not")
     paths, labels = [], []
     for k, name in enumerate(classes):
-        found = (folder / name).rglob("*") if (folder / name).is_dir() else iter(())
-        files = sorted(path for path in found if path.suffix.lower() in SUFFIXES and path.is_file())
+        files = sorted(_image_files(folder / name)) if (folder / name).is_dir() else []
         paths += files
         labels += [k] * len(files)
     return Listing(paths, np.array(labels, dtype=np.int64))
 
 
+def _image_files(folder: Path) -> Iterator[Path]:
+    """The image files in the folder and below it, those behind links too, hidden ones not; OSError where it cannot."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    walked = set()
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
+        place = os.path.realpath(parent)
+        if place in walked:  # a link to a folder above would lead round for ever
+            folders.clear()
+            continue
+        walked.add(place)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found = (Path(parent, name) for name in files if not name.startswith("."))
+        yield from (path for path in found if path.suffix.lower() in SUFFIXES)
+
+
 def decode(path: Path, mode: str) -> np.ndarray:
-    """The image as uint8 (H, W) for mode "L", (H, W, 3) for "RGB".
+    """The image as uint8 (H, W) for mode "L", (H, W, 3) for "RGB"; a rotation noted in its EXIF data is not applied.
 
     Raises:
-        Exception: whatever Pillow raises on a file that it cannot read.
+        UserError: pixels of more than 8 bits. Exception: whatever Pillow raises on a file that it cannot read.
     """
     from PIL import Image
 
     with Image.open(path) as image:
+        check_bits(path, image.mode)
         return np.asarray(image.convert(mode))
+
+
+def check_bits(path: Path, mode: str) -> None:
+    """UserError where the pixels have more than 8 bits: Pillow would clip them to white."""
+    if mode not in GREY_MODES | COLOUR_MODES:
+        raise UserError(f"{path} has pixels of mode {mode}; convert it to 8 bits a channel first")
 
 
 def name_unreadable(bad: list[Path]) -> str:
@@ -127,10 +151,13 @@ def readable_only(listing: Listing, progress: Progress | None) -> Listing:
     """Without the files that cannot be decoded."""
 
     def readable(path: Path) -> bool:
-        with suppress(Exception):
+        try:
             decode(path, "RGB")
-            return True
-        return False
+        except UserError:
+            raise
+        except Exception:  # Pillow raises nearly anything on a corrupt file
+            return False
+        return True
 
     need("PIL.Image", "train", "the image folder")
     with ThreadPoolExecutor() as pool:
@@ -164,8 +191,7 @@ def _common_size(paths: list[Path]) -> tuple[tuple[int, int], str]:
                 f"images must share one size: {paths[0]} is {size[0]}x{size[1]} and {path} is {other[0]}x{other[1]}; "
                 "resize them first"
             )
-        if mode not in GREY_MODES | COLOUR_MODES:
-            raise UserError(f"{path} has pixels of mode {mode}; convert it to 8 bits a channel first")
+        check_bits(path, mode)
     return size, "L" if all(mode in GREY_MODES for _, mode in known) else "RGB"
 
 
@@ -184,14 +210,24 @@ def pack(
         root: the data set's folder; the cache is in it, or in the user's cache folder where it cannot be written.
         shape: (C, H, W) of what `pixels` gives.
         what: what `pixels` does; the cache of another is not used.
-        pixels: decodes one file; whatever it raises makes the file an unreadable image.
+        pixels: decodes one file; whatever it raises but a UserError makes the file an unreadable image.
     """
     file = f"{split}-{_fingerprint(root, listing, what)}.npy"
     folder = root / CACHE if os.access(root, os.W_OK) else Path.home() / ".cache" / "rmcla_fast"
-    if not (folder / file).is_file():
+    images = _cached(folder / file, (len(listing.paths), *shape))
+    if images is None:
         _write(folder / file, listing, shape, pixels, progress)
-    images = np.load(folder / file, mmap_mode="c", allow_pickle=False)  # "c": torch warns at a read-only array
+        images = np.load(folder / file, mmap_mode="c", allow_pickle=False)
     return ImageSet(torch.from_numpy(images), torch.from_numpy(listing.labels))
+
+
+def _cached(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The cache, memory-mapped; None where there is none or it is damaged."""
+    try:
+        images = np.load(path, mmap_mode="c", allow_pickle=False)  # "c": torch warns at a read-only array
+    except (OSError, EOFError, ValueError):
+        return None
+    return images if images.dtype == np.uint8 and images.shape == shape else None
 
 
 def _fingerprint(root: Path, listing: Listing, what: str) -> str:
@@ -225,6 +261,8 @@ def _write(
             row, path = item
             try:
                 packed[row] = pixels(path)
+            except UserError:
+                raise
             except Exception:  # Pillow raises nearly anything on a corrupt file
                 bad.append(path)
 

@@ -41,18 +41,21 @@ def load(
             a class without images, labels that are no class.
     """
     folder = None if data_dir is None else Path(data_dir).expanduser()
-    if name == "digits":
-        splits = digits()
-    elif name in ("cifar10", "cifar100"):
-        splits = cifar(name, folder)
-    elif name == "svhn":
-        splits = svhn(folder)
-    elif name == "folder":
-        splits = load_folder(folder, skip_unreadable=skip_unreadable, progress=progress)
-    elif name == "imagenet":
-        splits = load_imagenet(folder, skip_unreadable=skip_unreadable, progress=progress)
-    else:
-        raise UserError(f"unknown data set {name!r}; one of: {', '.join(DATASETS)}")
+    try:
+        if name == "digits":
+            splits = digits()
+        elif name in ("cifar10", "cifar100"):
+            splits = cifar(name, folder)
+        elif name == "svhn":
+            splits = svhn(folder)
+        elif name == "folder":
+            splits = load_folder(folder, skip_unreadable=skip_unreadable, progress=progress)
+        elif name == "imagenet":
+            splits = load_imagenet(folder, skip_unreadable=skip_unreadable, progress=progress)
+        else:
+            raise UserError(f"unknown data set {name!r}; one of: {', '.join(DATASETS)}")
+    except OSError as error:
+        raise UserError(f"{error.filename or folder} cannot be read: {error.strerror or error}") from error
     splits = check(name, splits)
     if images_per_class is None:
         return splits

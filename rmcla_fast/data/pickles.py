@@ -13,17 +13,49 @@ from rmcla_fast.errors import UserError
 _MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")
 
 
+class _Numbers:
+    """A dtype of numbers or text, as a pickle names it, of whose state the byte order alone is taken.
+
+    numpy's own accepts whatever flags its state holds, and an array of objects that says it has none makes pointers of
+    the file's bytes.
+    """
+
+    def __init__(self, code: Any, *_: Any) -> None:
+        self.dtype = np.dtype(str(code))
+        if self.dtype.kind not in "biufcSU":
+            raise pickle.UnpicklingError(f"an array of {self.dtype}")
+
+    def __setstate__(self, state: Any) -> None:
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _Array(np.ndarray):
+    def __setstate__(self, state: Any) -> None:
+        version, shape, numbers, fortran, content = state
+        super().__setstate__((version, shape, _dtype(numbers), fortran, content))
+
+
+_ARRAY_CLASS = object()
+"""Stands for numpy.ndarray, which a pickle names and has no need to call."""
+
+
+def _dtype(numbers: Any) -> np.dtype[Any]:
+    if not isinstance(numbers, _Numbers):
+        raise pickle.UnpicklingError("an array without a dtype")
+    return numbers.dtype
+
+
 def _reconstruct(kind: Any, shape: Any, code: Any) -> Any:
-    """numpy's own, for plain arrays only; the content follows as the array's state."""
-    if kind is not np.ndarray:
+    """numpy's own, for plain arrays only; shape and content follow as the array's state."""
+    if kind is not _ARRAY_CLASS:
         raise pickle.UnpicklingError("an array of a foreign type")
-    return np.ndarray.__new__(np.ndarray, shape, dtype=np.dtype("b"))
+    return _Array(0, dtype=np.uint8)
 
 
-def _scalar(dtype: Any, content: Any = None) -> Any:
-    if not isinstance(dtype, np.dtype) or dtype.hasobject or not isinstance(content, bytes | str):
+def _scalar(numbers: Any, content: Any = None) -> Any:
+    if not isinstance(content, bytes | str):
         raise pickle.UnpicklingError("a scalar that is not a number")
-    return np.frombuffer(content if isinstance(content, bytes) else content.encode("latin1"), dtype)[0]
+    return np.frombuffer(content if isinstance(content, bytes) else content.encode("latin1"), _dtype(numbers))[0]
 
 
 def _encode(text: Any, encoding: Any = "latin1") -> bytes:
@@ -34,8 +66,8 @@ def _encode(text: Any, encoding: Any = "latin1") -> bytes:
 
 
 _ADMITTED: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
+    ("numpy", "ndarray"): _ARRAY_CLASS,
+    ("numpy", "dtype"): _Numbers,
     ("_codecs", "encode"): _encode,
     **{(module, "_reconstruct"): _reconstruct for module in _MULTIARRAY},
     **{(module, "scalar"): _scalar for module in _MULTIARRAY},

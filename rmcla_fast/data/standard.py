@@ -95,7 +95,11 @@ def _cifar_file(path: Path, key: str) -> ImageSet:
     content = load_pickle(path)
     if "data" not in content or key not in content:
         raise UserError(f"{path} has no 'data' and '{key}'; is it a file of the Python version?")
-    images, labels = content["data"], np.asarray(content[key])
+    images = content["data"]
+    try:
+        labels = np.asarray(content[key])
+    except ValueError as error:  # lists of differing lengths
+        raise UserError(f"{path} is corrupt: '{key}' is no list of numbers") from error
     well_formed = (
         isinstance(images, np.ndarray)
         and images.dtype == np.uint8
@@ -107,7 +111,8 @@ def _cifar_file(path: Path, key: str) -> ImageSet:
     if not well_formed:
         shape = getattr(images, "shape", None)
         raise UserError(
-            f"{path} is corrupt: expected uint8 images (N, 3072) and N labels; got {shape} and {labels.shape}"
+            f"{path} is corrupt: expected uint8 images (N, 3072) and N integer labels; got {shape} and {labels.shape} "
+            f"{labels.dtype}"
         )
     return _image_set(images.reshape(-1, 3, 32, 32), labels.astype(np.int64))
 
@@ -116,6 +121,10 @@ def _svhn_file(path: Path) -> ImageSet:
     matlab = need("scipy.io", "train", "the svhn data set")
     try:
         content = matlab.loadmat(path, variable_names=("X", "y"))
+    except NotImplementedError as error:
+        raise UserError(
+            f"{path} is a MATLAB 7.3 file (HDF5), which is not read; the original is at {SVHN_ADDRESS}"
+        ) from error
     except Exception as error:  # scipy raises nearly anything on a corrupt file
         raise UserError(f"{path} is corrupt or cut short ({type(error).__name__}: {error})") from error
     images, labels = content.get("X"), content.get("y")
@@ -129,9 +138,9 @@ def _svhn_file(path: Path) -> ImageSet:
         and labels.dtype.kind in "iu"
     )
     if not well_formed:
-        shapes = [getattr(array, "shape", None) for array in (images, labels)]
+        found = [f"{getattr(array, 'dtype', None)} {getattr(array, 'shape', None)}" for array in (images, labels)]
         raise UserError(
-            f"{path} is corrupt: expected X uint8 (32, 32, 3, N) and y (N, 1); got {shapes[0]} and {shapes[1]}"
+            f"{path} is corrupt: expected X uint8 (32, 32, 3, N) and y uint8 (N, 1); got {found[0]} and {found[1]}"
         )
     labels = labels.reshape(-1).astype(np.int64)
     return _image_set(images.transpose(3, 2, 0, 1), np.where(labels == 10, 0, labels))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rmcla_fast.data.folder import (
     Progress,
+    check_bits,
     class_names,
     list_images,
     name_unreadable,
@@ -62,6 +63,7 @@ def middle(path: Path) -> np.ndarray:
     from PIL import Image
 
     with Image.open(path) as image:
+        check_bits(path, image.mode)
         image.draft("RGB", (SHORTER_SIDE, SHORTER_SIDE))  # a JPEG is decoded near the size that is needed
         width, height = image.size
         scale = SHORTER_SIDE / min(width, height)
@@ -75,6 +77,7 @@ def random_crop(path: Path, draw: np.random.Generator) -> np.ndarray:
     from PIL import Image
 
     with Image.open(path) as image:
+        check_bits(path, image.mode)
         width, height = image.size
         for _ in range(10):
             area = width * height * draw.uniform(0.08, 1.0)
@@ -111,5 +114,7 @@ class Decoder(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
 def _decoded(path: Path, pixels: Callable[[Path], np.ndarray]) -> np.ndarray:
     try:
         return pixels(path)
+    except UserError:
+        raise
     except Exception as error:  # Pillow raises nearly anything on a corrupt file
         raise UserError(name_unreadable([path])) from error
