@@ -160,6 +160,7 @@ def main() -> None:
     """The entry point `rmcla`."""
     warnings.formatwarning = lambda message, *_: f"rmcla: warning: {message}\n"
     threading.excepthook = _thread_failed
+    sys.path.append("")  # --model mine:net is in mine.py beside the caller, as for `python -m`
     sys.exit(run(sys.argv[1:]))
 
 

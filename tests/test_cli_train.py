@@ -82,6 +82,25 @@ def test_errors_are_one_sentence_and_exit_code_2(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_factory_in_the_working_folder_is_found(tmp_path: Path) -> None:
+    """The installed script is elsewhere, and Python looks for modules beside it and not where the user is."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "rmcla").write_text("from rmcla_fast.cli import main\nmain()\n")
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\ndef net(num_classes): return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))\n"
+    )
+    command = ["train", *QUICK, "-q", "--model", "mine:net", "--out", "run"]
+    ran = subprocess.run(
+        [sys.executable, "bin/rmcla", *command],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert (tmp_path / "run" / "checkpoint.pt").exists()
+
+
 def test_a_run_that_fails_midway_exits_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         cli.run(["train", *QUICK, "--lr", "1e30", "--schedule", "piecewise", "-q", "--out", str(tmp_path / "run")]) == 1

@@ -102,7 +102,11 @@ def test_resnet50_runs_or_says_what_to_install() -> None:
         (("small-cnn", 2.0), "num_classes must be an int; got float"),
         (("small-cnn", 10, 0), "channels must be at least 1; got 0"),
         (("small-cnn", 10, 3, (0.5,)), "mean must have 3 numbers, one a channel; got 1"),
-        (("small-cnn", 10, 1, (0.5,), (0.0,)), "std must be positive"),
+        (("small-cnn", 10, 1, (0.5,), (0.0,)), "std must be finite and positive; got [0.0]"),
+        (("small-cnn", 10, 1, (float("nan"),)), "mean must be finite; got [nan]"),
+        ((None, 10), "name must be a str; got NoneType"),
+        (("math:pi", 10), "model 'math:pi' must be a function or a class; got float"),
+        (("resnet50", 10, 3, ()), "mean must have 3 numbers, one a channel; got 0"),
         (("resnet50", 10, 1), "channels must be 3 for resnet50; got 1"),
     ],
 )

@@ -69,6 +69,8 @@ def create(
             raise TypeError(f"{field} must be an int; got {type(value).__name__}")
         if value < least:
             raise ValueError(f"{field} must be at least {least}; got {value}")
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a str; got {type(name).__name__}")
     arguments = {"num_classes": num_classes, "channels": channels, "mean": mean, "std": std}
     if ":" in name:
         return _from_factory(name, arguments)
@@ -87,6 +89,8 @@ def _from_factory(name: str, arguments: dict[str, Any]) -> nn.Module:
         factory = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"model {name!r} cannot be found: {error}") from error
+    if not callable(factory):
+        raise TypeError(f"model {name!r} must be a function or a class; got {type(factory).__name__}")
     taken = inspect.signature(factory).parameters
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
         arguments = {field: value for field, value in arguments.items() if field in taken}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -20,8 +21,8 @@ class Normalize(nn.Module):
             numbers = [0.5] * channels if values is None else [float(value) for value in values]
             if len(numbers) != channels:
                 raise ValueError(f"{name} must have {channels} numbers, one a channel; got {len(numbers)}")
-            if name == "std" and min(numbers) <= 0:
-                raise ValueError(f"std must be positive; got {numbers}")
+            if not all(map(math.isfinite, numbers)) or (name == "std" and min(numbers) <= 0):
+                raise ValueError(f"{name} must be finite{' and positive' if name == 'std' else ''}; got {numbers}")
             self.register_buffer(name, torch.tensor(numbers).reshape(1, channels, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:

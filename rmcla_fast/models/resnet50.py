@@ -25,7 +25,7 @@ def resnet50(
     """
     if channels != 3:
         raise ValueError(f"channels must be 3 for resnet50; got {channels}")
-    normalize = Normalize(channels, mean or IMAGENET_MEAN, std or IMAGENET_STD)
+    normalize = Normalize(channels, IMAGENET_MEAN if mean is None else mean, IMAGENET_STD if std is None else std)
     try:  # torchvision's import raises RuntimeError next to a torch it was not built for
         network = importlib.import_module("torchvision.models").resnet50(num_classes=num_classes)
     except (ImportError, RuntimeError):
