@@ -22,7 +22,7 @@ from rmcla_fast.evaluation.reproduce_report import command
 from rmcla_fast.evaluation.reproduction import Plan
 from rmcla_fast.evaluation.robustbench import entry
 from rmcla_fast.evaluation.runs import open_run
-from rmcla_fast.training import TrainConfig, train
+from rmcla_fast.training import TrainConfig, checkpoint, train
 
 matplotlib_image = pytest.importorskip("matplotlib.image", reason="pip install 'rmcla-fast[train]'")
 
@@ -231,7 +231,7 @@ BAD = [
     (("evaluate", "{empty}"), "it has no config.json"),
     (("evaluate", "{uncheckpointed}"), "no checkpoint"),
     (("evaluate", "{misfit}"), "do not fit"),
-    (("evaluate", "{garbled}"), "cannot be read as JSON"),
+    (("evaluate", "{garbled}"), "cannot be read as the options of a run"),
     (("gradients", "{missing}"), "there is no run folder"),
     (("compare", "{run}", "{other}"), "trained with different epsilons"),
     (("reproduce", "table9"), "no table is called 'table9'"),
@@ -333,3 +333,12 @@ def test_a_share_of_a_folder_has_every_class_and_unreadable_images_stay_out(
     assert open_run(folder).labels.tolist() == [0] * 12 + [1] * 11
     assert open_run(folder, images=4).labels.tolist() == [0, 0, 0, 1]
     assert len(open_run(folder, images=100).labels) == 23
+    for split in ("train", "test"):
+        (tmp_path / split / "dog").rename(tmp_path / split / "ant")  # cat was class 0
+    monkeypatch.setattr("rmcla_fast.evaluation.runs._DATA", {})  # what one command has loaded
+    with pytest.raises(UserError, match="trained on other classes: class 0 was cat and is ant in the data set"):
+        open_run(folder)
+    state = checkpoint.read(folder / checkpoint.LAST)
+    checkpoint.save(folder / checkpoint.LAST, {**state, "epoch": 0, "step": 0})
+    with pytest.raises(UserError, match="class 0 was cat and is ant"):
+        train(TrainConfig(out=str(folder), resume=True))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -85,6 +87,21 @@ def check(name: str, splits: DataSplits) -> DataSplits:
             more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
             raise UserError(f"{name} has no {split} image of class {named}{more}")
     return splits
+
+
+def require_classes(splits: DataSplits, trained: Mapping[str, Any], run: Path) -> None:
+    """UserError where class k of the data set is not class k of the run, whose config.json is `trained`.
+
+    A folder that is added to or renamed moves every class after it, and the run would learn or be asked wrong labels.
+    """
+    names = trained.get("classes", splits.classes)
+    for k, (before, now) in enumerate(zip_longest(names, splits.classes)):
+        if before != now:
+            raise UserError(f"{run} was trained on other classes: class {k} was {before} and is {now} in the data set")
+    if trained.get("num_classes", splits.num_classes) != splits.num_classes:
+        raise UserError(
+            f"{run} was trained on {trained['num_classes']} classes, and the data set has {splits.num_classes}"
+        )
 
 
 def per_class(data: ImageSet | StreamedSet, count: int, num_classes: int, seed: int) -> Tensor:

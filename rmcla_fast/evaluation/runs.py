@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from rmcla_fast.data import DataSplits
+from rmcla_fast.data.splits import require_classes
+from rmcla_fast.epsilon import parse_epsilon
 from rmcla_fast.errors import UserError
 
 
@@ -65,20 +66,18 @@ def load_data(name: str, data_dir: str | None, skip_unreadable: bool = False) ->
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The run's options; UserError, in one sentence, where there is no run."""
+    from rmcla_fast.training.config import read_recorded
+
     if not folder.is_dir():
         raise UserError(f"there is no run folder {folder}; train one first with: rmcla train --out {folder}")
     path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{folder} is not a run folder: it has no config.json") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error})") from error
+    if not path.exists():
+        raise UserError(f"{folder} is not a run folder: it has no config.json")
+    config = read_recorded(path)
     missing = [name for name in ("data", "model", "recipe", "epsilon") if config.get(name) is None]
     if missing:
         raise UserError(f"{path} does not say {missing[0]!r}; it was not written by rmcla train")
-    config["epsilon"] = float(config["epsilon"])
-    return dict(config)
+    return {**config, "epsilon": parse_epsilon(config["epsilon"])}
 
 
 def open_run(
@@ -101,14 +100,15 @@ def open_run(
 
     folder = Path(folder)
     config = read_config(folder)
+    if images is not None and images < 1:
+        raise UserError(f"--images must be at least 1; got {images}")
     if threads := DEFAULTS.get(config["data"], {}).get("threads"):  # as trained: small images are not worth sharing
         torch.set_num_threads(threads)
     where = choose_device(device)
     network = load(folder, which=which, model=model).to(where)
     where_data = data_dir if data_dir is not None else config.get("data_dir")
     splits = load_data(config["data"], where_data, bool(config.get("skip_unreadable")))
-    if images is not None and images < 1:
-        raise UserError(f"--images must be at least 1; got {images}")
+    require_classes(splits, config, folder)
     test = splits.test
     if images is not None and images < len(test):
         test = test.take(torch.arange(images) * len(test) // images)  # a folder's first images are all of one class

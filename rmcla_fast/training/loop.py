@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rmcla_fast import data as datasets
-from rmcla_fast.data.splits import DataSplits
+from rmcla_fast.data.splits import DataSplits, require_classes
 from rmcla_fast.errors import Interrupted, RunFailed, need
 from rmcla_fast.example import radii
 from rmcla_fast.training import checkpoint
@@ -101,6 +101,8 @@ class _Run:
         self.config, self.parts, self.folder, self.quiet = config, parts, folder, quiet
         self.described = describe(config, splits)
         self.total_steps = config.epochs * parts.batches.steps
+        if state is not None:
+            require_classes(splits, state["config"], folder)
         self.at = Standing() if state is None else restored(state, parts, self.total_steps, folder)
         self.pending: list[Tensor] = []  # losses that the host has not read yet
 
