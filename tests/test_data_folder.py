@@ -164,7 +164,7 @@ def test_missing_and_empty_folders(tmp_path: Path, folder: Path) -> None:
         data.load("folder", tmp_path / "empty")
     for split in ("train", "test"):
         (tmp_path / "empty" / split).mkdir()
-    with pytest.raises(UserError, match="is empty"):
+    with pytest.raises(UserError, match="has no folders in it"):
         data.load("folder", tmp_path / "empty")
     write(folder / "test" / "horse" / "0.png", 1)
     with pytest.raises(UserError, match="horse is a class that the training folder has not"):

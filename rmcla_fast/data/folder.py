@@ -67,7 +67,8 @@ def split_folders(name: str, data_dir: Path | None, address: str = "") -> tuple[
     source = f"; it is at {address}" if address else ""
     if data_dir is None:
         raise UserError(f"the data set {name} is missing: give --data-dir; {wanted}{source}")
-    test = next((data_dir / split for split in ("test", "val") if (data_dir / split).is_dir()), None)
+    splits = ("val", "test") if name == "imagenet" else ("test", "val")  # ImageNet's test images have no labels
+    test = next((data_dir / split for split in splits if (data_dir / split).is_dir()), None)
     if test is None or not (data_dir / "train").is_dir():
         what = (
             f"{data_dir} has no folder {'train' if test else 'test or val'}"
@@ -82,7 +83,7 @@ def class_names(folder: Path) -> tuple[str, ...]:
     """The names of the class folders, sorted; the k-th is class k."""
     names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")))
     if not names:
-        raise UserError(f"{folder} is empty: expected one folder of images for each class")
+        raise UserError(f"{folder} has no folders in it: expected one folder of images for each class")
     return names
 
 
