@@ -269,6 +269,12 @@ def test_images_per_class_are_balanced_and_seeded() -> None:
         per_class(splits.train, 0, 10, 0)
 
 
+def test_a_rare_class_is_not_held_out_as_a_whole() -> None:
+    kept, held = hold_out(image_set([0] * 5 + [1] * 400 + [2] * 94 + [3]), 50, 4, seed=0)
+    assert torch.bincount(held.labels, minlength=4).tolist() == [0, 41, 9, 0]
+    assert torch.bincount(kept.labels).tolist() == [5, 359, 85, 1]
+
+
 def test_held_out_images_are_balanced_and_leave_the_rest() -> None:
     train = data.load("digits").train
     kept, held = hold_out(train, 60, 10, seed=0)

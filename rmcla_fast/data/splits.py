@@ -123,13 +123,17 @@ def per_class(data: ImageSet | StreamedSet, count: int, num_classes: int, seed: 
 
 
 def hold_out(data: Set, count: int, num_classes: int, seed: int) -> tuple[Set, Set]:
-    """(kept, held out): `count` images, as equally many of each class as possible, drawn with `seed`."""
+    """(kept, held out): `count` images, equally many of each class up to a tenth of it, drawn with `seed`.
+
+    Where that is not enough, from each class the same share: a rare class is not held out as a whole.
+    """
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(data), generator=generator)
-    rank = torch.empty_like(order)  # an image's place among its class, in the drawn order
+    rank = torch.empty(len(data), dtype=torch.float64)  # when an image's turn comes: its place among its class
     for k in range(num_classes):
         members = (data.labels[order] == k).nonzero().flatten()
-        rank[members] = torch.arange(len(members))
+        place = torch.arange(1, len(members) + 1, dtype=torch.float64)
+        rank[members] = torch.where(10 * place <= len(members), place, len(data) + place / len(members))
     held = order[rank.argsort(stable=True)[:count]].sort().values
     keep = torch.ones(len(data), dtype=torch.bool)
     keep[held] = False
