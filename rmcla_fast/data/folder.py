@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -138,8 +139,11 @@ def check_bits(path: Path, mode: str) -> None:
 
 
 def name_unreadable(bad: list[Path]) -> str:
-    named = ", ".join(map(str, bad[:3])) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
-    return f"unreadable image: {named}; remove it, or leave it out with --skip-unreadable"
+    return f"unreadable image: {_named(bad)}; remove it, or leave it out with --skip-unreadable"
+
+
+def _named(paths: list[Path]) -> str:
+    return ", ".join(map(str, paths[:3])) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
 
 
 def require_every_class(folder: Path, listing: Listing, classes: tuple[str, ...]) -> None:
@@ -149,7 +153,7 @@ def require_every_class(folder: Path, listing: Listing, classes: tuple[str, ...]
 
 
 def readable_only(listing: Listing, progress: Progress | None) -> Listing:
-    """Without the files that cannot be decoded."""
+    """Without the files that cannot be decoded; a warning names them."""
 
     def readable(path: Path) -> bool:
         try:
@@ -165,6 +169,9 @@ def readable_only(listing: Listing, progress: Progress | None) -> Listing:
         keep = np.fromiter(
             pool.map(readable, _shown(listing.paths, "checking", progress)), dtype=bool, count=len(listing.paths)
         )
+    bad = [path for path, kept in zip(listing.paths, keep, strict=True) if not kept]
+    if bad:
+        warnings.warn(f"left out {len(bad)} of {len(keep)} images, unreadable: {_named(bad)}", stacklevel=2)
     return Listing([path for path, kept in zip(listing.paths, keep, strict=True) if kept], listing.labels[keep])
 
 
