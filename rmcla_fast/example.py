@@ -81,7 +81,7 @@ def attack(
     """`adversarial_example` by a forward function in the right mode, and sizes that may be device tensors."""
     targets, soft_labels = labels, None
     if recipe.steps == 0:
-        return AdversarialExample(to_float(images), soft_labels, targets)
+        return AdversarialExample(to_float(images).detach(), soft_labels, targets)
     rule: dict[str, Any] = {name: getattr(recipe, name) for name in ("beta", "gamma", "top_k", "label_scheme")}
     if recipe.clean_forward:
         with torch.no_grad():

@@ -94,7 +94,7 @@ def test_sixteen_bits_are_refused_and_not_clipped_to_white(imagenet: Path, augme
 
 
 def linear(num_classes: int) -> nn.Module:
-    return nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, num_classes))
+    return nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Dropout(), nn.Linear(48, num_classes))
 
 
 def test_a_run_streams_and_resumes(imagenet: Path, tmp_path: Path) -> None:

@@ -14,12 +14,13 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from run_cases import small
 from torch import nn
 
 from rmcla_fast import data, recipes
 from rmcla_fast.data import ImageSet
-from rmcla_fast.errors import UserError
-from rmcla_fast.training import TrainStep, checkpoint
+from rmcla_fast.errors import RunFailed, UserError
+from rmcla_fast.training import TrainConfig, TrainStep, checkpoint, train
 from rmcla_fast.training.batches import Batches, steps_in_epoch
 from rmcla_fast.training.distributed import World
 from rmcla_fast.training.run_folder import read_metrics
@@ -65,6 +66,49 @@ def test_the_ranks_gradients_are_those_of_one_process(tmp_path: Path, accumulate
     for one, other, single in zip(results[0], results[1], alone, strict=True):
         assert torch.equal(one, other)
         torch.testing.assert_close(one, single, rtol=1e-5, atol=1e-6)
+
+
+def dropping(num_classes: int) -> nn.Module:
+    """What differs between ranks: the masks of dropout, and batch norm's statistics, which the attack reads."""
+    features = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout())
+    return nn.Sequential(features, nn.Linear(144, num_classes))
+
+
+def rank_of_a_run(number: int, port: int, out: Path, resume: bool) -> None:
+    place = {"RANK": number, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in place.items()})
+    options = {"model": f"{__name__}:dropping", "epochs": 1, "checkpoint_every": 2, "device": "cpu"}
+    if resume:
+        train(TrainConfig(out=str(out / "killed"), resume=True))
+        return
+    train(small(out / "whole", **options))
+    draw = Batches._batch
+
+    def stopped(self: Batches, index: Any, on_device: Any, step: int) -> Any:
+        if step == 3:
+            raise RunFailed("stopped")
+        return draw(self, index, on_device, step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Batches, "_batch", stopped)
+        patch.setenv("MASTER_PORT", str(port + 1))
+        with pytest.raises(RunFailed, match="stopped"):
+            train(small(out / "killed", **options))
+
+
+def test_ranks_that_drop_out_resume_to_the_bit(tmp_path: Path) -> None:
+    port = 20000 + os.getpid() % 10000
+    mp.spawn(rank_of_a_run, (port, tmp_path, False), nprocs=2)
+    stopped = checkpoint.read(tmp_path / "killed" / checkpoint.LAST)
+    assert stopped["step"] == 2
+    assert not torch.equal(stopped["rng"]["torch"], stopped["rng"]["others"][0]["torch"])
+    with pytest.raises(UserError, match="was started with 2 processes and cannot be resumed with 1"):
+        train(TrainConfig(out=str(tmp_path / "killed"), resume=True))
+    mp.spawn(rank_of_a_run, (port + 2, tmp_path, True), nprocs=2)
+    whole, resumed = (checkpoint.read(tmp_path / name / checkpoint.LAST) for name in ("whole", "killed"))
+    assert resumed["step"] == whole["step"] == 6
+    assert all(torch.equal(resumed["model"][name], whole["model"][name]) for name in whole["model"])
+    assert torch.equal(resumed["rng"]["others"][0]["torch"], whole["rng"]["others"][0]["torch"])
 
 
 def test_ranks_share_each_batch_equally() -> None:

@@ -10,7 +10,11 @@ import torch
 from step_cases import batch, network, process_group, recipe, sgd, train, weights
 from torch import Tensor, nn
 
+from rmcla_fast import adversarial_example
 from rmcla_fast.training import ExponentialAverage, TrainStep
+from rmcla_fast.training.graph import CapturedUpdate
+from rmcla_fast.training.passes import Passes
+from rmcla_fast.training.step import _resolve_capture
 
 # The state of a step.
 
@@ -125,6 +129,32 @@ def test_a_nonfinite_update_can_be_skipped() -> None:
     assert int(step.skipped) == 1
 
 
+def test_momentum_that_a_first_skipped_update_leaves_is_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fused SGD allocates it, and when it skips leaves in it whatever the memory held: here NaN."""
+    images, labels = batch()
+    model = network()
+    optimizer = sgd(model, fused=True)
+    step = TrainStep(model, optimizer, recipe("r-mc-la"), skip_nonfinite=True)
+    made = torch.empty_like
+    monkeypatch.setattr(torch, "empty_like", lambda like: made(like).fill_(torch.nan))
+    step(torch.full(images.shape, torch.nan), labels)
+    monkeypatch.undo()
+    assert all(not state["momentum_buffer"].any() for state in optimizer.state.values())
+    step(images, labels)
+    assert bool(weights(model).isfinite().all())
+
+
+def test_images_that_want_a_gradient_get_none() -> None:
+    images, labels = batch()
+    wanting = (images.float() / 255).requires_grad_()
+    for name in ("standard", "r-mc-la+", "trades"):
+        model = network()
+        TrainStep(model, sgd(model), recipe(name))(wanting, labels)
+        assert wanting.grad is None
+        example = adversarial_example(model, wanting, labels, recipe(name), rng=torch.tensor([0, 0]))
+        assert not example.images.requires_grad
+
+
 def test_gradients_are_clipped() -> None:
     model = network()
     step = TrainStep(model, torch.optim.SGD(model.parameters(), lr=1.0), recipe("r-mc-la"), clip_norm=1e-3)
@@ -174,6 +204,56 @@ def test_bad_arguments_are_one_sentence(changes: dict[str, Any], words: str) -> 
     with pytest.raises((TypeError, ValueError)) as raised:
         TrainStep(given.pop("model"), given.pop("optimizer"), given.pop("recipe"), **given)
     assert words in str(raised.value)
+
+
+def test_the_graph_needs_an_optimizer_that_can_be_captured() -> None:
+    model, cuda = network(), torch.device("cuda")
+    adam = torch.optim.Adam(model.parameters(), fused=True)
+    assert _resolve_capture("auto", model, adam, cuda) == "compile"
+    with pytest.raises(ValueError, match="cannot be had: the optimizer must be made with capturable=True"):
+        _resolve_capture("cuda-graph", model, adam, cuda)
+    assert _resolve_capture("auto", model, sgd(model, fused=True), cuda) == "cuda-graph"
+
+
+@pytest.mark.parametrize("sizes", [[4, 4, 3] * 3, [3] + [4, 4, 3] * 3, [3, 4] * 4], ids=str)
+def test_short_epochs_and_resumed_ones_are_captured(sizes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is run, captured and replayed, without a GPU: an epoch of three updates must not warm up for ever."""
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
+    optimizer = sgd(network())
+    update = CapturedUpdate(lambda *batch: torch.zeros(()), optimizer, torch.device("cpu"))
+    done: list[str] = []
+
+    def capture(given: list[Tensor]) -> None:
+        done.append("capture")
+        update._inputs, update._loss = [tensor.clone() for tensor in given], torch.zeros(())
+        update._graph = type("Graph", (), {"replay": lambda self: done.append(f"replay {len(given[0])}")})()
+
+    monkeypatch.setattr(update, "_capture", capture)
+    monkeypatch.setattr(update, "_on_side_stream", lambda images, *rest: done.append(f"run {len(images)}"))
+    for size in sizes:
+        update(*batch(size))
+    captured = max(sizes) if sizes.count(4) > sizes.count(3) else 3
+    place = done.index("capture")
+    assert done[:place].count(f"run {captured}") == 3
+    assert f"replay {captured}" in done[place:]
+    assert f"run {captured}" not in done[place:]
+    optimizer.param_groups[0]["momentum"] = 0.5
+    update(*batch(captured))
+    assert done[-1] == f"run {captured}"
+
+
+def test_passes_are_compiled_for_whole_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a run is resumed at an epoch's last, smaller batch."""
+    compiled: list[int] = []
+
+    def compiler(forward: Any, **options: Any) -> Any:
+        return lambda images: compiled.append(len(images)) or forward(images)  # type: ignore[func-returns-value]
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    passes = Passes(network(), "fp32", compiled=True)
+    for size in (3, 8, 3, 8):
+        passes.update(torch.zeros(size, 1, 8, 8))
+    assert compiled == [3, 8, 8]
 
 
 def test_bad_batches_are_one_sentence() -> None:

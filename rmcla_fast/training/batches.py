@@ -142,6 +142,7 @@ class StreamedBatches:
             self._decoder,
             batch_sampler=[[(row, epoch) for row in share.tolist()] for share in shares],
             num_workers=self._workers,
+            generator=torch.Generator(),  # not the model's, whose draws must not depend on where a run was resumed
             pin_memory=self._device.type == "cuda",
             prefetch_factor=4 if self._workers else None,
             worker_init_fn=_leave_signals_to_the_parent,

@@ -19,7 +19,17 @@ CAPTURES = ("auto", "eager", "compile", "cuda-graph")
 
 # Where a run is and how it is watched may differ when it is resumed; the rest decides the weights and may not.
 FREE_ON_RESUME = frozenset(
-    ("out", "resume", "data_dir", "device", "stop_on_overfitting", "skip_unreadable", "checkpoint_every", "log_every")
+    (
+        "out",
+        "resume",
+        "data_dir",
+        "device",
+        "workers",
+        "stop_on_overfitting",
+        "skip_unreadable",
+        "checkpoint_every",
+        "log_every",
+    )
 )
 
 

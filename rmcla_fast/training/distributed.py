@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -21,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rmcla_fast.errors import RunFailed, UserError
 
+Value = TypeVar("Value")
 TIMEOUT = timedelta(minutes=10)  # how long the others wait for a rank that is lost, or for rank 0 to watch and write
 
 
@@ -40,6 +43,10 @@ class World:
         """The rank's own seed: the rank in the upper 32 bits."""
         return (self.rank << 32) | seed
 
+    def torch_seed(self, seed: int) -> int:
+        """The rank's own seed for torch's generators, of whose bits the CPU's takes the lower 32 alone."""
+        return int(np.random.SeedSequence((seed, self.rank)).generate_state(1)[0])
+
     def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
         """The model whose gradients are averaged over the ranks; the model itself where there is one rank."""
         if self.size == 1:
@@ -57,6 +64,13 @@ class World:
     def any(self, flag: bool, device: torch.device) -> bool:
         """Whether it holds on any rank."""
         return flag if self.size == 1 else bool(self.mean(torch.tensor(float(flag), device=device)) > 0)
+
+    def gathered(self, value: Value) -> list[Value]:
+        """Every rank's value, in their order."""
+        values = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value)
+        return values
 
     def wait(self) -> None:
         """Until every rank is here."""
@@ -76,6 +90,8 @@ def joined(device: torch.device) -> Iterator[World]:
     if size == 1:
         yield World()
         return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # where NCCL's barrier works, and what it gathers
     try:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
@@ -83,6 +99,9 @@ def joined(device: torch.device) -> Iterator[World]:
     world = World(dist.get_rank(), size)
     try:
         yield world
+        # DistributedDataParallel keeps the group until it is itself let go, and then joins gloo's threads without
+        # releasing the interpreter, which they may still need to free the last call's tensor: here they can.
+        world.wait()
     except RuntimeError as error:
         if not lost(error):
             raise

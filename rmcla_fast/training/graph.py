@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -15,10 +16,10 @@ WARM_UP = 3  # updates before the capture: cuDNN picks its algorithms, modules c
 class CapturedUpdate:
     """`update(images, labels, start)`, replayed as one CUDA graph once it is warm.
 
-    The first calls are real updates on a side stream; the next one of the same shapes is captured there and replayed,
-    as is every later one. A batch of other shapes runs uncaptured. Learning rates are device tensors that the graph
-    reads: a schedule may still write floats into the optimizer's groups. A change of any other hyper-parameter, or of
-    the optimizer's state by `load_state_dict`, captures anew.
+    The first calls are real updates on a side stream; the first shapes that come a fourth time are captured there and
+    replayed, as they are ever after. A batch of other shapes runs uncaptured. Learning rates are device tensors that
+    the graph reads: a schedule may still write floats into the optimizer's groups. A change of any other
+    hyper-parameter, or of the optimizer's state by `load_state_dict`, captures anew.
     """
 
     def __init__(self, update: Update, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
@@ -30,31 +31,30 @@ class CapturedUpdate:
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: list[Tensor] = []
         self._loss: Tensor | None = None
-        self._key: Any = None
-        self._warm = 0
+        self._shapes: Any = None  # that it was captured for
+        self._captured_with: Any = None
+        self._warm: Counter[Any] = Counter()  # updates so far, by their shapes
         optimizer.register_load_state_dict_post_hook(lambda _: self.forget())
 
     def forget(self) -> None:
         """Drops the graph; the next calls warm up and capture again."""
-        self._graph, self._loss, self._inputs, self._key, self._warm = None, None, [], None, 0
+        self._graph, self._loss, self._inputs = None, None, []
+        self._warm.clear()
 
     def __call__(self, images: Tensor, labels: Tensor, start: Tensor | None = None) -> Tensor:
         self._bind_learning_rates()
         given = [images, labels] if start is None else [images, labels, start]
-        shapes = [(tensor.shape, tensor.stride(), tensor.dtype) for tensor in given]
-        key = (shapes, self._hyper_parameters())
-        if self._graph is not None and key != self._key:
-            if shapes != self._key[0]:
-                return self._on_side_stream(images, labels, start)
+        shapes = tuple((tensor.shape, tensor.stride(), tensor.dtype) for tensor in given)
+        hyper_parameters = self._hyper_parameters()
+        if hyper_parameters != self._captured_with:
             self.forget()
-        if self._graph is None:
-            if key != self._key:
-                self._key, self._warm = key, 0
-            if self._warm < WARM_UP:
-                self._warm += 1
-                return self._on_side_stream(images, labels, start)
+            self._captured_with = hyper_parameters
+        if self._graph is None and self._warm[shapes] == WARM_UP:
             self._capture(given)
-        assert self._graph is not None
+            self._shapes = shapes
+        if self._graph is None or shapes != self._shapes:
+            self._warm[shapes] += 1
+            return self._on_side_stream(images, labels, start)
         assert self._loss is not None
         for ours, theirs in zip(self._inputs, given, strict=True):
             ours.copy_(theirs, non_blocking=True)
@@ -75,7 +75,8 @@ class CapturedUpdate:
         self._inputs = [tensor.clone(memory_format=torch.preserve_format) for tensor in given]
         self._optimizer.zero_grad(set_to_none=True)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._stream):
+        # "thread_local": a thread that pins batches meanwhile must not break the capture.
+        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
             images, labels, *start = self._inputs
             self._loss = self._update(images, labels, start[0] if start else None)
         self._graph = graph

@@ -24,6 +24,7 @@ class NonFiniteGuard:
         self.skipped = torch.zeros((), dtype=torch.int64, device=device)
         self._found_inf = torch.zeros((), device=device)
         self._growth = torch.zeros((), dtype=torch.int32, device=device)
+        self._first: list[nn.Parameter] = []  # those that this update gives their momentum
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"scale": self.scale.cpu(), "growth": self._growth.cpu(), "skipped": self.skipped.cpu()}
@@ -38,15 +39,20 @@ class NonFiniteGuard:
         """Divides the gradients by the scale, and tells the optimizer whether to skip."""
         self._found_inf.zero_()
         inverse = self.scale.reciprocal()
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        torch._amp_foreach_non_finite_check_and_unscale_(gradients, self._found_inf, inverse)
+        moved = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        torch._amp_foreach_non_finite_check_and_unscale_([p.grad for p in moved], self._found_inf, inverse)
+        self._first = [p for p in moved if optimizer.state.get(p, {}).get("momentum_buffer") is None]
         fused: Any = optimizer
         fused.found_inf, fused.grad_scale = self._found_inf, None
 
     @torch.no_grad()
-    def settle(self, model: nn.Module, before: list[Tensor]) -> None:
+    def settle(self, model: nn.Module, optimizer: torch.optim.Optimizer, before: list[Tensor]) -> None:
         """After the optimizer: takes the buffers back if the update was skipped, counts it, and moves the scale."""
         skip = self._found_inf > 0
+        for parameter in self._first:  # fused SGD allocates the momentum, and when it skips leaves it unwritten
+            momentum = optimizer.state[parameter].get("momentum_buffer")
+            if momentum is not None:
+                momentum.copy_(torch.where(skip, 0.0, momentum))
         for buffer, value in zip(model.buffers(), before, strict=True):
             torch.where(skip, value, buffer, out=buffer)
         self.skipped.add_(skip)

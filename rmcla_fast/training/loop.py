@@ -27,7 +27,7 @@ from rmcla_fast.training.progress import Display, say, shown
 from rmcla_fast.training.run_folder import CURVES, RunFolder, open_run
 from rmcla_fast.training.schedule import set_rate, warmed_up
 from rmcla_fast.training.setup import Parts, build, choose_device, choose_recipe, describe
-from rmcla_fast.training.standing import Standing, restored
+from rmcla_fast.training.standing import Standing, own_state, restored
 
 
 def train(config: TrainConfig, *, quiet: bool = True) -> Path:
@@ -193,7 +193,7 @@ class _Run:
                 self.at.recent.append(loss)
                 self.at.epoch_loss += loss
                 self.at.epoch_count += 1
-            elif self.parts.step.skipped is None:
+            elif not self.config.skip_nonfinite:  # fp16 skips on its own, where its gradients overflow; not a loss
                 self._not_finite(f"the loss of step {first + place} is {loss}", first + place)
 
     def _not_finite(self, what: str, step: int) -> None:
@@ -245,10 +245,10 @@ class _Run:
         self._record("epoch", values)
         self.at.epoch += 1
         self.at.epoch_loss, self.at.epoch_count = 0.0, 0
-        if seen and seen.pgd >= self.at.best:
+        best = seen is not None and seen.pgd >= self.at.best
+        if seen and best:
             self.at.best = seen.pgd
-            self._save(best=True)
-        self._save()
+        self._save(best=best)
         self.since, self.since_step = time.perf_counter(), self.at.step
         if config.stop_on_overfitting and parts.world.any(bool(values.get("overfitting")), parts.device):
             raise RunFailed(
@@ -274,8 +274,12 @@ class _Run:
         norms = torch._foreach_norm(list(self.parts.model.parameters()))
         if not bool(torch.stack(norms).isfinite().all()):
             self._not_finite(f"the weights after step {self.at.step - 1} are not finite", self.at.step - 1)
+        ranks = self.parts.world.gathered(own_state(self.parts))
         if self.files:
-            self.files.save(self.at.state(self.parts, self.total_steps, self.described), best=best)
+            state = self.at.state(self.parts, self.total_steps, self.described, ranks)
+            if best:
+                self.files.save(state, best=True)
+            self.files.save(state)
 
     def _record(self, kind: str, values: dict[str, Any]) -> None:
         if self.files:

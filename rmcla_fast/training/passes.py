@@ -18,7 +18,7 @@ class Passes:
 
     Eager autograd prunes what is not asked for; a compiled module with trainable parameters does not. So the compiled
     attack sees detached views of them, which share their storage: it follows every update. What is compiled is compiled
-    for the first batch's shape; a batch of another shape runs eager.
+    for the largest batch's shape, since a run may be resumed at an epoch's last one; the others run eager.
     """
 
     def __init__(self, model: nn.Module, precision: str, compiled: bool) -> None:
@@ -81,6 +81,6 @@ class Passes:
         if self._compiled is None:
             return None
         signature = (images.shape, images.stride(), images.dtype)
-        if self._compiled_for is None:
+        if self._compiled_for is None or len(images) > self._compiled_for[0][0]:
             self._compiled_for = signature
         return self._compiled[index] if signature == self._compiled_for else None

@@ -120,6 +120,7 @@ def build(config: TrainConfig, splits: DataSplits, device: torch.device, world: 
         )
     except ValueError as error:
         raise UserError(str(error)) from error
+    torch.manual_seed(world.torch_seed(seed))  # of what the network draws, in dropout for one
     monitor = (
         Monitor(held_out, recipe.epsilon, device, seed)
         if held_out is not None and len(held_out) and world.leads

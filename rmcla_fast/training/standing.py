@@ -26,8 +26,10 @@ class Standing:
     epoch_count: int = 0
     recent: list[float] = field(default_factory=list)  # losses since the last logged step
 
-    def state(self, parts: Parts, total_steps: int, described: dict[str, Any]) -> dict[str, Any]:
-        """The checkpoint. `described`: config.json's content."""
+    def state(
+        self, parts: Parts, total_steps: int, described: dict[str, Any], ranks: list[dict[str, Any]]
+    ) -> dict[str, Any]:
+        """The checkpoint. `described`: config.json's content; `ranks`: what `own_state` is on each of them."""
         return {
             "model": parts.model.state_dict(),
             "ema": None if parts.ema is None else parts.ema.module.state_dict(),
@@ -44,8 +46,8 @@ class Standing:
             },
             "rng": {
                 "step": parts.step.state_dict(),
-                "torch": torch.get_rng_state(),
-                "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+                **ranks[0],
+                "others": ranks[1:],
             },
             "epoch": self.epoch,
             "step": self.step,
@@ -53,12 +55,27 @@ class Standing:
         }
 
 
+def own_state(parts: Parts) -> dict[str, Any]:
+    """What is a rank's own: the state of torch's generators and, beside rank 0, the network's running statistics."""
+    cuda = [torch.cuda.get_rng_state(parts.device)] if parts.device.type == "cuda" else []
+    buffers = {} if parts.world.leads else {"buffers": [buffer.cpu() for buffer in parts.model.buffers()]}
+    return {"torch": torch.get_rng_state(), "cuda": cuda, **buffers}
+
+
 def restored(state: dict[str, Any], parts: Parts, total_steps: int, folder: Path) -> Standing:
     """Puts a checkpoint's content into the parts, and says where the run stands.
 
     Raises:
-        UserError: it belongs to another model or data set.
+        UserError: it belongs to another model or data set, or to a run of more or fewer processes.
     """
+    rng, world = state["rng"], parts.world
+    others = rng.get("others", [])
+    if len(others) + 1 != world.size:
+        raise UserError(
+            f"{folder} was started with {len(others) + 1} processes and cannot be resumed with {world.size}, "
+            "which would draw other noise"
+        )
+    own = rng if world.leads else others[world.rank - 1]
     try:
         parts.model.load_state_dict(state["model"])
         if parts.ema is not None:
@@ -66,10 +83,13 @@ def restored(state: dict[str, Any], parts: Parts, total_steps: int, folder: Path
         parts.optimizer.load_state_dict(state["optimizer"])
         for group in parts.optimizer.param_groups:
             group["lr"] = torch.as_tensor(group["lr"], device=parts.device)
-        parts.step.load_state_dict(state["rng"]["step"])
-        torch.set_rng_state(state["rng"]["torch"])
-        if len(state["rng"]["cuda"]) == (torch.cuda.device_count() if torch.cuda.is_available() else 0):
-            torch.cuda.set_rng_state_all(state["rng"]["cuda"])
+        parts.step.load_state_dict(rng["step"])
+        torch.set_rng_state(own["torch"])
+        if parts.device.type == "cuda" and own["cuda"]:
+            torch.cuda.set_rng_state(own["cuda"][0], parts.device)
+        if not world.leads:
+            for buffer, value in zip(parts.model.buffers(), own["buffers"], strict=True):
+                buffer.copy_(value)
         kept = state["schedule"]
         planned = kept["total_steps"]
         standing = Standing(

@@ -45,7 +45,7 @@ class TrainStep:
         capture: "eager"; "compile": the passes as two compiled modules that share the weights; "cuda-graph": the whole
             update, around these two, as one CUDA graph; "auto": "cuda-graph" on a GPU where model and optimizer allow
             it, "compile" on a GPU where not, else "eager". The numbers agree within rounding. A batch of another shape
-            than the first runs eager.
+            than the largest runs eager.
         seed: of the noise; the n-th call draws from (seed, n), with pieces from (seed, n `accumulate` + piece). A rank
             goes into the upper 32 bits.
         clip_norm: gradients are scaled down to this norm, where given.
@@ -158,7 +158,7 @@ class TrainStep:
             nn.utils.clip_grad_norm_(self.model.parameters(), self._clip_norm)
         self.optimizer.step()
         if guard is not None:
-            guard.settle(self.model, before)
+            guard.settle(self.model, self.optimizer, before)
         if self.ema is not None:
             self.ema.update(self._passes.attacked)
         return losses[0] if count == 1 else torch.stack(losses).sum()
@@ -170,7 +170,7 @@ class TrainStep:
 
     def _piece(self, images: Tensor, labels: Tensor, start: Tensor | None, total: int) -> Tensor:
         """Attack and backward of some of the update's `total` images; returns their part of its loss."""
-        images = self._passes.layout(images)
+        images = self._passes.layout(images.detach())
         with attack_mode(self._passes.attacked, self.recipe.attack_mode):
             example = attack(
                 self._passes.attack,
@@ -263,6 +263,8 @@ def _resolve_capture(capture: str, model: nn.Module, optimizer: torch.optim.Opti
         reason = "DistributedDataParallel's reducer works on the host; use capture 'compile'"
     elif not _is_fused(optimizer):
         reason = "the optimizer must be made with fused=True, so that it reads its learning rate on the device"
+    elif not all(group.get("capturable", True) for group in optimizer.param_groups):
+        reason = "the optimizer must be made with capturable=True"
     if capture == "cuda-graph" and reason:
         raise ValueError(f"capture 'cuda-graph' cannot be had: {reason}")
     if capture == "auto" and reason:
