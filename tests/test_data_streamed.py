@@ -113,7 +113,9 @@ def test_a_run_streams_and_resumes(imagenet: Path, tmp_path: Path) -> None:
         patch.setattr(RunFolder, "save", lambda self, state, best=False: _die_after(self, state, best))
         with pytest.raises(KeyboardInterrupt):
             train(TrainConfig(**options, out=str(tmp_path / "b")))
-    train(TrainConfig(out=str(tmp_path / "b"), resume=True))
+    with pytest.raises(UserError, match=r"started with the factory \S+:linear; name it again \(--model\)"):
+        train(TrainConfig(out=str(tmp_path / "b"), resume=True))
+    train(TrainConfig(out=str(tmp_path / "b"), resume=True, model=options["model"]))
     resumed = checkpoint.read(tmp_path / "b" / "checkpoint.pt")
     assert all(torch.equal(resumed["model"][name], whole["model"][name]) for name in whole["model"])
 

@@ -79,7 +79,7 @@ def rank_of_a_run(number: int, port: int, out: Path, resume: bool) -> None:
     os.environ.update({name: str(value) for name, value in place.items()})
     options = {"model": f"{__name__}:dropping", "epochs": 1, "checkpoint_every": 2, "device": "cpu"}
     if resume:
-        train(TrainConfig(out=str(out / "killed"), resume=True))
+        train(TrainConfig(out=str(out / "killed"), resume=True, model=options["model"]))
         return
     train(small(out / "whole", **options))
     draw = Batches._batch
@@ -103,7 +103,7 @@ def test_ranks_that_drop_out_resume_to_the_bit(tmp_path: Path) -> None:
     assert stopped["step"] == 2
     assert not torch.equal(stopped["rng"]["torch"], stopped["rng"]["others"][0]["torch"])
     with pytest.raises(UserError, match="was started with 2 processes and cannot be resumed with 1"):
-        train(TrainConfig(out=str(tmp_path / "killed"), resume=True))
+        train(TrainConfig(out=str(tmp_path / "killed"), resume=True, model=f"{__name__}:dropping"))
     mp.spawn(rank_of_a_run, (port + 2, tmp_path, True), nprocs=2)
     whole, resumed = (checkpoint.read(tmp_path / name / checkpoint.LAST) for name in ("whole", "killed"))
     assert resumed["step"] == whole["step"] == 6

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from rmcla_fast.errors import UserError
 from rmcla_fast.training import TrainConfig, train
 from rmcla_fast.training.config import DEFAULTS, resolve, resumed
 from rmcla_fast.training.distributed import World
-from rmcla_fast.training.setup import build
+from rmcla_fast.training.setup import build, choose_device
 
 
 @pytest.mark.parametrize(
@@ -55,6 +56,7 @@ def test_options_out_of_range_are_one_sentence(changes: dict[str, Any], sentence
         ({"device": "cuda:77"}, "--device cuda:77 cannot be used"),
         ({"device": "toaster"}, "--device toaster cannot be used"),
         ({"capture": "cuda-graph", "device": "cpu"}, "capture 'cuda-graph' cannot be had"),
+        ({"stop_on_overfitting": True, "monitor_images": 0}, "needs images to watch"),
         ({"images_per_class": 100000}, "fewer than the 100000 images per class"),
     ],
 )
@@ -62,6 +64,20 @@ def test_a_run_that_cannot_start_writes_nothing(tmp_path: Path, changes: dict[st
     with pytest.raises(UserError, match=sentence):
         train(small(tmp_path / "a", **changes))
     assert not (tmp_path / "a").exists()
+
+
+def test_a_gpu_has_its_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`cuda` is not equal to the `cuda:0` of a tensor that was moved to it, and batches are drawn where images are."""
+    made: list[torch.device] = []
+
+    def empty(size: int, device: torch.device) -> Any:
+        made.append(device)
+        return SimpleNamespace(device=torch.device("cuda:0"))
+
+    monkeypatch.setattr(torch, "empty", empty)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_device(None) == choose_device("cuda") == torch.device("cuda:0")
+    assert made == [torch.device("cuda")] * 2
 
 
 def test_a_precision_that_the_device_lacks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rmcla_fast import data as datasets
 from rmcla_fast.data.splits import DataSplits, require_classes
-from rmcla_fast.errors import Interrupted, RunFailed, need
+from rmcla_fast.errors import Interrupted, RunFailed, UserError, need
 from rmcla_fast.example import radii
 from rmcla_fast.training import checkpoint
 from rmcla_fast.training.config import TrainConfig
@@ -44,13 +44,15 @@ def train(config: TrainConfig, *, quiet: bool = True) -> Path:
         RunFailed: it stopped midway (a loss that is not finite, catastrophic overfitting where asked, a full disk).
         Interrupted: by Ctrl-C or SIGTERM, after the checkpoint was written.
     """
-    config, state = open_run(config)
+    named, (config, state) = config.model, open_run(config)
     folder = Path(config.out)
     if state is not None and state["epoch"] >= config.epochs:
         say(f"{folder} is finished: {config.epochs} epochs; nothing is left to resume", quiet=quiet)
         if not (folder / CURVES).exists():  # killed before they were drawn
             draw_curves(folder)
         return folder
+    if ":" in config.model and named is None:
+        raise UserError(f"{folder} was started with the factory {config.model}; name it again (--model) to import it")
     device = choose_device(local_device(config.device))
     threads = torch.get_num_threads()
     config = dataclasses.replace(config, threads=config.threads or threads)
@@ -175,9 +177,10 @@ class _Run:
 
     def _interrupted(self, stop: StopRequest) -> None:
         number = stop.signal or signal.SIGINT  # another rank may have got it
+        factory = f" --model {self.config.model}" if ":" in self.config.model else ""
         raise Interrupted(
             f"stopped by {number.name} at step {self.at.step} of {self.total_steps}; "
-            f"go on with: rmcla train --resume --out {self.folder}",
+            f"go on with: rmcla train --resume --out {self.folder}{factory}",
             number,
         )
 

@@ -49,19 +49,17 @@ class Parts:
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The device by its name, or a GPU where there is one.
+    """The device by its name, or a GPU where there is one; a GPU with its index, as the tensors on it have it.
 
     Raises:
         UserError: no such device here.
     """
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
+        return torch.empty(0, device=torch.device(name)).device
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
-    return device
 
 
 def choose_recipe(config: TrainConfig) -> Recipe:
@@ -90,6 +88,8 @@ def build(config: TrainConfig, splits: DataSplits, device: torch.device, world: 
             f"images; got {batch_size}"
         )
     train, held_out = _held_out(config, splits)
+    if config.stop_on_overfitting and held_out is None:
+        raise UserError("--stop-on-overfitting needs images to watch, and none are held out; give --monitor-images")
     drawn = recipe.steps > 0 and recipe.start == "uniform"
     batches: Batches | StreamedBatches
     if isinstance(train, StreamedSet):
