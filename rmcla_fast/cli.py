@@ -173,15 +173,16 @@ def _thread_failed(failure: threading.ExceptHookArgs) -> None:
 def run(arguments: list[str]) -> int:
     """Runs one command and returns its exit code: 0, 2 for what cannot be done as asked, 1 for a run that failed."""
     try:
-        return app(arguments or ["--help"], prog_name="rmcla", standalone_mode=False) or 0
+        code = app(arguments or ["--help"], prog_name="rmcla", standalone_mode=False) or 0
+        if code == 130:  # Ctrl-C, which typer takes for itself and says nothing of
+            return _say("stopped at once; the last checkpoint stands, and --resume goes on from it", code)
+        return code
     except typer.Exit as error:
         return error.exit_code
     except USAGE_ERROR as error:
         return _say(error.format_message(), 2)
     except typer.Abort:
         return _say("stopped", 130)
-    except KeyboardInterrupt:
-        return _say("stopped at once; the last checkpoint stands, and --resume goes on from it", 130)
     except UserError as error:
         return _say(str(error), error.exit_code)
     except BrokenPipeError:  # the reader of stdout, `head` for one, has gone

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from rmcla_fast import cli, recipes
+from rmcla_fast import cli, recipes, training
 from rmcla_fast.epsilon import format_epsilon, parse_epsilon
 from rmcla_fast.errors import UserError
 from rmcla_fast.training import TrainConfig, checkpoint
@@ -201,6 +201,15 @@ def test_control_c_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path) -> 
     assert said.splitlines()[-1].startswith("rmcla: stopped by SIGINT at step")
     assert said.splitlines()[-1].endswith(f"go on with: rmcla train --resume --out {out}")
     assert checkpoint.read(out / "checkpoint.pt")["step"] > 0
+
+
+def test_a_second_control_c_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "train", interrupted)
+    assert cli.run(["train", *QUICK]) == 130
+    assert capsys.readouterr().err.startswith("rmcla: stopped at once; the last checkpoint stands")
 
 
 @pytest.mark.parametrize(

@@ -249,8 +249,8 @@ class _Run:
         self.at.epoch += 1
         self.at.epoch_loss, self.at.epoch_count = 0.0, 0
         best = seen is not None and seen.pgd >= self.at.best
-        if seen and best:
-            self.at.best = seen.pgd
+        if seen:
+            self.at.best = max(self.at.best, seen.pgd)
         self._save(best=best)
         self.since, self.since_step = time.perf_counter(), self.at.step
         if config.stop_on_overfitting and parts.world.any(bool(values.get("overfitting")), parts.device):

@@ -49,7 +49,7 @@ class TrainStep:
         seed: of the noise; the n-th call draws from (seed, n), with pieces from (seed, n `accumulate` + piece). A rank
             goes into the upper 32 bits.
         clip_norm: gradients are scaled down to this norm, where given.
-        skip_nonfinite: an update whose gradients are not finite changes nothing and is counted in `skipped`.
+        skip_nonfinite: an update whose gradients are not finite leaves the model as it was; `skipped` counts them.
         accumulate: pieces that a batch is cut into, one after the other; fewer where they would be single images.
 
     Raises:
