@@ -61,7 +61,7 @@ class TrainConfig:
         images_per_class: train on this many images of each class.
         seed: of the weights, the order, the noise and every other draw.
         out: the run folder; runs/DATA-RECIPE if None.
-        resume: go on from the folder's last checkpoint; start anew where there is none.
+        resume: go on from the folder's last checkpoint; start anew where there is none. A factory is named again.
         skip_unreadable: leave out images that cannot be decoded.
         skip_nonfinite: leave out updates whose loss is not finite, and count them, instead of stopping.
         stop_on_overfitting: stop when catastrophic overfitting begins.
