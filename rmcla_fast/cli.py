@@ -150,7 +150,7 @@ def bench(context: typer.Context) -> None:
     pytest = need("pytest", "dev", "a benchmark")
     status = pytest.main([str(folder), "--benchmark-disable-gc", *context.args])
     if status:
-        raise typer.Exit(1)
+        raise typer.Exit(2 if status == pytest.ExitCode.USAGE_ERROR else 1)
 
 
 importlib.import_module("rmcla_fast.evaluation.cli").register(app)
@@ -175,7 +175,8 @@ def run(arguments: list[str]) -> int:
     try:
         code = app(arguments or ["--help"], prog_name="rmcla", standalone_mode=False) or 0
         if code == 130:  # Ctrl-C, which typer takes for itself and says nothing of
-            return _say("stopped at once; the last checkpoint stands, and --resume goes on from it", code)
+            resumes = "; the last checkpoint stands, and --resume goes on from it" if arguments[:1] == ["train"] else ""
+            return _say(f"stopped at once{resumes}", code)
         return code
     except typer.Exit as error:
         return error.exit_code
@@ -185,6 +186,10 @@ def run(arguments: list[str]) -> int:
         return _say("stopped", 130)
     except UserError as error:
         return _say(str(error), error.exit_code)
+    except RuntimeError as error:  # torch's own, of a GPU and of the system
+        if not any(words in str(error) for words in ("out of memory", "can't allocate memory")):
+            raise
+        return _say(f"memory is too short, give a smaller --batch-size: {str(error).splitlines()[0]}", 1)
     except BrokenPipeError:  # the reader of stdout, `head` for one, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -12,7 +12,18 @@ import torch
 import rmcla_fast
 from rmcla_fast import backend, native, ops
 
-PACKAGES = ("numpy", "triton", "typer", "rich", "scikit-learn", "pillow", "tensorboard", "foolbox", "pyautoattack")
+PACKAGES = (
+    "numpy",
+    "triton",
+    "typer",
+    "rich",
+    "scikit-learn",
+    "pillow",
+    "matplotlib",
+    "tensorboard",
+    "foolbox",
+    "pyautoattack",
+)
 
 
 def report() -> str:

@@ -100,7 +100,7 @@ def test_a_stopped_evaluation_keeps_what_is_done(
         return evaluate(*args, attacks=attacks, **kwargs)
 
     monkeypatch.setattr(record_keeping, "evaluate", stop)
-    assert rmcla("evaluate", run, "--images", 40) == 1
+    assert rmcla("evaluate", run, "--images", 40) == 130
     assert "goes on from there" in capsys.readouterr().err
     assert list(json.loads((run / "evaluation.json").read_text())["attacks"]) == ["clean", "fgsm"]
 
@@ -293,7 +293,7 @@ def test_the_signs_of_gradient_masking(arguments: tuple[object, ...], expected: 
 def test_a_verdict_says_how_far_it_can_be_trusted() -> None:
     assert masking.verdict({"clean": 99.0, "ce20": 80.0}).endswith("AutoAttack has not been run")
     assert masking.verdict({"clean": 99.0, "ce20": 80.0, "autoattack": 78.0}) == "no sign of gradient masking"
-    assert masking.verdict({"clean": 10.0, "ce20": 10.0}, num_classes=10).startswith("knows no more than chance")
+    assert masking.verdict({"clean": 10.0, "ce20": 10.0}, chance=10.0).startswith("knows no more than chance")
 
 
 def test_curves_leave_the_model_and_agree_with_each_other(runs: dict[str, Path]) -> None:

@@ -177,6 +177,13 @@ def test_names_come_in_the_order_of_the_tables() -> None:
         ({"images": torch.rand(4, 3, 8, 8) * 2 - 1}, r"^images must lie in \[0, 1\]"),
         ({"images": torch.rand(0, 3, 8, 8), "labels": torch.zeros(0, dtype=torch.int64)}, "^images must hold"),
         ({"model": nn.Flatten(0)}, "^model must answer logits"),
+        ({"model": torch.flatten}, "^model must be a torch.nn.Module"),
+        ({"attacks": None}, "^attacks must name at least one"),
+        ({"attacks": ["clean", 3]}, "^attacks must be among.*; got '3'"),
+        ({"seed": -1}, r"^seed must be a whole number in \[0, 2\^32\)"),
+        ({"seed": 2**32}, "^seed must"),
+        ({"seed": 0.5}, "^seed must"),
+        ({"l2_budget": 0.0}, "^l2_budget must"),
     ],
 )
 def test_bad_input_is_named(change: dict[str, object], message: str) -> None:

@@ -55,6 +55,12 @@ def test_nan_answers_are_counted_and_left_out() -> None:
     assert got.summary()["nonfinite"] == int(bright.sum())
 
 
+def test_a_batch_of_none_is_named() -> None:
+    images, labels = examples(4)
+    with pytest.raises(ValueError, match=r"^batch_size must be a whole number of at least 1; got 0"):
+        gradient_magnitude(small_net(), images, labels, batch_size=0)
+
+
 def test_labels_out_of_range_are_named() -> None:
     images, labels = examples(4)
     with pytest.raises(ValueError, match=r"^labels must lie in"):

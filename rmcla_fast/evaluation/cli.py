@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from signal import SIGINT
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from rmcla_fast.epsilon import format_epsilon, parse_epsilon
-from rmcla_fast.errors import RunFailed, UserError
+from rmcla_fast.errors import Interrupted, UserError
 from rmcla_fast.evaluation import compare as comparison
 from rmcla_fast.evaluation import plots, published
 from rmcla_fast.evaluation.external import require
@@ -23,13 +24,14 @@ from rmcla_fast.evaluation.report import (
     comparison_table,
     explanation,
     gradient_table,
+    show,
     table,
     write_json,
 )
 from rmcla_fast.evaluation.reproduce import reproduce
 from rmcla_fast.evaluation.reproduction import GRADIENT_TABLE, NAMES, Plan, default_data
 from rmcla_fast.evaluation.robustbench import entry
-from rmcla_fast.evaluation.runs import Run, open_run
+from rmcla_fast.evaluation.runs import Run, open_run, read_config
 
 DEFAULT_ATTACKS = "clean,fgsm,ce20,cw100"
 
@@ -44,7 +46,7 @@ Which = Annotated[str, typer.Option(help="Checkpoint: last or best.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1; a GPU where there is one.")]
 Images = Annotated[int | None, typer.Option(help="Only so many test images, evenly spaced.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images attacked together.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of every random start.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of every random start.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -70,10 +72,18 @@ def chosen_attacks(text: str) -> list[str]:
         raise UserError(f"--{error}") from error
 
 
+def own_factory(run: Path, named: list[str]) -> str | None:
+    """Of the factories that are named, the one for this run: its own, or the only one; None for a model by name."""
+    recorded = str(read_config(run)["model"])
+    if ":" not in recorded or not named:
+        return None
+    return recorded if recorded in named else named[0] if len(named) == 1 else None
+
+
 def evaluate_command(
     run: RunFolder,
     attacks: Annotated[
-        str, typer.Option(metavar="NAMES", help=f"With commas between: {','.join(ATTACKS)}.")
+        str, typer.Option(metavar="NAMES", help=f"With commas between: {', '.join(ATTACKS)}.")
     ] = DEFAULT_ATTACKS,
     epsilon: Epsilon = None,
     json: Annotated[Path | None, typer.Option(metavar="F", help="Also write the results to this file.")] = None,
@@ -121,14 +131,12 @@ def evaluate_command(
         except ValueError as error:  # the model or the data are not what an attack needs
             raise UserError(f"{run}: {error}") from error
         except KeyboardInterrupt:
-            raise RunFailed(
-                f"stopped; finished attacks are in {run / RECORD}, and the same command goes on from there"
+            raise Interrupted(
+                f"stopped; finished attacks are in {run / RECORD}, and the same command goes on from there", SIGINT
             ) from None
     figures, source = published.beside(opened.recipe, opened.data)
     title = f"{run.name}: {opened.description}, epsilon {format_epsilon(radius)}"
-    console = Console(highlight=False)
-    console.print(table(results, title=title, published=figures, source=source))
-    console.print(explanation(results, figures, source), markup=False, soft_wrap=True)
+    show(table(results, title=title, published=figures, source=source), explanation(results, figures, source))
     if json is not None:
         write_json(json, as_json(results, epsilon=radius, model=opened.config["model"], data=opened.data))
     accuracies = {name: result.accuracy for name, result in results.items()}
@@ -144,7 +152,7 @@ def evaluate_command(
 def compare_command(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Run folders.", show_default=False)],
     attacks: Annotated[
-        str, typer.Option(metavar="NAMES", help=f"With commas between: {','.join(ATTACKS)}.")
+        str, typer.Option(metavar="NAMES", help=f"With commas between: {', '.join(ATTACKS)}.")
     ] = DEFAULT_ATTACKS,
     epsilon: Epsilon = None,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the pictures and comparison.json go.")] = Path(
@@ -154,7 +162,10 @@ def compare_command(
     batch_size: BatchSize = BATCH_SIZE,
     seed: Seed = 0,
     data_dir: DataDir = None,
-    model: Model = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="pkg.mod:factory of the runs that were trained with one; once more for each other factory."),
+    ] = None,
     which: Which = "last",
     device: Device = None,
 ) -> None:
@@ -163,28 +174,34 @@ def compare_command(
     Writes FOLDER/comparison.png (attacks, accuracy over epsilon), FOLDER/details.png (over iterations and training
     minutes, loss surfaces) and FOLDER/comparison.json. Attacks that RUN/evaluation.json knows are not run again.
     """
-    names = chosen_attacks(attacks)
-    opened = [open_run(run, data_dir=data_dir, model=model, which=which, device=device, images=images) for run in runs]
+    wanted = chosen_attacks(attacks)
+    opened = [
+        open_run(run, data_dir=data_dir, model=own_factory(run, model or []), which=which, device=device, images=images)
+        for run in runs
+    ]
     radius = comparison.common_epsilon(opened, None if epsilon is None else bound(epsilon, opened[0]))
     with Bars() as bars:
+        names = ", ".join(f"{run.name}{run.early}" for run in opened)
         bars.say(
-            f"Comparing {len(opened)} runs, epsilon {format_epsilon(radius)}; writes {out}/comparison.png, "
-            "details.png and comparison.json"
+            f"Comparing {names}, epsilon {format_epsilon(radius)}; writes {out}/comparison.png, details.png and "
+            "comparison.json"
         )
         try:
-            found = comparison.compare(opened, names, epsilon=radius, batch_size=batch_size, seed=seed, progress=bars)
+            found = comparison.compare(opened, wanted, epsilon=radius, batch_size=batch_size, seed=seed, progress=bars)
         except ValueError as error:
             raise UserError(str(error)) from error
         except KeyboardInterrupt:
-            raise RunFailed("stopped; finished attacks are kept, and the same command goes on from there") from None
-    comparison.draw(found, names, radius, out / "comparison.png")
+            raise Interrupted(
+                "stopped; finished attacks are kept, and the same command goes on from there", SIGINT
+            ) from None
+    comparison.draw(found, wanted, radius, out / "comparison.png")
     comparison.draw_details(found, radius, out / "details.png")
     write_json(out / "comparison.json", [one.as_json(radius) for one in found])
-    console = Console(highlight=False)
-    console.print(comparison_table({one.name: one.results for one in found}, f"epsilon {format_epsilon(radius)}"))
-    for one in found:
-        console.print(f"{one.name}: {one.verdict}.", markup=False, soft_wrap=True)
-    console.print(f"Pictures: {out / 'comparison.png'}, {out / 'details.png'}", markup=False, soft_wrap=True)
+    show(
+        comparison_table({one.name: one.results for one in found}, f"epsilon {format_epsilon(radius)}"),
+        *(f"{one.name}: {one.verdict}." for one in found),
+        f"Pictures: {out / 'comparison.png'}, {out / 'details.png'}",
+    )
 
 
 def gradients_command(
@@ -221,11 +238,10 @@ def gradients_command(
             write_json(path, document)
     title = f"{run.name}: {opened.description}"
     figures, whose = published.gradients_beside(opened.recipe, opened.data)
-    console = Console(highlight=False)
-    console.print(gradient_table(found, title, figures, whose))
-    console.print(WHY_TWO_SCALES, markup=False, soft_wrap=True)
+    lines = [WHY_TWO_SCALES]
     if document["nonfinite"]:
-        console.print(f"{document['nonfinite']} images, on which the model answers NaN or infinity, are left out.")
+        lines.append(f"{document['nonfinite']} images, on which the model answers NaN or infinity, are left out.")
+    show(gradient_table(found, title, figures, whose), *lines)
     same = opened.data in published.GRADIENTS
     plots.gradient_histogram(picture, found.paper[found.finite], figures if same else {}, title=title)
 
@@ -282,5 +298,5 @@ def reproduce_command(
     except ValueError as error:
         raise UserError(str(error)) from error
     except KeyboardInterrupt:
-        raise RunFailed("stopped; what is done is kept, and the same command goes on from there") from None
+        raise Interrupted("stopped; what is done is kept, and the same command goes on from there", SIGINT) from None
     Console(highlight=False).print(markdown.read_text(encoding="utf-8"), markup=False, soft_wrap=True)

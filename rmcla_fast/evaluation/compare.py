@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,10 +15,11 @@ from torch import Tensor
 from rmcla_fast.epsilon import format_epsilon
 from rmcla_fast.errors import UserError
 from rmcla_fast.evaluation import curves, masking, plots
+from rmcla_fast.evaluation.model_guard import Answerer, as_images
 from rmcla_fast.evaluation.protocol import BATCH_SIZE, TITLES, AttackResult
 from rmcla_fast.evaluation.records import evaluate_run, known_results
 from rmcla_fast.evaluation.report import as_json
-from rmcla_fast.evaluation.runs import Run
+from rmcla_fast.evaluation.runs import Run, spaced
 
 EPSILON_RATIOS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 ALWAYS = ("clean", "fgsm", "ce20")
@@ -44,7 +46,9 @@ class Compared:
 
     @property
     def verdict(self) -> str:
-        return masking.verdict(self.accuracies, self.at_iteration, self.at_large_epsilon, self.run.num_classes)
+        return masking.verdict(
+            self.accuracies, self.at_iteration, self.at_large_epsilon, self.run.chance, len(self.run.labels)
+        )
 
     def as_json(self, epsilon: float) -> dict[str, Any]:
         about = as_json(self.results, epsilon=epsilon, model=self.run.config["model"], data=self.run.data)
@@ -61,9 +65,13 @@ class Compared:
 
 def common_epsilon(runs: Sequence[Run], asked: float | None) -> float:
     """The epsilon that is asked for, or the one that all the runs were trained with; UserError where they differ."""
-    if len({run.data for run in runs}) > 1:
-        names = ", ".join(f"{run.folder} on {run.data}" for run in runs)
+    if len({(run.data, run.identity["images_sha256"]) for run in runs}) > 1:
+        names = ", ".join(f"{run.folder} on {run.data} {run.config.get('data_dir') or ''}".strip() for run in runs)
         raise UserError(f"runs of different data cannot be compared: {names}")
+    folders = [run.folder.resolve() for run in runs]
+    for run, folder in zip(runs, folders, strict=True):
+        if folders.count(folder) > 1:
+            raise UserError(f"{run.folder} is named twice")
     if asked is not None:
         return asked
     trained = {run.epsilon for run in runs}
@@ -132,30 +140,30 @@ def compare(
 
 
 def _common_image(runs: Sequence[Run]) -> int | None:
-    """The first test image that every model gets right."""
-    head = slice(0, 256)
-    right = torch.ones(len(runs[0].labels[head]), dtype=torch.bool)
+    """The first of some test images that every model gets right."""
+    rows = spaced(len(runs[0].labels))
+    right = torch.ones(len(rows), dtype=torch.bool)
     for run in runs:
         device = next((p.device for p in run.model.parameters()), torch.device("cpu"))
-        with torch.no_grad():
-            answers = run.model(run.images[head].to(device).float() / 255).argmax(1).cpu()
-        right &= answers == run.labels[head]
-    return int(right.int().argmax()) if bool(right.any()) else None
+        answers = Answerer(run.model).predict(as_images(run.images[rows].to(device))).cpu()
+        right &= answers == run.labels[rows]
+    return int(rows[right.int().argmax()]) if bool(right.any()) else None
 
 
 def draw(found: Sequence[Compared], attacks: Sequence[str], epsilon: float, path: Path) -> Path:
     """The one picture: accuracy under each attack, and over epsilon."""
     shown = [name for name in TITLES if name in attacks or name == "autoattack"]
-    figure = plots.new_figure(11.5, 4.2)
-    bars, over = figure.subplots(1, 2, width_ratios=(max(1.1, 0.28 * len(shown)), 1))
+    left = max(6.4, 0.17 * len(shown) * len(found) + 1)  # inches: the figures above the bars must not meet
+    figure = plots.new_figure(left + 4.8, 4.2)
+    bars, over = figure.subplots(1, 2, width_ratios=(left, 4.8))
     series: dict[str, dict[str, float | str]] = {c.name: {"autoattack": "not run", **c.accuracies} for c in found}
     plots.accuracy_bars(bars, series, shown)
     run = found[0].run
     bars.set_title(f"{run.data}, epsilon {format_epsilon(epsilon)}", loc="left", fontsize=11)
     plots.lines(over, {c.name: (c.epsilons, c.at_epsilon) for c in found}, xlabel="epsilon", ylabel="accuracy (%)")
     over.axvline(epsilon, color=plots.FAINT, linewidth=0.9, linestyle=":")
-    over.set_title("CE20 over epsilon (dotted: the bars' epsilon)", loc="left", fontsize=11)
-    plots.legend_above(figure, bars, columns=6)
+    over.set_title("CE20 over epsilon", loc="left", fontsize=11)
+    plots.legend_above(figure, bars)
     return plots.save(figure, path)
 
 
@@ -163,8 +171,8 @@ def draw_details(found: Sequence[Compared], epsilon: float, path: Path) -> Path:
     """Accuracy over iterations and over training minutes, and the loss surface around one image for each run."""
     columns = max(2, min(4, len(found)))
     rows = -(-len(found) // columns)
-    figure = plots.new_figure(max(9.0, 3.3 * columns), 3.8 + 3.1 * rows)
-    upper, lower = figure.subfigures(2, 1, height_ratios=(3.6, 3.1 * rows))
+    figure = plots.new_figure(max(9.0, 3.3 * columns), 4.0 + 3.1 * rows)
+    upper, lower = figure.subfigures(2, 1, height_ratios=(3.8, 3.1 * rows))
     iterations, minutes = upper.subplots(1, 2)
     for number, one in enumerate(found):
         colour = plots.COLOURS[number % len(plots.COLOURS)]
@@ -172,7 +180,7 @@ def draw_details(found: Sequence[Compared], epsilon: float, path: Path) -> Path:
             range(1, len(one.at_iteration) + 1), one.at_iteration, color=colour, linewidth=1.8, label=one.name
         )
         if one.minutes[0]:
-            marker = plots.MARKERS[number % len(plots.MARKERS)]
+            marker = plots.MARKERS[number % len(plots.MARKERS)] if len(one.minutes[0]) <= 15 else ""
             minutes.plot(*one.minutes, color=colour, marker=marker, markersize=4, linewidth=1.4, label=one.name)
     iterations.set_xscale("log")
     ticks = [1, 2, 5, 10, 20, 50, 100]
@@ -184,7 +192,8 @@ def draw_details(found: Sequence[Compared], epsilon: float, path: Path) -> Path:
     minutes.set_title("while training, on held-out images", loc="left", fontsize=11)
     for axes in (iterations, minutes):
         plots.quiet(axes)
-    plots.legend_above(upper, iterations, columns=6)
+    plots.legend_above(upper, iterations)
+    lower.suptitle("loss around one image", x=0.01, ha="left", fontsize=11)
     _draw_surfaces(lower, found, rows, columns)
     return plots.save(figure, path)
 
@@ -192,9 +201,10 @@ def draw_details(found: Sequence[Compared], epsilon: float, path: Path) -> Path:
 def _draw_surfaces(figure: Any, found: Sequence[Compared], rows: int, columns: int) -> None:
     for number, one in enumerate(found):
         axes = figure.add_subplot(rows, columns, number + 1, projection="3d")
+        name = textwrap.fill(one.name, 36)
         if one.surface is None:
             axes.set_axis_off()
-            axes.set_title(f"{one.name}: no image that all get right", fontsize=9)
+            axes.set_title(f"{name}\n(no image that all get right)", fontsize=9)
             continue
         grid, loss = one.surface
         along, across = torch.meshgrid(grid, grid, indexing="ij")
@@ -210,4 +220,4 @@ def _draw_surfaces(figure: Any, found: Sequence[Compared], rows: int, columns: i
         axes.tick_params(labelsize=7, pad=0)
         axes.view_init(elev=28, azim=-125)
         axes.set_box_aspect(None, zoom=0.88)
-        axes.set_title(f"{one.name}: loss around one image", fontsize=9, y=0.99)
+        axes.set_title(name, fontsize=9, y=0.99)

@@ -12,14 +12,15 @@ from rmcla_fast.epsilon import format_epsilon
 from rmcla_fast.evaluation import plots
 from rmcla_fast.evaluation.attacks import fool
 from rmcla_fast.evaluation.model_guard import Answerer, as_images, untouched
-from rmcla_fast.evaluation.runs import Run
+from rmcla_fast.evaluation.runs import Run, spaced
 
 STEPS = 20
 
 
 def draw(run: Run, epsilon: float, path: Path, *, count: int = 8, seed: int = 0) -> Path:
-    """Of the first test images that the model gets right, `count`, fooled ones first, under CE20 (one column each)."""
-    images, labels = run.images[:256], run.labels[:256]
+    """Of some test images that the model gets right, `count`, fooled ones first, under CE20 (one column each)."""
+    some = spaced(len(run.labels))
+    images, labels = run.images[some], run.labels[some]
     with untouched(run.model):
         asked = Answerer(run.model)
         device = next((p.device for p in run.model.parameters()), images.device)

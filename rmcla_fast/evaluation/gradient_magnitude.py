@@ -79,11 +79,13 @@ def gradient_magnitude(
         TypeError, ValueError: an argument of the wrong kind, shape or range, or a model that answers something else.
     """
     check_examples(images, labels)
-    parameter = next(model.parameters(), None)
-    device = images.device if parameter is None else parameter.device
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size must be a whole number of at least 1; got {batch_size!r}")
     norms = []
     with untouched(model):
         asked = Answerer(model)
+        parameter = next(model.parameters(), None)
+        device = images.device if parameter is None else parameter.device
         for first in range(0, len(labels), batch_size):
             batch = as_images(images[first : first + batch_size].to(device)).requires_grad_(True)
             logits = asked(batch)

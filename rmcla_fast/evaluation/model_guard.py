@@ -25,6 +25,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
     Frozen: no attack needs the gradient of a weight, and the libraries that ask for one would leave it behind. The
     global random states, the gradient mode and the trace function are put back too: the libraries set all of them.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
     modes = [(module, module.training) for module in model.modules()]
     parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
     buffers = [
@@ -39,7 +41,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
         for parameter, _, _ in parameters:
             parameter.requires_grad_(False)
             parameter.grad = None
-        with torch.random.fork_rng(), torch.inference_mode(False), torch.enable_grad():
+        gpus = range(torch.cuda.device_count())  # named, since several of them unnamed earn a warning
+        with torch.random.fork_rng(devices=gpus), torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
         if sys.gettrace() is not trace:  # the check for dynamic defences of AutoAttack unsets it

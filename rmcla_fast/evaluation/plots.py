@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy
+
 from rmcla_fast.errors import UserError, need
 from rmcla_fast.evaluation.protocol import TITLES
 from rmcla_fast.files import replacing
@@ -67,10 +69,12 @@ def accuracy_bars(axes: Any, series: Mapping[str, Mapping[str, float | str]], at
     quiet(axes)
 
 
-def legend_above(figure: Any, axes: Any, columns: int = 3) -> None:
-    """One legend over the whole figure."""
+def legend_above(figure: Any, axes: Any) -> None:
+    """One legend over the whole figure, in as many columns as its width has room for."""
     handles, labels = axes.get_legend_handles_labels()
     if len(labels) > 1:
+        width = figure.bbox.width / figure.dpi  # inches; a character of the longest name takes 0.085 of them
+        columns = max(1, int(width / (0.085 * max(map(len, labels)) + 0.65)))
         figure.legend(handles, labels, loc="outside upper left", ncols=min(columns, len(labels)), frameon=False)
 
 
@@ -110,17 +114,15 @@ def gradient_histogram(path: Path, values: Any, published: Mapping[str, float], 
     """How the squared input gradients (N,) are spread over the test images, on a log scale, with mean and maximum."""
     figure = new_figure(6.6, 3.7)
     axes = figure.subplots()
-    numbers = values[values > 0].log10().numpy()
+    numbers = values[values > 0].double()
     if len(numbers):
-        axes.hist(numbers, bins=40, color=COLOURS[0])
+        lowest, highest = numbers.min().item(), max(numbers.max().item(), 1.01 * numbers.min().item())
+        axes.set_xscale("log")
+        axes.hist(numbers.numpy(), bins=numpy.geomspace(lowest, highest, 41).tolist(), color=COLOURS[0])
         for name, value in (("mean", values.mean().item()), ("max", values.max().item())):
             _mark(axes, value, f"{name} {value:.2g}", "black", 0.97)
-    for name, value in published.items():
-        _mark(axes, value, f"published {name} {value:.2g}", COLOURS[1], 0.55)
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda power, _: f"$10^{{{power:.0f}}}$"))
+        for name, value in published.items():
+            _mark(axes, value, f"published {name} {value:.2g}", COLOURS[1], 0.55)
     axes.set(xlabel=r"squared l2 norm of the input gradient, paper scale ($\|g\|^2 / 510$)", ylabel="test images")
     axes.set_title(title, loc="left", fontsize=11)
     quiet(axes)
@@ -131,13 +133,11 @@ def gradient_histogram(path: Path, values: Any, published: Mapping[str, float], 
 
 
 def _mark(axes: Any, value: float, text: str, colour: str, height: float) -> None:
-    from math import log10
-
     if value <= 0:
         return
-    axes.axvline(log10(value), color=colour, linewidth=1, linestyle="--")
+    axes.axvline(value, color=colour, linewidth=1, linestyle="--")
     axes.text(
-        log10(value),
+        value,
         height,
         f" {text} ",
         transform=axes.get_xaxis_transform(),
@@ -145,4 +145,5 @@ def _mark(axes: Any, value: float, text: str, colour: str, height: float) -> Non
         va="top",
         ha="right",
         fontsize=8,
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.5},
     ).set_color(colour)

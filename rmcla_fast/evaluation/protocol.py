@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rmcla_fast.evaluation.attacks import check_epsilon, check_examples, fool
 from rmcla_fast.evaluation.external import EXTERNAL, Verdict, require
 from rmcla_fast.evaluation.model_guard import MISCLASSIFIED, Answerer, as_images, untouched
+from rmcla_fast.ops import checks
 
 BATCH_SIZE = 256
 
@@ -107,7 +108,7 @@ def evaluate(
         epsilon: the l-infinity radius in [0, 1] pixels (8/255), in (0, 1].
         restarts: of the attacks that start at random (CE and CW); each runs on the survivors of those before it.
         batch_size: images attacked together.
-        seed: of every random start.
+        seed: of every random start, in [0, 2^32).
         l2_budget: for `accuracy_in_budget` of the l2 attacks; None: the l2 norm of a perturbation of epsilon/4 in every
             pixel.
         num_classes: of the data, where that is known: a model that answers another number is refused.
@@ -133,7 +134,11 @@ def evaluate(
     for name in names:
         if name in EXTERNAL:
             require(name)
-    if l2_budget is None:
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 32:
+        raise ValueError(f"seed must be a whole number in [0, 2^32); got {seed!r}")
+    if l2_budget is not None:
+        checks.positive("l2_budget", l2_budget)
+    else:
         l2_budget = epsilon / 4 * images[0].numel() ** 0.5
 
     report = progress or (lambda name, fraction: None)
@@ -149,8 +154,8 @@ def evaluate(
 
 def attack_names(attacks: str | Iterable[str]) -> list[str]:
     """The wanted names in the order of ATTACKS; ValueError, with the list, for one that does not exist."""
-    wanted = [part.strip().lower() for part in (attacks.split(",") if isinstance(attacks, str) else attacks)]
-    wanted = [name for name in wanted if name]
+    parts = attacks.split(",") if isinstance(attacks, str) else attacks or ()
+    wanted = [name for name in (str(part).strip().lower() for part in parts) if name]
     for name in wanted:
         if name not in TITLES:
             raise ValueError(f"attacks must be among {', '.join(ATTACKS)}; got {name!r}")

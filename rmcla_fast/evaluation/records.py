@@ -1,18 +1,26 @@
 """RUN/evaluation.json: what is known about a run, attack by attack, so that a stopped command goes on where it was.
 
-An entry counts only for the same checkpoint, images, epsilon and seed; anything else is attacked again.
+An entry counts only for the same weights, network, images, epsilon and seed; anything else is attacked again. The last
+evaluation stands on top, and under "others" those with other settings, so that a quick look costs no long result.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from rmcla_fast.evaluation.protocol import BATCH_SIZE, TITLES, AttackResult, Progress, attack_names, evaluate
+from rmcla_fast.evaluation.protocol import (
+    BATCH_SIZE,
+    GRADIENT_ATTACKS,
+    TITLES,
+    AttackResult,
+    Progress,
+    attack_names,
+    evaluate,
+)
 from rmcla_fast.evaluation.report import as_json, write_json
 from rmcla_fast.evaluation.runs import Run
 
@@ -35,11 +43,12 @@ def evaluate_run(
     Returns the wanted attacks, in the order of ATTACKS.
     """
     names = attack_names(attacks)
-    settings = settings_of(run, epsilon, seed)
-    known = {} if fresh else read(run.folder / RECORD, settings)
-    results = dict(known)
+    known = {} if fresh else known_results(run, epsilon, seed)
+    results = {}
     for name in names:
-        if name in known and known[name].restarts in (None, restarts):
+        key = _key(name, restarts)
+        if key in known:
+            results[name] = known[key]
             continue
         results |= evaluate(
             run.model,
@@ -53,47 +62,62 @@ def evaluate_run(
             num_classes=run.num_classes,
             progress=progress,
         )
-        ordered = {title: results[title] for title in TITLES if title in results}
-        document = as_json(ordered, epsilon=epsilon, model=run.config["model"], data=run.data)
-        write_json(run.folder / RECORD, {**document, "recipe": run.recipe, "settings": settings})
-    return {name: results[name] for name in names}
-
-
-def settings_of(run: Run, epsilon: float, seed: int) -> dict[str, Any]:
-    """What a result depends on: another checkpoint, number of images, epsilon or seed is another evaluation."""
-    return {
-        "checkpoint_sha256": checksum(run.checkpoint),
-        "images": len(run.labels),
-        "epsilon": epsilon,
-        "seed": seed,
-    }
+        _remember(run, epsilon, seed, {key: results[name]})
+    return results
 
 
 def known_results(run: Run, epsilon: float, seed: int) -> dict[str, AttackResult]:
-    """What RUN/evaluation.json already knows for these settings."""
-    return read(run.folder / RECORD, settings_of(run, epsilon, seed))
+    """What RUN/evaluation.json already knows for these settings, by attack; "ce20 x 100" is CE20 with 100 restarts."""
+    for document in _read(run.folder / RECORD):
+        if document["settings"] == _settings(run, epsilon, seed):
+            return _results(document)
+    return {}
 
 
-def read(path: Path, settings: dict[str, Any]) -> dict[str, AttackResult]:
-    """The results in `path` that were made with these settings; none where it is missing, damaged or of others."""
+def _key(name: str, restarts: int) -> str:
+    many = restarts > 1 and name in GRADIENT_ATTACKS and GRADIENT_ATTACKS[name].random_start
+    return f"{name} x {restarts}" if many else name
+
+
+def _settings(run: Run, epsilon: float, seed: int) -> dict[str, Any]:
+    """What a result depends on."""
+    return {"which": run.which, **run.identity, "images": len(run.labels), "epsilon": epsilon, "seed": seed}
+
+
+def _remember(run: Run, epsilon: float, seed: int, new: dict[str, AttackResult]) -> None:
+    """Adds to what the file holds by now: another command may have written to it meanwhile."""
+    settings = _settings(run, epsilon, seed)
+    attacks, others = {}, []
+    for document in _read(run.folder / RECORD):
+        theirs = document["settings"]
+        if theirs == settings:
+            attacks = _results(document)
+        elif theirs["which"] != run.which or theirs["checkpoint_sha256"] == settings["checkpoint_sha256"]:
+            others.append(document)  # the rest is of weights that are no longer there
+    attacks |= new
+    ordered = {key: attacks[key] for title in TITLES for key in sorted(attacks) if key.split(" ")[0] == title}
+    document = as_json(ordered, epsilon=epsilon, model=run.config["model"], data=run.data)
+    write_json(run.folder / RECORD, {**document, "recipe": run.recipe, "settings": settings, "others": others})
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """The evaluations in the file, the last one first; none where it is missing, damaged or of another kind."""
     try:
-        document = json.loads(path.read_text())
-        if document["settings"] != settings:
-            return {}
-        names = {field.name for field in fields(AttackResult)}
-        return {
-            attack: AttackResult(**{key: value for key, value in entry.items() if key in names})
-            for attack, entry in document["attacks"].items()
-            if attack in TITLES
-        }
+        document = json.loads(path.read_text(encoding="utf-8"))
+        others = document.pop("others")
+        for one in (document, *others):
+            if not {"which", "checkpoint_sha256"} <= set(one["settings"]):
+                return []
+            _results(one)
+        return [document, *others]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
+        return []
 
 
-def checksum(path: Path) -> str:
-    """SHA-256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
+def _results(document: dict[str, Any]) -> dict[str, AttackResult]:
+    names = {field.name for field in fields(AttackResult)}
+    return {
+        attack: AttackResult(**{key: value for key, value in entry.items() if key in names})
+        for attack, entry in document["attacks"].items()
+        if attack.split(" ")[0] in TITLES
+    }

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 
 from rmcla_fast.epsilon import format_epsilon
@@ -48,7 +50,7 @@ def write_text(path: Path, text: str) -> None:
 
 def table(results: Mapping[str, AttackResult], *, title: str, published: Mapping[str, float], source: str) -> Table:
     """One row an attack; AutoAttack's row is there even where it was not asked for, and says so."""
-    shown = Table(title=title, title_justify="left", title_style="bold")
+    shown = _titled(title)
     shown.add_column("attack")
     shown.add_column("accuracy %", justify="right", style="bold")
     if published:
@@ -63,6 +65,21 @@ def table(results: Mapping[str, AttackResult], *, title: str, published: Mapping
         cells += ["" if result is None else f"{result.seconds:.1f}", "" if result is None else remarks(result)]
         shown.add_row(*cells, style="dim" if result is None else "")
     return shown
+
+
+def show(shown: Table, *lines: str) -> None:
+    """Prints a table and lines under it; a file gets the table as wide as it is, only a terminal has an edge."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, console.measure(shown, options=console.options.update(width=1000)).maximum)
+    console.print(shown)
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def _titled(title: str) -> Table:
+    """A table under one line, as wide as that line at the least, which would be broken otherwise."""
+    return Table(title=title, title_justify="left", title_style="bold", min_width=len(title), box=SIMPLE_HEAD)
 
 
 def remarks(result: AttackResult) -> str:
@@ -80,7 +97,9 @@ def remarks(result: AttackResult) -> str:
 def explanation(results: Mapping[str, AttackResult], published: Mapping[str, float], source: str) -> str:
     """What a reader must know to read the figures rightly."""
     images = next(iter(results.values())).images
-    lines = [f"Accuracy on {images} test images. l2 attacks count success at any distortion, as the paper does."]
+    lines = [f"Accuracy on {images} test images."]
+    if any(result.l2_budget is not None for result in results.values()):
+        lines[0] += " l2 attacks count success at any distortion, as the paper does."
     if published:
         lines.append(f"Published: {source}.")
     if "autoattack" not in results:
@@ -93,10 +112,10 @@ def comparison_table(runs: Mapping[str, Mapping[str, AttackResult]], title: str)
     """One row a run, one column an attack; AutoAttack's column is always there."""
     known = {name for results in runs.values() for name in results} | {"autoattack"}
     names = [name for name in TITLES if name in known]
-    shown = Table(title=title, title_justify="left", title_style="bold")
-    shown.add_column("accuracy %")
+    shown = _titled(title)
+    shown.add_column("accuracy %", overflow="fold")
     for name in names:
-        shown.add_column(TITLES[name], justify="right")
+        shown.add_column(TITLES[name], justify="right", overflow="fold")
     for run, results in runs.items():
         shown.add_row(run, *(f"{results[name].accuracy:.1f}" if name in results else NOT_RUN for name in names))
     return shown
@@ -105,7 +124,7 @@ def comparison_table(runs: Mapping[str, Mapping[str, AttackResult]], title: str)
 def gradient_table(found: GradientMagnitude, title: str, published: Mapping[str, float], whose: str) -> Table:
     """Max and mean of the squared input gradient, in both scales, with the published figures beside."""
     summary = found.summary()
-    shown = Table(title=f"{title}, {summary['images']} images", title_justify="left", title_style="bold")
+    shown = _titled(f"{title}, {summary['images']} images")
     shown.add_column("squared l2 norm")
     shown.add_column("paper scale", justify="right", style="bold")
     if published:

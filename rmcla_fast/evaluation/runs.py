@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rmcla_fast.data import DataSplits
-from rmcla_fast.data.splits import require_classes
+from rmcla_fast.data.splits import ImageSet, require_classes
 from rmcla_fast.epsilon import parse_epsilon
 from rmcla_fast.errors import UserError
 
@@ -20,17 +21,19 @@ class Run:
     """What `rmcla train` left, ready to be attacked."""
 
     folder: Path
-    checkpoint: Path
+    which: str
+    epoch: int  # that the weights are of
     config: dict[str, Any]
     model: nn.Module
     images: Tensor  # (N, C, H, W) uint8, on the CPU
     labels: Tensor  # (N,) int64
     num_classes: int
     classes: tuple[str, ...]
+    identity: dict[str, str]  # what the answers depend on: SHA-256 of the checkpoint and of the images, the network
 
     @property
     def name(self) -> str:
-        return self.folder.name
+        return self.folder.resolve().name
 
     @property
     def recipe(self) -> str:
@@ -46,11 +49,23 @@ class Run:
 
     @property
     def description(self) -> str:
-        """ "small-cnn on digits, r-mc-la"."""
-        return f"{self.config['model']} on {self.data}, {self.recipe}"
+        """ "small-cnn on digits, r-mc-la", and the epoch where that is not the last."""
+        return f"{self.config['model']} on {self.data}, {self.recipe}{self.early}"
+
+    @property
+    def early(self) -> str:
+        """ " (epoch 3 of 30)", or nothing where the weights are those of the last epoch."""
+        epochs = int(self.config.get("epochs") or 0)
+        return f" (epoch {self.epoch} of {epochs})" if self.epoch < epochs else ""
+
+    @property
+    def chance(self) -> float:
+        """The accuracy in % of a model that always answers the most frequent class."""
+        return 100 * int(torch.bincount(self.labels).max()) / len(self.labels)
 
 
 _DATA: dict[tuple[str, str | None, bool], DataSplits] = {}
+_CHECKSUMS: dict[tuple[str, str | None, bool, int | None], str] = {}
 
 
 def load_data(name: str, data_dir: str | None, skip_unreadable: bool = False) -> DataSplits:
@@ -60,6 +75,7 @@ def load_data(name: str, data_dir: str | None, skip_unreadable: bool = False) ->
     key = (name, data_dir, skip_unreadable)
     if key not in _DATA:
         _DATA.clear()  # one at a time: they may be large
+        _CHECKSUMS.clear()
         _DATA[key] = data.load(name, data_dir=data_dir, skip_unreadable=skip_unreadable)
     return _DATA[key]
 
@@ -94,7 +110,6 @@ def open_run(
     Raises:
         UserError: no run, no checkpoint, weights that do not fit, a data set that is not there, a device that is not.
     """
-    from rmcla_fast.training.checkpoint import BEST, LAST, load
     from rmcla_fast.training.config import DEFAULTS
     from rmcla_fast.training.setup import choose_device
 
@@ -105,20 +120,79 @@ def open_run(
     if threads := DEFAULTS.get(config["data"], {}).get("threads"):  # as trained: small images are not worth sharing
         torch.set_num_threads(threads)
     where = choose_device(device)
-    network = load(folder, which=which, model=model).to(where)
-    where_data = data_dir if data_dir is not None else config.get("data_dir")
-    splits = load_data(config["data"], where_data, bool(config.get("skip_unreadable")))
+    network, epoch, checkpoint = _load(folder, which, model)
+    network = network.to(where)
+    key = (config["data"], data_dir or config.get("data_dir"), bool(config.get("skip_unreadable")))
+    try:
+        splits = load_data(*key)
+    except UserError as error:
+        if data_dir is not None or key[1] is None:
+            raise
+        raise UserError(f"{error}; that is where {folder} was trained, name another place with --data-dir") from error
     require_classes(splits, config, folder)
+    _require_shape(splits, config, folder)
     test = splits.test
     if images is not None and images < len(test):
-        test = test.take(torch.arange(images) * len(test) // images)  # a folder's first images are all of one class
+        test = test.take(spaced(len(test), images))
+    share = (*key, images)
+    if share not in _CHECKSUMS:
+        _CHECKSUMS[share] = _checksum_of_images(test)
+    identity = {
+        "checkpoint_sha256": checkpoint,
+        "images_sha256": _CHECKSUMS[share],
+        "network": model or str(config["model"]),
+    }
     return Run(
         folder,
-        folder / (LAST if which == "last" else BEST),
+        which,
+        epoch,
         config,
         network,
         test.images,
         test.labels,
         splits.num_classes,
         tuple(splits.classes),
+        identity,
     )
+
+
+def spaced(total: int, count: int = 256) -> Tensor:
+    """(min(count, total),) int64: rows evenly spaced among `total`, as a folder's first images are all of one class."""
+    count = min(count, total)
+    return torch.arange(count) * total // count
+
+
+def _load(folder: Path, which: str, model: str | None) -> tuple[nn.Module, int, str]:
+    """(network, epoch, SHA-256), all of one checkpoint, though a training run may be replacing it meanwhile."""
+    from rmcla_fast.training.checkpoint import BEST, LAST, load, read
+
+    path = folder / (BEST if which == "best" else LAST)
+    while True:
+        before = checksum(path) if path.is_file() else ""  # `load` says what is missing
+        network, epoch = load(folder, which=which, model=model), int(read(path)["epoch"])
+        if checksum(path) == before:
+            return network, epoch, before
+
+
+def _require_shape(splits: DataSplits, trained: dict[str, Any], run: Path) -> None:
+    """UserError where the test images are not of the shape that the run was trained on."""
+    shape = (trained.get("channels"), *(trained.get("image_size") or ()))
+    if None not in shape and shape != splits.test.shape:
+        before, now = ("x".join(map(str, size)) for size in (shape, splits.test.shape))
+        raise UserError(f"{run} was trained on images of {before}; the test images are {now}")
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _checksum_of_images(test: ImageSet) -> str:
+    digest = hashlib.sha256(repr(tuple(test.images.shape)).encode())
+    for part in (*test.images.split(1024), test.labels):  # in pieces: images may be memory-mapped
+        digest.update(part.contiguous().numpy())
+    return digest.hexdigest()

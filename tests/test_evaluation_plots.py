@@ -1,0 +1,126 @@
+"""The pictures and tables of an evaluation can be read: nothing is cut off, broken, or written over something else."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from rmcla_fast.evaluation import compare, masking, plots, report
+from rmcla_fast.evaluation.protocol import AttackResult
+
+pytest.importorskip("matplotlib", reason="pip install 'rmcla-fast[train]'")
+NAMES = [f"preact-resnet18-r-mc-la-plus-seed-{seed}" for seed in range(8)]
+ATTACKS = ["clean", "fgsm", "ce20", "ce100", "cw100", "mi", "cw-l2-a", "deepfool-l2", "autoattack"]
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The figures that were saved."""
+    figures: list[Any] = []
+    save = plots.save
+
+    def keep(figure: Any, path: Path) -> Path:
+        figures.append(figure)
+        return save(figure, path)
+
+    monkeypatch.setattr(plots, "save", keep)
+    return figures
+
+
+def results(accuracy: float = 88.8) -> dict[str, AttackResult]:
+    return {name: AttackResult(accuracy=accuracy, images=60, seconds=1.0) for name in ATTACKS}
+
+
+def compared(name: str) -> compare.Compared:
+    run: Any = SimpleNamespace(data="cifar10")
+    surface = (torch.linspace(-0.1, 0.1, 5), torch.rand(5, 5))
+    line = [float(value) for value in range(100)]
+    return compare.Compared(run, results(), [0.0, 0.1], [9.0, 1.0], line, (line[:20], line[:20]), surface, 1.0, name)
+
+
+def inside(figure: Any, artist: Any) -> bool:
+    there = artist.get_window_extent()
+    return bool(there.x0 >= 0 and there.x1 <= figure.bbox.x1 and there.y0 >= 0 and there.y1 <= figure.bbox.y1)
+
+
+def apart(boxes: list[Any]) -> bool:
+    return not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+
+
+def test_eight_runs_with_long_names_fit_in_one_picture(drawn: list[Any], tmp_path: Path) -> None:
+    compare.draw([compared(name) for name in NAMES], ATTACKS, 0.1, tmp_path / "c.png")
+    (figure,) = drawn
+    bars, over = figure.axes
+    assert inside(figure, figure.legends[0])
+    assert inside(figure, over.title)
+    assert len(bars.texts) == len(NAMES) * len(ATTACKS)
+    assert apart([text.get_window_extent() for text in bars.texts])
+
+
+def test_the_details_of_eight_runs_fit_too(drawn: list[Any], tmp_path: Path) -> None:
+    compare.draw_details([compared(name) for name in NAMES], 0.1, tmp_path / "d.png")
+    (figure,) = drawn
+    assert inside(figure, figure.subfigs[0].legends[0])
+    titles = [axes.title for axes in figure.subfigs[1].axes]
+    assert all(inside(figure, title) for title in titles)
+    assert apart([title.get_window_extent() for title in titles])
+
+
+@pytest.mark.parametrize("spread", [1e-3, 1.0, 8.0])
+def test_a_histogram_names_each_place_once(drawn: list[Any], tmp_path: Path, spread: float) -> None:
+    values = 10 ** (torch.linspace(-spread, 0, 60) - 6)
+    plots.gradient_histogram(tmp_path / "g.png", values.double(), {}, title="")
+    (figure,) = drawn
+    (axes,) = figure.axes
+    ticks = [*axes.get_xticklabels(), *axes.get_xticklabels(minor=True)]
+    shown = [tick.get_text() for tick in ticks if tick.get_text()]
+    assert len(shown) == len(set(shown))
+    assert sum(bar.get_height() for bar in axes.patches) == 60
+
+
+def test_one_gradient_and_none_are_drawn(tmp_path: Path) -> None:
+    plots.gradient_histogram(tmp_path / "one.png", torch.tensor([2.0]), {}, title="")
+    plots.gradient_histogram(tmp_path / "none.png", torch.zeros(3), {}, title="")
+
+
+def test_a_table_in_a_file_is_not_cut_off_nor_its_title_broken(capsys: pytest.CaptureFixture[str]) -> None:
+    title = "run: preact-resnet18 on folder, r-mc-la-sup+, epsilon 8/255"
+    report.show(report.table({"clean": results()["clean"]}, title=title, published={}, source=""), "a line")
+    report.show(report.comparison_table({name: results() for name in NAMES}, "epsilon 8/255"))
+    printed = capsys.readouterr().out
+    assert title in printed
+    assert "a line\n" in printed
+    assert "…" not in printed
+    for line, name in zip((line for line in printed.splitlines() if "88.8" in line), ["clean", *NAMES], strict=True):
+        assert name in line
+
+
+def test_what_l2_attacks_count_is_said_only_of_them() -> None:
+    assert "l2" not in report.explanation(results(), {}, "")
+    known = {"cw-l2-a": AttackResult(accuracy=1.0, images=60, seconds=1.0, l2_budget=0.1, accuracy_in_budget=1.0)}
+    assert "any distortion" in report.explanation(known, {}, "")
+
+
+@pytest.mark.parametrize(
+    ("clean", "chance", "knows"),
+    [(74.0, 50.0, True), (54.0, 50.0, False), (91.0, 90.0, False), (2.0, 1.0, True), (12.0, 10.0, False)],
+)
+def test_what_is_no_more_than_chance(clean: float, chance: float, knows: bool) -> None:
+    found = masking.verdict({"clean": clean}, (), 0.0, chance)
+    assert found.startswith("no sign") == knows
+
+
+@pytest.mark.parametrize(("chance", "left", "sign"), [(50.0, 80.0, True), (50.0, 55.0, False), (90.0, 90.0, False)])
+def test_what_no_epsilon_breaks_is_seen_with_few_and_uneven_classes(chance: float, left: float, sign: bool) -> None:
+    assert bool(masking.signs({"clean": 99.0}, (), left, chance)) == sign
+
+
+def test_one_or_two_images_are_no_sign() -> None:
+    found = {"clean": 90.0, "fgsm": 50.0, "ce20": 50.0 + 2 * 100 / 60}
+    assert not masking.signs(found, images=60)
+    assert masking.signs(found, images=1000)
