@@ -113,6 +113,7 @@ def comparison_table(runs: Mapping[str, Mapping[str, AttackResult]], title: str)
     known = {name for results in runs.values() for name in results} | {"autoattack"}
     names = [name for name in TITLES if name in known]
     shown = _titled(title)
+    shown.padding = (0, 0, 0, 0)  # eleven attacks leave little room for the names
     shown.add_column("accuracy %", overflow="fold")
     for name in names:
         shown.add_column(TITLES[name], justify="right", overflow="fold")
