@@ -14,6 +14,7 @@ import torch
 
 from rmcla_fast import cli
 from rmcla_fast.errors import UserError
+from rmcla_fast.evaluation import cli as evaluation_cli
 from rmcla_fast.evaluation import masking, plots
 from rmcla_fast.evaluation import records as record_keeping
 from rmcla_fast.evaluation.curves import loss_surface, over_epsilon, over_iterations
@@ -103,6 +104,17 @@ def test_a_stopped_evaluation_keeps_what_is_done(
     assert rmcla("evaluate", run, "--images", 40) == 130
     assert "goes on from there" in capsys.readouterr().err
     assert list(json.loads((run / "evaluation.json").read_text())["attacks"]) == ["clean", "fgsm"]
+
+
+def test_a_stop_outside_the_attacks_promises_no_resume(
+    runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluation_cli, "open_run", stop)
+    assert rmcla("evaluate", runs["standard"]) == 130
+    assert capsys.readouterr().err == "rmcla: stopped at once\n"
 
 
 def test_gradients(runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
