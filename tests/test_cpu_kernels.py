@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -209,3 +211,18 @@ def test_the_same_bits_whatever_the_threads(threads: int) -> None:
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+
+
+def test_no_function_of_ours_for_one_instruction_set_stands_in_for_another(tmp_path: Path) -> None:
+    """The linker keeps one copy of a weak function: compiled for AVX-512, it would end the process elsewhere."""
+    source = Path(__file__).parent.parent / "csrc/cpu/kernels_avx512.cpp"
+    compiler = shutil.which("g++")
+    if compiler is None or shutil.which("nm") is None or platform.machine() != "x86_64":
+        pytest.skip("needs g++ and nm on x86-64")
+    flags = ["-std=c++17", "-O3", "-fno-math-errno", "-ffp-contract=off", "-w", "-c", f"-I{source.parents[1]}"]
+    object_file = tmp_path / "kernels.o"
+    subprocess.run([compiler, *flags, str(source), "-o", str(object_file)], check=True)
+    listing = subprocess.run(["nm", "-C", str(object_file)], check=True, capture_output=True, text=True).stdout
+    weak = [line.split(" W ")[1] for line in listing.splitlines() if " W " in line]
+    assert any("rmcla::joint_rows<64, float>" in name for name in weak)
+    assert not [name for name in weak if "rmcla::" in name and "<64" not in name]

@@ -37,7 +37,7 @@ RMCLA_SHARED void joint_lanes(const JointRows<T>& a, int64_t first) {
     least_at = below < least ? at : least_at;
     least = below < least ? below : least;
   }
-  const M finite = simd::is_negative(M(magnitude - simd::bits<Integer>(infinity)));
+  const M finite = magnitude < simd::bits<Integer>(infinity);
   const V highest = simd::maximum(most, true_logit);
   const bool sup = a.scheme == LabelScheme::kSup;
   const V base = sup ? highest : most;
@@ -67,19 +67,19 @@ RMCLA_SHARED void joint_lanes(const JointRows<T>& a, int64_t first) {
       for (int64_t k = 0; k < classes; ++k) {
         const M at = simd::splat<M>(Integer(k));
         const V g = target == at ? simd::splat<V>(T(1)) : zero;
-        result[k] = simd::select(finite, V(label == at ? simd::splat<V>(T(-1)) : g), nan);
+        result[k] = finite ? V(label == at ? simd::splat<V>(T(-1)) : g) : nan;
       }
     } else {
       const T sign = a.target == Target::kUntargeted ? T(1) : T(-1);
       objective = sign * ((highest - target_logit) + log_sum);
-      const V scale = simd::select(finite, V(sign * inverse_sum), nan);
+      const V scale = finite ? V(sign * inverse_sum) : nan;
       for (int64_t k = 0; k < classes; ++k) {
         const V g = e[k] * scale;
         result[k] = target == simd::splat<M>(Integer(k)) ? g - sign : g;
       }
     }
     store_columns(result, rows, classes, a.gradient + first * classes, a.gradient + a.rows * classes);
-    objective = simd::select(finite, objective, nan);
+    objective = finite ? objective : nan;
     std::memcpy(a.objective + first, &objective, size_t(rows) * sizeof(T));
     target |= ~finite;  // -1
     Integer targets[kCount];
@@ -97,7 +97,7 @@ RMCLA_SHARED void joint_lanes(const JointRows<T>& a, int64_t first) {
   }
   const T beta = T(std::min(a.beta, 1e30));
   const V kept = beta * (halves ? simd::splat<V>(T(1)) : label_share(least, base, added));
-  const V scale = simd::select(finite, V(T(1) / (gap_sum.total() + kept)), nan);
+  const V scale = finite ? V(T(1) / (gap_sum.total() + kept)) : nan;
   const V kept_share = kept * scale;
   for (int64_t k = 0; k < classes; ++k)
     result[k] = label == simd::splat<M>(Integer(k)) ? kept_share : result[k] * scale;

@@ -33,7 +33,7 @@ RMCLA_SHARED V keep_others(AllLanes, V v, V) {
 }
 template <typename M, typename V>
 RMCLA_SHARED V keep_others(const SomeLanes<M>& lanes, V v, V otherwise) {
-  return simd::select(lanes.others, v, otherwise);
+  return lanes.others ? v : otherwise;
 }
 template <typename V>
 RMCLA_SHARED V keep_inside(AllLanes, V v, V) {
@@ -41,7 +41,7 @@ RMCLA_SHARED V keep_inside(AllLanes, V v, V) {
 }
 template <typename M, typename V>
 RMCLA_SHARED V keep_inside(const SomeLanes<M>& lanes, V v, V otherwise) {
-  return simd::select(lanes.inside, v, otherwise);
+  return lanes.inside ? v : otherwise;
 }
 
 // A row of T in blocks of one vector.
@@ -77,9 +77,8 @@ struct Row {
   RMCLA_SHARED SomeLanes<M> lanes(int64_t b) const {
     using Integer = typename simd::Lanes<T, Bytes>::Integer;
     const M lane = simd::iota<M>();
-    const M inside = simd::is_negative(M(lane - Integer(std::min(kCount, classes - b * kCount))));
-    const M apart = lane - Integer(b == true_block ? label - b * kCount : -1);
-    return {inside, inside & simd::is_negative(M(apart | -apart))};
+    const M inside = lane < Integer(std::min(kCount, classes - b * kCount));
+    return {inside, inside & (lane != Integer(b == true_block ? label - b * kCount : -1))};
   }
 
   // f(block, values, lanes), with AllLanes except in the block of the true class and the last, partial one.
@@ -159,8 +158,7 @@ RMCLA_SHARED auto extremes(const R& row, typename R::V& lowest) {
     magnitude = abs > magnitude ? abs : magnitude;
   });
   lowest = low;
-  return Extremes<T>{simd::highest_lane(high), simd::lowest_lane(low),
-                     !simd::any(simd::is_negative(M((infinite - 1) - magnitude)))};
+  return Extremes<T>{simd::highest_lane(high), simd::lowest_lane(low), !simd::any(M(magnitude >= infinite))};
 }
 
 // Writes value(block, the row's values) to `to`. Rows are written in order with whole vectors: what one writes too
@@ -185,6 +183,7 @@ class Scratch {
   RMCLA_SHARED explicit Scratch(int64_t bytes) : heap_(bytes > kInline ? new char[size_t(bytes) + 64] : nullptr) {
     next_ = heap_ ? heap_.get() : inline_;
   }
+  RMCLA_SHARED ~Scratch() = default;
 
   template <typename T>
   RMCLA_SHARED T* take(int64_t count) {

@@ -61,18 +61,6 @@ RMCLA_SHARED V iota() {
   return iota<V>(std::make_index_sequence<count_of<V>>());
 }
 
-// Lane by lane, `a` where the mask is set. A mask is made by is_negative or as `comparison ? ones : zeros`: GCC takes
-// one made by combining comparisons apart, element by element.
-template <typename M, typename V>
-RMCLA_SHARED V select(M mask, V a, V b) {
-  return bits<V>(M((mask & bits<M>(a)) | (~mask & bits<M>(b))));
-}
-
-template <typename M>
-RMCLA_SHARED M is_negative(M v) {
-  return v >> int(sizeof(v[0]) * 8 - 1);
-}
-
 // a * b + c, rounded once by the sets that can.
 template <typename V>
 RMCLA_SHARED V multiply_add(V a, V b, V c) {

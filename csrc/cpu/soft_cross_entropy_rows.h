@@ -109,7 +109,7 @@ RMCLA_SHARED void loss_lanes(const LossRows<T>& a, int64_t first) {
     magnitude = abs > magnitude ? abs : magnitude;
     highest = simd::maximum(z[k], highest);
   }
-  const M finite = simd::is_negative(M(magnitude - simd::bits<Integer>(infinity)));
+  const M finite = magnitude < simd::bits<Integer>(infinity);
   ColumnSum<V> exp_sum, weight_sum, weighted_gaps;
   for (int64_t k = 0; k < classes; ++k) {
     result[k] = simd::shifted_exp(V(z[k] - highest));
@@ -118,13 +118,13 @@ RMCLA_SHARED void loss_lanes(const LossRows<T>& a, int64_t first) {
     weighted_gaps.add(k, V(y[k] * (highest - z[k])));
   }
   const V log_sum = shifted_log(exp_sum.total()), weights = weight_sum.total();
-  const V loss = simd::select(finite, V(weighted_gaps.total() + weights * log_sum), nan);
+  const V loss = finite ? V(weighted_gaps.total() + weights * log_sum) : nan;
   std::memcpy(a.loss + first, &loss, size_t(rows) * sizeof(T));
-  const V scale = simd::select(finite, V(weights / exp_sum.total()), nan);
+  const V scale = finite ? V(weights / exp_sum.total()) : nan;
   for (int64_t k = 0; k < classes; ++k) result[k] = result[k] * scale - y[k];
   store_columns(result, rows, classes, a.gradient + first * classes, a.gradient + a.rows * classes);
   if (!a.label_gradient) return;
-  for (int64_t k = 0; k < classes; ++k) result[k] = simd::select(finite, V(label_share(z[k], highest, log_sum)), nan);
+  for (int64_t k = 0; k < classes; ++k) result[k] = finite ? V(label_share(z[k], highest, log_sum)) : nan;
   store_columns(result, rows, classes, a.label_gradient + first * classes, a.label_gradient + a.rows * classes);
 }
 
