@@ -141,5 +141,31 @@ def test_numbers_that_float32_cannot_hold(backend: Backend, classes: int, scheme
     equal = (1 - one_hot + 9 * one_hot) / (classes + 8)
     soft = rmcla_fast.redistribute_labels(logits, labels, gamma=1e-300, label_scheme=scheme, backend=backend.name)
     torch.testing.assert_close(soft, equal, rtol=0, atol=1e-6)
-    soft = rmcla_fast.redistribute_labels(logits, labels, beta=1e300, label_scheme=scheme, backend=backend.name)
-    torch.testing.assert_close(soft, one_hot, rtol=0, atol=1e-6)
+    for gamma in (0.01, 1e300):
+        rule = {"beta": 1e300, "gamma": gamma, "label_scheme": scheme}
+        soft = rmcla_fast.redistribute_labels(logits, labels, **rule, backend=backend.name)
+        torch.testing.assert_close(soft, one_hot, rtol=0, atol=1e-6)
+    spread = logits + torch.arange(classes, device=backend.device)
+    soft = rmcla_fast.redistribute_labels(spread, labels, gamma=1e300, backend=backend.name)
+    torch.testing.assert_close(soft, equal, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("classes", [3, 12, 100, 2000, 5000])
+@pytest.mark.parametrize("rule", [{}, {"label_scheme": "sup"}, {"top_k": 1}], ids=str)
+def test_logits_that_are_hardly_finite(backend: Backend, classes: int, rule: dict[str, object]) -> None:
+    """Where the sum of the shares overflows the whole row is NaN: an infinite sum would leave a row of zeros."""
+    if backend.interpreted and classes > 100:
+        classes = 130
+    generator = torch.Generator().manual_seed(classes)
+    logits = 2 * torch.rand(9, classes, generator=generator) - 1
+    logits *= torch.tensor([3.4e38, 3e38, 1e38, 1e37, 1e36, 1e35, 1e34, 1e33, 1e20])[:, None]
+    labels = torch.arange(9) % classes
+    exact = rmcla_fast.redistribute_labels(logits.double(), labels, **rule, backend="reference")
+    soft = rmcla_fast.redistribute_labels(
+        logits.to(backend.device), labels.to(backend.device), **rule, backend=backend.name
+    )
+    soft = soft.cpu().double()
+    overflown = soft.isnan().all(1)
+    assert bool(overflown[0]) or rule == {"top_k": 1}
+    assert not bool(overflown[-2:].any())
+    assert bool(((soft - exact).abs().amax(1) <= 1e-6)[~overflown].all())

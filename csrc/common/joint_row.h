@@ -159,10 +159,11 @@ RMCLA_SHARED void joint_row(Group& group, const Row& row, const T* logits, int64
     const W kept = rule.beta * share(others.least);
     const W total = (pair ? W(1) : sums.gaps + W(receivers) * offset) + kept;
     const W scale = total < W(0x1p-100) ? W(0x1p100) : W(1);  // so that the reciprocal of a tiny total stays finite
-    const W inverse = W(1) / (total * scale);
+    // NaN where logits are hardly finite and their shares overflow: infinity would leave zeros.
+    const W inverse = total - total == W(0) ? W(1) / (total * scale) : W(__builtin_nanf(""));
     row.write(out.soft_labels, [=](int index, W z) {
-      if (index == true_class) return kept * scale * inverse;
-      return threshold.admits(z, index) ? share(z) * scale * inverse : W(0);
+      const W mine = index == true_class ? kept : threshold.admits(z, index) ? share(z) : W(0);
+      return mine * scale * inverse;
     });
   }
   if (group.rank() != 0) return;

@@ -126,18 +126,25 @@ RMCLA_SHARED void joint_row(const JointRows<T>& a, int64_t row, T* exponentials,
   const T added = sup ? T(log_sum) : std::max(T(a.gamma), T(0x1p-100));
   const double largest = halves ? 1 : double(base - found.least) + double(added);
   const double kept = a.beta * largest;
+  const int64_t count = select ? top.select(r, lowest, a.receivers) : classes - 1;
+  double gaps = 0;
   if (select) {
-    const int64_t count = top.select(r, lowest, a.receivers);
-    double gaps = 0;
     for (int64_t i = 0; i < count; ++i) gaps += double(base - top.value(i));
-    const T scale = T(1 / (gaps + double(count) * double(added) + kept));
-    std::fill_n(soft, classes, T(0));
-    for (int64_t i = 0; i < count; ++i) soft[top.index(i)] = label_share(top.value(i), base, added) * scale;
-    soft[label] = T(kept / (gaps + double(count) * double(added) + kept));
+  } else {
+    gaps = gap_sum.total();
+  }
+  const double total = halves ? 1 + kept : gaps + double(count) * double(added) + kept;
+  if (!std::isfinite(total)) {  // of logits that are hardly finite
+    std::fill_n(soft, classes, std::numeric_limits<T>::quiet_NaN());
     return;
   }
-  const double total = halves ? 1 + kept : gap_sum.total() + double(classes - 1) * double(added) + kept;
   const T scale = T(1 / total);
+  if (select) {
+    std::fill_n(soft, classes, T(0));
+    for (int64_t i = 0; i < count; ++i) soft[top.index(i)] = label_share(top.value(i), base, added) * scale;
+    soft[label] = T(kept / total);
+    return;
+  }
   const V scale_v = simd::splat<V>(scale), added_v = simd::splat<V>(added);
   store_row(r, soft, a.soft_labels + a.rows * classes,
             [&](int64_t, V z) __attribute__((always_inline)) { return V(label_share(z, base_v, added_v) * scale_v); });

@@ -95,9 +95,10 @@ RMCLA_SHARED void joint_lanes(const JointRows<T>& a, int64_t first) {
     result[k] = label == simd::splat<M>(Integer(k)) ? zero : share;
     gap_sum.add(k, result[k]);
   }
-  const T beta = T(std::min(a.beta, 1e30));
+  const T beta = T(a.beta);
   const V kept = beta * (halves ? simd::splat<V>(T(1)) : label_share(least, base, added));
-  const V scale = finite ? V(T(1) / (gap_sum.total() + kept)) : nan;
+  const V total = gap_sum.total() + kept;
+  const V scale = (finite & (total < infinity)) ? V(T(1) / total) : nan;  // infinite of logits that are hardly finite
   const V kept_share = kept * scale;
   for (int64_t k = 0; k < classes; ++k)
     result[k] = label == simd::splat<M>(Integer(k)) ? kept_share : result[k] * scale;

@@ -125,9 +125,9 @@ def _rule(
         raise ValueError(f"label_scheme must be one of {', '.join(map(repr, schemes))}; got {label_scheme!r}")
     if top_k is not None:
         checks.top_k(top_k)
-    # Beyond these bounds no label changes, and float32 would make infinity of the one and 0 of the other: NaN rows.
-    beta, gamma = min(checks.positive("beta", beta), 1e30), max(checks.positive("gamma", gamma), 2.0**-100)
-    return beta, gamma, top_k, label_scheme
+    # Beyond these bounds no label changes but by rounding, and float32 would make infinity or 0 of them: NaN rows.
+    beta, gamma = min(checks.positive("beta", beta), 1e15), checks.positive("gamma", gamma)
+    return beta, min(max(gamma, 2.0**-100), 1e20), top_k, label_scheme
 
 
 def joint_gradient(

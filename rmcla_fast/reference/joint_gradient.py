@@ -99,7 +99,8 @@ def _soft_labels(z: Tensor, is_true: Tensor, beta: float, gamma: float, top_k: i
         share = torch.zeros_like(share).scatter(1, receivers, share.gather(1, receivers))
     share = share.masked_fill(is_true, 0)
     kept = beta * share.amax(1, keepdim=True)
-    return torch.where(is_true, kept, share) / (share.sum(1, keepdim=True) + kept)
+    total = share.sum(1, keepdim=True) + kept  # infinite where logits are hardly finite: it would leave zeros
+    return torch.where(is_true, kept, share) / total.nan_to_num(nan=NAN, posinf=NAN)
 
 
 def smallest(z: Tensor, count: int) -> Tensor:
