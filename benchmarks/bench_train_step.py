@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--capture", choices=("eager", "compile", "cuda-graph"), help="default: eager; GPU: cuda-graph")
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--recipes", default=DEFAULT_RECIPES, help='names, or "all"')
-    parser.add_argument("--rivals", default="port,unfused,torchattacks", help="of r-mc-la; an empty word for none")
+    parser.add_argument("--rivals", default="port,unfused,torchattacks", help="of r-mc-la; also plain, fed; or none")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--no-memory", action="store_true")
@@ -158,6 +158,10 @@ def main() -> None:
         rivals["public port"] = rivals_of.port(compiled=False)
         if options.capture != "eager":
             rivals["public port compiled"] = rivals_of.port(compiled=True)
+    if "plain" in wanted:
+        rivals["plain step"] = rivals_of.plain()
+    if "fed" in wanted:
+        rivals["public port, DataLoader"] = rivals_of.fed()
     if "unfused" in wanted:
         rivals["r-mc-la unfused"] = rivals_of.unfused(recipes.get("r-mc-la"))
     if "torchattacks" in wanted and (pgd := rivals_of.torchattacks_pgd(7)):
@@ -186,7 +190,7 @@ def main() -> None:
 def ratios(names: list[str], samples: dict[str, list[tuple[float, float]]], memory: dict[str, float]) -> dict[str, Any]:
     pairs = [(f"{name} step / its passes", f"{name} step", f"{name} passes") for name in names]
     pairs += [(f"{name} step / standard step", f"{name} step", "standard step") for name in names if name != "standard"]
-    for rival in ("public port", "public port compiled", "r-mc-la unfused"):
+    for rival in ("public port", "public port compiled", "public port, DataLoader", "plain step", "r-mc-la unfused"):
         pairs.append((f"{rival} / r-mc-la step", rival, "r-mc-la step"))
     pairs.append(("torchattacks PGD7 / madry-pgd7-2 step", "torchattacks PGD7", "madry-pgd7-2 step"))
     pairs.append(("torchattacks PGD7 / r-mc-la step", "torchattacks PGD7", "r-mc-la step"))
@@ -209,10 +213,12 @@ def show(report: dict[str, Any]) -> None:
     context = report["context"]
     print(f"\n{context['gpu'] or context['processor']}, {context['threads']} threads, torch {context['torch']}, "
           f"commit {context['commit']}, load {context['load_before'][0]:.1f} to {context['load'][0]:.1f}")  # fmt: skip
-    print(f"\n{'seconds':32} {'fastest':>9} {'median':>9} {'processor':>10}")
+    print(f"\n{'seconds':32} {'fastest':>9} {'median':>9} {'processor':>10} {'images/s':>10}")
+    images = context["options"]["batch"]
     for name, seconds in report["seconds"].items():
         wall, processor = seconds["wall"], seconds["processor"]
-        print(f"{name:32} {min(wall):9.4f} {statistics.median(wall):9.4f} {min(processor):10.4f}")
+        median = statistics.median(wall)
+        print(f"{name:32} {min(wall):9.4f} {median:9.4f} {min(processor):10.4f} {images / median:10.0f}")
     print(f"\n{'ratio':46} {'fastest':>8} {'median':>8} {'processor':>10}   target")
     for name, ratio in report["ratios"].items():
         columns = [f"{ratio[key]:.3f}" if key in ratio else "" for key in ("of_fastest", "median_of_rounds")]

@@ -1,6 +1,6 @@
 """Every operator's kernels once, on sizes that reach each of their paths: what compute-sanitizer watches.
 
-compute-sanitizer --tool memcheck python benchmarks/sanitize.py
+PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck python benchmarks/sanitize.py
 """
 
 from __future__ import annotations
@@ -10,25 +10,29 @@ import torch
 import rmcla_fast
 from rmcla_fast import backend as backends
 
-CLASSES = (2, 10, 100, 129, 1000, 1023, 21841)
+# Rows in a warp, a block and shared memory; packed and not. Triton compiles for each dtype and many a size: fewer.
+CLASSES = {"cuda": (2, 10, 100, 129, 1000, 1023, 21841), "triton": (10, 1000, 21841)}
 PIXELS = (0, 1, 1023, 12288, 1000001)
-DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+DTYPES = {
+    "cuda": (torch.float32, torch.float64, torch.float16, torch.bfloat16),
+    "triton": (torch.float32, torch.bfloat16),
+}
+RULES = (("main", None), ("main", 9), ("sup", 1), ("sup", None), ("none", None))
 
 
 def rows(device: torch.device, backend: str) -> None:
-    for classes in CLASSES:
-        for dtype in DTYPES:
-            logits = torch.randn(5, classes, device=device, dtype=dtype)
+    for classes in CLASSES[backend]:
+        for dtype in DTYPES[backend]:
+            logits = torch.randn(5, classes, device=device).to(dtype)
             logits[1] = float("nan")
             labels = torch.randint(0, classes, (5,), device=device)
             labels[2] = classes  # no class: a row of NaN, and no read outside
-            for scheme in ("main", "sup", "none"):
-                for top_k in (None, 1, 9):
-                    options = {"top_k": top_k, "label_scheme": scheme, "backend": backend}
-                    joint = rmcla_fast.joint_gradient(logits, labels, **options)
+            for scheme, top_k in RULES:
+                options = {"top_k": top_k, "label_scheme": scheme, "backend": backend}
+                joint = rmcla_fast.joint_gradient(logits, labels, **options)
             for target in ("ll", "untargeted", "margin", labels):
                 joint = rmcla_fast.joint_gradient(logits, labels, target=target, backend=backend)
-            rmcla_fast.redistribute_labels(logits, labels, out=joint.soft_labels, backend=backend)
+            rmcla_fast.redistribute_labels(logits[1:], labels[1:], out=joint.soft_labels[:-1], backend=backend)
             rmcla_fast.soft_cross_entropy(logits, labels, backend=backend)
             rmcla_fast.soft_cross_entropy(logits, joint.soft_labels.requires_grad_(), backend=backend)
 
@@ -36,17 +40,25 @@ def rows(device: torch.device, backend: str) -> None:
 def elements(device: torch.device, backend: str) -> None:
     rng = torch.tensor([3, 5], device=device)
     for count in PIXELS:
-        for dtype in DTYPES:
-            images = torch.rand(count, device=device).to(dtype)
-            grad = torch.randn(count, device=device).to(dtype)
-            start = rmcla_fast.random_start(images, 8 / 255, rng=rng, clip=True, backend=backend)
-            rmcla_fast.perturb_step(start, images, grad, step_size=0.1, epsilon=0.1, out=start, backend=backend)
-            byte = torch.zeros(count, device=device, dtype=torch.uint8)
-            rmcla_fast.perturb_step(start, byte, grad.float(), step_size=0.1, epsilon=0.1, backend=backend)
-    dataset = torch.zeros(7, 3, 32, 32, device=device, dtype=torch.uint8)
-    index = torch.tensor([0, 6, 7, -1, 3], device=device)  # two are no image
-    for layout in (torch.contiguous_format, torch.channels_last):
-        rmcla_fast.augment_start(dataset, index, rng=rng, epsilon=0.1, memory_format=layout, backend=backend)
+        for dtype in DTYPES[backend]:
+            for first in (0, min(1, count)):  # at a boundary of 16 bytes, and after it
+                images = torch.rand(count, device=device).to(dtype)[first:]
+                grad = torch.randn(count, device=device).to(dtype)[first:]
+                start = rmcla_fast.random_start(images, 8 / 255, rng=rng, clip=True, backend=backend)
+                rmcla_fast.perturb_step(start, images, grad, step_size=0.1, epsilon=0.1, out=start, backend=backend)
+                byte = torch.zeros(count, device=device, dtype=torch.uint8)[first:]
+                rmcla_fast.random_start(byte, 8 / 255, rng=rng, backend=backend)
+                rmcla_fast.perturb_step(start, byte, grad.float(), step_size=0.1, epsilon=0.1, backend=backend)
+    for size in (2, 9, 32):  # many images in a block, vectors that meet two images, one image in several blocks
+        dataset = torch.zeros(7, 3, size, size, device=device, dtype=torch.uint8)
+        index = torch.tensor([0, 6, 7, -1, 3], device=device).repeat(100)  # two of five are no image
+        radii = torch.full((len(index),), 0.1, device=device)
+        start = rmcla_fast.random_start(dataset, radii[:7], rng=rng, backend=backend)
+        rmcla_fast.perturb_step(start, dataset, start, step_size=radii[:7], epsilon=radii[:7], backend=backend)
+        for layout in (torch.contiguous_format, torch.channels_last):
+            for dtype in (torch.float32, torch.float16):
+                options = {"rng": rng, "epsilon": radii, "dtype": dtype, "memory_format": layout}
+                rmcla_fast.augment_start(dataset, index, **options, backend=backend)
 
 
 def main() -> None:

@@ -1,15 +1,17 @@
-"""The rivals of `bench_train_step.py`: our step, its passes, the public step, an unfused one, torchattacks."""
+"""The rivals of `bench_train_step.py`: our step, its passes, the public step, plain ones, torchattacks."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "tests")]
 from public_port import public_step  # noqa: E402
@@ -18,9 +20,27 @@ from rmcla_fast import Recipe, backend, models, random_start, recipes  # noqa: E
 from rmcla_fast.example import attack_mode  # noqa: E402
 from rmcla_fast.training import TrainStep  # noqa: E402
 from rmcla_fast.training.graph import CapturedUpdate  # noqa: E402
-from rmcla_fast.training.passes import Passes  # noqa: E402
+from rmcla_fast.training.passes import PRECISIONS, Passes  # noqa: E402
 
 Run = Callable[[], Any]
+
+
+class Crops(Dataset[tuple[Tensor, Tensor]]):
+    """Images cropped with a padding of 4 and flipped one by one, over and over."""
+
+    def __init__(self, images: Tensor, labels: Tensor, count: int) -> None:
+        self.images, self.labels, self.count = images, labels, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        index %= len(self.images)
+        size = self.images.shape[-1]
+        padded = nn.functional.pad(self.images[index].float() / 255, [4] * 4)
+        down, right, flipped = torch.randint(9, (3,)).tolist()
+        crop = padded[:, down : down + size, right : right + size]
+        return crop.flip(2) if flipped % 2 else crop.clone(), self.labels[index]
 
 
 class Rivals:
@@ -87,6 +107,36 @@ class Rivals:
         clean = self.clean.contiguous(memory_format=torch.channels_last) if self.options.channels_last else self.clean
         return lambda: public_step(network, optimizer, clean, self.labels, self.noise, epsilon=8 / 255)
 
+    def plain(self) -> Run:
+        """The port under autocast, in the options' precision and layout: what a fast plain loop is."""
+        step, dtype = self.port(compiled=False), PRECISIONS[self.options.precision]
+
+        def run() -> None:
+            with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+                step()
+
+        return run
+
+    def fed(self) -> Run:
+        """The port as public loops feed it: a DataLoader crops and flips on the CPU, and the noise is drawn anew."""
+        model, optimizer = self.network()
+        workers = min(8, os.cpu_count() or 1)
+        crops = Crops(self.images.cpu(), self.labels.cpu(), 100_000 * self.options.batch)
+        pin = self.device.type == "cuda"
+        loader = DataLoader(crops, self.options.batch, num_workers=workers, pin_memory=pin, drop_last=True)
+
+        def batches_of() -> Iterator[list[Tensor]]:  # starts its processes when first asked
+            yield from loader
+
+        batches = batches_of()
+
+        def run() -> None:
+            images, labels = (tensor.to(self.device, non_blocking=True) for tensor in next(batches))
+            noise = torch.empty_like(images).uniform_(-8 / 255, 8 / 255)
+            public_step(model, optimizer, images, labels, noise, epsilon=8 / 255)
+
+        return run
+
     def unfused(self, recipe: Recipe) -> Run:
         """Our eager step with the plain-torch reference of every operator."""
         model, optimizer = self.network()
@@ -125,16 +175,21 @@ class Rivals:
 
     def check(self) -> float:
         """The step's loss against the port's over two updates in float32, before anything is timed."""
+        cudnn = torch.backends.cudnn
+        before = cudnn.deterministic, cudnn.allow_tf32
+        cudnn.deterministic, cudnn.allow_tf32 = True, False
         (ours, first), (theirs, second) = self.network(), self.network()
         step = TrainStep(ours, first, recipes.get("r-mc-la+"), capture="eager")
+        images, labels, clean = self.images[:32], self.labels[:32], self.clean[:32]
+        # The noise follows memory order.
+        layout = torch.channels_last if self.options.channels_last else torch.contiguous_format
+        still = torch.zeros_like(clean, memory_format=layout)
         worst = 0.0
         for n in range(2):
-            rng = torch.tensor([0, n], device=self.device)
-            noise = random_start(torch.zeros_like(self.clean), 8 / 255, rng=rng)
-            if self.options.channels_last:  # the noise follows memory order
-                noise = random_start(torch.zeros_like(self.clean, memory_format=torch.channels_last), 8 / 255, rng=rng)
-            expected = public_step(theirs, second, self.clean, self.labels, noise, epsilon=8 / 255)
-            worst = max(worst, float((step(self.images, self.labels) - expected).abs() / expected))
+            noise = random_start(still, 8 / 255, rng=torch.tensor([0, n], device=self.device))
+            expected = public_step(theirs, second, clean, labels, noise, epsilon=8 / 255)
+            worst = max(worst, float((step(images, labels) - expected).abs() / expected))
+        cudnn.deterministic, cudnn.allow_tf32 = before
         if worst > 2e-3:
             raise SystemExit(f"the step and the independent port disagree by {worst:.1e}: nothing is timed")
         return worst

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -105,6 +106,27 @@ def test_the_graph_follows_learning_rate_epsilon_and_uneven_batches() -> None:
     assert graph._captured is not None
     assert graph._captured._graph is not None
     assert_same(graph, eager)
+
+
+def test_another_thread_may_pin_memory_while_the_graph_is_captured() -> None:
+    """As a DataLoader's does."""
+    done = threading.Event()
+
+    def pin() -> None:
+        size = 1
+        while not done.wait(1e-3):
+            size = size % 999 + 1
+            torch.empty(size << 12).pin_memory().cuda(non_blocking=True)
+
+    thread = threading.Thread(target=pin)
+    thread.start()
+    try:
+        step = make("cuda-graph")
+        losses = [float(step(*batch(n))) for n in range(UPDATES)]
+    finally:
+        done.set()
+        thread.join()
+    assert all(0 < loss < 100 for loss in losses)
 
 
 def test_losses_that_are_kept_do_not_change() -> None:

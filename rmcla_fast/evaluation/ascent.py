@@ -136,7 +136,7 @@ def cuda_graph(device: torch.device, step: Step) -> Step:
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, stream=stream):
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 step()
         except Exception as error:  # whatever a model does that no graph can hold
             torch.cuda.synchronize()

@@ -1,0 +1,99 @@
+"""Where the time of one captured update goes: its kernels by class, launches a step, and our own kernels one by one.
+
+    python benchmarks/profile_step.py --batch 128 --channels-last --precision bf16 --recipe r-mc-la
+
+Between the kernels of a graph the GPU is idle: "between kernels" is the step's wall time less the sum of its kernels.
+On a CPU the operators of an eager step take the place of kernels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import time
+from collections import defaultdict
+
+import torch
+from step_rivals import Rivals
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from rmcla_fast import recipes
+
+OURS = r"\b(warp_rows|block_rows|long_rows|step_elements|start_elements|augment_elements)\b|rmcla_fast::|^_kernel$"
+CLASSES = (  # the first that a name matches
+    ("ours", OURS),
+    ("fused by torch.compile", r"^triton_"),  # batch norm, activation, addition: triton_{poi,red,per}_fused_OPERATORS
+    ("copies", r"memcpy|memset|copy|fill|nchwTo|nhwcTo"),
+    ("convolution, matrix product", r"conv|gemm|cudnn|cutlass|wgrad|dgrad|fprop|addmm|aten::mm|nchw|nhwc|splitK|xmma"),
+    ("optimizer, average", r"multi_tensor|fused_sgd|FusedSgd|lerp|foreach"),
+    ("batch norm", r"batch_norm|bn_"),
+    ("the rest", r""),
+)
+
+
+def class_of(name: str) -> str:
+    return next(title for title, pattern in CLASSES if re.search(pattern, name, re.IGNORECASE))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--model", default="preact-resnet18")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--classes", type=int, default=10)
+    parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--recipe", default="r-mc-la")
+    parser.add_argument("--steps", type=int, default=10)
+    options = parser.parse_args()
+    on_gpu = options.device.startswith("cuda")
+    options.capture = "cuda-graph" if on_gpu else "eager"
+    run = Rivals(options).step(recipes.get(options.recipe))
+
+    def steps() -> float:
+        started = time.perf_counter()
+        for _ in range(options.steps):
+            run()
+        if on_gpu:
+            torch.cuda.synchronize()
+        return (time.perf_counter() - started) / options.steps * 1e3
+
+    steps()  # compiles and captures
+    wall = min(steps() for _ in range(3))
+    with profile(activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * on_gpu]) as profiler:
+        steps()
+    milliseconds: dict[str, float] = defaultdict(float)
+    calls: dict[str, float] = defaultdict(float)
+    launches = 0.0
+    for event in profiler.events():
+        if event.device_type == (DeviceType.CUDA if on_gpu else DeviceType.CPU):
+            taken = event.time_range.elapsed_us() if on_gpu else event.self_cpu_time_total
+            milliseconds[event.name] += taken / 1e3 / options.steps
+            calls[event.name] += 1 / options.steps
+        elif re.match(r"cu(da)?(LaunchKernel|GraphLaunch|Memcpy|Memset)", event.name):
+            launches += 1 / options.steps
+    if not milliseconds:
+        sys.exit("the profiler recorded no kernel")
+    total = sum(milliseconds.values())
+    print(f"{options.model}, {options.batch} images, {options.recipe}, {options.precision}: {wall:.3f} ms a step")
+    print(f"{options.batch / wall * 1e3:.0f} images/s; {sum(calls.values()):.0f} kernels in {launches:.0f} launches")
+    by_class: dict[str, list[float]] = {title: [0.0, 0.0] for title, _ in CLASSES}
+    for name, taken in milliseconds.items():
+        found = by_class[class_of(name)]
+        found[0] += taken
+        found[1] += calls[name]
+    for title, (taken, count) in by_class.items():
+        print(f"  {title:32} {taken:9.3f} ms {taken / total:6.1%} {count:7.0f} kernels")
+    print(f"  {'between kernels':32} {max(0.0, wall - total):9.3f} ms")
+    slowest = sorted(milliseconds, key=milliseconds.__getitem__, reverse=True)
+    for title, names in (("ours", [n for n in slowest if class_of(n) == "ours"]), ("the slowest", slowest[:15])):
+        print(f"{title}, microseconds each:")
+        for name in names:
+            print(f"  {milliseconds[name] / calls[name] * 1e3:10.1f} x {calls[name]:5.1f}  {name[:110]}")
+
+
+if __name__ == "__main__":
+    main()
