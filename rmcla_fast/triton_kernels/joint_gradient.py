@@ -18,7 +18,6 @@ from rmcla_fast.triton_kernels.memory import writable_beside
 from rmcla_fast.triton_kernels.rows import NO_COLUMN, first_of_largest, order_key, tile
 
 INFINITY = tl.constexpr(float("inf"))
-NAN = tl.constexpr(float("nan"))
 
 
 @triton.jit(do_not_specialize=["batch", "classes", "top_k", "logits_row", "labels_stride", "given_stride", "soft_row"])
@@ -141,7 +140,7 @@ def _kernel(
             spread += budget.to(DTYPE) * (base - tl.max(at_threshold, axis=1))
         kept = scalar(beta, DTYPE) * (base - low + offset)
         total = spread + receivers.to(DTYPE) * offset + kept
-        total = tl.where(total < INFINITY, total, NAN)  # of logits that are hardly finite: it would leave zeros
+        total = tl.where(total < INFINITY, total, float("nan"))  # of logits that are hardly finite: it would leave zeros
 
     if TARGET != "none":
         if TARGET == "untargeted":
@@ -159,7 +158,7 @@ def _kernel(
         ascends = z_target - z_true if TARGET == "margin" else (z_target - peak) - log_sum
         if TARGET == "untargeted":
             ascends = -ascends
-        tl.store(objective + row, tl.where(valid, ascends, NAN), mask=live)
+        tl.store(objective + row, tl.where(valid, ascends, float("nan")), mask=live)
         tl.store(targets + row, tl.where(valid, target, -1).to(tl.int64), mask=live)
 
     seen = tl.zeros((ROWS,), tl.int32)
@@ -175,7 +174,7 @@ def _kernel(
                 slope -= tl.exp(z - peak[:, None]) / exponential_sum[:, None]
             if TARGET == "untargeted":
                 slope = -slope
-            slope = narrow(tl.where(valid[:, None], slope, NAN), gradient.dtype.element_ty)
+            slope = narrow(tl.where(valid[:, None], slope, float("nan")), gradient.dtype.element_ty)
             tl.store(gradient + row[:, None] * num_classes + columns, slope, mask=inside)
         if SCHEME != "none":
             share = base[:, None] - z + offset[:, None]
@@ -188,7 +187,7 @@ def _kernel(
                 receives = (key < threshold[:, None]) | ((equal > 0) & (rank <= budget[:, None]))
                 share = tl.where(receives, share, 0.0)
             share = tl.where(is_true, kept[:, None], share) / total[:, None]
-            share = tl.where(valid[:, None], share, NAN)
+            share = tl.where(valid[:, None], share, float("nan"))
             tl.store(
                 soft + row[:, None] * soft_row * ALIGNMENT + columns.to(tl.int64) * soft_column, share, mask=inside
             )

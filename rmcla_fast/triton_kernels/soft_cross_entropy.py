@@ -13,7 +13,6 @@ from rmcla_fast.triton_kernels.conversion import alignment_of, arithmetic, narro
 from rmcla_fast.triton_kernels.rows import tile
 
 INFINITY = tl.constexpr(float("inf"))
-NAN = tl.constexpr(float("nan"))
 
 
 @triton.jit(do_not_specialize=["batch", "classes", "logits_row", "labels_row"])
@@ -81,7 +80,7 @@ def _kernel(
     log_sum = tl.log(exponential_sum)
     mass = tl.sum(masses, axis=1)
     loss = tl.sum(distances, axis=1) + mass * log_sum
-    tl.store(losses + row, tl.where(valid, loss, NAN), mask=live)
+    tl.store(losses + row, tl.where(valid, loss, float("nan")), mask=live)
 
     for start in range(0, end, COLUMNS):
         if not RESIDENT:
@@ -91,11 +90,11 @@ def _kernel(
             else:
                 y, columns, inside = tile(label_line, start, labels_column, num_classes, live, COLUMNS, DTYPE)
         slope = mass[:, None] * (tl.exp(z - peak[:, None]) / exponential_sum[:, None]) - y
-        slope = narrow(tl.where(valid[:, None], slope, NAN), gradient.dtype.element_ty)
+        slope = narrow(tl.where(valid[:, None], slope, float("nan")), gradient.dtype.element_ty)
         tl.store(gradient + row[:, None] * num_classes + columns, slope, mask=inside)
         if label_gradient is not None:
             surprise = (peak[:, None] - z) + log_sum[:, None]
-            surprise = tl.where(valid[:, None], surprise, NAN)
+            surprise = tl.where(valid[:, None], surprise, float("nan"))
             tl.store(label_gradient + row[:, None] * num_classes + columns, surprise, mask=inside)
 
 
