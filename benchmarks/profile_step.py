@@ -69,6 +69,8 @@ def main() -> None:
     calls: dict[str, float] = defaultdict(float)
     launches = 0.0
     for event in profiler.events():
+        if on_gpu and event.device_type == DeviceType.CUDA and getattr(event, "is_user_annotation", False):
+            continue  # a span of kernels, which come themselves
         if event.device_type == (DeviceType.CUDA if on_gpu else DeviceType.CPU):
             taken = event.time_range.elapsed_us() if on_gpu else event.self_cpu_time_total
             milliseconds[event.name] += taken / 1e3 / options.steps

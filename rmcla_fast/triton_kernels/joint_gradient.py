@@ -140,7 +140,7 @@ def _kernel(
             spread += budget.to(DTYPE) * (base - tl.max(at_threshold, axis=1))
         kept = scalar(beta, DTYPE) * (base - low + offset)
         total = spread + receivers.to(DTYPE) * offset + kept
-        total = tl.where(total < INFINITY, total, float("nan"))  # of logits that are hardly finite: it would leave zeros
+        total = tl.where(total < INFINITY, total, float("nan"))  # infinity, of hardly finite logits, would leave zeros
 
     if TARGET != "none":
         if TARGET == "untargeted":
