@@ -169,6 +169,7 @@ def joint_gradient(
         JointGradient: objective (B,), grad_logits (B, C) *not* divided by B, soft_labels (B, C), targets (B,) (the
         labels when untargeted, the most confusing class for the margin). Ties go to the lower class. Nothing requires
         grad. A row with NaN or infinity gives NaN and target -1; so does, on a GPU, a row whose label is no class.
+        Soft labels are also NaN where the shares of finite logits overflow (of 1e34 and more, in float32).
 
     Raises:
         TypeError, ValueError: an argument of the wrong kind, shape, dtype, device or range; on a CPU also a label
