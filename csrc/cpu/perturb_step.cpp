@@ -39,7 +39,7 @@ void step_all(const at::Tensor& images, const at::Tensor& origin, const at::Tens
   char* const result = static_cast<char*>(out.mutable_data_ptr());
   const int64_t size = int64_t(images.element_size());
   at::parallel_for(0, images.numel(), at::internal::GRAIN_SIZE, [&](int64_t begin, int64_t end) {
-    constexpr int64_t kPart = 2048;
+    constexpr int64_t kPart = 512;  // four of them leave the first cache room for what they are converted from
     T image[kPart], center[kPart], direction[kPart], moved[kPart];
     for (int64_t i = begin; i < end;) {
       int64_t stop = std::min(steps.run_end(i, end), radii.run_end(i, end));
