@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_cuda_kernels import FLOATS, Kernels, _kernels, run, to  # noqa: F401  (a fixture)
+from adversarial_inputs import FLOAT_DTYPES
+from test_cuda_kernels import Kernels, _kernels, run, to  # noqa: F401  (a fixture)
 from torch import Tensor
 
 from rmcla_fast import reference
@@ -47,9 +48,9 @@ def numbers(shape: tuple[int, ...]) -> list[tuple[float, Tensor | None]]:
     return [(0.05, None), (0.0, torch.tensor(0.03)), (0.0, each), (0.0, each[:1].expand(shape[0])), (0.0, bad)]
 
 
-@pytest.mark.parametrize("images_dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("origin_dtype", [*FLOATS, torch.uint8], ids=str)
-@pytest.mark.parametrize("grad_dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("images_dtype", FLOAT_DTYPES, ids=str)
+@pytest.mark.parametrize("origin_dtype", [*FLOAT_DTYPES, torch.uint8], ids=str)
+@pytest.mark.parametrize("grad_dtype", FLOAT_DTYPES, ids=str)
 def test_perturb_step_in_every_dtype(
     kernels: Kernels,
     images_dtype: torch.dtype,
@@ -97,7 +98,7 @@ def keep_layout(kernels: Kernels, tensor: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("which", [0, 1, 2])
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
 def test_perturb_step_into_any_input(kernels: Kernels, which: int, dtype: torch.dtype) -> None:
     inputs = [pixels(dtype), pixels(dtype, seed=1), gradient(dtype)]
     expected = reference.perturb_step(*inputs, 0.05, None, 0.1, None)
@@ -118,7 +119,7 @@ def test_perturb_step_into_memory_that_overlaps(kernels: Kernels) -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 1023, 1024, 1025, 4099, 1_000_001])
 def test_elements_of_every_count(kernels: Kernels, count: int) -> None:
-    for dtype in FLOATS:
+    for dtype in FLOAT_DTYPES:
         images, grad = pixels(dtype, (count,)), torch.randn(count)
         arguments = (images, images, grad, 0.05, None, 0.1, None, 0.0, 1.0)
         same_bits(run(kernels, "perturb_step", *arguments), reference.perturb_step(*arguments))
@@ -128,7 +129,7 @@ def test_elements_of_every_count(kernels: Kernels, count: int) -> None:
     same_bits(run(kernels, "perturb_step", *scalar), reference.perturb_step(*scalar))
 
 
-@pytest.mark.parametrize("dtype", [*FLOATS, torch.uint8], ids=str)
+@pytest.mark.parametrize("dtype", [*FLOAT_DTYPES, torch.uint8], ids=str)
 @pytest.mark.parametrize("clip", [False, True])
 def test_random_start_in_every_dtype_and_layout(kernels: Kernels, dtype: torch.dtype, clip: bool) -> None:
     images = pixels(dtype)
@@ -192,7 +193,7 @@ def test_augment_start_of_what_is_no_image(kernels: Kernels) -> None:
 
 
 def test_a_step_never_leaves_the_ball(kernels: Kernels) -> None:
-    for dtype in FLOATS:
+    for dtype in FLOAT_DTYPES:
         origin = pixels(dtype, (4, 3, 16, 16))
         epsilon = 8 / 255
         x = run(kernels, "random_start", origin, epsilon, None, torch.tensor([0, 1]), 0.0, 1.0, False)

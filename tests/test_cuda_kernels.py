@@ -16,11 +16,12 @@ import cuda_emulation
 import numpy as np
 import pytest
 import torch
+from adversarial_inputs import FLOAT_DTYPES
+from oracle import PHILOX_KNOWN_ANSWERS
 from torch import Tensor
 
 from rmcla_fast import native, reference
 
-FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 CLASSES = (2, 3, 10, 32, 33, 100, 128, 129, 1000, 1024, 1025, 4096, 21841)  # both sides of every change of kernel
 TARGETS = ("mc", "ll", "untargeted", "margin", "given")
 NAN = float("nan")
@@ -96,7 +97,7 @@ def check_joint(
 
 
 @pytest.mark.parametrize("classes", CLASSES)
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
 def test_joint_gradient_agrees_with_the_float64_oracle(kernels: Kernels, classes: int, dtype: torch.dtype) -> None:
     logits, labels, given = batch(classes, dtype)
     for target, scheme in itertools.product(TARGETS, ("main", "sup", "none")):
@@ -144,7 +145,7 @@ def test_selection_is_a_stable_sort(kernels: Kernels, seed: int) -> None:
 
 @pytest.mark.parametrize("classes", [2, 10, 100, 1000, 21841])
 def test_saturated_and_equal_logits(kernels: Kernels, classes: int) -> None:
-    for dtype in FLOATS:
+    for dtype in FLOAT_DTYPES:
         logits, labels, given = batch(classes, dtype, rows=4)
         logits[0] = 1e4
         logits[1] = torch.where(torch.arange(classes) % 2 == 0, 1e4, -1e4).to(dtype)
@@ -217,7 +218,7 @@ def test_strided_rows_touch_nothing_outside(kernels: Kernels, classes: int) -> N
 
 
 @pytest.mark.parametrize("classes", CLASSES)
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
 def test_soft_cross_entropy_agrees_with_the_float64_oracle(kernels: Kernels, classes: int, dtype: torch.dtype) -> None:
     logits, labels, _ = batch(classes, dtype)
     soft = torch.rand(3, classes, generator=torch.Generator().manual_seed(1)) / classes
@@ -265,23 +266,13 @@ def probe(name: str, *buffers: Any) -> None:
     getattr(ctypes.CDLL(str(cuda_emulation.build())), name)(*(b.ctypes.data_as(ctypes.c_void_p) for b in buffers))
 
 
-@pytest.mark.parametrize(
-    ("counter", "key", "words"),
-    [
-        ([0] * 4, [0] * 2, [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
-        ([0xFFFFFFFF] * 4, [0xFFFFFFFF] * 2, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
-        (
-            [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
-            [0xA4093822, 0x299F31D0],
-            [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
-        ),
-    ],
-)
-def test_philox_gives_the_published_words(counter: list[int], key: list[int], words: list[int]) -> None:
-    """Known-answer vectors of Random123, by the authors of the generator."""
+@pytest.mark.parametrize(("counter", "key", "words"), PHILOX_KNOWN_ANSWERS)
+def test_philox_gives_the_published_words(
+    counter: tuple[int, ...], key: tuple[int, ...], words: tuple[int, ...]
+) -> None:
     got = np.zeros(4, dtype=np.uint32)
     probe("probe_philox", np.array(counter, dtype=np.uint32), np.array(key, dtype=np.uint32), got)
-    assert got.tolist() == words
+    assert tuple(got.tolist()) == words
 
 
 def test_every_byte_is_divided_correctly() -> None:
