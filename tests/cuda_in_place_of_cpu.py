@@ -1,7 +1,7 @@
 """A pytest plugin: the operators' own CPU tests, run on the CUDA kernels emulated, in place of the CPU kernels.
 
     PYTHONPATH=.:tests python -m pytest -p cuda_in_place_of_cpu -k cpu \\
-      tests/test_{perturb_step,random_start,redistribute_labels,soft_cross_entropy,joint_gradient}.py
+      tests/test_{perturb_step,random_start,redistribute_labels,soft_cross_entropy,joint_gradient,joint_objective}.py
 
 The extension has to be built, with or without CUDA. Left out are the tests that a label outside the classes is a
 ValueError: on a GPU it is a NaN row, which test_cuda_kernels.py tests.

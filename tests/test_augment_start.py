@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_random_start import SEEDS, rng_of
 from test_random_start import expected as expected_start
-from tolerances import assert_same_bits
+from tolerances import assert_same_bits, assert_threads_change_no_bit
 from torch import Tensor
 
 import rmcla_fast
@@ -214,17 +214,8 @@ def test_nothing_to_do(backend: Backend, memory_format: torch.memory_format) -> 
 def test_threads_change_no_bit(backend: Backend) -> None:
     dataset = dataset_of((4, 3, 8, 8) if backend.interpreted else (64, 3, 32, 32), backend.device)
     index = torch.arange(len(dataset), device=backend.device)
-    threads = torch.get_num_threads()
-    try:
-        results = []
-        for count in (threads, 1, 2, 3):
-            torch.set_num_threads(count)
-            rng = rng_of(5, 6, backend.device)
-            results.append(rmcla_fast.augment_start(dataset, index, rng=rng, epsilon=0.1, backend=backend.name))
-    finally:
-        torch.set_num_threads(threads)
-    for again in results[1:]:
-        assert all(torch.equal(left, right) for left, right in zip(results[0], again, strict=True))
+    rule = {"rng": rng_of(5, 6, backend.device), "epsilon": 0.1, "backend": backend.name}
+    assert_threads_change_no_bit(lambda: rmcla_fast.augment_start(dataset, index, **rule))
 
 
 def test_opcheck(backend: Backend) -> None:

@@ -200,19 +200,6 @@ def test_autograd_sees_that_out_was_written() -> None:
         loss.backward()
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_the_same_bits_whatever_the_threads(threads: int) -> None:
-    logits, labels = row_inputs(257, 300)
-    wanted = OPERATORS.joint_gradient(logits, labels, "mc", None, 9.0, 0.01, 9, "main")
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        got = OPERATORS.joint_gradient(logits, labels, "mc", None, 9.0, 0.01, 9, "main")
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
-
-
 def test_no_function_of_ours_for_one_instruction_set_stands_in_for_another(tmp_path: Path) -> None:
     """The linker keeps one copy of a weak function: compiled for AVX-512, it would end the process elsewhere."""
     source = Path(__file__).parent.parent / "csrc/cpu/kernels_avx512.cpp"

@@ -20,7 +20,7 @@ from adversarial_inputs import (
 from conftest import Backend
 from hypothesis import given
 from hypothesis import strategies as st
-from tolerances import assert_same_bits
+from tolerances import assert_same_bits, assert_threads_change_no_bit
 from torch import Tensor
 
 import rmcla_fast
@@ -261,20 +261,8 @@ def test_a_million_and_one_elements(backend: Backend) -> None:
 def test_repeats_and_threads_change_no_bit(backend: Backend) -> None:
     shape = (2, 3, 8, 8) if backend.interpreted else (16, 3, 64, 64)
     images = pixels(shape, torch.float32, backend.device, torch.Generator().manual_seed(0))
-    threads = torch.get_num_threads()
-    try:
-        results = []
-        for count in (threads, 1, 2, 3):
-            torch.set_num_threads(count)
-            results.append(
-                rmcla_fast.perturb_step(
-                    images, images.flip(0), images, step_size=STEP, epsilon=EPSILON, backend=backend.name
-                )
-            )
-    finally:
-        torch.set_num_threads(threads)
-    for again in results[1:]:
-        assert torch.equal(results[0], again)
+    rule = {"step_size": STEP, "epsilon": EPSILON, "backend": backend.name}
+    assert_threads_change_no_bit(lambda: rmcla_fast.perturb_step(images, images.flip(0), images, **rule))
 
 
 def test_result_never_requires_grad(backend: Backend) -> None:

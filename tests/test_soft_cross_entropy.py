@@ -16,7 +16,7 @@ from adversarial_inputs import (
 from conftest import Backend
 from hypothesis import given
 from hypothesis import strategies as st
-from tolerances import GRADIENT, LABEL_GRADIENT, LOSS, assert_close, exact
+from tolerances import GRADIENT, LABEL_GRADIENT, LOSS, assert_close, assert_threads_change_no_bit, exact
 from torch import Tensor
 
 import rmcla_fast
@@ -230,19 +230,12 @@ def test_labels_that_are_no_class(backend: Backend) -> None:
             assert loss.isfinite().tolist() == [True, True, False, True]
 
 
-def test_repeats_and_threads_change_no_bit(backend: Backend) -> None:
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_repeats_and_threads_change_no_bit(backend: Backend, reduction: str) -> None:
     case = LogitCase(3 if backend.interpreted else 1003, 33, torch.float32, "normal", "contiguous", 4)
     logits, labels = case.logits(backend.device), soft_labels(case, "distribution", torch.float32, backend.device)
-    threads = torch.get_num_threads()
-    try:
-        for reduction in REDUCTIONS:
-            results = []
-            for count in (threads, 1, 2, 3):
-                torch.set_num_threads(count)
-                results.append(rmcla_fast.soft_cross_entropy(logits, labels, reduction=reduction, backend=backend.name))
-            assert all(torch.equal(results[0], again) for again in results[1:]), reduction
-    finally:
-        torch.set_num_threads(threads)
+    rule = {"reduction": reduction, "backend": backend.name}
+    assert_threads_change_no_bit(lambda: rmcla_fast.soft_cross_entropy(logits, labels, **rule))
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)

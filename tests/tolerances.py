@@ -6,6 +6,7 @@ unit in the last place further off than the same result stored in float32.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -81,6 +82,14 @@ def assert_close(
         )
 
 
+def assert_soft_labels(soft_labels: Tensor, expected: np.ndarray) -> None:
+    """Close to the oracle's; exactly 0 where no mass goes; each row sums to one."""
+    assert_close(soft_labels, expected, SOFT_LABELS, "soft_labels")
+    assert (exact(soft_labels)[expected == 0] == 0).all(), "soft_labels: exactly 0 where no mass goes"
+    off = np.abs(exact(soft_labels).sum(1) - 1)
+    assert (off[np.isfinite(off)] <= SOFT_LABEL_SUM[soft_labels.dtype]).all(), "soft_labels: rows must sum to 1"
+
+
 def assert_same_bits(result: Tensor, expected: Tensor, what: str) -> None:
     """The same shape, dtype and value everywhere, NaN beside NaN; the two zeros are one, since max(-0, 0) is either."""
     assert result.dtype == expected.dtype, f"{what}: {result.dtype}, expected {expected.dtype}"
@@ -93,3 +102,19 @@ def assert_same_bits(result: Tensor, expected: Tensor, what: str) -> None:
             f"{what}: {int(wrong.sum())} of {wrong.numel()} elements differ; first at {where}: "
             f"got {result[where].item()!r}, expected {expected[where].item()!r}"
         )
+
+
+def assert_threads_change_no_bit(call: Callable[[], Tensor | tuple[Tensor, ...]]) -> None:
+    """The same bits from call to call, and on one, two and three threads."""
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (threads, 1, 2, 3):
+            torch.set_num_threads(count)
+            result = call()
+            results.append((result,) if isinstance(result, Tensor) else result)
+    finally:
+        torch.set_num_threads(threads)
+    for again in results[1:]:
+        for place, (first, other) in enumerate(zip(results[0], again, strict=True)):
+            assert torch.equal(first, other), f"result {place}"
