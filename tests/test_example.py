@@ -6,15 +6,14 @@ import copy
 
 import pytest
 import torch
+from step_cases import EPSILON, batch, recipe
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from rmcla_fast import Recipe, adversarial_example, models, random_start, recipes
+from rmcla_fast import adversarial_example, models, random_start, recipes
 from rmcla_fast.example import standard_normal
-from rmcla_fast.targets import nearest_class, random_class
 
-EPSILON = 0.1
 RNG = torch.tensor([7, 3])
 
 
@@ -30,21 +29,11 @@ class WithDropout(nn.Module):
         return self.classifier(self.body(images))
 
 
-def batch(seed: int = 0, size: int = 16) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 256, (size, 1, 8, 8), generator=generator, dtype=torch.uint8)
-    return images, torch.randint(0, 10, (size,), generator=generator)
-
-
 def network(seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     model = models.WideResNet(10, channels=1, depth=10, width=1)
     model(torch.rand(64, 1, 8, 8))  # running statistics that are not the initial ones
     return model
-
-
-def recipe(name: str) -> Recipe:
-    return recipes.get(name).replace(epsilon=0.0 if name == "standard" else EPSILON)
 
 
 @pytest.mark.parametrize("name", recipes.names())
@@ -76,7 +65,7 @@ def test_every_recipe_gives_images_in_range_and_labels_that_are_labels(name: str
 @pytest.mark.parametrize("source", ["start", "clean"])
 def test_the_method_in_plain_torch(source: str) -> None:
     """R-MC-LA and R-MC-LA+, by the paper's formulas with logarithms."""
-    model, (images, labels) = network().eval(), batch(1)
+    model, (images, labels) = network().eval(), batch(seed=1)
     clean = images.float() / 255
     start = random_start(clean, EPSILON, rng=RNG).requires_grad_()
     logits = model(start)
@@ -102,7 +91,7 @@ def test_the_method_in_plain_torch(source: str) -> None:
 
 
 def test_pgd_is_the_plain_loop() -> None:
-    model, (images, labels) = network().eval(), batch(2)
+    model, (images, labels) = network().eval(), batch(seed=2)
     clean = images.float() / 255
     moved = random_start(clean, EPSILON, rng=RNG)
     for _ in range(7):
@@ -115,7 +104,7 @@ def test_pgd_is_the_plain_loop() -> None:
 
 
 def test_trades_ascends_the_divergence() -> None:
-    model, (images, labels) = network().eval(), batch(3)
+    model, (images, labels) = network().eval(), batch(seed=3)
     clean = images.float() / 255
     p = model(clean).softmax(1)
 
@@ -128,7 +117,7 @@ def test_trades_ascends_the_divergence() -> None:
 
 
 def test_unprojected_step_leaves_the_ball() -> None:
-    images, labels = batch(4)
+    images, labels = batch(seed=4)
     clean = images.float() / 255
     outside = (adversarial_example(network(), images, labels, recipe("n-fgsm"), rng=RNG).images - clean).abs() > EPSILON
     assert 0.1 < float(outside.float().mean()) < 0.9
@@ -224,46 +213,6 @@ def test_the_attack_computes_no_weight_gradient() -> None:
         assert counted.get_total_flops() == cost * forward.get_total_flops(), name
 
 
-def test_random_classes_are_uniform_over_the_others() -> None:
-    labels = torch.randint(0, 5, (40_000,))
-    drawn = random_class(labels, 5, RNG)
-    assert bool((drawn != labels).all())
-    counts = torch.bincount(labels * 5 + drawn, minlength=25).reshape(5, 5)
-    shares = counts / counts.sum(1, keepdim=True)
-    torch.testing.assert_close(shares, (torch.ones(5, 5) - torch.eye(5)) / 4, atol=0.02, rtol=0)
-    assert torch.equal(drawn, random_class(labels, 5, RNG))
-    assert torch.equal(random_class(torch.tensor([0, 1]), 2, RNG), torch.tensor([1, 0]))
-
-
-def test_nearest_class_is_the_formula() -> None:
-    generator = torch.Generator().manual_seed(0)
-    logits, weight = torch.randn(50, 6, generator=generator), torch.randn(6, 9, generator=generator)
-    labels = torch.randint(0, 6, (50,), generator=generator)
-    found = nearest_class(logits, labels, weight)
-    for row in range(50):
-        c = int(labels[row])
-        distances = {}
-        for k in range(6):
-            if k != c:
-                margin = float(logits[row, c] - logits[row, k])
-                distances[k] = (1e4 if margin <= 1e-4 else margin) / float((weight[c] - weight[k]).norm())
-        assert int(found[row]) == min(distances, key=lambda k: distances[k])
-
-
-def test_mix_is_nearest_where_the_image_is_classified_correctly() -> None:
-    model, (images, _) = network().eval(), batch()
-    with torch.no_grad():
-        predicted = model(images.float() / 255).argmax(1)
-    labels = predicted.clone()
-    labels[::2] = (labels[::2] + 1) % 10
-    mix, mosa, mc = (
-        adversarial_example(model, images, labels, recipe(name), rng=RNG).targets
-        for name in ("r-mix-la+", "r-mosa-la+", "r-mc-la+")
-    )
-    assert torch.equal(mix[1::2], mosa[1::2])
-    assert torch.equal(mix[::2], mc[::2])
-
-
 def test_normal_noise_is_normal() -> None:
     noise = standard_normal(torch.Size([100_000]), RNG)
     assert abs(float(noise.mean())) < 0.02
@@ -303,15 +252,3 @@ def test_bad_arguments_are_one_sentence(changes: dict[str, object], words: str) 
     with pytest.raises((ValueError, TypeError)) as raised:
         adversarial_example(*given.values(), rng=rng)  # type: ignore[arg-type]
     assert words in str(raised.value)
-
-
-def test_nearest_class_needs_a_linear_classifier() -> None:
-    images, labels = batch()
-    convolutional = nn.Sequential(nn.Conv2d(1, 10, 8), nn.Flatten())
-    with pytest.raises(ValueError, match=r"reads the rows of the last nn\.Linear, and the model has none"):
-        adversarial_example(convolutional, images, labels, recipe("r-mosa-la"), rng=RNG)
-    inner = nn.Sequential(
-        nn.Flatten(), nn.Linear(64, 7), nn.Unflatten(1, (1, 1, 7)), nn.Conv2d(1, 10, (1, 7)), nn.Flatten()
-    )
-    with pytest.raises(ValueError, match="it has 7 outputs, and the model 10 logits"):
-        adversarial_example(inner, images, labels, recipe("r-mix-la"), rng=RNG)
