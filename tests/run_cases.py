@@ -1,13 +1,22 @@
-"""A whole run in small, for the tests of the training loop."""
+"""Whole runs in small, for the tests of the training loop: in this process, and in another that may be stopped."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rmcla_fast.training import TrainConfig
+import pytest
 
+from rmcla_fast.training import TrainConfig, checkpoint
+from rmcla_fast.training.batches import Batch, Batches
+
+ROOT = Path(__file__).parents[1]
 SMALL = TrainConfig(
     data="digits", images_per_class=20, epochs=2, batch_size=32, threads=1, monitor_every=1, log_every=2
 )
@@ -15,3 +24,33 @@ SMALL = TrainConfig(
 
 def small(out: Path, **changes: Any) -> TrainConfig:
     return dataclasses.replace(SMALL, out=str(out), **changes)
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, step: int, happens: Callable[[Batch], Batch]) -> None:
+    """Whatever trains from now on is given what `happens` makes of the batch of this step."""
+    draw = Batches._batch
+
+    def drawn(self: Batches, index: Any, on_device: Any, number: int) -> Batch:
+        batch = draw(self, index, on_device, number)
+        return happens(batch) if number == step else batch
+
+    monkeypatch.setattr(Batches, "_batch", drawn)
+
+
+def python(*arguments: object, **options: Any) -> subprocess.Popen[str]:
+    """Another Python, which finds this tree's package and whose output is read by `communicate`."""
+    path = os.pathsep.join([str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def wait_for_checkpoint(out: Path, process: subprocess.Popen[str], seconds: float = 240) -> None:
+    deadline = time.monotonic() + seconds
+    while not (out / checkpoint.LAST).exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)

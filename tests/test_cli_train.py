@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import builtins
 import json
-import os
 import resource
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from run_cases import python, wait_for_checkpoint
 
 from rmcla_fast import cli, recipes, training
 from rmcla_fast.epsilon import format_epsilon, parse_epsilon
 from rmcla_fast.errors import UserError
 from rmcla_fast.training import TrainConfig, checkpoint
 
-ROOT = Path(__file__).parents[1]
 QUICK = ["--data", "digits", "--images-per-class", "20", "--epochs", "1", "--batch-size", "32"]
 
 
@@ -119,17 +116,13 @@ def test_a_run_that_fails_midway_exits_with_1(tmp_path: Path, capsys: pytest.Cap
 def test_a_disk_that_refuses_is_one_sentence(tmp_path: Path, largest_file: int, code: int, sentence: str) -> None:
     """The system limits the size of files in place of a full disk: the same kind of error at the same calls."""
     out = tmp_path / "run"
-    path = os.pathsep.join([str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
-    ran = subprocess.run(
-        [sys.executable, "-m", "rmcla_fast.cli", "train", *QUICK, "--log-every", "1", "--quiet", "--out", str(out)],
-        env={**os.environ, "PYTHONPATH": path},
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file)),
-        capture_output=True,
-        text=True,
-    )
-    assert ran.returncode == code
-    assert ran.stderr.count("\n") == 1, ran.stderr
-    assert sentence in ran.stderr
+    command = ("-m", "rmcla_fast.cli", "train", *QUICK, "--log-every", "1", "--quiet", "--out", out)
+    limits = (largest_file, largest_file)
+    process = python(*command, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limits))
+    _, said = process.communicate(timeout=240)
+    assert process.returncode == code
+    assert said.count("\n") == 1, said
+    assert sentence in said
     assert not list(out.glob("*.tmp"))
 
 
@@ -184,16 +177,8 @@ def test_without_arguments_it_helps(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_control_c_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    path = os.pathsep.join([str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
-    process = subprocess.Popen(
-        [sys.executable, "-m", "rmcla_fast.cli", "train", "--data", "digits", "--epochs", "9999", "--out", str(out)],
-        env={**os.environ, "PYTHONPATH": path},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 120
-    while not (out / "checkpoint.pt").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
+    process = python("-m", "rmcla_fast.cli", "train", "--data", "digits", "--epochs", "9999", "--out", out)
+    wait_for_checkpoint(out, process)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +12,17 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from run_cases import small
+from run_cases import at_step, python, small, wait_for_checkpoint
 from torch import nn
 
 from rmcla_fast import data, recipes
-from rmcla_fast.data import ImageSet
 from rmcla_fast.errors import RunFailed, UserError
 from rmcla_fast.training import TrainConfig, TrainStep, checkpoint, train
-from rmcla_fast.training.batches import Batches, steps_in_epoch
+from rmcla_fast.training.batches import Batch
 from rmcla_fast.training.distributed import World
 from rmcla_fast.training.run_folder import read_metrics
 from rmcla_fast.training.schedule import build_optimizer
 
-ROOT = Path(__file__).parents[1]
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not dist.is_available(), reason="this torch is built without torch.distributed"),
@@ -82,15 +78,12 @@ def rank_of_a_run(number: int, port: int, out: Path, resume: bool) -> None:
         train(TrainConfig(out=str(out / "killed"), resume=True, model=options["model"]))
         return
     train(small(out / "whole", **options))
-    draw = Batches._batch
 
-    def stopped(self: Batches, index: Any, on_device: Any, step: int) -> Any:
-        if step == 3:
-            raise RunFailed("stopped")
-        return draw(self, index, on_device, step)
+    def stop(batch: Batch) -> Batch:
+        raise RunFailed("stopped")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Batches, "_batch", stopped)
+        at_step(patch, 3, stop)
         patch.setenv("MASTER_PORT", str(port + 1))
         with pytest.raises(RunFailed, match="stopped"):
             train(small(out / "killed", **options))
@@ -111,41 +104,16 @@ def test_ranks_that_drop_out_resume_to_the_bit(tmp_path: Path) -> None:
     assert torch.equal(resumed["rng"]["others"][0]["torch"], whole["rng"]["others"][0]["torch"])
 
 
-def test_ranks_share_each_batch_equally() -> None:
-    held = ImageSet(torch.zeros(23, 1, 4, 4, dtype=torch.uint8), torch.arange(23))
-    cpu = torch.device("cpu")
-    both = [
-        Batches(held, 8, 0, cpu, augment=True, flip=True, draw_start=True, world=World(rank, 2)) for rank in range(2)
-    ]
-    shares = [[batch.labels for batch in batches.epoch(0)] for batches in both]
-    assert [[len(labels) for labels in share] for share in shares] == [[4, 4, 3]] * 2  # one image of 23 is left out
-    seen = torch.cat(shares[0] + shares[1]).tolist()
-    assert len(set(seen)) == len(seen) == 22
-    one, other = (next(iter(batches.epoch(0))) for batches in both)
-    assert not torch.equal(one.start, other.start)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="cannot be shared by 3 processes"):
-        steps_in_epoch(23, 8, ranks=3)
-
-
 def torchrun(out: Path, *options: str) -> subprocess.Popen[str]:
-    command = (
-        "-m torch.distributed.run --standalone --nproc-per-node 2 -m rmcla_fast.cli train --data digits --device cpu"
-    )
-    path = os.pathsep.join([str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
-    return subprocess.Popen(
-        [sys.executable, *command.split(), "--images-per-class", "20", "--threads", "1", "--out", str(out), *options],
-        env={**os.environ, "PYTHONPATH": path},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "rmcla_fast.cli")
+    run = ("train", "--data", "digits", "--device", "cpu", "--images-per-class", "20", "--threads", "1", "--out", out)
+    return python(*launcher, *run, *options)
 
 
 def test_torchrun_trains_loses_a_rank_and_resumes(tmp_path: Path) -> None:
     out = tmp_path / "run"
     process = torchrun(out, "--epochs", "9999")
-    deadline = time.monotonic() + 240
-    while not (out / checkpoint.LAST).exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.2)
+    wait_for_checkpoint(out, process)
     ranks = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
     os.kill(int(ranks[-1]), signal.SIGKILL)
     _, said = process.communicate(timeout=120)

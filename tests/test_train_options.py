@@ -115,3 +115,23 @@ def test_defaults_are_right_for_the_data_set() -> None:
     cifar = resolve(TrainConfig(data="cifar10"))
     facts = (cifar.model, cifar.epochs, cifar.batch_size, cifar.lr, cifar.weight_decay, cifar.schedule, cifar.epsilon)
     assert facts == ("wrn-28-10", 200, 128, 0.1, 2e-4, "piecewise", 8 / 255)
+
+
+def five_classes(num_classes: int, channels: int) -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 5))
+
+
+def larger_images(num_classes: int, channels: int) -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, num_classes))
+
+
+@pytest.mark.parametrize(
+    ("factory", "sentence"),
+    [("five_classes", r"must answer logits of shape \(1, 10\)"), ("larger_images", "cannot take")],
+)
+def test_a_model_that_does_not_fit_the_data_is_refused_before_anything_is_written(
+    tmp_path: Path, factory: str, sentence: str
+) -> None:
+    with pytest.raises(UserError, match=sentence):
+        train(dataclasses.replace(SMALL, model=f"{__name__}:{factory}", out=str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
