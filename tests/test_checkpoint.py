@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from data_files import Malicious
 from torch import nn
 
 import rmcla_fast
@@ -89,14 +90,6 @@ def test_a_truncated_checkpoint(tmp_path: Path, model: nn.Module, kept: int) -> 
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(UserError, match=r"checkpoint\.pt is truncated or was not written by rmcla_fast"):
         checkpoint.read(path)
-
-
-class Malicious:
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.target,)
 
 
 def test_a_foreign_checkpoint(tmp_path: Path) -> None:

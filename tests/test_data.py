@@ -9,37 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from data_files import Malicious, write_cifar10, write_cifar100
 
 from rmcla_fast import data
 from rmcla_fast.data.pickles import load_pickle
 from rmcla_fast.data.splits import DataSplits, ImageSet, check, hold_out, per_class
 from rmcla_fast.errors import UserError
-
-
-def write_cifar10(root: Path, per_file: int = 20) -> Path:
-    """A small CIFAR-10 in the Python version's layout, keys and protocol."""
-    folder = root / "cifar-10-batches-py"
-    folder.mkdir(parents=True)
-    draw = np.random.default_rng(0)
-    for name in (*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"):
-        images = draw.integers(0, 256, (per_file, 3072), dtype=np.uint8)
-        labels = [k % 10 for k in range(per_file)]
-        content = {b"data": images, b"labels": labels, b"batch_label": b"x", b"filenames": [b"a.png"] * per_file}
-        (folder / name).write_bytes(pickle.dumps(content, protocol=2))
-    return root
-
-
-def write_cifar100(root: Path) -> Path:
-    folder = root / "cifar-100-python"
-    folder.mkdir(parents=True)
-    for name in ("train", "test"):
-        content = {
-            "data": np.zeros((200, 3072), np.uint8),
-            "fine_labels": [k % 100 for k in range(200)],
-            "coarse_labels": [0] * 200,
-        }
-        (folder / name).write_bytes(pickle.dumps(content, protocol=4))
-    return root
 
 
 def test_digits_are_the_same_split_every_time() -> None:
@@ -124,14 +99,6 @@ def test_a_missing_data_set_names_its_address_and_folder(tmp_path: Path, name: s
 def test_an_unknown_data_set_lists_the_known() -> None:
     with pytest.raises(UserError, match=r"unknown data set 'mnist'; one of: digits, cifar10"):
         data.load("mnist")
-
-
-class Malicious:
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return Path.touch, (self.target,)  # type: ignore[return-value]
 
 
 def test_a_malicious_pickle_does_not_run(tmp_path: Path) -> None:

@@ -8,30 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from data_files import write_folder, write_image
 
 from rmcla_fast import data
 from rmcla_fast.data.folder import CACHE
 from rmcla_fast.errors import UserError
 
-Image = pytest.importorskip("PIL.Image")
-
-
-def write(path: Path, value: int, size: tuple[int, int] = (6, 5), mode: str = "RGB") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    channels = {"RGB": 3, "L": 1, "RGBA": 4}[mode]
-    pixels = np.full((size[1], size[0], channels), value, np.uint8)
-    pixels[0, 1] = value + 1
-    Image.fromarray(pixels.squeeze() if mode == "L" else pixels, mode).save(path)
-    return path
+Image = pytest.importorskip("PIL.Image", reason="pip install 'rmcla-fast[train]'")
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for split in ("train", "test"):
-        for k, name in enumerate(("cat", "dog")):
-            for image in range(3):
-                write(tmp_path / split / name / f"{image}.png", 50 * k + image)
-    return tmp_path
+    return write_folder(tmp_path)
 
 
 def test_images_by_class_and_name(folder: Path) -> None:
@@ -45,7 +33,7 @@ def test_images_by_class_and_name(folder: Path) -> None:
 
 def test_val_does_for_test_and_subfolders_and_jpeg_count(folder: Path) -> None:
     (folder / "test").rename(folder / "val")
-    write(folder / "train" / "cat" / "deeper" / "a.JPG", 7)
+    write_image(folder / "train" / "cat" / "deeper" / "a.JPG", 7)
     (folder / "train" / "cat" / "notes.txt").write_text("no image")
     assert len(data.load("folder", folder).train) == 7
 
@@ -55,11 +43,11 @@ def test_links_are_followed_and_hidden_files_are_not_images(
 ) -> None:
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     cat = folder / "train" / "cat"
-    write(elsewhere / "a" / "far.png", 90)
+    write_image(elsewhere / "a" / "far.png", 90)
     (cat / "linked").symlink_to(elsewhere / "a")
     (cat / "round").symlink_to(cat)  # leads back here
     (cat / "._0.png").write_bytes(b"what another system leaves beside a file")
-    write(cat / ".ipynb_checkpoints" / "0.png", 91)
+    write_image(cat / ".ipynb_checkpoints" / "0.png", 91)
     assert data.load("folder", folder).train.images[:4, 0, 1, 1].tolist() == [0, 1, 2, 90]
     (cat / "gone.png").symlink_to(elsewhere / "gone.png")
     with pytest.raises(UserError, match=r"unreadable image: \S*gone\.png"):
@@ -101,9 +89,9 @@ def test_a_damaged_cache_is_written_anew(folder: Path) -> None:
 def test_grey_images_have_one_channel(tmp_path: Path) -> None:
     for split in ("train", "test"):
         for name in ("a", "b"):
-            write(tmp_path / split / name / "0.png", 9, mode="L")
+            write_image(tmp_path / split / name / "0.png", 9, mode="L")
     assert data.load("folder", tmp_path).train.images.shape == (2, 1, 5, 6)
-    write(tmp_path / "train" / "a" / "1.png", 9, mode="RGBA")
+    write_image(tmp_path / "train" / "a" / "1.png", 9, mode="RGBA")
     assert data.load("folder", tmp_path).train.images.shape == (3, 3, 5, 6)
 
 
@@ -112,7 +100,7 @@ def test_the_cache_is_used_and_follows_the_folder(folder: Path, monkeypatch: pyt
     monkeypatch.setattr("rmcla_fast.data.folder.decode", lambda *_: pytest.fail("decoded again"))
     assert torch.equal(data.load("folder", folder).train.images, first)
     monkeypatch.undo()
-    write(folder / "train" / "cat" / "0.png", 77)
+    write_image(folder / "train" / "cat" / "0.png", 77)
     os.utime(folder / "train" / "cat" / "0.png", ns=(1, 1))
     assert data.load("folder", folder).train.images[0, 0, 1, 1] == 77
     assert not list((folder / CACHE).glob("*.tmp"))
@@ -143,7 +131,7 @@ def test_a_class_without_a_readable_image(folder: Path) -> None:
 
 
 def test_images_of_differing_sizes(folder: Path) -> None:
-    write(folder / "test" / "cat" / "9.png", 1, size=(7, 5))
+    write_image(folder / "test" / "cat" / "9.png", 1, size=(7, 5))
     with pytest.raises(UserError, match=r"must share one size: .* is 6x5 and .*9\.png is 7x5"):
         data.load("folder", folder)
 
@@ -167,7 +155,7 @@ def test_missing_and_empty_folders(tmp_path: Path, folder: Path) -> None:
         (tmp_path / "empty" / split).mkdir()
     with pytest.raises(UserError, match="has no folders in it"):
         data.load("folder", tmp_path / "empty")
-    write(folder / "test" / "horse" / "0.png", 1)
+    write_image(folder / "test" / "horse" / "0.png", 1)
     with pytest.raises(UserError, match="horse is a class that the training folder has not"):
         data.load("folder", folder)
 
