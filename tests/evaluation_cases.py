@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -90,3 +93,10 @@ class Poisoned(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return torch.where(images[:, 0, 0, :1] > 0.5, float("nan"), self.model(images))
+
+
+def hide_extras(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if no library of the extra [eval] were installed."""
+    found = importlib.util.find_spec
+    hidden = ("foolbox", "pyautoattack", "autoattack")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name in hidden else found(name, *a))

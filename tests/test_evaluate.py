@@ -6,10 +6,21 @@ import json
 
 import pytest
 import torch
-from evaluation_cases import Counting, Poisoned, assert_same, drifting_model, examples, small_net, snapshot
+from evaluation_cases import (
+    Counting,
+    Poisoned,
+    assert_same,
+    drifting_model,
+    examples,
+    hide_extras,
+    small_net,
+    snapshot,
+)
 from torch import Tensor, nn
 
+from rmcla_fast.errors import UserError
 from rmcla_fast.evaluation import ATTACKS, evaluate, pgd
+from rmcla_fast.evaluation.external import EXTERNAL
 from rmcla_fast.evaluation.protocol import GRADIENT_ATTACKS, AttackResult, attack_names
 from rmcla_fast.evaluation.report import as_json, explanation
 
@@ -204,6 +215,19 @@ def test_a_model_with_another_number_of_classes_than_the_data_is_named() -> None
     images, labels = examples(8)
     with pytest.raises(ValueError, match=r"^model must answer 12 classes, as the data have; got 10"):
         evaluate(small_net(), images, labels, attacks="clean", epsilon=EPSILON, num_classes=12)
+
+
+@pytest.mark.parametrize("attack", EXTERNAL)
+def test_a_missing_library_is_one_sentence_with_the_install_command(
+    attack: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hide_extras(monkeypatch)
+    model = small_net()
+    before = snapshot(model)
+    with pytest.raises(UserError, match=r"pip install 'rmcla-fast\[eval\]'") as raised:
+        evaluate(model, *examples(4), attacks=["clean", attack], epsilon=EPSILON)
+    assert "\n" not in str(raised.value)
+    assert_same(before, snapshot(model))
 
 
 class Fickle(nn.Module):

@@ -1,0 +1,112 @@
+"""What `rmcla evaluate` and its siblings say of a run, an option or an installation that is wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from evaluation_cases import hide_extras
+from run_cases import small
+
+from rmcla_fast import cli
+from rmcla_fast.training import train
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(small(tmp_path_factory.mktemp("runs") / "run", epochs=1))
+
+
+def rmcla(*arguments: object) -> int:
+    return cli.run([str(argument) for argument in arguments])
+
+
+BAD = [
+    (
+        ("evaluate", "{run}", "--attacks", "pgd7"),
+        "attacks must be among clean, fgsm, ce20, ce100, ce1000, cw100, mi, cw-l2-a, cw-l2-b, deepfool-l2, autoattack; "
+        "got 'pgd7'",
+    ),
+    (("evaluate", "{run}", "--attacks", ""), "attacks must name at least one of clean, fgsm"),
+    (("evaluate", "{run}", "--epsilon", "8"), "8/255"),
+    (("evaluate", "{run}", "--epsilon", "0"), "--epsilon must lie in (0, 1]"),
+    (("evaluate", "{run}", "--epsilon", "1.5"), "epsilon is for images in [0, 1] and 1.5 is above 1"),
+    (("evaluate", "{run}", "--epsilon", "-0.1"), "epsilon must lie in [0, 1]; got -0.1"),
+    (("evaluate", "{run}", "--epsilon", "nan"), "epsilon must lie in [0, 1]; got nan"),
+    (("evaluate", "{run}", "--restarts", "0"), "Invalid value for '--restarts'"),
+    (("evaluate", "{run}", "--images", "0"), "--images must be at least 1"),
+    (("evaluate", "{run}", "--device", "cuda:99"), "--device cuda:99 cannot be used"),
+    (("evaluate", "{run}", "--robustbench", "x.json"), "--robustbench needs clean and autoattack"),
+    (("evaluate", "{missing}"), "there is no run folder"),
+    (("evaluate", "{empty}"), "it has no config.json"),
+    (("evaluate", "{uncheckpointed}"), "no checkpoint"),
+    (("evaluate", "{misfit}"), "do not fit"),
+    (("evaluate", "{garbled}"), "cannot be read as the options of a run"),
+    (("gradients", "{missing}"), "there is no run folder"),
+    (("compare", "{run}", "{other}"), "trained with different epsilons"),
+    (("reproduce", "table9"), "no table is called 'table9'"),
+    (("reproduce", "table2", "--seeds", "a"), "--seeds must be whole numbers"),
+    (("reproduce", "table2", "--seeds", ""), "--seeds must name at least one"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), BAD, ids=[sentence for _, sentence in BAD])
+def test_what_is_wrong_is_one_sentence_and_exit_code_2(
+    arguments: tuple[str, ...], sentence: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = {"run": run, "missing": tmp_path / "missing"}
+    for name in ("empty", "uncheckpointed", "misfit", "garbled", "other"):
+        folders[name] = tmp_path / name
+        folders[name].mkdir()
+    for name in ("uncheckpointed", "misfit", "other"):
+        shutil.copy(run / "config.json", folders[name])
+    config = json.loads((folders["other"] / "config.json").read_text())
+    (folders["other"] / "config.json").write_text(json.dumps({**config, "epsilon": 0.1}))
+    shutil.copy(run / "checkpoint.pt", folders["other"])
+    state = torch.load(run / "checkpoint.pt", weights_only=True)
+    state["model"] = {name: value[:1] for name, value in state["model"].items() if value.dim()}
+    torch.save(state, folders["misfit"] / "checkpoint.pt")
+    (folders["garbled"] / "config.json").write_text("{")
+    files = {path: path.read_bytes() for path in run.iterdir()}
+    code = rmcla(
+        *(argument.format(**folders) for argument in arguments),
+        *(["--out", tmp_path / "o"] * (arguments[0] == "reproduce")),
+    )
+    error = capsys.readouterr().err
+    assert code == 2
+    assert sentence in error
+    last = error.strip().splitlines()[-1]
+    assert last.startswith("rmcla: ")
+    assert "Traceback" not in error
+    assert {path: path.read_bytes() for path in run.iterdir()} == files
+
+
+def test_a_missing_extra_is_one_sentence(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hide_extras(monkeypatch)
+    assert rmcla("evaluate", run, "--images", 10, "--attacks", "clean,autoattack") == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert said.splitlines()[-1].startswith("rmcla: ")
+    assert "pip install 'rmcla-fast[eval]'" in said.splitlines()[-1]
+
+
+def test_a_model_that_answers_nan_is_wrong_everywhere_and_that_is_said(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(run / "config.json", tmp_path)
+    state = torch.load(run / "checkpoint.pt", weights_only=True)
+    state["model"] = {
+        name: torch.full_like(value, float("nan")) if value.is_floating_point() else value
+        for name, value in state["model"].items()
+    }
+    torch.save(state, tmp_path / "checkpoint.pt")
+    assert rmcla("evaluate", tmp_path, "--images", 40, "--attacks", "clean,ce20", "--json", tmp_path / "out.json") == 0
+    found = json.loads((tmp_path / "out.json").read_text())["attacks"]
+    assert [found[name]["accuracy"] for name in ("clean", "ce20")] == [0, 0]
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "answered NaN or infinity on 40 clean images, which count as misclassified" in printed
