@@ -9,6 +9,7 @@ import torch
 if not torch.cuda.is_available():  # before triton and rmcla_fast are imported: both read it once
     os.environ["TRITON_INTERPRET"] = "1"
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import hypothesis
@@ -20,6 +21,15 @@ hypothesis.settings.register_profile(
     "operators", max_examples=200, derandomize=True, deadline=None, database=None, print_blob=False
 )
 hypothesis.settings.load_profile("operators")
+
+
+@pytest.fixture
+def deterministic_convolutions() -> Iterator[None]:
+    """On a GPU the same algorithm every time, in whole float32."""
+    before = torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = True, False
+    yield
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = before
 
 
 class Backend(NamedTuple):

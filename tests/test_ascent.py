@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -197,14 +197,6 @@ class Branching(nn.Module):
         return logits if bool(logits.sum() > -1e9) else -logits
 
 
-@pytest.fixture
-def exact() -> Iterator[None]:
-    before = torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = True, False
-    yield
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = before
-
-
 def eagerly(monkeypatch: pytest.MonkeyPatch, run: Callable[[], Tensor]) -> Tensor:
     with monkeypatch.context() as patch:
         patch.setattr(ascent, "capture_for", lambda device: None)
@@ -219,7 +211,7 @@ class TestOnAGPU:
     @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
     def test_a_graph_is_eager(
         self,
-        exact: None,
+        deterministic_convolutions: None,
         monkeypatch: pytest.MonkeyPatch,
         objective: str,
         drop_fooled: bool,

@@ -98,6 +98,7 @@ PERTURB = [
     ("grad", elsewhere(*SHAPE), ValueError, "grad must be on .*, as images is; got meta"),
     ("grad", sparse(*SHAPE), TypeError, "grad must be a dense tensor; got layout torch.sparse_coo"),
     ("step_size", constant(NAN), ValueError, "step_size must be finite; got nan"),
+    ("step_size", constant(-INF), ValueError, "step_size must be finite; got -inf"),
     ("step_size", constant("1"), TypeError, "step_size must be a number; got str"),
     ("step_size", ones(2, dtype=torch.float16), TypeError, "step_size must be a float or a float32 tensor; .*float16"),
     ("step_size", ones(3), ValueError, r"step_size must have shape \(\) or \(2,\).*; got \(3,\)"),

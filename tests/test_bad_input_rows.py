@@ -59,11 +59,13 @@ RULE = [
     ("beta", constant(0.0), ValueError, "beta must be positive; got 0.0"),
     ("beta", constant(-1), ValueError, "beta must be positive; got -1"),
     ("beta", constant(NAN), ValueError, "beta must be finite; got nan"),
+    ("beta", constant(INF), ValueError, "beta must be finite; got inf"),
     ("beta", constant("9"), TypeError, "beta must be a number; got str"),
     ("beta", constant(True), TypeError, "beta must be a number; got bool"),
     ("beta", ones(), TypeError, "beta must be a number; got Tensor"),
     ("gamma", constant(0), ValueError, "gamma must be positive; got 0"),
     ("gamma", constant(-0.01), ValueError, "gamma must be positive; got -0.01"),
+    ("gamma", constant(NAN), ValueError, "gamma must be finite; got nan"),
     ("gamma", constant(INF), ValueError, "gamma must be finite; got inf"),
     ("gamma", constant(None), TypeError, "gamma must be a number; got NoneType"),
     ("top_k", constant(0), ValueError, "top_k must be at least 1; got 0"),
@@ -91,6 +93,7 @@ LABEL_OUT = [
     ("out", ones(3, 5, grad=True), ValueError, "out must not require grad"),
     ("out", elsewhere(3, 5), ValueError, "out must be on .*; got meta"),
     ("out", overlapping(3, 5), ValueError, "out must not share memory between its elements"),
+    ("out", sparse(3, 5), TypeError, "out must be a dense tensor; got layout torch.sparse_coo"),
 ]
 SOFT = [
     ("labels", ones(3, 4), ValueError, r"labels must have the shape of logits, \(3, 5\); got \(3, 4\)"),

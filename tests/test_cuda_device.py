@@ -202,23 +202,3 @@ def test_augment_start_beyond_two_to_the_31_elements() -> None:
     for end in (slice(0, 3), slice(count - 7, count)):
         assert torch.equal(images[end], (dataset[index[end]].float() / 255).half())
     assert torch.equal(start, rmcla_fast.random_start(images, 0.1, rng=rng, backend="cuda"))
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["joint_gradient", "redistribute_labels", "perturb_step", "random_start", "augment_start", "soft_cross_entropy"],
-)
-def test_operators_are_registered_soundly(name: str) -> None:
-    logits = torch.randn(4, 10, device="cuda")
-    labels = torch.arange(4, device="cuda")
-    images = torch.rand(2, 3, 4, 4, device="cuda")
-    rng = torch.tensor([1, 2], device="cuda")
-    arguments = {
-        "joint_gradient": (logits, labels, "mc", None, 9.0, 0.01, 3, "main"),
-        "redistribute_labels": (logits, labels, 9.0, 0.01, None, "sup"),
-        "perturb_step": (images, images, images, 0.1, None, 0.1, None, 0.0, 1.0),
-        "soft_cross_entropy": (logits, logits.softmax(1), "mean", True),
-        "random_start": (images, 0.1, None, rng, 0.0, 1.0, False),
-        "augment_start": (images.byte(), labels[:2], rng, 0.1, None, 4, True, 0.5, torch.float16, True),
-    }[name]
-    torch.library.opcheck(getattr(torch.ops.rmcla_fast, name).default, arguments)

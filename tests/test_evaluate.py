@@ -131,7 +131,6 @@ def test_other_precisions(dtype: torch.dtype) -> None:
     labels = model(images.to(dtype)).argmax(1)
     results = evaluate(model, images, labels, attacks=OWN, epsilon=EPSILON)
     assert results["clean"].accuracy == 100
-    assert results["cw100"].accuracy <= 100
 
 
 def test_progress_runs_from_zero_to_one_for_each_attack() -> None:

@@ -145,6 +145,21 @@ def poisoned(batch: Batch) -> Batch:
     return batch._replace(images=torch.full(batch.images.shape, math.nan))
 
 
+def test_a_loss_that_is_not_finite_midway_leaves_a_run_to_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_step(monkeypatch, 9, poisoned)
+    last = tmp_path / "a" / "checkpoint.pt"
+    with pytest.raises(RunFailed, match=rf"^the loss of step 9 is nan .*; the last good checkpoint is {last}; "):
+        train(small(tmp_path / "a", checkpoint_every=2))
+    assert checkpoint.read(last)["step"] == 8
+    monkeypatch.undo()
+    train(TrainConfig(out=str(tmp_path / "a"), resume=True))
+    train(small(tmp_path / "b"))
+    ended, whole = (checkpoint.read(tmp_path / name / "checkpoint.pt")["model"] for name in "ab")
+    assert all(torch.equal(ended[name], whole[name]) for name in whole)
+
+
 def test_updates_that_are_not_finite_are_skipped_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     at_step(monkeypatch, 3, poisoned)
     train(small(tmp_path / "a", skip_nonfinite=True))

@@ -101,24 +101,6 @@ def test_no_piece_repeats_anothers_noise() -> None:
     assert len(everything.unique(dim=0)) == len(everything)
 
 
-def test_resumed_is_uninterrupted_to_the_bit() -> None:
-    model = network()
-    optimizer = sgd(model)
-    step = TrainStep(model, optimizer, recipe("r-mc-la"), seed=3, accumulate=4)
-    train(step, 1)
-    step(*batch(3))
-    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict(), step.state_dict()))
-    expected = float(step(*batch(seed=5)))
-    again = network()
-    resumed_optimizer = sgd(again)
-    resumed = TrainStep(again, resumed_optimizer, recipe("r-mc-la"), seed=3, accumulate=4)
-    again.load_state_dict(saved[0])
-    resumed_optimizer.load_state_dict(saved[1])
-    resumed.load_state_dict(saved[2])
-    assert float(resumed(*batch(seed=5))) == expected
-    assert torch.equal(weights(again), weights(model))
-
-
 # Statistics, the guard, ways to run.
 
 

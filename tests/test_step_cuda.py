@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from rmcla_fast.training import ExponentialAverage, TrainStep
 
 pytestmark = [
     pytest.mark.gpu,
+    pytest.mark.usefixtures("deterministic_convolutions"),
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
 ]
 UPDATES = 8  # three warm the graph up, the others replay it
@@ -49,14 +49,6 @@ def tensors(step: TrainStep) -> list[Tensor]:
 def assert_same(ours: TrainStep, theirs: TrainStep) -> None:
     for a, b in zip(tensors(ours), tensors(theirs), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-3)
-
-
-@pytest.fixture(autouse=True)
-def deterministic_convolutions() -> Iterator[None]:
-    before = torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = True, False
-    yield
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = before
 
 
 @pytest.mark.parametrize("name", recipes.names())

@@ -19,17 +19,19 @@ from rmcla_fast.training.step import _resolve_capture
 # The state of a step.
 
 
-def test_resumed_is_uninterrupted_to_the_bit() -> None:
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_resumed_is_uninterrupted_to_the_bit(accumulate: int) -> None:
     model = network()
     optimizer = sgd(model)
-    step = TrainStep(model, optimizer, recipe("r-mc-la"), seed=2**40 + 3)
+    step = TrainStep(model, optimizer, recipe("r-mc-la"), seed=2**40 + 3, accumulate=accumulate)
     train(step, 2)
+    step(*batch(3))  # fewer images than pieces
     saved = copy.deepcopy((model.state_dict(), optimizer.state_dict(), step.state_dict()))
-    assert saved[2]["step"] == 2
+    assert saved[2]["step"] == 3
     expected = float(step(*batch(seed=5)))
     again = network()
     resumed_optimizer = sgd(again)
-    resumed = TrainStep(again, resumed_optimizer, recipe("r-mc-la"), seed=2**40 + 3)
+    resumed = TrainStep(again, resumed_optimizer, recipe("r-mc-la"), seed=2**40 + 3, accumulate=accumulate)
     again.load_state_dict(saved[0])
     resumed_optimizer.load_state_dict(saved[1])
     resumed.load_state_dict(saved[2])
