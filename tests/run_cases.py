@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from rmcla_fast import cli
 from rmcla_fast.training import TrainConfig, checkpoint
 from rmcla_fast.training.batches import Batch, Batches
 
@@ -35,6 +36,11 @@ def at_step(monkeypatch: pytest.MonkeyPatch, step: int, happens: Callable[[Batch
         return happens(batch) if number == step else batch
 
     monkeypatch.setattr(Batches, "_batch", drawn)
+
+
+def rmcla(*arguments: object) -> int:
+    """The command line in this process; its exit code."""
+    return cli.run([str(argument) for argument in arguments])
 
 
 def python(*arguments: object, **options: Any) -> subprocess.Popen[str]:

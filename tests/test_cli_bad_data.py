@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from data_files import Malicious, write_cifar10, write_cifar100, write_folder, write_image
-
-from rmcla_fast import cli
+from run_cases import rmcla
 
 pytest.importorskip("PIL.Image", reason="pip install 'rmcla-fast[train]'")
 
@@ -121,7 +120,7 @@ def test_data_that_is_wrong_is_one_sentence(
     root, out = tmp_path / "data", tmp_path / "run"
     root.mkdir()
     write(root)
-    assert cli.run(["train", "--data", data, "--data-dir", str(root), "--model", "small-cnn", "--out", str(out)]) == 2
+    assert rmcla("train", "--data", data, "--data-dir", root, "--model", "small-cnn", "--out", out) == 2
     printed = capsys.readouterr()
     said = printed.err.splitlines()[-1]
     assert said.startswith("rmcla: ")
@@ -136,9 +135,9 @@ def test_an_unreadable_image_is_left_out_where_asked(tmp_path: Path, capsys: pyt
     root, out = write_folder(tmp_path / "data"), tmp_path / "run"
     (root / "train" / "dog" / "1.png").write_bytes(b"no image")
     run = ("train", "--data", "folder", "--data-dir", root, "--model", "small-cnn", "--batch-size", 2, "--epochs", 1)
-    command = [*map(str, run), "--monitor-images", "0", "--quiet", "--out", str(out)]
-    assert cli.run(command) == 2
+    command = (*run, "--monitor-images", 0, "--quiet", "--out", out)
+    assert rmcla(*command) == 2
     assert "--skip-unreadable" in capsys.readouterr().err
     assert not out.exists()
-    assert cli.run([*command, "--skip-unreadable"]) == 0
+    assert rmcla(*command, "--skip-unreadable") == 0
     assert (out / "checkpoint.pt").exists()

@@ -9,19 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from evaluation_cases import hide_extras
-from run_cases import small
+from run_cases import rmcla, small
 
-from rmcla_fast import cli
 from rmcla_fast.training import train
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(small(tmp_path_factory.mktemp("runs") / "run", epochs=1))
-
-
-def rmcla(*arguments: object) -> int:
-    return cli.run([str(argument) for argument in arguments])
 
 
 BAD = [

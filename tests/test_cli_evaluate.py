@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from run_cases import rmcla
 
-from rmcla_fast import cli
 from rmcla_fast.errors import UserError
 from rmcla_fast.evaluation import cli as evaluation_cli
 from rmcla_fast.evaluation import masking, plots
@@ -35,10 +35,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         name: train(TrainConfig(data="digits", recipe=name, epochs=2, out=str(folder / name), threads=1))
         for name in ("standard", "r-mc-la")
     }
-
-
-def rmcla(*arguments: object) -> int:
-    return cli.run([str(argument) for argument in arguments])
 
 
 def is_picture(path: Path) -> bool:

@@ -98,9 +98,10 @@ def test_sixteen_bits_stay_near_thirty_two(precision: str, name: str) -> None:
     assert losses[precision] == pytest.approx(losses["fp32"], rel=0.05)
 
 
-def test_the_loss_scale_halves_when_an_update_overflows() -> None:
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_the_loss_scale_halves_when_an_update_overflows(accumulate: int) -> None:
     model = network()
-    step = TrainStep(model, sgd(model, fused=True), recipe("r-mc-la"), precision="fp16")
+    step = TrainStep(model, sgd(model, fused=True), recipe("r-mc-la"), precision="fp16", accumulate=accumulate)
     train(step, 1)
     assert step._guard is not None
     step._guard.scale.fill_(2.0**40)  # what no fp16 gradient survives
@@ -117,12 +118,14 @@ def test_the_loss_scale_halves_when_an_update_overflows() -> None:
     assert float(again._guard.scale) == 2.0**39
 
 
-def test_a_nonfinite_update_can_be_skipped() -> None:
+@pytest.mark.parametrize(("accumulate", "image"), [(1, 0), (4, 0), (4, 12)])
+def test_a_nonfinite_update_can_be_skipped(accumulate: int, image: int) -> None:
+    """The whole of it, whichever piece is not finite."""
     images, labels = batch()
     broken = images.float() / 255
-    broken[0, 0, 0, 0] = torch.nan
+    broken[image, 0, 0, 0] = torch.nan
     model = network()
-    step = TrainStep(model, sgd(model, fused=True), recipe("r-mc-la"), skip_nonfinite=True)
+    step = TrainStep(model, sgd(model, fused=True), recipe("r-mc-la"), skip_nonfinite=True, accumulate=accumulate)
     before = copy.deepcopy(model.state_dict())
     assert bool(step(broken, labels).isnan())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
