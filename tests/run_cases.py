@@ -45,7 +45,7 @@ def rmcla(*arguments: object) -> int:
 
 def python(*arguments: object, **options: Any) -> subprocess.Popen[str]:
     """Another Python, which finds this tree's package and whose output is read by `communicate`."""
-    path = os.pathsep.join([str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))  # empty would be the working folder
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": path},

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from data_files import write_folder, write_image
 from evaluation_cases import hide_extras
 from run_cases import rmcla, small
 
@@ -105,3 +106,19 @@ def test_a_model_that_answers_nan_is_wrong_everywhere_and_that_is_said(
     assert [found[name]["accuracy"] for name in ("clean", "ce20")] == [0, 0]
     printed = " ".join(capsys.readouterr().out.split())
     assert "answered NaN or infinity on 40 clean images, which count as misclassified" in printed
+
+
+def test_data_that_have_grown_a_class_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("PIL.Image", reason="pip install 'rmcla-fast[train]'")
+    root = write_folder(tmp_path / "data")
+    options = {"data": "folder", "data_dir": str(root), "model": "small-cnn", "batch_size": 2, "monitor_images": 0}
+    run = train(small(tmp_path / "run", **options, images_per_class=None, epochs=1))
+    for split in ("train", "test"):
+        write_image(root / split / "horse" / "0.png", 1)
+    for command, written in (
+        (("evaluate", run, "--attacks", "clean"), "evaluation.json"),
+        (("gradients", run), "gradients.json"),
+    ):
+        assert rmcla(*command) == 2
+        assert f"rmcla: {run} was trained on other classes: class 2 was " in capsys.readouterr().err.splitlines()[-1]
+        assert not (run / written).exists()

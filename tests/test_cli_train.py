@@ -58,6 +58,7 @@ def test_quiet_is_quiet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         ("train --data digits --epsilon big", "such as 8/255"),
         ("train --data digits --epochs 0", "--epochs must be at least 1"),
         ("train --data digits --epochs many", "valid integer"),
+        ("train --data digits --images-per-class 20 --batch-size 500", "fewer than a batch"),
         ("train --data digits --precision fp8", "--precision must be one of fp32, bf16, fp16"),
         ("train --data cifar10 --data-dir /nowhere", "cs.toronto.edu"),
         ("train --data folder --data-dir /nowhere", "there is no /nowhere"),
@@ -87,14 +88,9 @@ def test_a_factory_in_the_working_folder_is_found(tmp_path: Path) -> None:
         "from torch import nn\ndef net(num_classes): return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))\n"
     )
     command = ["train", *QUICK, "-q", "--model", "mine:net", "--out", "run"]
-    ran = subprocess.run(
-        [sys.executable, "bin/rmcla", *command],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert ran.returncode == 0, ran.stderr
+    process = python("bin/rmcla", *command, cwd=tmp_path)
+    _, said = process.communicate(timeout=240)
+    assert process.returncode == 0, said
     assert (tmp_path / "run" / "checkpoint.pt").exists()
 
 
