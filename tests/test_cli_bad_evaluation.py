@@ -41,6 +41,7 @@ BAD = [
     (("evaluate", "{uncheckpointed}"), "no checkpoint"),
     (("evaluate", "{misfit}"), "do not fit"),
     (("evaluate", "{garbled}"), "cannot be read as the options of a run"),
+    (("evaluate", "{listed}"), "does not hold the options of a run"),
     (("gradients", "{missing}"), "there is no run folder"),
     (("compare", "{run}", "{other}"), "trained with different epsilons"),
     (("reproduce", "table9"), "no table is called 'table9'"),
@@ -54,7 +55,7 @@ def test_what_is_wrong_is_one_sentence_and_exit_code_2(
     arguments: tuple[str, ...], sentence: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folders = {"run": run, "missing": tmp_path / "missing"}
-    for name in ("empty", "uncheckpointed", "misfit", "garbled", "other"):
+    for name in ("empty", "uncheckpointed", "misfit", "garbled", "listed", "other"):
         folders[name] = tmp_path / name
         folders[name].mkdir()
     for name in ("uncheckpointed", "misfit", "other"):
@@ -66,6 +67,7 @@ def test_what_is_wrong_is_one_sentence_and_exit_code_2(
     state["model"] = {name: value[:1] for name, value in state["model"].items() if value.dim()}
     torch.save(state, folders["misfit"] / "checkpoint.pt")
     (folders["garbled"] / "config.json").write_text("{")
+    (folders["listed"] / "config.json").write_text("[]")
     files = {path: path.read_bytes() for path in run.iterdir()}
     code = rmcla(
         *(argument.format(**folders) for argument in arguments),
