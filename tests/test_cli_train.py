@@ -7,6 +7,7 @@ import resource
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from run_cases import python, wait_for_checkpoint
