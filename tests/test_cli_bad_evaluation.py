@@ -122,5 +122,5 @@ def test_data_that_have_grown_a_class_are_named(tmp_path: Path, capsys: pytest.C
         (("gradients", run), "gradients.json"),
     ):
         assert rmcla(*command) == 2
-        assert f"rmcla: {run} was trained on other classes: class 2 was " in capsys.readouterr().err.splitlines()[-1]
+        assert f"rmcla: {run} was trained on other classes: class 2 was not there" in capsys.readouterr().err.splitlines()[-1]
         assert not (run / written).exists()

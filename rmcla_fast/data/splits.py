@@ -95,7 +95,7 @@ def require_classes(splits: DataSplits, trained: Mapping[str, Any], run: Path) -
     A folder that is added to or renamed moves every class after it, and the run would learn or be asked wrong labels.
     """
     names = trained.get("classes", splits.classes)
-    for k, (before, now) in enumerate(zip_longest(names, splits.classes)):
+    for k, (before, now) in enumerate(zip_longest(names, splits.classes, fillvalue="not there")):
         if before != now:
             raise UserError(f"{run} was trained on other classes: class {k} was {before} and is {now} in the data set")
     if trained.get("num_classes", splits.num_classes) != splits.num_classes:
