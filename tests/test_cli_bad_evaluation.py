@@ -122,5 +122,6 @@ def test_data_that_have_grown_a_class_are_named(tmp_path: Path, capsys: pytest.C
         (("gradients", run), "gradients.json"),
     ):
         assert rmcla(*command) == 2
-        assert f"rmcla: {run} was trained on other classes: class 2 was not there" in capsys.readouterr().err.splitlines()[-1]
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert f"rmcla: {run} was trained on other classes: class 2 was not there and is horse in the data set" in said
         assert not (run / written).exists()
