@@ -1,8 +1,6 @@
 // The noise of any stretch of dense memory.
 #include "cpu/noise.h"
 
-#include <limits>
-
 #include "common/perturb_step.h"
 #include "cpu/kernels.h"
 
@@ -11,12 +9,8 @@ namespace rmcla {
 void add_noise(int64_t seed, int64_t step, int64_t first, const float* image, float radius, float* out, int64_t count,
                float* room) {
   const int64_t offset = first % 4;
-  uniforms(seed, step, first / 4, (offset + count + 63) / 64 * 16, room);
+  kernels().uniforms(seed, step, first / 4, (offset + count + 63) / 64 * 16, room);
   kernels().single.add_scaled(image, room + offset, valid_radius(radius), 0, 0, false, out, count);
-}
-
-void uniforms(int64_t seed, int64_t step, int64_t block, int64_t blocks, float* to) {
-  kernels().uniforms(seed, step, block, blocks, to);
 }
 
 }  // namespace rmcla

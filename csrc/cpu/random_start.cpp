@@ -5,7 +5,6 @@
 #include "cpu/convert.h"
 #include "cpu/elementwise.h"
 #include "cpu/kernels.h"
-#include "cpu/noise.h"
 
 namespace rmcla {
 namespace {
@@ -28,7 +27,7 @@ void start_all(const at::Tensor& images, const PerImage& radii, int64_t seed, in
     T image[kPart], start[kPart];
     for (int64_t part = begin; part < end; ++part) {
       const int64_t first = part * kPart, last = std::min(count, first + kPart);
-      uniforms(seed, step, first / 4, (last - first + 63) / 64 * 16, uniform);
+      kernels().uniforms(seed, step, first / 4, (last - first + 63) / 64 * 16, uniform);
       const T* const values = as_arithmetic(images.scalar_type(), from + first * from_size, image, last - first);
       const bool direct = out.scalar_type() == kArithmetic<T>;
       T* const result = direct ? reinterpret_cast<T*>(to + first * to_size) : start;

@@ -173,7 +173,7 @@ def keep_freed_memory() -> None:
     """Once a process: glibc no longer returns the top of its heap to the system when a step's activations are freed.
 
     It returns what exceeds twice the largest block that was ever freed, so that each step would fault the same pages in
-    again, a quarter of its time with a small network. A larger block, freed untouched, costs nothing and ends that.
+    again. A larger block, freed untouched, costs nothing and ends that.
     """
     torch.empty(24 << 20, dtype=torch.uint8)
 
