@@ -18,6 +18,7 @@ from public_port import public_step  # noqa: E402
 
 from rmcla_fast import Recipe, backend, models, random_start, recipes  # noqa: E402
 from rmcla_fast.example import attack_mode  # noqa: E402
+from rmcla_fast.pixels import to_unit  # noqa: E402
 from rmcla_fast.training import TrainStep  # noqa: E402
 from rmcla_fast.training.graph import CapturedUpdate  # noqa: E402
 from rmcla_fast.training.passes import PRECISIONS, Passes  # noqa: E402
@@ -53,7 +54,7 @@ class Rivals:
         shape = (options.batch, 3, options.size, options.size)
         self.images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(self.device)
         self.labels = torch.randint(0, options.classes, (options.batch,), generator=generator).to(self.device)
-        self.clean = self.images.float() / 255
+        self.clean = to_unit(self.images)
         self.noise = random_start(
             torch.zeros_like(self.clean), 8 / 255, rng=torch.zeros(2, dtype=torch.int64).to(self.clean.device)
         )

@@ -16,6 +16,7 @@ from rmcla_fast.ops import checks
 from rmcla_fast.ops.joint_gradient import joint_gradient
 from rmcla_fast.ops.perturb_step import perturb_step
 from rmcla_fast.ops.random_start import random_start
+from rmcla_fast.pixels import to_unit
 from rmcla_fast.recipes import Recipe
 from rmcla_fast.targets import class_target, last_linear
 
@@ -81,11 +82,11 @@ def attack(
     """`adversarial_example` by a forward function in the right mode, and sizes that may be device tensors."""
     targets, soft_labels = labels, None
     if recipe.steps == 0:
-        return AdversarialExample(to_float(images).detach(), soft_labels, targets)
+        return AdversarialExample(to_unit(images).detach(), soft_labels, targets)
     rule: dict[str, Any] = {name: getattr(recipe, name) for name in ("beta", "gamma", "top_k", "label_scheme")}
     if recipe.clean_forward:
         with torch.no_grad():
-            clean_logits = forward(to_float(images)).detach()
+            clean_logits = forward(to_unit(images)).detach()
         if recipe.label_source == "clean":
             aim = class_target(recipe.target, clean_logits, labels, rng, weight)
             chosen = joint_gradient(clean_logits, labels, target=aim, **rule)
@@ -138,7 +139,7 @@ def first_images(images: Tensor, recipe: Recipe, sizes: Radii, rng: Tensor) -> T
     """Where the attack starts: a new tensor, not clipped to the pixel range."""
     if recipe.start == "uniform":
         return random_start(images, sizes.start, rng=rng)
-    clean = to_float(images)
+    clean = to_unit(images)
     if recipe.start == "normal":
         return clean + sizes.start * standard_normal(images.shape, rng).to(clean.dtype)
     return clean.clone(memory_format=torch.preserve_format) if clean is images else clean
@@ -148,11 +149,6 @@ def standard_normal(shape: torch.Size, rng: Tensor) -> Tensor:
     """float32 from pairs of the counter-based uniforms, by Box and Muller's formula."""
     uniform = random_start(torch.zeros(2, *shape, device=rng.device), 0.5, rng=rng) + 0.5  # [0, 1), exactly
     return (-2 * torch.log1p(-uniform[0])).sqrt() * torch.cos(2 * torch.pi * uniform[1])
-
-
-def to_float(images: Tensor) -> Tensor:
-    """uint8 means value / 255, correctly rounded to float32; float images are themselves."""
-    return images.float() / 255 if images.dtype == torch.uint8 else images
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from torch import Tensor
 import rmcla_fast
 from rmcla_fast import backend as backends
 from rmcla_fast import native, reference
+from rmcla_fast.pixels import to_unit
 from rmcla_fast.reference.random_start import philox4x32
 
 MISSING = "no CUDA device" if not torch.cuda.is_available() else native.why_missing("cuda")
@@ -200,5 +201,5 @@ def test_augment_start_beyond_two_to_the_31_elements() -> None:
         dataset, index, rng=rng, epsilon=0.1, padding=0, flip=False, dtype=torch.float16, backend="cuda"
     )
     for end in (slice(0, 3), slice(count - 7, count)):
-        assert torch.equal(images[end], (dataset[index[end]].float() / 255).half())
+        assert torch.equal(images[end], to_unit(dataset[index[end]]).half())
     assert torch.equal(start, rmcla_fast.random_start(images, 0.1, rng=rng, backend="cuda"))

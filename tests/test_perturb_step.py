@@ -24,6 +24,7 @@ from tolerances import assert_same_bits, assert_threads_change_no_bit
 from torch import Tensor
 
 import rmcla_fast
+from rmcla_fast.pixels import to_unit
 
 NAN, INF = float("nan"), float("inf")
 EPSILON, STEP = 8 / 255, 2 / 255
@@ -127,7 +128,7 @@ def test_never_leaves_the_ball_or_the_range(backend: Backend, dtype: torch.dtype
         result = rmcla_fast.perturb_step(
             images, origin, grad, step_size=2 * epsilon, epsilon=epsilon, backend=backend.name
         )
-        center = origin.to(work) / 255 if origin_dtype == torch.uint8 else origin.to(work)
+        center = to_unit(origin, work)
         radius = torch.tensor(epsilon, dtype=work, device=backend.device)
         assert bool((result >= (center - radius).to(dtype)).all())
         assert bool((result <= (center + radius).to(dtype)).all())

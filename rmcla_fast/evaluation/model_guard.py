@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rmcla_fast.pixels import to_unit
+
 MISCLASSIFIED = -1
 
 
@@ -115,7 +117,6 @@ def as_images(images: Tensor) -> Tensor:
     A dimension of one element gets the stride of its place: images of one channel with the stride of channels_last
     (as `array[:, None]` has it) would have convolutions answer in that layout and every step mix the two, 1.2x slower.
     """
-    if images.dtype == torch.uint8:
-        images = images.to(torch.float32) / 255
+    images = to_unit(images)
     images = images.clone() if images.is_inference() else images.detach()
     return images.view(images.shape) if images.is_contiguous() else images

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rmcla_fast.pixels import to_unit
 from rmcla_fast.reference.labels import in_range
-from rmcla_fast.reference.perturb_step import to_unit
 from rmcla_fast.reference.random_start import STREAM_AUGMENTATION, philox_words, random_start
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rmcla_fast.pixels import to_unit
 from rmcla_fast.reference.labels import compute_dtype
 
 
@@ -57,8 +58,3 @@ def per_image(value: float, values: Tensor | None, images: Tensor) -> Tensor:
     if values is None:
         return torch.full((), value, dtype=dtype, device=images.device)  # `torch.tensor` would stall a GPU
     return values.to(dtype).reshape(-1, *[1] * (images.dim() - 1)) if values.dim() else values.to(dtype)
-
-
-def to_unit(images: Tensor, dtype: torch.dtype) -> Tensor:
-    """uint8 means value / 255, correctly rounded; float images are as they are."""
-    return images.to(dtype) / 255 if images.dtype == torch.uint8 else images.to(dtype)

@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rmcla_fast.pixels import to_unit
 from rmcla_fast.reference.labels import compute_dtype
-from rmcla_fast.reference.perturb_step import as_dense, per_image, to_unit
+from rmcla_fast.reference.perturb_step import as_dense, per_image
 
 STREAM_RANDOM_START, STREAM_AUGMENTATION, STREAM_RANDOM_TARGETS = 0, 1, 2
 WORD = 0xFFFFFFFF

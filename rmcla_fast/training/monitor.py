@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from rmcla_fast.data import ImageSet
 from rmcla_fast.ops import joint_gradient, perturb_step, random_start
+from rmcla_fast.pixels import to_unit
 
 PGD_STEPS = 10
 BATCH = 256
@@ -37,7 +38,7 @@ class Monitor:
 
     def __init__(self, held_out: ImageSet, epsilon: float, device: torch.device, seed: int) -> None:
         self.epsilon = epsilon
-        self.images = held_out.images.to(device).float() / 255
+        self.images = to_unit(held_out.images.to(device))
         self.labels = held_out.labels.to(device)
         self.rng = torch.tensor([seed, 0], device=device)
 

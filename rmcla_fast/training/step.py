@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rmcla_fast import backend as backends
-from rmcla_fast.example import AdversarialExample, Radii, attack, attack_mode, check, radii, to_float
+from rmcla_fast.example import AdversarialExample, Radii, attack, attack_mode, check, radii
 from rmcla_fast.ops import checks, soft_cross_entropy
+from rmcla_fast.pixels import to_unit
 from rmcla_fast.recipes import Recipe
 from rmcla_fast.targets import last_linear
 from rmcla_fast.training.average import ExponentialAverage
@@ -189,7 +190,7 @@ class TrainStep:
         share = len(labels) / total
         scale = None if self._guard is None else self._guard.scale
         if self.recipe.outer_loss == "trades":
-            clean, adversarial = self._passes.update(to_float(images)), self._passes.update(example.images)
+            clean, adversarial = self._passes.update(to_unit(images)), self._passes.update(example.images)
             divergence = nn.functional.kl_div(
                 adversarial.float().log_softmax(1), clean.float().log_softmax(1), reduction="batchmean", log_target=True
             )
