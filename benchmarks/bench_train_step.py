@@ -2,10 +2,12 @@
 
     python benchmarks/bench_train_step.py                                        # preact-resnet18, 64 images of 32x32
     python benchmarks/bench_train_step.py --capture compile --recipes standard,r-mc-la
-    python benchmarks/bench_train_step.py --device cuda --capture cuda-graph --precision bf16 --batch 128 --rounds 100
+    python benchmarks/bench_train_step.py --precision bf16 --channels-last --batch 128 --rivals plain,lean --profile
 
 Rivals run in turn, round after round, so that a busy neighbour slows all of them; ratios are of the fastest rounds, and
-the median of the rounds' own ratios stands beside. It times nothing before the step agrees with an independent port.
+the median of the rounds' own ratios stands beside. On a GPU a round is a block of steps between two events, so that the
+host runs ahead as it does in training. It times nothing before the step agrees with an independent port in float32, and
+the step that is timed with itself eager.
 """
 
 from __future__ import annotations
@@ -13,53 +15,91 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
+from machine import facts
+from profile_step import kernels
 from step_rivals import Rivals, Run
+from torch._dynamo import config as dynamo_config
+from torch._inductor import config as inductor_config
+from torch.utils.flop_counter import FlopCounterMode
 
-from rmcla_fast import native, recipes
+from rmcla_fast import models, recipes
 
 ROOT = Path(__file__).parents[1]
 DEFAULT_RECIPES = "standard,r-mc-la,r-mc-la+,r-mc-la9,fgsm-rs,n-mc-la,madry-pgd7-2,trades"
 TARGETS = {
     "r-mc-la step / its passes": ("at most", 1.03),
     "r-mc-la step / standard step": ("at most", 1.75),
-    "public port / r-mc-la step": ("at least", 1.28),
+    "public step, fp32 / r-mc-la step": ("at least", 1.28),
+    "public step / r-mc-la step": ("at least", 1.5),
+    "lean step compiled / r-mc-la step": ("at least", 0.9),
     "r-mc-la memory / standard memory": ("at most", 1.10),
 }
 
 
-def timed(run: Run, device: torch.device) -> tuple[float, float]:
-    """Seconds of the wall and of this process's processors."""
+def timed(run: Run, steps: int, device: torch.device) -> tuple[float, float]:
+    """Seconds a step of the device (on a CPU: of the wall), and of this process's processors."""
+    processor = time.process_time()
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    wall, processor = time.perf_counter(), time.process_time()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - wall, time.process_time() - processor
-
-
-def measure(rivals: dict[str, Run], rounds: int, device: torch.device) -> dict[str, list[tuple[float, float]]]:
-    warm_up = 5 if device.type == "cuda" else 1
-    for name, run in rivals.items():
-        print(f"warming up {name}", file=sys.stderr, flush=True)
-        for _ in range(warm_up):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        for _ in range(steps):
             run()
+        end.record()
+        end.synchronize()
+        taken = start.elapsed_time(end) / 1e3
+    else:
+        started = time.perf_counter()
+        for _ in range(steps):
+            run()
+        taken = time.perf_counter() - started
+    return taken / steps, (time.process_time() - processor) / steps
+
+
+def warm_up(rivals: dict[str, Run], device: torch.device) -> None:
+    for name, run in rivals.items():
+        started = time.perf_counter()
+        for _ in range(6 if device.type == "cuda" else 1):  # a step is captured at its fourth call
+            run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        print(f"warm: {name} after {time.perf_counter() - started:.1f} s", file=sys.stderr, flush=True)
+
+
+def measure(
+    rivals: dict[str, Run], rounds: int, steps: int, device: torch.device
+) -> dict[str, list[tuple[float, float]]]:
     samples: dict[str, list[tuple[float, float]]] = {name: [] for name in rivals}
     for number in range(rounds):
         for name, run in rivals.items():
-            samples[name].append(timed(run, device))
+            samples[name].append(timed(run, steps, device))
         print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
     return samples
+
+
+def forward_flops(options: argparse.Namespace) -> int:
+    """Floating-point operations of one forward pass of a batch, a multiply-add counting as two."""
+    with torch.device("meta"):
+        model = models.create(options.model, options.classes).eval()
+        image = torch.empty(1, 3, options.size, options.size)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(image)
+    return counter.get_total_flops() * options.batch
+
+
+def matrix_rate(device: torch.device, precision: str) -> float:
+    """FLOP/s of an 8192^3 matrix product on random numbers: the roof of the passes, in the same run."""
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    a, b = (torch.randn(8192, 8192, device=device, dtype=dtype) for _ in range(2))
+    seconds = [timed(lambda: a @ b, 10, device)[0] for _ in range(5)]
+    return 2 * 8192**3 / statistics.median(seconds)
 
 
 def peak_memory(options: argparse.Namespace, name: str) -> float:
@@ -79,7 +119,7 @@ def peak_memory(options: argparse.Namespace, name: str) -> float:
 def print_peak_memory(options: argparse.Namespace) -> None:
     rivals_of = Rivals(options)
     name = options.memory_of
-    run = rivals_of.port(compiled=False) if name == "public port" else rivals_of.step(recipes.get(name))
+    run = rivals_of.port() if name == "public step" else rivals_of.step(recipes.get(name))
     if rivals_of.device.type == "cuda":
         before = torch.cuda.memory_allocated(rivals_of.device)
         for _ in range(5):
@@ -99,29 +139,6 @@ def resident_kib(field: str) -> int:
     return int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0])
 
 
-def context(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    processor = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        processor = next(
-            (s.split(":")[1].strip() for s in cpuinfo.read_text().splitlines() if "model name" in s), processor
-        )
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT)
-    return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "processor": processor,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "kernels": native.has_kernels(device.type),
-        "commit": commit.stdout.strip(),
-        "load": os.getloadavg(),
-        "options": {key: value for key, value in vars(options).items() if key not in ("output", "memory_of")},
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -133,8 +150,13 @@ def main() -> None:
     parser.add_argument("--capture", choices=("eager", "compile", "cuda-graph"), help="default: eager; GPU: cuda-graph")
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--recipes", default=DEFAULT_RECIPES, help='names, or "all"')
-    parser.add_argument("--rivals", default="port,unfused,torchattacks", help="of r-mc-la; also plain, fed; or none")
+    parser.add_argument("--rivals", default="port,unfused,torchattacks", help="also plain, lean, fed; or none")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--block", type=int, help="steps that are timed together; default: 20 on a GPU, else 1")
+    parser.add_argument("--inductor", default="", help="options of Inductor for all rivals: combo_kernels=1,...")
+    parser.add_argument("--no-cudnn-benchmark", action="store_true", help="let cuDNN choose without trying")
+    parser.add_argument("--profile", action="store_true", help="also say where the time of the r-mc-la step goes")
+    parser.add_argument("--wait-for", type=Path, help="once warm, wait for this file: others may use the GPU till then")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--output", type=Path, help="the folder for the raw figures; default benchmarks/results")
@@ -146,35 +168,57 @@ def main() -> None:
         print_peak_memory(options)
         return
 
+    on_gpu = options.device.startswith("cuda")
+    steps = options.block or (20 if on_gpu else 1)
+    dynamo_config.fail_on_recompile_limit_hit = True  # a rival must not go eager in silence
+    inductor = dict(option.split("=") for option in options.inductor.split(",") if option)
+    for option, value in inductor.items():
+        setattr(inductor_config, option, bool(int(value)))
+    torch.backends.cudnn.benchmark = on_gpu and not options.no_cudnn_benchmark
+
     rivals_of = Rivals(options)
-    agreement = rivals_of.check()
+    agreement = {"port": rivals_of.check(), "eager": rivals_of.check_timed()}
+    print(f"agreement: {agreement}", file=sys.stderr, flush=True)
     names = list(recipes.names()) if options.recipes == "all" else options.recipes.split(",")
     rivals: dict[str, Run] = {}
     for name in names:
         rivals[f"{name} step"] = rivals_of.step(recipes.get(name))
         rivals[f"{name} passes"] = rivals_of.passes(recipes.get(name))
     wanted = options.rivals.split(",")
+    compiled = options.capture != "eager"
     if "port" in wanted:
-        rivals["public port"] = rivals_of.port(compiled=False)
-        if options.capture != "eager":
-            rivals["public port compiled"] = rivals_of.port(compiled=True)
-    if "plain" in wanted:
-        rivals["plain step"] = rivals_of.plain()
+        rivals["public step, fp32"] = rivals_of.port()
+    if "plain" in wanted or ("port" in wanted and compiled and not on_gpu):
+        if on_gpu or options.precision != "fp32":
+            rivals["public step"] = rivals_of.plain(compiled=False)
+        if compiled:
+            rivals["public step compiled"] = rivals_of.plain(compiled=True)
+    if "lean" in wanted and compiled:
+        rivals["lean step compiled"] = rivals_of.lean()
     if "fed" in wanted:
-        rivals["public port, DataLoader"] = rivals_of.fed()
+        rivals["public step, DataLoader"] = rivals_of.fed()
     if "unfused" in wanted:
         rivals["r-mc-la unfused"] = rivals_of.unfused(recipes.get("r-mc-la"))
     if "torchattacks" in wanted and (pgd := rivals_of.torchattacks_pgd(7)):
         rivals["torchattacks PGD7"] = pgd
 
+    warm_up(rivals, rivals_of.device)
+    if options.wait_for:
+        options.wait_for.with_suffix(".warm").touch()
+        while not options.wait_for.exists():
+            time.sleep(0.05)
     load_before = os.getloadavg()
-    samples = measure(rivals, options.rounds, rivals_of.device)
+    rate = matrix_rate(rivals_of.device, options.precision) if on_gpu else None
+    samples = measure(rivals, options.rounds, steps, rivals_of.device)
     memory = {}
     if not options.no_memory and (rivals_of.device.type == "cuda" or sys.platform == "linux"):
-        memory = {name: peak_memory(options, name) for name in ("standard", "r-mc-la", "public port")}
-    report = {
-        "context": {**context(options, rivals_of.device), "load_before": load_before},
-        "loss_agreement_with_port": agreement,
+        memory = {name: peak_memory(options, name) for name in ("standard", "r-mc-la", "public step")}
+    asked = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
+    report: dict[str, Any] = {
+        "context": {**facts(rivals_of.device), "load_before": load_before, "options": asked},
+        "loss_agreement": agreement,
+        "forward_flops": forward_flops(options),
+        "matrix_flops_per_second": rate,
         "seconds": {name: {"wall": [w for w, _ in s], "processor": [p for _, p in s]} for name, s in samples.items()},
         "peak_memory_mib": memory,
         "ratios": ratios(names, samples, memory),
@@ -182,15 +226,26 @@ def main() -> None:
     show(report)
     folder = options.output or ROOT / "benchmarks" / "results"
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"train_step_{options.device}_{options.capture}_{options.precision}_{options.model}.json"
+    stem = f"train_step_{options.device}_{options.capture}_{options.precision}_{options.model}"
+    path = folder / ("_".join([stem, *(name.replace(".", "_") for name in inductor)]) + ".json")
     path.write_text(json.dumps(report, indent=1) + "\n")
+    if options.profile and "r-mc-la step" in rivals:
+        report["kernels"] = kernels(rivals["r-mc-la step"], steps, rivals_of.device)
+        path.write_text(json.dumps(report, indent=1) + "\n")
     print(f"raw figures in {path}")
 
 
 def ratios(names: list[str], samples: dict[str, list[tuple[float, float]]], memory: dict[str, float]) -> dict[str, Any]:
     pairs = [(f"{name} step / its passes", f"{name} step", f"{name} passes") for name in names]
     pairs += [(f"{name} step / standard step", f"{name} step", "standard step") for name in names if name != "standard"]
-    for rival in ("public port", "public port compiled", "public port, DataLoader", "plain step", "r-mc-la unfused"):
+    for rival in (
+        "public step, fp32",
+        "public step",
+        "public step compiled",
+        "public step, DataLoader",
+        "lean step compiled",
+        "r-mc-la unfused",
+    ):
         pairs.append((f"{rival} / r-mc-la step", rival, "r-mc-la step"))
     pairs.append(("torchattacks PGD7 / madry-pgd7-2 step", "torchattacks PGD7", "madry-pgd7-2 step"))
     pairs.append(("torchattacks PGD7 / r-mc-la step", "torchattacks PGD7", "r-mc-la step"))
@@ -204,27 +259,35 @@ def ratios(names: list[str], samples: dict[str, list[tuple[float, float]]], memo
                 "of_least_processor_time": min(a[1] for a, _ in both) / min(b[1] for _, b in both),
             }
     if memory:
-        for name in ("r-mc-la", "public port"):
+        for name in ("r-mc-la", "public step"):
             found[f"{name} memory / standard memory"] = {"of_fastest": memory[name] / memory["standard"]}
     return found
 
 
 def show(report: dict[str, Any]) -> None:
-    context = report["context"]
-    print(f"\n{context['gpu'] or context['processor']}, {context['threads']} threads, torch {context['torch']}, "
-          f"commit {context['commit']}, load {context['load_before'][0]:.1f} to {context['load'][0]:.1f}")  # fmt: skip
-    print(f"\n{'seconds':32} {'fastest':>9} {'median':>9} {'processor':>10} {'images/s':>10}")
-    images = context["options"]["batch"]
+    context, rate = report["context"], report["matrix_flops_per_second"]
+    options = context["options"]
+    print(f"\n{context['machine']}, {context['threads']} threads, torch {context['torch']}, "
+          f"commit {context['commit']}, load {context['load_before'][0]:.1f}")  # fmt: skip
+    if rate:
+        print(f"an 8192 x 8192 matrix product reaches {rate / 1e12:.0f} TFLOP/s in {options['precision']}")
+    columns = ("fastest", "median", "processor", "images/s", "TFLOP/s")
+    print(f"\n{'milliseconds a step':32}" + "".join(f"{column:>11}" for column in columns))
     for name, seconds in report["seconds"].items():
         wall, processor = seconds["wall"], seconds["processor"]
         median = statistics.median(wall)
-        print(f"{name:32} {min(wall):9.4f} {median:9.4f} {min(processor):10.4f} {images / median:10.0f}")
+        recipe, _, kind = name.rpartition(" ")
+        flops = ""
+        if kind in ("step", "passes") and recipe in recipes.names():
+            flops = f"{recipes.get(recipe).cost * report['forward_flops'] / median / 1e12:.2f}"
+        print(f"{name:32}{min(wall) * 1e3:11.3f}{median * 1e3:11.3f}{min(processor) * 1e3:11.3f}"
+              f"{options['batch'] / median:11.0f}{flops:>11}")  # fmt: skip
     print(f"\n{'ratio':46} {'fastest':>8} {'median':>8} {'processor':>10}   target")
     for name, ratio in report["ratios"].items():
-        columns = [f"{ratio[key]:.3f}" if key in ratio else "" for key in ("of_fastest", "median_of_rounds")]
+        both = [f"{ratio[key]:.3f}" if key in ratio else "" for key in ("of_fastest", "median_of_rounds")]
         processor = f"{ratio['of_least_processor_time']:.3f}" if "of_least_processor_time" in ratio else ""
         target = "{} {}".format(*TARGETS[name]) if name in TARGETS else ""
-        print(f"{name:46} {columns[0]:>8} {columns[1]:>8} {processor:>10}   {target}")
+        print(f"{name:46} {both[0]:>8} {both[1]:>8} {processor:>10}   {target}")
 
 
 if __name__ == "__main__":

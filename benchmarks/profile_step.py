@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from step_rivals import Rivals
@@ -37,34 +38,22 @@ def class_of(name: str) -> str:
     return next(title for title, pattern in CLASSES if re.search(pattern, name, re.IGNORECASE))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--model", default="preact-resnet18")
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--size", type=int, default=32)
-    parser.add_argument("--classes", type=int, default=10)
-    parser.add_argument("--precision", default="bf16")
-    parser.add_argument("--channels-last", action="store_true")
-    parser.add_argument("--recipe", default="r-mc-la")
-    parser.add_argument("--steps", type=int, default=10)
-    options = parser.parse_args()
-    on_gpu = options.device.startswith("cuda")
-    options.capture = "cuda-graph" if on_gpu else "eager"
-    run = Rivals(options).step(recipes.get(options.recipe))
+def kernels(run: Callable[[], object], steps: int, device: torch.device) -> dict[str, Any]:
+    """What `steps` calls of `run` consist of: milliseconds and kernels a step, by name and by class, and prints it."""
+    on_gpu = device.type == "cuda"
 
-    def steps() -> float:
+    def all_steps() -> float:
         started = time.perf_counter()
-        for _ in range(options.steps):
+        for _ in range(steps):
             run()
         if on_gpu:
             torch.cuda.synchronize()
-        return (time.perf_counter() - started) / options.steps * 1e3
+        return (time.perf_counter() - started) / steps * 1e3
 
-    steps()  # compiles and captures
-    wall = min(steps() for _ in range(3))
+    all_steps()  # compiles and captures
+    wall = min(all_steps() for _ in range(3))
     with profile(activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * on_gpu]) as profiler:
-        steps()
+        all_steps()
     milliseconds: dict[str, float] = defaultdict(float)
     calls: dict[str, float] = defaultdict(float)
     launches = 0.0
@@ -73,15 +62,15 @@ def main() -> None:
             continue  # a span of kernels, which come themselves
         if event.device_type == (DeviceType.CUDA if on_gpu else DeviceType.CPU):
             taken = event.time_range.elapsed_us() if on_gpu else event.self_cpu_time_total
-            milliseconds[event.name] += taken / 1e3 / options.steps
-            calls[event.name] += 1 / options.steps
+            milliseconds[event.name] += taken / 1e3 / steps
+            calls[event.name] += 1 / steps
         elif re.match(r"cu(da)?(LaunchKernel|GraphLaunch|Memcpy|Memset)", event.name):
-            launches += 1 / options.steps
+            launches += 1 / steps
     if not milliseconds:
-        sys.exit("the profiler recorded no kernel")
+        print("the profiler recorded no kernel")
+        return {}
     total = sum(milliseconds.values())
-    print(f"{options.model}, {options.batch} images, {options.recipe}, {options.precision}: {wall:.3f} ms a step")
-    print(f"{options.batch / wall * 1e3:.0f} images/s; {sum(calls.values()):.0f} kernels in {launches:.0f} launches")
+    print(f"{wall:.3f} ms a step; {sum(calls.values()):.0f} kernels in {launches:.0f} launches")
     by_class: dict[str, list[float]] = {title: [0.0, 0.0] for title, _ in CLASSES}
     for name, taken in milliseconds.items():
         found = by_class[class_of(name)]
@@ -95,6 +84,29 @@ def main() -> None:
         print(f"{title}, microseconds each:")
         for name in names:
             print(f"  {milliseconds[name] / calls[name] * 1e3:10.1f} x {calls[name]:5.1f}  {name[:110]}")
+    return {
+        "milliseconds_a_step": wall,
+        "by_class": by_class,
+        "kernels": {name: [milliseconds[name], calls[name]] for name in slowest},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--model", default="preact-resnet18")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--classes", type=int, default=10)
+    parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--recipe", default="r-mc-la")
+    parser.add_argument("--steps", type=int, default=10)
+    options = parser.parse_args()
+    options.capture = "cuda-graph" if options.device.startswith("cuda") else "eager"
+    rivals = Rivals(options)
+    print(f"{options.model}, {options.batch} images, {options.recipe}, {options.precision}")
+    kernels(rivals.step(recipes.get(options.recipe)), options.steps, rivals.device)
 
 
 if __name__ == "__main__":

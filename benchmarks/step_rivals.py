@@ -1,4 +1,4 @@
-"""The rivals of `bench_train_step.py`: our step, its passes, the public step, plain ones, torchattacks."""
+"""The rivals of `bench_train_step.py`: our step, its passes, the public step, a lean one by hand, torchattacks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from rmcla_fast.training.graph import CapturedUpdate  # noqa: E402
 from rmcla_fast.training.passes import PRECISIONS, Passes  # noqa: E402
 
 Run = Callable[[], Any]
+EPSILON = 8 / 255
 
 
 class Crops(Dataset[tuple[Tensor, Tensor]]):
@@ -50,20 +52,20 @@ class Rivals:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.device = torch.device(options.device)
+        self.layout = torch.channels_last if options.channels_last else torch.contiguous_format
         generator = torch.Generator().manual_seed(0)
         shape = (options.batch, 3, options.size, options.size)
         self.images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(self.device)
         self.labels = torch.randint(0, options.classes, (options.batch,), generator=generator).to(self.device)
         self.clean = to_unit(self.images)
         self.noise = random_start(
-            torch.zeros_like(self.clean), 8 / 255, rng=torch.zeros(2, dtype=torch.int64).to(self.clean.device)
+            torch.zeros_like(self.clean), EPSILON, rng=torch.zeros(2, dtype=torch.int64).to(self.clean.device)
         )
 
     def network(self) -> tuple[nn.Module, torch.optim.Optimizer]:
         torch.manual_seed(0)
         model = models.create(self.options.model, self.options.classes).to(self.device)
-        if self.options.channels_last:
-            model.to(memory_format=torch.channels_last)
+        model.to(memory_format=self.layout)
         groups = models.weight_groups(model, 2e-4)
         return model, torch.optim.SGD(groups, lr=0.01, momentum=0.9, fused=True)
 
@@ -101,22 +103,85 @@ class Rivals:
             return lambda: captured(images, self.labels)
         return lambda: update(images)
 
-    def port(self, compiled: bool) -> Run:
-        """The public code's step: extra clean forward, weight gradients in the attack, labels in eager torch."""
+    def port(self) -> Run:
+        """The public code's step as it is: float32, an extra clean forward, weight gradients in the attack."""
+        return self._public_step(precision="fp32", compiled=False)
+
+    def plain(self, compiled: bool) -> Run:
+        """The public step as a fast plain loop has it: under autocast, in the options' precision and layout.
+
+        Compiled, it is as fast as it gets: both modes of the network are compiled, and where our step is one CUDA graph
+        this one is, too.
+        """
+        return self._public_step(self.options.precision, compiled)
+
+    def _public_step(self, precision: str, compiled: bool) -> Run:
         model, optimizer = self.network()
         network = torch.compile(model, dynamic=False) if compiled else model
-        clean = self.clean.contiguous(memory_format=torch.channels_last) if self.options.channels_last else self.clean
-        return lambda: public_step(network, optimizer, clean, self.labels, self.noise, epsilon=8 / 255)
+        clean = self.clean.contiguous(memory_format=self.layout)
+        noise = self.noise.contiguous(memory_format=self.layout)
 
-    def plain(self) -> Run:
-        """The port under autocast, in the options' precision and layout: what a fast plain loop is."""
-        step, dtype = self.port(compiled=False), PRECISIONS[self.options.precision]
+        def update(*_: Any) -> Tensor:
+            with self._autocast(precision):
+                return public_step(network, optimizer, clean, self.labels, noise, epsilon=EPSILON)
 
-        def run() -> None:
-            with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
-                step()
+        return self._captured(update, optimizer) if compiled else update
 
-        return run
+    def lean(self) -> Run:
+        """R-MC-LA as an expert would write it without this library, with all of torch.compile's means.
+
+        No clean forward; the attack's network sees frozen weights, so that no weight gradient is computed; the labels,
+        the logits' gradient, the noise and the signed step are compiled functions; where our step is one CUDA graph
+        this one is, too. Its attack starts from torch's own generator and from float images that are ready.
+        """
+        model, optimizer = self.network()
+        compiled = partial(torch.compile, dynamic=False, fullgraph=True)
+
+        @compiled
+        def attack_logits(start: Tensor) -> Tensor:
+            frozen = {name: weight.detach() for name, weight in model.named_parameters()}
+            with self._autocast(self.options.precision):
+                return torch.func.functional_call(model, frozen, (start,))
+
+        @compiled
+        def first(clean: Tensor) -> Tensor:
+            return clean + EPSILON * (2 * torch.rand_like(clean) - 1)
+
+        @compiled
+        def update_loss(images: Tensor, soft_labels: Tensor) -> Tensor:
+            with self._autocast(self.options.precision):
+                logits = model(images)
+            return nn.functional.cross_entropy(logits.float(), soft_labels)
+
+        aim, move = compiled(plain_labels), compiled(plain_move)
+
+        def update(clean: Tensor, labels: Tensor, *_: Any) -> Tensor:
+            optimizer.zero_grad(set_to_none=True)
+            start = first(clean).requires_grad_()
+            model.eval()
+            logits = attack_logits(start)
+            grad_logits, soft_labels = aim(logits.detach(), labels)
+            (grad,) = torch.autograd.grad(logits, start, grad_logits)
+            moved = move(start.detach(), clean, grad)
+            model.train()
+            loss = update_loss(moved, soft_labels)
+            loss.backward()
+            optimizer.step()
+            return loss.detach()
+
+        return self._captured(update, optimizer)
+
+    def _captured(self, update: Callable[..., Tensor], optimizer: torch.optim.Optimizer) -> Run:
+        """The update on ready float images, as one CUDA graph where our own step is one."""
+        clean = self.clean.contiguous(memory_format=self.layout)
+        if self.options.capture != "cuda-graph":
+            return lambda: update(clean, self.labels)
+        captured = CapturedUpdate(update, optimizer, self.device)
+        return lambda: captured(clean, self.labels)
+
+    def _autocast(self, precision: str) -> torch.autocast:
+        dtype = PRECISIONS[precision]
+        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
 
     def fed(self) -> Run:
         """The port as public loops feed it: a DataLoader crops and flips on the CPU, and the noise is drawn anew."""
@@ -133,8 +198,8 @@ class Rivals:
 
         def run() -> None:
             images, labels = (tensor.to(self.device, non_blocking=True) for tensor in next(batches))
-            noise = torch.empty_like(images).uniform_(-8 / 255, 8 / 255)
-            public_step(model, optimizer, images, labels, noise, epsilon=8 / 255)
+            noise = torch.empty_like(images).uniform_(-EPSILON, EPSILON)
+            public_step(model, optimizer, images, labels, noise, epsilon=EPSILON)
 
         return run
 
@@ -163,7 +228,7 @@ class Rivals:
         except ImportError:
             return None
         model, optimizer = self.network()
-        attack = torchattacks.PGD(model, eps=8 / 255, alpha=2 / 255, steps=steps)
+        attack = torchattacks.PGD(model, eps=EPSILON, alpha=2 / 255, steps=steps)
 
         def run() -> None:
             model.train()
@@ -182,15 +247,49 @@ class Rivals:
         (ours, first), (theirs, second) = self.network(), self.network()
         step = TrainStep(ours, first, recipes.get("r-mc-la+"), capture="eager")
         images, labels, clean = self.images[:32], self.labels[:32], self.clean[:32]
-        # The noise follows memory order.
-        layout = torch.channels_last if self.options.channels_last else torch.contiguous_format
-        still = torch.zeros_like(clean, memory_format=layout)
+        still = torch.zeros_like(clean, memory_format=self.layout)  # the noise follows memory order
         worst = 0.0
         for n in range(2):
-            noise = random_start(still, 8 / 255, rng=torch.tensor([0, n], device=self.device))
-            expected = public_step(theirs, second, clean, labels, noise, epsilon=8 / 255)
+            noise = random_start(still, EPSILON, rng=torch.tensor([0, n], device=self.device))
+            expected = public_step(theirs, second, clean, labels, noise, epsilon=EPSILON)
             worst = max(worst, float((step(images, labels) - expected).abs() / expected))
         cudnn.deterministic, cudnn.allow_tf32 = before
         if worst > 2e-3:
             raise SystemExit(f"the step and the independent port disagree by {worst:.1e}: nothing is timed")
         return worst
+
+    def check_timed(self) -> float:
+        """Our step as it is timed, captured and in its precision, against itself eager: six updates from one state."""
+        (ours, first), (theirs, second) = self.network(), self.network()
+        recipe, precision = recipes.get("r-mc-la"), self.options.precision
+        timed = TrainStep(ours, first, recipe, precision=precision, capture=self.options.capture)
+        eager = TrainStep(theirs, second, recipe, precision=precision, capture="eager")
+        worst = 0.0
+        for _ in range(6):  # three warm the graph up
+            loss, expected = float(timed(self.images, self.labels)), float(eager(self.images, self.labels))
+            worst = max(worst, abs(loss - expected) / expected)
+        if not worst < (2e-3 if precision == "fp32" else 0.05):
+            raise SystemExit(f"the step that is timed and the eager one disagree by {worst:.1e}: nothing is timed")
+        return worst
+
+
+def plain_labels(logits: Tensor, labels: Tensor, beta: float = 9.0, gamma: float = 0.01) -> tuple[Tensor, Tensor]:
+    """(gradient of -CE(z, most confusing class) in the logits, adversarial labels), in plain torch.
+
+    It knows nothing of NaN and of ties, and needs logits of (B, C) and int64 labels (B,).
+    """
+    z = logits.float()
+    true = nn.functional.one_hot(labels, z.shape[1]).bool()
+    others = z.masked_fill(true, -torch.inf)
+    target = others.argmax(1)
+    grad = nn.functional.one_hot(target, z.shape[1]) - z.softmax(1)
+    share = (others.amax(1, keepdim=True) - z + gamma).masked_fill(true, 0)
+    kept = beta * share.amax(1, keepdim=True)
+    soft = torch.where(true, kept, share) / (share.sum(1, True) + kept)
+    return grad.to(logits.dtype), soft
+
+
+def plain_move(start: Tensor, clean: Tensor, grad: Tensor) -> Tensor:
+    """The clipped sign step in plain torch."""
+    moved = start + EPSILON * grad.sign()
+    return torch.min(torch.max(moved, clean - EPSILON), clean + EPSILON).clamp(0, 1)

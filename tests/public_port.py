@@ -21,7 +21,7 @@ def adversarial_labels(logits: Tensor, labels: Tensor, beta: float, gamma: float
     if top_k is not None and top_k < n - 1:
         kept = torch.zeros_like(s)
         for place in torch.where(other, v, torch.full_like(v, -torch.inf)).topk(top_k, dim=1).indices.T:
-            kept[torch.arange(len(labels)), place] = 1
+            kept[torch.arange(len(labels), device=labels.device), place] = 1
         s = s * kept
     share = s / s.sum(1, keepdim=True)
     eps_y = 1 / (1 + beta * share.max(1, keepdim=True).values)
@@ -50,7 +50,7 @@ def public_step(
     clean_logits = model(images)  # the public code always runs it
     source = (clean_logits if clean_source else logits).detach()
     hidden = source.clone()
-    hidden[torch.arange(len(labels)), labels] = -torch.inf if target == "mc" else torch.inf
+    hidden[torch.arange(len(labels), device=labels.device), labels] = -torch.inf if target == "mc" else torch.inf
     toward = hidden.argmax(1) if target == "mc" else hidden.argmin(1)
     functional.cross_entropy(logits, toward).backward()
     assert start.grad is not None
