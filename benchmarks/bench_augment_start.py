@@ -1,22 +1,41 @@
-"""augment_start against the reference, eager and compiled: gather, crop, flip and start of one batch."""
+"""augment_start against the reference and plain code, eager and compiled: gather, crop, flip and start of one batch."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from cases import compare, compiled
+from cases import compare, compiled, compiled_reference
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
+from torch.nn.functional import pad
 
 import rmcla_fast
 from rmcla_fast import reference
+from rmcla_fast.reference.random_start import STREAM_AUGMENTATION, philox_words
 
-EPSILON = 8 / 255
+EPSILON, PADDING, FILL = 8 / 255, 4, 0.5
+SMALL, LARGE = (10_000, (3, 32, 32)), (256, (3, 224, 224))
+CASES = [
+    pytest.param(*size, dtype, layout, id=f"{size[1][1]}-{str(dtype)[6:]}-{name}")
+    for size in (SMALL, LARGE)
+    for dtype in (torch.float32, torch.bfloat16)
+    for layout, name in ((torch.contiguous_format, "contiguous"), (torch.channels_last, "channels_last"))
+]
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("images", "shape"), [(10_000, (3, 32, 32)), (256, (3, 224, 224))])
+def crop(dataset: Tensor, index: Tensor, down: Tensor, right: Tensor, mirrored: Tensor) -> Tensor:
+    """Plain code of the augmentation, for drawn offsets and flips; NaN nowhere, since no index is outside."""
+    _, channels, height, width = dataset.shape
+    images = pad(dataset[index].float() / 255, [PADDING] * 4, value=FILL)
+    device = dataset.device
+    rows = torch.arange(height, device=device) + down[:, None]
+    columns = torch.arange(width, device=device).expand(len(index), width)
+    columns = torch.where(mirrored[:, None], width - 1 - columns, columns) + right[:, None]
+    batch, channel = torch.arange(len(index), device=device), torch.arange(channels, device=device)
+    return images[batch[:, None, None, None], channel[:, None, None], rows[:, None, :, None], columns[:, None, None]]
+
+
+@pytest.mark.parametrize(("images", "shape", "dtype", "layout"), CASES)
 def bench_augment_start(
     benchmark: BenchmarkFixture,
     device: torch.device,
@@ -31,26 +50,41 @@ def bench_augment_start(
     index = torch.randperm(images, generator=generator)[:batch].to(device)
     rng = torch.tensor([1, 2], device=device)
 
-    def plain(dataset: Tensor, index: Tensor, rng: Tensor) -> tuple[Tensor, Tensor]:
-        return reference.augment_start(
-            dataset, index, rng, EPSILON, None, 4, True, 0.5, dtype, layout == torch.channels_last
-        )
+    def by_reference(dataset: Tensor, index: Tensor, rng: Tensor) -> tuple[Tensor, Tensor]:
+        channels_last = layout == torch.channels_last
+        return reference.augment_start(dataset, index, rng, EPSILON, None, PADDING, True, FILL, dtype, channels_last)
 
-    def ours() -> tuple[Tensor, Tensor]:
-        return rmcla_fast.augment_start(dataset, index, rng=rng, epsilon=EPSILON, dtype=dtype, memory_format=layout)
+    def plain(dataset: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        down, right = torch.randint(0, 2 * PADDING + 1, (2, batch), device=dataset.device)
+        mirrored = torch.rand(batch, device=dataset.device) < 0.5
+        clean = crop(dataset, index, down, right, mirrored).to(dtype).contiguous(memory_format=layout)
+        return clean, clean + EPSILON * (2 * torch.rand_like(clean) - 1)
 
-    wanted = plain(dataset, index, rng)
-    assert all(torch.equal(left, right) for left, right in zip(ours(), wanted, strict=True))
-    rivals = {"ours": ours, "eager": lambda: plain(dataset, index, rng)}
-    for name, run in compiled(plain, device).items():
-        # Its kernels may fuse a multiplication with an addition: the images' bits, and the start within a rounding.
-        got = run(dataset, index, rng)
-        assert torch.equal(got[0], wanted[0])
-        assert torch.allclose(got[1], wanted[1], rtol=2 * torch.finfo(dtype).eps, atol=1e-7)
-        rivals[name] = lambda run=run: run(dataset, index, rng)
-    clean = wanted[0]
-    large = clean if clean.numel() >= 1 << 22 else None
+    clean, start = by_reference(dataset, index, rng)
+    words = philox_words(rng, torch.arange(batch, device=device), STREAM_AUGMENTATION)
+    offsets = ((word * (2 * PADDING + 1)) >> 32 for word in words[:2])
+    rounding = {"rtol": 2 * torch.finfo(dtype).eps, "atol": 1e-7}
+    torch.testing.assert_close(crop(dataset, index, *offsets, words[2] >> 31 == 1).to(dtype), clean, **rounding)
+
+    def check(name: str, result: tuple[Tensor, Tensor]) -> None:
+        if name.startswith("plain"):  # other draws
+            assert result[0].shape == clean.shape
+            assert result[0].stride() == clean.stride()
+            assert ((result[1].float() - result[0].float()).abs() <= EPSILON + torch.finfo(dtype).eps).all()
+        else:  # the tests hold ours to the bits; compiled kernels may fuse a multiplication with an addition
+            torch.testing.assert_close(result[0], clean, **rounding)
+            torch.testing.assert_close(result[1], start, **rounding)
+
+    compiled_plain, reference_compiled = compiled(plain, clean), compiled_reference(by_reference)
+    options = {"rng": rng, "epsilon": EPSILON, "dtype": dtype, "memory_format": layout}
+    rivals = {
+        "ours": lambda: rmcla_fast.augment_start(dataset, index, **options),
+        "eager": lambda: by_reference(dataset, index, rng),
+        "compile": lambda: reference_compiled(dataset, index, rng),
+        "plain": lambda: plain(dataset, index),
+        "plain, compiled": lambda: compiled_plain(dataset, index),
+    }
     case = f"{' x '.join(map(str, (batch, *shape)))}, {str(dtype).removeprefix('torch.')}"
     case += ", channels last" if layout == torch.channels_last else ""
     moved = 2 * clean.nbytes + clean.numel()  # both results written, the bytes read
-    compare(benchmark, "augment_start", case, rivals, device, copied=large, bytes_moved=moved)
+    compare(benchmark, "augment_start", case, rivals, check, like=clean, bytes_moved=moved)

@@ -1,86 +1,129 @@
-"""The device, and at the end the table of ratios; of a whole run also the raw figures with their machine.
+"""The options, the device, and at the end the table of ratios; of a whole run also the raw figures with their machine.
 
-A whole run is `pytest benchmarks`, without -k: a part would replace the record in benchmarks/results/.
+A whole run is `pytest benchmarks`, without -k or -m: a part would replace the record in benchmarks/results/, so a part
+writes its figures where `--rows FILE` says. A GPU's minute, which tests/test_benchmarks.py keeps selecting something:
+
+    python -m pytest benchmarks/bench_{perturb_step,random_start,joint_gradient,soft_cross_entropy,augment_start}.py \\
+      -m compact -q --benchmark-disable-gc --references-for 35 --rows FILE
 """
 
 from __future__ import annotations
 
 import json
-import os
-import platform
 import re
-import subprocess
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import cases
+import machine
 import pytest
 import torch
 from rich.console import Console
 from rich.table import Table
 
 RESULTS = Path(__file__).parent / "results"
+COMPACT = re.compile(  # the cases of -m compact
+    r"""bench_(perturb_step|random_start)\[
+      | bench_joint_gradient\[(?!128x100\])
+      | bench_soft_cross_entropy\[(128x10|4096x1000|64x21841)\]
+      | bench_augment_start\[(224-float32-contiguous|32-float32-channels_last)\]""",
+    re.VERBOSE,
+)
+collect_ignore = ["bench_pgd.py", "bench_train_step.py"]  # programs of their own
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--rows", type=Path, help="write the figures to this JSON file after every finished case")
+    parser.addoption(
+        "--references-for",
+        type=float,
+        default=float("inf"),
+        help="compile references, and tune compiled plain code on a GPU, only in this many first seconds",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "compact: what a GPU is measured with in a minute")
+    cases.references_until = time.monotonic() + config.getoption("--references-for")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if COMPACT.match(item.name):
+            item.add_marker("compact")
 
 
 @pytest.fixture(scope="session")
 def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def machine() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    cpuinfo = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
-    return found[1] if found else platform.processor() or platform.machine()
+@pytest.fixture(scope="session")
+def facts(device: torch.device) -> dict[str, Any]:
+    return machine.facts(device)
 
 
-def context() -> dict[str, Any]:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent)
-    return {
-        "machine": machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "instruction set": torch.backends.cpu.get_cpu_capability(),
-        "load average": os.getloadavg(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "cuda": torch.version.cuda,
-        "commit": commit.stdout.strip(),
-    }
+@pytest.fixture(autouse=True)
+def _recorded(request: pytest.FixtureRequest, facts: dict[str, Any]) -> Iterator[None]:
+    torch._dynamo.reset()  # each case compiles the same functions for its own shapes
+    before = len(cases.rows)
+    yield
+    path = request.config.getoption("--rows")
+    if path and len(cases.rows) > before:
+        write(path, facts)
+
+
+def write(path: Path, facts: dict[str, Any]) -> None:
+    """All rows so far; renamed into place, so that a run that is killed leaves a whole file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps({"context": facts, "rows": [row.as_dict() for row in cases.rows]}, indent=1) + "\n")
+    part.replace(path)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     if not cases.rows:
         return
-    about = context()
+    facts = machine.facts(torch.device(cases.rows[0].device))
     terminalreporter.ensure_newline()
-    console = Console(file=terminalreporter._tw._file, width=130)
-    console.print(table(about))
+    console = Console(file=terminalreporter._tw._file, width=150)
+    console.print(table(facts))
+    for row in cases.rows:
+        for rival, why in row.missing.items():
+            console.print(f"missing: {row.operator}, {row.case}, {rival}: {why}", markup=False, highlight=False)
     config = terminalreporter.config
-    if config.option.keyword or any(not Path(argument).is_dir() for argument in config.args):
+    if config.getoption("--rows"):
+        write(config.getoption("--rows"), {**facts, "cases": len(cases.rows)})
+    partial = config.option.keyword or config.option.markexpr
+    if partial or any(not Path(argument).is_dir() for argument in config.args):
         return
-    RESULTS.mkdir(exist_ok=True)
-    name = re.sub(r"[^a-z0-9]+", "-", about["machine"].lower()).strip("-")
-    path = RESULTS / f"operators-{name}-{about['threads']}-threads.json"
-    path.write_text(json.dumps({"context": about, "rows": [row.as_dict() for row in cases.rows]}, indent=1) + "\n")
+    name = re.sub(r"[^a-z0-9]+", "-", facts["machine"].lower()).strip("-")
+    path = RESULTS / f"operators-{name}-{facts['threads']}-threads.json"
+    write(path, facts)
     console.print(f"raw figures: {path.relative_to(RESULTS.parent.parent)}")
 
 
-def table(about: dict[str, Any]) -> Table:
-    load = about["load average"][0]
-    title = f"{about['machine']}, {about['threads']} threads, load average {load:.1f}, torch {about['torch']}"
+def table(facts: dict[str, Any]) -> Table:
+    load = facts["load average"][0]
+    title = f"{facts['machine']}, {facts['threads']} threads, load average {load:.1f}, torch {facts['torch']}"
     result = Table(title=title, caption="seconds of the rival over ours; roof: share of the best copy's bandwidth")
-    for column in ("operator", "case", "ours, us", "eager", "compile", "others", "roof"):
+    ratios = ("eager", "compile", "plain", "plain, compiled")
+    for column in ("operator", "case", "ours, us", *ratios, "others", "roof"):
         result.add_column(column, justify="left" if column in ("operator", "case", "others") else "right")
     for row in cases.rows:
-        known = {"ours", "eager", "compile", "plain copy", "streaming copy"}
-        others = [f"{name} {row.ratio(name):.1f}x" for name in row.seconds if name not in known]
+        others = [
+            f"{name} {row.ratio(name):.2f}x"
+            for name in row.seconds
+            if name not in (*ratios, "ours") and not name.endswith(" copy")
+        ]
         result.add_row(
             row.operator,
             row.case,
             f"{row.seconds['ours'] * 1e6:.1f}",
-            *(f"{row.ratio(name):.1f}x" if name in row.seconds else "" for name in ("eager", "compile")),
+            *(f"{row.ratio(name):.2f}x" if name in row.seconds else "" for name in ratios),
             ", ".join(others),
             f"{row.roof / row.seconds['ours']:.0%}" if row.roof else "",
         )

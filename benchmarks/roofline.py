@@ -1,4 +1,4 @@
-"""The roof of what moves memory: the best bandwidth of a plain or a streaming copy of buffers of the same size."""
+"""The roof of what moves memory: the best bandwidth that a copy reaches on buffers of the same size in the same run."""
 
 from __future__ import annotations
 
@@ -6,17 +6,28 @@ import ctypes
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from timing import Run
+from timing import Run, uses_graphs
 from torch import Tensor
 
 _threads = ThreadPoolExecutor(max_workers=torch.get_num_threads())
 
 
-def copies(like: Tensor) -> dict[str, Run]:
-    """Copies of a buffer of `like`'s size, to be timed among the rivals; each moves 2 * like.nbytes."""
+def copies(like: Tensor, bytes_moved: int) -> dict[str, tuple[Run, int]]:
+    """Copies to be timed among the rivals of an operator that moves `bytes_moved`, with what each moves.
+
+    A plain copy of `like`, and by device: on a CPU one past the caches; on a GPU one by an element-wise kernel, and one
+    that moves as much as the operator, so that the start and the end of a kernel weigh the same.
+    """
     source, target = torch.rand_like(like), torch.empty_like(like)
-    rivals: dict[str, Run] = {"plain copy": lambda: target.copy_(source)}
-    if like.device.type == "cpu":  # libc's memmove stores past the caches where the buffer exceeds them
+    moved = 2 * like.nbytes
+    rivals: dict[str, tuple[Run, int]] = {"plain copy": (lambda: target.copy_(source), moved)}
+    if uses_graphs(like.device):
+        large = torch.zeros(bytes_moved // 8, device=like.device)  # float32
+        large_target = torch.empty_like(large)
+        rivals["kernel copy"] = (lambda: torch.neg(source, out=target), moved)
+        rivals["large copy"] = (lambda: large_target.copy_(large), 2 * large.nbytes)
+        rivals["large kernel copy"] = (lambda: torch.neg(large, out=large_target), 2 * large.nbytes)
+    elif like.device.type == "cpu":  # libc's memmove stores past the caches where the buffer exceeds them
         size = source.nbytes // torch.get_num_threads() // 64 * 64
         starts = range(0, source.nbytes, size)
         parts = [(start, min(size, source.nbytes - start)) for start in starts]
@@ -24,11 +35,11 @@ def copies(like: Tensor) -> dict[str, Run]:
         def move(part: tuple[int, int]) -> None:
             ctypes.memmove(target.data_ptr() + part[0], source.data_ptr() + part[0], part[1])
 
-        rivals["streaming copy"] = lambda: list(_threads.map(move, parts))
+        rivals["streaming copy"] = (lambda: list(_threads.map(move, parts)), moved)
     return rivals
 
 
-def roof_seconds(seconds: dict[str, float], copied: Tensor, bytes_moved: int) -> float:
-    """How long moving `bytes_moved` takes at the best bandwidth among the timed copies of `copied`."""
-    fastest = min(seconds[name] for name in ("plain copy", "streaming copy") if name in seconds)
-    return fastest * bytes_moved / (2 * copied.nbytes)
+def roof_seconds(seconds: dict[str, float], copied: dict[str, tuple[Run, int]], bytes_moved: int) -> float | None:
+    """How long moving `bytes_moved` takes at the best bandwidth among the copies that were timed."""
+    bandwidths = [moved / seconds[name] for name, (_, moved) in copied.items() if name in seconds]
+    return bytes_moved / max(bandwidths) if bandwidths else None
