@@ -39,7 +39,7 @@ class Row:
     case: str
     device: str
     backend: str  # of "ours"
-    cold: bool  # on a GPU: whether a call finds nothing of its inputs in L2
+    cold: bool | None  # whether a call finds none of its inputs in L2; None on a CPU
     seconds: dict[str, float]
     spread: dict[str, tuple[float, float]]  # quartiles over the rounds
     missing: dict[str, str] = field(default_factory=dict)  # the rivals that gave no figure, and why
@@ -131,7 +131,8 @@ def compare(
     spreads = {name: spread(values) for name, values in samples.items()}
     roof = roof_seconds(seconds, copied, bytes_moved)
     backend = resolve(device.type, None)
-    row = Row(operator, case, str(device), backend, large, seconds, spreads, {**missing, **failed}, roof)
+    cold = large if uses_graphs(device) else None
+    row = Row(operator, case, str(device), backend, cold, seconds, spreads, {**missing, **failed}, roof)
     rows.append(row)
     benchmark.extra_info.update(row.as_dict())
     if uses_graphs(device):  # pytest-benchmark's clock sees the host alone

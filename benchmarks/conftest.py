@@ -4,12 +4,14 @@ A whole run is `pytest benchmarks`, without -k or -m: a part would replace the r
 writes its figures where `--rows FILE` says. A GPU's minute, which tests/test_benchmarks.py keeps selecting something:
 
     python -m pytest benchmarks/bench_{perturb_step,random_start,joint_gradient,soft_cross_entropy,augment_start}.py \\
-      -m compact -q --benchmark-disable-gc --references-for 35 --rows FILE
+      -m compact -q --benchmark-disable-gc --references-for 30 --rows FILE
 """
 
 from __future__ import annotations
 
+import functools
 import json
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -61,13 +63,12 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-@pytest.fixture(scope="session")
-def facts(device: torch.device) -> dict[str, Any]:
-    return machine.facts(device)
+facts_at_start = functools.cache(machine.facts)
 
 
 @pytest.fixture(autouse=True)
-def _recorded(request: pytest.FixtureRequest, facts: dict[str, Any]) -> Iterator[None]:
+def _recorded(request: pytest.FixtureRequest, device: torch.device) -> Iterator[None]:
+    facts = facts_at_start(device)
     torch._dynamo.reset()  # each case compiles the same functions for its own shapes
     before = len(cases.rows)
     yield
@@ -87,7 +88,8 @@ def write(path: Path, facts: dict[str, Any]) -> None:
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     if not cases.rows:
         return
-    facts = machine.facts(torch.device(cases.rows[0].device))
+    facts = facts_at_start(torch.device(cases.rows[0].device))
+    facts |= {"load average at the end": os.getloadavg(), "clocks at the end": machine.clocks()}
     terminalreporter.ensure_newline()
     console = Console(file=terminalreporter._tw._file, width=150)
     console.print(table(facts))
@@ -96,7 +98,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
             console.print(f"missing: {row.operator}, {row.case}, {rival}: {why}", markup=False, highlight=False)
     config = terminalreporter.config
     if config.getoption("--rows"):
-        write(config.getoption("--rows"), {**facts, "cases": len(cases.rows)})
+        write(config.getoption("--rows"), facts)
     partial = config.option.keyword or config.option.markexpr
     if partial or any(not Path(argument).is_dir() for argument in config.args):
         return
@@ -109,7 +111,10 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 def table(facts: dict[str, Any]) -> Table:
     load = facts["load average"][0]
     title = f"{facts['machine']}, {facts['threads']} threads, load average {load:.1f}, torch {facts['torch']}"
-    result = Table(title=title, caption="seconds of the rival over ours; roof: share of the best copy's bandwidth")
+    caption = (
+        "ours: quartiles of the rounds in brackets; rivals: their seconds over ours; roof: share of a copy's bandwidth"
+    )
+    result = Table(title=title, caption=caption)
     ratios = ("eager", "compile", "plain", "plain, compiled")
     for column in ("operator", "case", "ours, us", *ratios, "others", "roof"):
         result.add_column(column, justify="left" if column in ("operator", "case", "others") else "right")
@@ -119,10 +124,11 @@ def table(facts: dict[str, Any]) -> Table:
             for name in row.seconds
             if name not in (*ratios, "ours") and not name.endswith(" copy")
         ]
+        lower, upper = row.spread["ours"]
         result.add_row(
             row.operator,
-            row.case,
-            f"{row.seconds['ours'] * 1e6:.1f}",
+            row.case + (", cold L2" if row.cold else ""),
+            f"{row.seconds['ours'] * 1e6:.1f} ({lower * 1e6:.1f} to {upper * 1e6:.1f})",
             *(f"{row.ratio(name):.2f}x" if name in row.seconds else "" for name in ratios),
             ", ".join(others),
             f"{row.roof / row.seconds['ours']:.0%}" if row.roof else "",

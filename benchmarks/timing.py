@@ -27,7 +27,7 @@ Samples = dict[str, list[float]]  # seconds a call of each rival, by round
 ROUNDS = 40
 ROUND_SECONDS = 0.003  # short enough that many rounds fall between two interruptions
 LIMIT_SECONDS = 2.0  # of all rounds; slow rivals take fewer, at least five
-GPU_LIMIT_SECONDS = 0.8
+GPU_LIMIT_SECONDS = 0.5
 COLD_CALLS, WARM_CALLS = 10, 20  # in one graph
 AHEAD_CYCLES = 500_000  # a quarter of a millisecond in which the host hands over the events and the graph
 
