@@ -98,6 +98,7 @@ def test_grey_images_have_one_channel(tmp_path: Path) -> None:
 def test_the_cache_is_used_and_follows_the_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = data.load("folder", folder).train.images.clone()
     monkeypatch.setattr("rmcla_fast.data.folder.decode", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr("PIL.Image.open", lambda *_: pytest.fail("opened again, perhaps for its header"))
     assert torch.equal(data.load("folder", folder).train.images, first)
     monkeypatch.undo()
     write_image(folder / "train" / "cat" / "0.png", 77)

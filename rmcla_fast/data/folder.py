@@ -52,6 +52,9 @@ def load_folder(
         listings = {split: readable_only(listing, progress) for split, listing in listings.items()}
     for split, folder in folders.items():
         require_every_class(folder, listings[split], classes)
+    packed = _packed_before(root, listings)
+    if packed is not None:
+        return DataSplits(packed["train"], packed["test"], len(classes), classes)
     size, mode = _common_size([path for listing in listings.values() for path in listing.paths])
     shape = (1 if mode == "L" else 3, size[1], size[0])
 
@@ -175,6 +178,19 @@ def readable_only(listing: Listing, progress: Progress | None) -> Listing:
     return Listing([path for path, kept in zip(listing.paths, keep, strict=True) if kept], listing.labels[keep])
 
 
+def _packed_before(root: Path, listings: dict[str, Listing]) -> dict[str, ImageSet] | None:
+    """The splits from their caches, where both are there: then no image file is opened, not even for its header."""
+    for mode, channels in (("RGB", 3), ("L", 1)):
+        packed: dict[str, ImageSet] = {}
+        for split, listing in listings.items():
+            images = _cached(cache_path(root, split, listing, mode), (len(listing.paths), channels))
+            if images is not None:
+                packed[split] = ImageSet(torch.from_numpy(images), torch.from_numpy(listing.labels))
+        if packed.keys() == listings.keys() and packed["train"].shape == packed["test"].shape:
+            return packed
+    return None
+
+
 def _common_size(paths: list[Path]) -> tuple[tuple[int, int], str]:
     """The (width, height) that all images share, and "L" if all of them are grey, else "RGB"; reads headers only."""
     pil = need("PIL.Image", "train", "the image folder")
@@ -220,22 +236,28 @@ def pack(
         what: what `pixels` does; the cache of another is not used.
         pixels: decodes one file; whatever it raises but a UserError makes the file an unreadable image.
     """
-    file = f"{split}-{_fingerprint(root, listing, what)}.npy"
-    folder = root / CACHE if os.access(root, os.W_OK) else Path.home() / ".cache" / "rmcla_fast"
-    images = _cached(folder / file, (len(listing.paths), *shape))
+    path = cache_path(root, split, listing, what)
+    images = _cached(path, (len(listing.paths), *shape))
     if images is None:
-        _write(folder / file, listing, shape, pixels, progress)
-        images = np.load(folder / file, mmap_mode="c", allow_pickle=False)
+        _write(path, listing, shape, pixels, progress)
+        images = np.load(path, mmap_mode="c", allow_pickle=False)
     return ImageSet(torch.from_numpy(images), torch.from_numpy(listing.labels))
 
 
+def cache_path(root: Path, split: str, listing: Listing, what: str) -> Path:
+    """Where the split's packed images are, or will be; see `pack`."""
+    folder = root / CACHE if os.access(root, os.W_OK) else Path.home() / ".cache" / "rmcla_fast"
+    return folder / f"{split}-{_fingerprint(root, listing, what)}.npy"
+
+
 def _cached(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The cache, memory-mapped; None where there is none or it is damaged."""
+    """The cache, memory-mapped; None where there is none, it is damaged, or its shape does not begin with `shape`."""
     try:
         images = np.load(path, mmap_mode="c", allow_pickle=False)  # "c": torch warns at a read-only array
     except (OSError, EOFError, ValueError):
         return None
-    return images if images.dtype == np.uint8 and images.shape == shape else None
+    fits = images.dtype == np.uint8 and images.ndim == 4 and images.shape[: len(shape)] == shape
+    return images if fits else None
 
 
 def _fingerprint(root: Path, listing: Listing, what: str) -> str:
