@@ -183,7 +183,10 @@ def _packed_before(root: Path, listings: dict[str, Listing]) -> dict[str, ImageS
     for mode, channels in (("RGB", 3), ("L", 1)):
         packed: dict[str, ImageSet] = {}
         for split, listing in listings.items():
-            images = _cached(cache_path(root, split, listing, mode), (len(listing.paths), channels))
+            try:
+                images = _cached(cache_path(root, split, listing, mode), (len(listing.paths), channels))
+            except OSError:  # a file that is gone: reading the headers names it
+                return None
             if images is not None:
                 packed[split] = ImageSet(torch.from_numpy(images), torch.from_numpy(listing.labels))
         if packed.keys() == listings.keys() and packed["train"].shape == packed["test"].shape:
