@@ -1,0 +1,287 @@
+#!/usr/bin/env bash
+# A quarter of an hour on a GPU, in two runs, and what is worth doing when there is more time:
+#
+#   benchmarks/gpu_quarter.sh prepare IMAGES.tar.xz   anywhere: fill local/gpu, which has to lie beside the tree over there
+#   benchmarks/gpu_quarter.sh check                   anywhere: the files, selections and options named here are there
+#   benchmarks/gpu_quarter.sh facts                   every GPU test; the step, Inductor's options and the operators, timed
+#   benchmarks/gpu_quarter.sh train [RECIPE...]       train each recipe on the images, then attack all of them at once
+#   benchmarks/gpu_quarter.sh sanitize
+#   benchmarks/gpu_quarter.sh operators
+#   benchmarks/gpu_quarter.sh step preact-512|wrn|resnet50
+#
+# IMAGES.tar.xz holds train/CLASS/* and test/CLASS/*. BUDGET is the time of a run in seconds: each step is stopped, as
+# Ctrl-C does, when it is used up, and what was found before is kept. All raw output is one archive, $OUT/raw.tgz, written
+# anew after every step. What failed stands in the last line and makes the exit code 1. The python3 on PATH is used, whose
+# torch sees the GPU. For a rehearsal without one: DEVICE=cpu, and BENCH, TESTS, TRAIN and EVALUATE with what a CPU can do.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+stage=${1:?prepare, check, facts, train, sanitize, operators or step}
+shift
+budget=${BUDGET:-330} device=${DEVICE:-cuda} gpu=$PWD/local/gpu
+work=${WORK:-/tmp/rmcla-gpu}
+raw=$work/raw
+failed=()
+declare -A warming  # process ids of the benchmarks that wait for their turn
+variants="default combo_kernels=1 triton.cooperative_reductions=1 combo_kernels=1,triton.cooperative_reductions=1"
+variants+=" pdl no-cudnn-benchmark"
+operator_files=$(echo benchmarks/bench_{perturb_step,random_start,joint_gradient,soft_cross_entropy,augment_start}.py)
+bench="python3 benchmarks/bench_train_step.py --device $device --precision bf16 --channels-last --no-memory"
+[ "$device" = cpu ] && bench+=" --capture compile"
+pytest="python3 -m pytest -q --tb=short -p no:cacheprovider -rfE --maxfail=60"
+
+# Selections of tests: name, limit in seconds, processes, pytest's arguments.
+selections() {
+  cat <<'S'
+device 60 0 tests/test_cuda_device.py
+cuda 90 10 tests -m gpu --ignore=tests/test_cuda_device.py
+triton 90 12 tests -k triton --ignore=tests/test_triton_aot.py --ignore=tests/test_triton_jit.py
+S
+}
+
+archive() { tar -C "$raw" -czf "$OUT/raw.tgz" .; }
+
+left() { # seconds, at most $1
+  local rest=$((budget - SECONDS))
+  [ "$rest" -lt "$1" ] && echo "$rest" || echo "$1"
+}
+
+# Runs a command for so many seconds at most, its output in a log of its own.
+step() {
+  local name=$1 limit status
+  limit=$(left "$2")
+  shift 2
+  if [ "$limit" -lt 5 ]; then
+    echo "== $name: no time is left"
+    failed+=("$name: no time")
+    return 1
+  fi
+  echo "== $SECONDS s, at most $limit s: $name"
+  timeout --signal=INT --kill-after=8 "$limit" "$@" >"$raw/$name.log" 2>&1
+  status=$?
+  tail -n 25 "$raw/$name.log" | cut -c1-180
+  [ "$status" = 0 ] || failed+=("$name: $status")
+  archive
+  return "$status"
+}
+
+begin() {
+  mkdir -p "$raw" "${OUT:=$work/out}"
+  rm -f "$work"/*.go "$work"/*.warm
+  export OUT PYTHONUNBUFFERED=1 PYTHONPATH=$PWD:$gpu/packages COMMIT=${COMMIT:-$(cat "$gpu/commit" 2>/dev/null)}
+  unset TRITON_INTERPRET
+  trap 'kill $(jobs -p) 2>/dev/null; archive' EXIT
+  nvidia-smi --query-gpu=name,driver_version,clocks.max.sm,clocks.max.mem,power.limit,temperature.gpu --format=csv
+  nvidia-smi --query-gpu=timestamp,clocks.sm,clocks.mem,power.draw,temperature.gpu,utilization.gpu --format=csv,noheader \
+    -lms 500 >"$raw/$stage-clocks.csv" 2>/dev/null &
+  python3 -c 'import os, torch, triton, numpy
+print("torch", torch.__version__, "triton", triton.__version__, "numpy", numpy.__version__, os.cpu_count(), "cores")'
+  echo "commit ${COMMIT:-unknown}"
+  cp -f "$gpu"/_C.*.so rmcla_fast/ 2>/dev/null # the prebuilt extension, if it loads here; else it is built
+  kernels && return
+  rm -f rmcla_fast/_C.*.so
+  local capability
+  capability=$(python3 -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability())')
+  TORCH_CUDA_ARCH_LIST=$capability RMCLA_WITH_CUDA=1 MAX_JOBS=$(nproc) step build 120 python3 setup.py -q build_ext --inplace
+  kernels || echo "== the CUDA kernels are not there: Triton's run"
+}
+
+kernels() {
+  python3 -c 'import sys
+from rmcla_fast import native
+print("kernels:", native.build_config or native.missing_reason)
+sys.exit(not native.has_kernels(sys.argv[1]))' "$device"
+}
+
+unpack() {
+  [ -f "$work/data/packed" ] && return
+  mkdir -p "$work/data" && tar -C "$work/data" --touch -xf "$gpu/images.tar.xz" && nice python3 -c "
+from rmcla_fast import data
+print(len(data.load('folder', '$work/data').train), 'images')" && touch "$work/data/packed"
+}
+
+# Starts a benchmark of the step that compiles and captures now, and is timed when `time_step` says so.
+warm_step() {
+  local name=$1
+  shift
+  # shellcheck disable=SC2086
+  TORCHINDUCTOR_COMPILE_THREADS=4 nice $bench "$@" ${BENCH:-} --output "$raw/step-$name" --wait-for "$work/$name.go" \
+    >"$raw/step-$name.log" 2>&1 &
+  warming[$name]=$!
+}
+
+time_step() {
+  local name=$1 until status pid=${warming[$1]}
+  until=$((SECONDS + $(left "$2")))
+  echo "== $SECONDS s, until $until s: step-$name"
+  running() { kill -0 "$pid" 2>/dev/null && [ "$SECONDS" -lt "$until" ]; }
+  while running && [ ! -f "$work/$name.warm" ]; do sleep 0.2; done
+  echo "warm at $SECONDS s"
+  [ -f "$work/$name.warm" ] && touch "$work/$name.go"
+  while running; do sleep 0.2; done
+  kill -INT "$pid" 2>/dev/null
+  wait "$pid"
+  status=$?
+  [ "$status" = 0 ] || failed+=("step-$name: $status")
+  tail -n "$3" "$raw/step-$name.log" | cut -c1-150
+  archive
+}
+
+facts() {
+  local name limit processes arguments inductor
+  unpack >"$raw/unpack.log" 2>&1 &
+  warm_step main --batch 128 --recipes standard,r-mc-la,r-mc-la+ --rivals port,plain,lean --rounds 10 --profile
+  for name in $variants; do
+    inductor=(--inductor "$name")
+    case $name in
+      default | pdl) inductor=() ;;
+      no-cudnn-benchmark) inductor=(--no-cudnn-benchmark) ;;
+    esac
+    export TORCHINDUCTOR_ENABLE_PDL=$([ "$name" = pdl ] && echo 1 || echo 0)
+    warm_step "$name" --batch 128 --recipes r-mc-la --rivals none --rounds 8 "${inductor[@]}"
+  done
+  unset TORCHINDUCTOR_ENABLE_PDL
+  while read -r name limit processes arguments; do
+    # shellcheck disable=SC2086
+    step "tests-$name" "$limit" $pytest $arguments -n "$processes" ${TESTS:-} </dev/null
+  done < <(selections)
+  time_step main 75 70
+  # shellcheck disable=SC2086
+  step operators 80 python3 -m pytest -q $operator_files -m compact --benchmark-disable-gc --references-for 25 \
+    --rows "$raw/operators.json" ${OPERATORS:-}
+  for name in $variants; do time_step "$name" 20 8; done
+}
+
+# As many epochs as leave half of the time to the attacks, by what a step took in `facts`; 30 at the most.
+epochs() {
+  python3 - "$raw" "$(left 9999)" "$#" <<'P'
+import glob, json, statistics, sys
+
+found = glob.glob(f"{sys.argv[1]}/step-main/*.json")
+step = statistics.median(json.load(open(found[0]))["seconds"]["r-mc-la+ step"]["wall"]) if found else 0.006
+seconds = float(sys.argv[2]) / 2 / int(sys.argv[3]) - 15
+print(max(1, min(30, int(seconds / (391 * step + 0.7)))))
+P
+}
+
+train() {
+  local recipe name count pids=() rmcla="python3 -m rmcla_fast.cli"
+  [ $# -gt 0 ] || set -- r-mc-la+ n-fgsm
+  (unpack) >"$raw/unpack-again.log" 2>&1
+  count=${EPOCHS:-$(epochs "$@")}
+  echo "== $SECONDS s: $count epochs of each recipe"
+  for recipe; do
+    name=${recipe//+/-plus}
+    rm -rf "${work:?}/$name"
+    # shellcheck disable=SC2086
+    step "train-$name" 150 $rmcla train --data folder --data-dir "$work/data" --model preact-resnet18 --recipe "$recipe" \
+      --epsilon 8/255 --epochs "$count" --schedule one-cycle --lr 0.2 --weight-decay 5e-4 --batch-size 128 \
+      --precision bf16 --augment --ema 0.999 --monitor-images 1000 --monitor-every 5 --checkpoint-every 0 \
+      --out "$work/$name" ${TRAIN:-}
+    for file in config.json metrics.jsonl curves.png; do cp "$work/$name/$file" "$raw/$name-$file" 2>/dev/null; done
+  done
+  for recipe; do
+    name=${recipe//+/-plus}
+    attack "$name" >"$raw/evaluate-$name.log" 2>&1 &
+    pids+=($!)
+  done
+  for pid in "${pids[@]}"; do wait "$pid" || failed+=("an evaluation: $?"); done
+  for recipe; do tail -n 20 "$raw/evaluate-${recipe//+/-plus}.log" | cut -c1-160; done
+}
+
+# First what takes seconds, so that it is there when the time ends before AutoAttack does.
+attack() {
+  local attacks
+  for attacks in clean,fgsm,ce20,cw100 clean,fgsm,ce20,cw100,autoattack; do
+    # shellcheck disable=SC2086
+    timeout --signal=INT --kill-after=8 "$(left 999)" python3 -m rmcla_fast.cli evaluate "$work/$1" --attacks "$attacks" \
+      --images 500 --batch-size 500 --epsilon 8/255 --json "$raw/$1-evaluation.json" ${EVALUATE:-} || return
+    archive
+  done
+}
+
+sanitize() {
+  budget=${BUDGET:-570}
+  step sanitize-alone 120 python3 benchmarks/sanitize.py # by itself first: Triton keeps what it compiles
+  for tool in memcheck racecheck initcheck; do
+    # Without PyTorch's cache each tensor is an allocation of its own, beyond whose end the tool sees.
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 step "sanitize-$tool" 300 \
+      compute-sanitizer --tool "$tool" --error-exitcode 9 python3 benchmarks/sanitize.py
+  done
+}
+
+operators() {
+  budget=${BUDGET:-570}
+  # shellcheck disable=SC2086
+  step operators 560 python3 -m pytest -q $operator_files --benchmark-disable-gc --rows "$raw/operators.json"
+}
+
+network_step() {
+  local rest="--recipes standard,r-mc-la,r-mc-la+ --rivals plain,lean --rounds 10 --profile" network
+  budget=${BUDGET:-570}
+  case ${1:-} in
+    preact-512) network="--model preact-resnet18 --batch 512" ;;
+    wrn) network="--model wrn-28-10 --batch 128" ;;
+    resnet50)
+      network="--model resnet50 --batch 256 --size 224 --classes 1000"
+      rest="--recipes standard,r-mc-la --rivals none --rounds 5 --profile" # each captured step keeps its memory
+      ;;
+    *)
+      echo "give one of preact-512, wrn and resnet50"
+      return 2
+      ;;
+  esac
+  # shellcheck disable=SC2086
+  step "step-$1" 560 $bench $network $rest --output "$raw/step-$1"
+}
+
+prepare() {
+  local images=${1:?the archive of images with train/CLASS/* and test/CLASS/*} built
+  rm -rf "$gpu" && mkdir -p "$gpu/packages" || exit 1
+  tar -tf "$images" >/dev/null || { echo "$images is no archive, or cut short"; exit 1; }
+  cp "$images" "$gpu/images.tar.xz"
+  built=$(ls rmcla_fast/_C.cpython-312-*.so) || {
+    echo "build the extension first, with the GPU machine's Python and torch:"
+    echo "  TORCH_CUDA_ARCH_LIST=9.0 RMCLA_WITH_CUDA=1 python3.12 setup.py -q build_ext --inplace"
+    exit 1
+  }
+  strip --strip-unneeded -o "$gpu/$(basename "$built")" "$built"
+  python3 -m pip download -q --no-deps -d "$gpu" pyautoattack==0.2.0 &&
+    python3 -m zipfile -e "$gpu"/pyautoattack-*.whl "$gpu/packages" || exit 1
+  rm -rf "$gpu"/*.whl "$gpu/packages/pyautoattack/examples" # 42 MB of models
+  git describe --always --dirty >"$gpu/commit"
+  du -sh "$gpu"
+  echo "copy local/gpu beside the tree, then run: BUDGET=330 OUT=... benchmarks/gpu_quarter.sh facts"
+}
+
+check() {
+  local name limit processes arguments collected option
+  for file in $operator_files benchmarks/{bench_train_step,profile_step,sanitize}.py; do
+    [ -f "$file" ] || failed+=("there is no $file")
+  done
+  while read -r name limit processes arguments; do
+    # shellcheck disable=SC2086
+    collected=$(python3 -m pytest -q --collect-only $arguments 2>/dev/null </dev/null | grep -c "::")
+    echo "tests-$name: $collected tests"
+    [ "$collected" -ge 10 ] || failed+=("the selection $name has $collected tests")
+  done < <(selections)
+  for option in $(grep -o -- '--[a-z][a-z-]*' <<<"$(declare -f warm_step facts network_step) $bench" | sort -u); do
+    case $option in --benchmark-disable-gc | --references-for | --rows) continue ;; esac
+    python3 benchmarks/bench_train_step.py --help | grep -q -- "$option\b" || failed+=("bench_train_step.py has no $option")
+  done
+  for option in $(grep -o -- ' --[a-z][a-z-]*' <<<"$(declare -f train attack)" | sort -u); do
+    case $option in --signal | --kill-after) continue ;; esac
+    { python3 -m rmcla_fast.cli train --help; python3 -m rmcla_fast.cli evaluate --help; } | grep -q -- "$option\b" ||
+      failed+=("rmcla has no $option")
+  done
+}
+
+case $stage in
+  prepare) prepare "$@" ;;
+  check) check ;;
+  facts | train | sanitize | operators) begin && "$stage" "$@" ;;
+  step) begin && network_step "$@" ;;
+  *) echo "no such stage: $stage" && exit 2 ;;
+esac
+[ -d "$raw" ] && [ -n "${OUT:-}" ] && archive
+echo "== $stage ended after $SECONDS s; failed: $([ ${#failed[@]} = 0 ] && echo nothing || printf '%s; ' "${failed[@]}")"
+[ ${#failed[@]} = 0 ]
