@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import pytest
@@ -245,6 +246,31 @@ def test_short_epochs_and_resumed_ones_are_captured(sizes: list[int], monkeypatc
     optimizer.param_groups[0]["momentum"] = 0.5
     update(*batch(captured))
     assert done[-1] == f"run {captured}"
+
+
+def test_a_captured_update_takes_any_strides_and_says_what_it_cannot_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
+    update = CapturedUpdate(lambda *batch: torch.zeros(()), sgd(network()), torch.device("cpu"))
+    done: list[str] = []
+
+    def capture(given: list[Tensor]) -> None:
+        update._inputs, update._loss = [tensor.clone() for tensor in given], torch.zeros(())
+        update._graph = type("Graph", (), {"replay": lambda self: done.append("replay")})()
+
+    monkeypatch.setattr(update, "_capture", capture)
+    monkeypatch.setattr(update, "_on_side_stream", lambda *batch: done.append("run"))
+    images, labels = torch.rand(4, 3, 8, 8), torch.arange(4)
+    for given in (images, images.contiguous(memory_format=torch.channels_last)) * 3:
+        update(given, labels)
+        if update._graph is not None:
+            assert torch.equal(update._inputs[0], given)
+    assert done == ["run"] * 3 + ["replay"] * 3
+    with pytest.warns(UserWarning, match="an update runs uncaptured, since its batch differs"):
+        update(images.double(), labels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        update(images, labels, images.clone())
+    assert done[6:] == ["run"] * 2
 
 
 def test_passes_are_compiled_for_whole_batches(monkeypatch: pytest.MonkeyPatch) -> None:

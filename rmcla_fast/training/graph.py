@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -33,6 +34,7 @@ class CapturedUpdate:
         self._loss: Tensor | None = None
         self._shapes: Any = None  # that it was captured for
         self._captured_with: Any = None
+        self._warned = False
         self._warm: Counter[Any] = Counter()  # updates so far, by their shapes
         optimizer.register_load_state_dict_post_hook(lambda _: self.forget())
 
@@ -44,7 +46,7 @@ class CapturedUpdate:
     def __call__(self, images: Tensor, labels: Tensor, start: Tensor | None = None) -> Tensor:
         self._bind_learning_rates()
         given = [images, labels] if start is None else [images, labels, start]
-        shapes = tuple((tensor.shape, tensor.stride(), tensor.dtype) for tensor in given)
+        shapes = tuple((tensor.shape, tensor.dtype) for tensor in given)  # any strides are copied into the graph's
         hyper_parameters = self._hyper_parameters()
         if hyper_parameters != self._captured_with:
             self.forget()
@@ -54,6 +56,13 @@ class CapturedUpdate:
             self._shapes = shapes
         if self._graph is None or shapes != self._shapes:
             self._warm[shapes] += 1
+            if self._graph is not None and shapes[0][0] == self._shapes[0][0] and not self._warned:
+                self._warned = True
+                warnings.warn(
+                    "an update runs uncaptured, since its batch differs from those that the graph was captured for in "
+                    "a dtype, or in whether it comes with a start",
+                    stacklevel=3,
+                )
             return self._on_side_stream(images, labels, start)
         assert self._loss is not None
         for ours, theirs in zip(self._inputs, given, strict=True):
