@@ -40,7 +40,8 @@ class TrainStep:
         recipe: a value of `rmcla_fast.recipes`.
         ema: follows the weights after each update.
         precision: "fp32", "bf16" or "fp16": the passes run under autocast; weights, images and loss stay float32.
-            "fp16" multiplies the loss by a scale that lives on the device. TF32 is used where
+            "fp16" multiplies the loss by a scale that lives on the device. In "fp32" a GPU computes convolutions in
+            TF32, as PyTorch does by default (`torch.backends.cudnn.allow_tf32`), and the linear layers where
             `torch.set_float32_matmul_precision` allows it, which by default it does not.
         capture: "eager"; "compile": the passes as two compiled modules that share the weights; "cuda-graph": the whole
             update, around these two, as one CUDA graph; "auto": "cuda-graph" on a GPU where model and optimizer allow
