@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from rmcla_fast import adversarial_example
 from rmcla_fast.training import ExponentialAverage, TrainStep
-from rmcla_fast.training.graph import CapturedUpdate
+from rmcla_fast.training.graph import CapturedUpdate, resolve_capture
 from rmcla_fast.training.passes import Passes
-from rmcla_fast.training.step import _resolve_capture
 
 # The state of a step.
 
@@ -215,10 +214,10 @@ def test_bad_arguments_are_one_sentence(changes: dict[str, Any], words: str) -> 
 def test_the_graph_needs_an_optimizer_that_can_be_captured() -> None:
     model, cuda = network(), torch.device("cuda")
     adam = torch.optim.Adam(model.parameters(), fused=True)
-    assert _resolve_capture("auto", model, adam, cuda) == "compile"
+    assert resolve_capture("auto", model, adam, cuda) == "compile"
     with pytest.raises(ValueError, match="cannot be had: the optimizer must be made with capturable=True"):
-        _resolve_capture("cuda-graph", model, adam, cuda)
-    assert _resolve_capture("auto", model, sgd(model, fused=True), cuda) == "cuda-graph"
+        resolve_capture("cuda-graph", model, adam, cuda)
+    assert resolve_capture("auto", model, sgd(model, fused=True), cuda) == "cuda-graph"
 
 
 @pytest.mark.parametrize("sizes", [[4, 4, 3] * 3, [3] + [4, 4, 3] * 3, [3, 4] * 4], ids=str)

@@ -46,6 +46,10 @@ class Passes:
                 torch.compile(self._forward, dynamic=False, options=options),
             )
 
+    def run_eager(self) -> None:
+        """From now on nothing is compiled."""
+        self._compiled = None
+
     def layout(self, images: Tensor) -> Tensor:
         """Images in the weights' layout, and precise enough for the ball: a bf16 pixel near 1 is 6 % of epsilon off.
 
