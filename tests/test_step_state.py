@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from rmcla_fast import adversarial_example
 from rmcla_fast.training import ExponentialAverage, TrainStep
 from rmcla_fast.training.graph import CapturedUpdate, resolve_capture
+from rmcla_fast.training.guard import NonFiniteGuard
 from rmcla_fast.training.passes import Passes
 
 # The state of a step.
@@ -132,6 +133,34 @@ def test_a_nonfinite_update_can_be_skipped(accumulate: int, image: int) -> None:
     assert bool(step(images, labels).isfinite())
     assert step.skipped is not None
     assert int(step.skipped) == 1
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_the_guard_puts_buffers_back_to_the_bit(skip: bool) -> None:
+    """Of every dtype and layout, not finite ones too, in as many calls as there are dtypes and no more."""
+    model, guard = nn.Linear(2, 2), NonFiniteGuard(torch.device("cpu"), scaled=False)
+    old = {
+        "running": torch.tensor([1.5, torch.nan, torch.inf, -0.0]),
+        "other": torch.rand(2, 3, 4, 5).contiguous(memory_format=torch.channels_last),
+        "strided": torch.rand(4, 4)[:, ::2],
+        "count": torch.tensor(2**40 + 1),
+        "mask": torch.tensor([True, False]),
+        "narrow": torch.tensor([0.1, -torch.inf], dtype=torch.float16),
+        "none": torch.empty(0),
+    }
+    for name, value in old.items():
+        model.register_buffer(name, value.clone(memory_format=torch.preserve_format))
+    before = guard.remember(model)
+    new = {name: torch.ones_like(value) for name, value in old.items()}
+    new["running"] = torch.tensor([torch.nan, 0.0, -torch.inf, 2.0])
+    for name, value in new.items():
+        model.get_buffer(name).copy_(value)
+    guard._found_inf.fill_(float(skip))
+    guard.settle(model, sgd(model, fused=True), before)
+    for name, value in (old if skip else new).items():
+        torch.testing.assert_close(model.get_buffer(name), value, rtol=0, atol=0, equal_nan=True)
+        assert model.get_buffer(name).stride() == old[name].clone().stride()
+    assert len(before) == 4
 
 
 def test_momentum_that_a_first_skipped_update_leaves_is_zero(monkeypatch: pytest.MonkeyPatch) -> None:

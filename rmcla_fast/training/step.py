@@ -119,10 +119,17 @@ class TrainStep:
         if not self.model.training:
             self.model.train()
         update = self._update if self._captured is None else self._captured
+        simpler = why = ""
         try:
             loss = update(images, labels, start)
         except (CaptureFailed, CompileFailed) as error:  # nothing of this update was done
-            loss = self._otherwise(error, images, labels, start)
+            simpler, why = self._simpler_way(error)
+        if simpler:  # only now is the memory free that the error held
+            self.capture, self._captured = simpler, None
+            if simpler == "eager":
+                self._passes.run_eager()
+            loss = self._update(images, labels, start)
+            warnings.warn(f"training goes on with capture {simpler!r}, since {why}", stacklevel=2)
         self.calls += 1
         return loss
 
@@ -156,8 +163,8 @@ class TrainStep:
         if self._guard is not None and "guard" in state:
             self._guard.load_state_dict(state["guard"])
 
-    def _otherwise(self, error: Exception, images: Tensor, labels: Tensor, start: Tensor | None) -> Tensor:
-        """The update by the next simpler way, from now on, if the way was left to the step; else the error."""
+    def _simpler_way(self, error: Exception) -> tuple[str, str]:
+        """The capture that needs not what failed, and why it is taken; UserError if another was asked for."""
         failed, simpler, what = "cuda-graph", "compile", "the update cannot be captured in a CUDA graph"
         if isinstance(error, CompileFailed):
             failed, simpler, what = self.capture, "eager", "torch.compile cannot compile the model"
@@ -165,16 +172,11 @@ class TrainStep:
             raise UserError(
                 f"capture {failed!r} cannot be had, since {what}: {error}; capture {simpler!r} trains the same"
             ) from error
-        self.capture, self._captured = simpler, None
-        if simpler == "eager":
-            self._passes.run_eager()
-        loss = self._update(images, labels, start)
-        warnings.warn(f"training goes on with capture {simpler!r}, since {what}: {error}", stacklevel=3)
-        return loss
+        return simpler, f"{what}: {error}"
 
     def _update(self, images: Tensor, labels: Tensor, start: Tensor | None = None) -> Tensor:
         guard = self._guard
-        before = [] if guard is None else [buffer.clone() for buffer in self.model.buffers()]
+        before = [] if guard is None else guard.remember(self.model)
         compiles = self.capture in ("compile", "cuda-graph") and len(images) > self._tried
         loss = (self._first_gradients if compiles else self._gradients)(images, labels, start)
         if guard is not None:
