@@ -98,7 +98,8 @@ def attack(
         # One forward, one backward: the gradient in the logits is fed to autograd, which goes to the images alone.
         moved = moved.detach().requires_grad_()
         with torch.enable_grad():
-            logits = forward(moved.view_as(moved))  # hooks that track a module's inputs fail on a leaf in autograd.grad
+            # Hooks on a module's inputs fail on a leaf in autograd.grad. Unlike a view this keeps all strides.
+            logits = forward(moved.expand_as(moved))
         if recipe.outer_loss == "trades":
             # d KL(clean || adversarial), whose terms nearly cancel: not in 16 bits.
             grad_logits = logits.detach().softmax(1, _wide(logits)) - clean_logits.softmax(1, _wide(logits))

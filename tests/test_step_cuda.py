@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from rmcla_fast import models, recipes
-from rmcla_fast.training import ExponentialAverage, TrainStep
+from rmcla_fast.errors import UserError
+from rmcla_fast.training import ExponentialAverage, TrainStep, graph
 
 pytestmark = [
     pytest.mark.gpu,
@@ -153,6 +155,40 @@ def test_sixteen_bits_in_the_graph(precision: str) -> None:
         assert float(narrow(*batch(n))) == pytest.approx(float(wide(*batch(n))), rel=0.05)
 
 
+class Branching(nn.Module):
+    """Control flow that waits for the values: no graph can hold it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = network()
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(images)
+        return logits if bool(logits.sum() > -1e9) else -logits
+
+
+def make_branching(capture: str) -> TrainStep:
+    model = Branching()
+    recipe = recipes.get("r-mc-la")
+    return TrainStep(model, sgd(model), recipe, capture=capture, seed=1, ema=ExponentialAverage(model, 0.9))
+
+
+@pytest.mark.filterwarnings("ignore:training goes on")
+def test_a_model_that_waits_goes_on_uncaptured() -> None:
+    eager, auto = make_branching("eager"), make_branching("auto")
+    for n in range(UPDATES):
+        assert float(auto(*batch(n))) == pytest.approx(float(eager(*batch(n))), rel=5e-3)
+    assert auto.capture == "compile"
+    assert auto._rng.tolist() == eager._rng.tolist() == [1, UPDATES]
+    assert torch.cuda.get_sync_debug_mode() == 0
+    assert_same(auto, eager)
+    asked = make_branching("cuda-graph")
+    for n in range(3):
+        asked(*batch(n))
+    with pytest.raises(UserError, match="capture 'cuda-graph' cannot be had"):
+        asked(*batch(3))
+
+
 def test_auto_is_the_graph_where_it_can_be_had() -> None:
     assert make("auto").capture == "cuda-graph"
     model = network()
@@ -160,3 +196,23 @@ def test_auto_is_the_graph_where_it_can_be_had() -> None:
     assert TrainStep(model, plain, recipes.get("r-mc-la")).capture == "compile"
     with pytest.raises(ValueError, match="the optimizer must be made with fused=True"):
         TrainStep(model, plain, recipes.get("r-mc-la"), capture="cuda-graph")
+
+
+def test_a_capture_that_breaks_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last of the file: it breaks a capture in the middle, which the rehearsal would have prevented."""
+    eager, auto = make_branching("eager"), make_branching("auto")
+    before = torch.cuda.current_stream()
+    with monkeypatch.context() as patch:
+        patch.setattr(graph, "refusing_to_wait", nullcontext)
+        with pytest.warns(UserWarning, match="training goes on with capture 'compile'"):
+            losses = [float(auto(*batch(n))) for n in range(UPDATES)]
+    assert losses == pytest.approx([float(eager(*batch(n))) for n in range(UPDATES)], rel=5e-3)
+    assert auto.capture == "compile"
+    assert_same(auto, eager)
+    assert torch.cuda.current_stream() == before
+    assert torch.rand(4, device="cuda").isfinite().all()
+    captured = make("cuda-graph")  # and another capture goes well
+    for n in range(UPDATES):
+        captured(*batch(n))
+    assert captured._captured is not None
+    assert captured._captured._graph is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import pytest
@@ -12,9 +13,9 @@ from torch import Tensor, nn
 
 from rmcla_fast import adversarial_example
 from rmcla_fast.training import ExponentialAverage, TrainStep
-from rmcla_fast.training.graph import CapturedUpdate
+from rmcla_fast.training.graph import CapturedUpdate, resolve_capture
+from rmcla_fast.training.guard import NonFiniteGuard
 from rmcla_fast.training.passes import Passes
-from rmcla_fast.training.step import _resolve_capture
 
 # The state of a step.
 
@@ -134,6 +135,34 @@ def test_a_nonfinite_update_can_be_skipped(accumulate: int, image: int) -> None:
     assert int(step.skipped) == 1
 
 
+@pytest.mark.parametrize("skip", [False, True])
+def test_the_guard_puts_buffers_back_to_the_bit(skip: bool) -> None:
+    """Of every dtype and layout, not finite ones too, in as many calls as there are dtypes and no more."""
+    model, guard = nn.Linear(2, 2), NonFiniteGuard(torch.device("cpu"), scaled=False)
+    old = {
+        "running": torch.tensor([1.5, torch.nan, torch.inf, -0.0]),
+        "other": torch.rand(2, 3, 4, 5).contiguous(memory_format=torch.channels_last),
+        "strided": torch.rand(4, 4)[:, ::2],
+        "count": torch.tensor(2**40 + 1),
+        "mask": torch.tensor([True, False]),
+        "narrow": torch.tensor([0.1, -torch.inf], dtype=torch.float16),
+        "none": torch.empty(0),
+    }
+    for name, value in old.items():
+        model.register_buffer(name, value.clone(memory_format=torch.preserve_format))
+    before = guard.remember(model)
+    new = {name: torch.ones_like(value) for name, value in old.items()}
+    new["running"] = torch.tensor([torch.nan, 0.0, -torch.inf, 2.0])
+    for name, value in new.items():
+        model.get_buffer(name).copy_(value)
+    guard._found_inf.fill_(float(skip))
+    guard.settle(model, sgd(model, fused=True), before)
+    for name, value in (old if skip else new).items():
+        torch.testing.assert_close(model.get_buffer(name), value, rtol=0, atol=0, equal_nan=True)
+        assert model.get_buffer(name).stride() == old[name].clone().stride()
+    assert len(before) == 4
+
+
 def test_momentum_that_a_first_skipped_update_leaves_is_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fused SGD allocates it, and when it skips leaves in it whatever the memory held: here NaN."""
     images, labels = batch()
@@ -214,10 +243,10 @@ def test_bad_arguments_are_one_sentence(changes: dict[str, Any], words: str) -> 
 def test_the_graph_needs_an_optimizer_that_can_be_captured() -> None:
     model, cuda = network(), torch.device("cuda")
     adam = torch.optim.Adam(model.parameters(), fused=True)
-    assert _resolve_capture("auto", model, adam, cuda) == "compile"
+    assert resolve_capture("auto", model, adam, cuda) == "compile"
     with pytest.raises(ValueError, match="cannot be had: the optimizer must be made with capturable=True"):
-        _resolve_capture("cuda-graph", model, adam, cuda)
-    assert _resolve_capture("auto", model, sgd(model, fused=True), cuda) == "cuda-graph"
+        resolve_capture("cuda-graph", model, adam, cuda)
+    assert resolve_capture("auto", model, sgd(model, fused=True), cuda) == "cuda-graph"
 
 
 @pytest.mark.parametrize("sizes", [[4, 4, 3] * 3, [3] + [4, 4, 3] * 3, [3, 4] * 4], ids=str)
@@ -245,6 +274,31 @@ def test_short_epochs_and_resumed_ones_are_captured(sizes: list[int], monkeypatc
     optimizer.param_groups[0]["momentum"] = 0.5
     update(*batch(captured))
     assert done[-1] == f"run {captured}"
+
+
+def test_a_captured_update_takes_any_strides_and_says_what_it_cannot_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
+    update = CapturedUpdate(lambda *batch: torch.zeros(()), sgd(network()), torch.device("cpu"))
+    done: list[str] = []
+
+    def capture(given: list[Tensor]) -> None:
+        update._inputs, update._loss = [tensor.clone() for tensor in given], torch.zeros(())
+        update._graph = type("Graph", (), {"replay": lambda self: done.append("replay")})()
+
+    monkeypatch.setattr(update, "_capture", capture)
+    monkeypatch.setattr(update, "_on_side_stream", lambda *batch: done.append("run"))
+    images, labels = torch.rand(4, 3, 8, 8), torch.arange(4)
+    for given in (images, images.contiguous(memory_format=torch.channels_last)) * 3:
+        update(given, labels)
+        if update._graph is not None:
+            assert torch.equal(update._inputs[0], given)
+    assert done == ["run"] * 3 + ["replay"] * 3
+    with pytest.warns(UserWarning, match="an update runs uncaptured, since its batch differs"):
+        update(images.double(), labels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        update(images, labels, images.clone())
+    assert done[6:] == ["run"] * 2
 
 
 def test_passes_are_compiled_for_whole_batches(monkeypatch: pytest.MonkeyPatch) -> None:

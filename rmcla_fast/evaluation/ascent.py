@@ -14,6 +14,7 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
+from rmcla_fast.cuda_graph import CaptureFailed, record, refusing_to_wait
 from rmcla_fast.evaluation.model_guard import Answerer, predictions
 from rmcla_fast.ops import joint_gradient, perturb_step
 
@@ -115,10 +116,6 @@ class CapturedAscent(_Step):
             self._replay()
 
 
-class CaptureFailed(Exception):
-    """Why a step cannot be captured, in one sentence."""
-
-
 def cuda_graph(device: torch.device, step: Step) -> Step:
     """`step`, once warm, as one CUDA graph; CaptureFailed for a model that waits for the GPU or refuses to be captured.
 
@@ -131,36 +128,13 @@ def cuda_graph(device: torch.device, step: Step) -> Step:
         with torch.cuda.stream(stream):
             for _ in range(WARM_UP - 1):
                 step()
-            _without_waiting(step)
+            with refusing_to_wait():
+                step()
         torch.cuda.current_stream().wait_stream(stream)
         torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-                step()
-        except Exception as error:  # whatever a model does that no graph can hold
-            torch.cuda.synchronize()
-            raise CaptureFailed(_first_line(error)) from error
+        graph, _ = record(device, stream, step)
     replay: Step = graph.replay
     return replay
-
-
-def _without_waiting(step: Step) -> None:
-    """One `step`; CaptureFailed if it waits for the GPU."""
-    mode = torch.cuda.get_sync_debug_mode()
-    with warnings.catch_warnings():  # PyTorch says once that the check does not know every way to wait
-        warnings.simplefilter("ignore")
-        torch.cuda.set_sync_debug_mode("error")
-    try:
-        step()
-    except RuntimeError as error:
-        raise CaptureFailed(_first_line(error)) from error
-    finally:
-        torch.cuda.set_sync_debug_mode(mode)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def capture_for(device: torch.device) -> Capture | None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from rmcla_fast.cuda_graph import CaptureFailed, record, refusing_to_wait
 
 Update = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 WARM_UP = 3  # updates before the capture: cuDNN picks its algorithms, modules compile, the optimizer makes its state
@@ -20,10 +25,21 @@ class CapturedUpdate:
     replayed, as they are ever after. A batch of other shapes runs uncaptured. Learning rates are device tensors that
     the graph reads: a schedule may still write floats into the optimizer's groups. A change of any other
     hyper-parameter, or of the optimizer's state by `load_state_dict`, captures anew.
+
+    `rehearse`, of the same arguments, does before a capture what the update asks of the model, and changes nothing: a
+    model that waits for the GPU is found there. A call raises CaptureFailed where the update cannot be captured; the
+    batch was not trained on then, and nothing has changed.
     """
 
-    def __init__(self, update: Update, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    def __init__(
+        self,
+        update: Update,
+        optimizer: torch.optim.Optimizer,
+        device: torch.device,
+        rehearse: Callable[[Tensor, Tensor, Tensor | None], None] | None = None,
+    ) -> None:
         self._update = update
+        self._rehearse = rehearse
         self._optimizer = optimizer
         self._device = device
         self._stream: torch.cuda.Stream = torch.cuda.Stream(device)
@@ -33,6 +49,7 @@ class CapturedUpdate:
         self._loss: Tensor | None = None
         self._shapes: Any = None  # that it was captured for
         self._captured_with: Any = None
+        self._warned = False
         self._warm: Counter[Any] = Counter()  # updates so far, by their shapes
         optimizer.register_load_state_dict_post_hook(lambda _: self.forget())
 
@@ -44,7 +61,7 @@ class CapturedUpdate:
     def __call__(self, images: Tensor, labels: Tensor, start: Tensor | None = None) -> Tensor:
         self._bind_learning_rates()
         given = [images, labels] if start is None else [images, labels, start]
-        shapes = tuple((tensor.shape, tensor.stride(), tensor.dtype) for tensor in given)
+        shapes = tuple((tensor.shape, tensor.dtype) for tensor in given)  # any strides are copied into the graph's
         hyper_parameters = self._hyper_parameters()
         if hyper_parameters != self._captured_with:
             self.forget()
@@ -53,8 +70,16 @@ class CapturedUpdate:
             self._capture(given)
             self._shapes = shapes
         if self._graph is None or shapes != self._shapes:
+            if self._graph is not None and shapes[0][0] == self._shapes[0][0] and not self._warned:
+                self._warned = True
+                warnings.warn(
+                    "an update runs uncaptured, since its batch differs from those that the graph was captured for in "
+                    "a dtype, or in whether it comes with a start",
+                    stacklevel=3,
+                )
+            loss = self._on_side_stream(images, labels, start)
             self._warm[shapes] += 1
-            return self._on_side_stream(images, labels, start)
+            return loss
         assert self._loss is not None
         for ours, theirs in zip(self._inputs, given, strict=True):
             ours.copy_(theirs, non_blocking=True)
@@ -63,23 +88,44 @@ class CapturedUpdate:
 
     def _on_side_stream(self, images: Tensor, labels: Tensor, start: Tensor | None) -> Tensor:
         current = torch.cuda.current_stream(self._device)
-        self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
+        with self._beside(current):
             loss = self._update(images, labels, start)
-        current.wait_stream(self._stream)
         loss.record_stream(current)
         return loss
 
+    @contextmanager
+    def _beside(self, current: torch.cuda.Stream) -> Iterator[None]:
+        """On the side stream, after what the current one holds and before what it gets next."""
+        self._stream.wait_stream(current)
+        try:
+            with torch.cuda.stream(self._stream):
+                yield
+        finally:
+            current.wait_stream(self._stream)
+
     def _capture(self, given: list[Tensor]) -> None:
-        """Records one update without running it. Gradients, images and activations live in the graph's own memory."""
-        self._inputs = [tensor.clone(memory_format=torch.preserve_format) for tensor in given]
-        self._optimizer.zero_grad(set_to_none=True)
-        graph = torch.cuda.CUDAGraph()
-        # "thread_local": a thread that pins batches meanwhile must not break the capture.
-        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-            images, labels, *start = self._inputs
-            self._loss = self._update(images, labels, start[0] if start else None)
-        self._graph = graph
+        """Records one update without running it. Gradients, images and activations live in the graph's own memory.
+
+        CaptureFailed leaves model and optimizer as they were.
+        """
+        inputs = [tensor.clone(memory_format=torch.preserve_format) for tensor in given]
+        images, labels, *others = inputs
+        start = others[0] if others else None
+        if self._rehearse is not None:
+            with self._beside(torch.cuda.current_stream(self._device)), refusing_to_wait():
+                self._rehearse(images, labels, start)
+        optimizer = self._optimizer
+        optimizer.zero_grad(set_to_none=True)
+        states = {parameter: dict(state) for parameter, state in optimizer.state.items()}
+        try:
+            self._graph, self._loss = record(self._device, self._stream, lambda: self._update(images, labels, start))
+        except CaptureFailed:
+            # A state or gradient that the capture made was never written, and its memory is gone.
+            optimizer.state.clear()
+            optimizer.state.update(states)
+            optimizer.zero_grad(set_to_none=True)
+            raise
+        self._inputs = inputs
 
     def _bind_learning_rates(self) -> None:
         for rate, group in zip(self._rates, self._optimizer.param_groups, strict=True):
@@ -98,3 +144,27 @@ class CapturedUpdate:
 def _is_note(name: str) -> bool:
     """What schedules write into a group for themselves."""
     return name in ("initial_lr", "max_lr", "min_lr")
+
+
+def resolve_capture(capture: str, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> str:
+    """The capture to begin with; ValueError where "cuda-graph" is asked for and cannot be had."""
+    if capture not in ("auto", "cuda-graph"):
+        return capture
+    reason = ""
+    if device.type != "cuda":
+        reason = f"the model is on {device}, and a CUDA graph needs a CUDA device"
+    elif isinstance(model, DistributedDataParallel):
+        reason = "DistributedDataParallel's reducer works on the host; use capture 'compile'"
+    elif not is_fused(optimizer):
+        reason = "the optimizer must be made with fused=True, so that it reads its learning rate on the device"
+    elif not all(group.get("capturable", True) for group in optimizer.param_groups):
+        reason = "the optimizer must be made with capturable=True"
+    if capture == "cuda-graph" and reason:
+        raise ValueError(f"capture 'cuda-graph' cannot be had: {reason}")
+    if capture == "auto" and reason:
+        return "compile" if device.type == "cuda" else "eager"
+    return "cuda-graph"
+
+
+def is_fused(optimizer: torch.optim.Optimizer) -> bool:
+    return all(group.get("fused") for group in optimizer.param_groups)

@@ -46,6 +46,11 @@ class NonFiniteGuard:
         fused.found_inf, fused.grad_scale = self._found_inf, None
 
     @torch.no_grad()
+    def remember(self, model: nn.Module) -> list[Tensor]:
+        """The buffers' values before an update, one flat tensor a dtype: a few kernels for however many."""
+        return [_flat(buffers) for buffers in _by_dtype(model)]
+
+    @torch.no_grad()
     def settle(self, model: nn.Module, optimizer: torch.optim.Optimizer, before: list[Tensor]) -> None:
         """After the optimizer: takes the buffers back if the update was skipped, counts it, and moves the scale."""
         skip = self._found_inf > 0
@@ -53,8 +58,23 @@ class NonFiniteGuard:
             momentum = optimizer.state[parameter].get("momentum_buffer")
             if momentum is not None:
                 momentum.copy_(torch.where(skip, 0.0, momentum))
-        for buffer, value in zip(model.buffers(), before, strict=True):
-            torch.where(skip, value, buffer, out=buffer)
+        for buffers, values in zip(_by_dtype(model), before, strict=True):
+            # A choice and not a product: a value may be NaN or infinite, and is kept to the bit.
+            chosen = torch.where(skip, values, _flat(buffers)).split([buffer.numel() for buffer in buffers])
+            torch._foreach_copy_(
+                buffers, [value.view(buffer.shape) for value, buffer in zip(chosen, buffers, strict=True)]
+            )
         self.skipped.add_(skip)
         if self._scaled:
             torch._amp_update_scale_(self.scale, self._growth, self._found_inf, 2.0, 0.5, GROWTH_INTERVAL)
+
+
+def _by_dtype(model: nn.Module) -> list[list[Tensor]]:
+    groups: dict[torch.dtype, list[Tensor]] = {}
+    for buffer in model.buffers():
+        groups.setdefault(buffer.dtype, []).append(buffer)
+    return list(groups.values())
+
+
+def _flat(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])

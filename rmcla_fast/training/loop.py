@@ -6,7 +6,8 @@ import dataclasses
 import math
 import signal
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ def train(config: TrainConfig, *, quiet: bool = True) -> Path:
     """Trains as `config` says and returns the run folder; the command `rmcla train` is this function.
 
     Killed at any instant and called again with `resume`, a run on the CPU ends with the bits of an uninterrupted one.
+    On a GPU, cuDNN measures which of its algorithms are the fastest (`torch.backends.cudnn.benchmark`) while the run
+    lasts, unless deterministic ones are asked for; this setting and torch's number of threads are put back at the end.
 
     Args:
         config: the options; what is None becomes the default for the data set.
@@ -58,7 +61,7 @@ def train(config: TrainConfig, *, quiet: bool = True) -> Path:
     config = dataclasses.replace(config, threads=config.threads or threads)
     torch.set_num_threads(config.threads or threads)
     try:
-        with joined(device) as world:
+        with _fastest_convolutions(device), joined(device) as world:
             for module in ("matplotlib", "rich", "torch.utils.tensorboard"):  # before hours of work, not after
                 need(module, "train", "a run")
             choose_recipe(config)
@@ -69,6 +72,19 @@ def train(config: TrainConfig, *, quiet: bool = True) -> Path:
     finally:
         torch.set_num_threads(threads)
     return folder
+
+
+@contextmanager
+def _fastest_convolutions(device: torch.device) -> Iterator[None]:
+    """cuDNN tries its algorithms once for each new shape; not where somebody wants the same bits of every run."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark
+    if device.type == "cuda":
+        cudnn.benchmark = not (cudnn.deterministic or torch.are_deterministic_algorithms_enabled())
+    try:
+        yield
+    finally:
+        cudnn.benchmark = before
 
 
 def _load(config: TrainConfig, world: World, quiet: bool) -> DataSplits:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -27,14 +28,16 @@ class Passes:
         self.attacked: nn.Module = model.module if isinstance(model, DistributedDataParallel) else model
         self.device = next(model.parameters()).device
         self._dtype = PRECISIONS[precision]
-        self._channels_last = any(
+        channels_last = any(
             parameter.dim() == 4
             and parameter.is_contiguous(memory_format=torch.channels_last)
             and not parameter.is_contiguous()
             for parameter in model.parameters()
         )
+        self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self._compiled_for: Signature | None = None
         self._compiled: tuple[Any, Any] | None = None
+        self._warned = False
         if compiled:
             # The whole update is captured by hand where it is captured at all.
             options: dict[str, Any] = {"triton.cudagraphs": False}
@@ -43,10 +46,20 @@ class Passes:
                 torch.compile(self._forward, dynamic=False, options=options),
             )
 
+    def run_eager(self) -> None:
+        """From now on nothing is compiled."""
+        self._compiled = None
+
     def layout(self, images: Tensor) -> Tensor:
-        """Images in the weights' layout, and precise enough for the ball: a bf16 pixel near 1 is 6 % of epsilon off."""
-        if self._channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
+        """Images in the weights' layout, and precise enough for the ball: a bf16 pixel near 1 is 6 % of epsilon off.
+
+        Of one shape they always have the same strides, so that what was compiled for the first batch fits the others.
+        """
+        images = images.contiguous(memory_format=self._memory_format)
+        if 1 in images.shape:  # a dimension of one element may have any stride; here it gets that of its place
+            form = torch.contiguous_format if images.is_contiguous() else torch.channels_last
+            place = torch.empty(images.shape, device="meta", memory_format=form)
+            images = images.as_strided(images.shape, place.stride())
         return images.float() if images.dtype in (torch.float16, torch.bfloat16) else images
 
     def attack(self, images: Tensor) -> Tensor:
@@ -83,4 +96,13 @@ class Passes:
         signature = (images.shape, images.stride(), images.dtype)
         if self._compiled_for is None or len(images) > self._compiled_for[0][0]:
             self._compiled_for = signature
-        return self._compiled[index] if signature == self._compiled_for else None
+        if signature == self._compiled_for:
+            return self._compiled[index]
+        if images.shape == self._compiled_for[0] and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"a pass runs eager, since its images are {images.dtype} with strides {images.stride()} and it was "
+                f"compiled for {self._compiled_for[2]} with strides {self._compiled_for[1]}",
+                stacklevel=2,
+            )
+        return None

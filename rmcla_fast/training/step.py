@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -11,17 +12,23 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rmcla_fast import backend as backends
+from rmcla_fast.cuda_graph import CaptureFailed, first_line
+from rmcla_fast.errors import UserError
 from rmcla_fast.example import AdversarialExample, Radii, attack, attack_mode, check, radii
 from rmcla_fast.ops import checks, soft_cross_entropy
 from rmcla_fast.pixels import to_unit
 from rmcla_fast.recipes import Recipe
 from rmcla_fast.targets import last_linear
 from rmcla_fast.training.average import ExponentialAverage
-from rmcla_fast.training.graph import CapturedUpdate
+from rmcla_fast.training.graph import CapturedUpdate, is_fused, resolve_capture
 from rmcla_fast.training.guard import NonFiniteGuard
 from rmcla_fast.training.passes import PRECISIONS, Passes
 
 CAPTURES = ("auto", "eager", "compile", "cuda-graph")
+
+
+class CompileFailed(Exception):
+    """Why the passes cannot be compiled, in one sentence."""
 
 
 class TrainStep:
@@ -41,12 +48,14 @@ class TrainStep:
         recipe: a value of `rmcla_fast.recipes`.
         ema: follows the weights after each update.
         precision: "fp32", "bf16" or "fp16": the passes run under autocast; weights, images and loss stay float32.
-            "fp16" multiplies the loss by a scale that lives on the device. TF32 is used where
+            "fp16" multiplies the loss by a scale that lives on the device. In "fp32" a GPU computes convolutions in
+            TF32, as PyTorch does by default (`torch.backends.cudnn.allow_tf32`), and the linear layers where
             `torch.set_float32_matmul_precision` allows it, which by default it does not.
         capture: "eager"; "compile": the passes as two compiled modules that share the weights; "cuda-graph": the whole
             update, around these two, as one CUDA graph; "auto": "cuda-graph" on a GPU where model and optimizer allow
             it, "compile" on a GPU where not, else "eager". The numbers agree within rounding. A batch of another shape
-            than the largest runs eager.
+            than the largest runs eager. What turns out to fail is a UserError; with "auto" it is a warning, and the
+            update, of which nothing was done, and the later ones take the next simpler way, which is `capture` then.
         seed: of the noise; the n-th call draws from (seed, n), with pieces from (seed, n `accumulate` + piece). A rank
             goes into the upper 32 bits.
         clip_norm: gradients are scaled down to this norm, where given.
@@ -76,8 +85,10 @@ class TrainStep:
         self.accumulate = accumulate
         self.calls = 0
         device = next(model.parameters()).device
-        capture = _resolve_capture(capture, model, optimizer, device)
-        self.capture = capture
+        self._auto = capture == "auto"
+        capture = resolve_capture(capture, model, optimizer, device)
+        self.capture = capture  # "auto" becomes what it turns out to be
+        self._tried = 0  # images of the largest batch whose passes were compiled
         self._clip_norm = clip_norm
         self._passes = Passes(model, precision, compiled=capture in ("compile", "cuda-graph"))
         self._weight = last_linear(model) if recipe.target in ("mosa", "mix") else None
@@ -86,11 +97,13 @@ class TrainStep:
         self._epsilon = recipe.epsilon
         self._guard: NonFiniteGuard | None = None
         if precision == "fp16" or skip_nonfinite:
-            if not _is_fused(optimizer):
+            if not is_fused(optimizer):
                 what = 'precision "fp16"' if precision == "fp16" else "skip_nonfinite"
                 raise ValueError(f"{what} needs an optimizer made with fused=True, which can skip an update by itself")
             self._guard = NonFiniteGuard(device, scaled=precision == "fp16")
-        self._captured = CapturedUpdate(self._update, optimizer, device) if capture == "cuda-graph" else None
+        self._captured: CapturedUpdate | None = None
+        if capture == "cuda-graph":
+            self._captured = CapturedUpdate(self._update, optimizer, device, self._rehearse)
 
     def __call__(self, images: Tensor, labels: Tensor, start: Tensor | None = None) -> Tensor:
         """One update.
@@ -107,7 +120,17 @@ class TrainStep:
         if not self.model.training:
             self.model.train()
         update = self._update if self._captured is None else self._captured
-        loss = update(images, labels, start)
+        simpler = why = ""
+        try:
+            loss = update(images, labels, start)
+        except (CaptureFailed, CompileFailed) as error:  # nothing of this update was done
+            simpler, why = self._simpler_way(error)
+        if simpler:  # only now is the memory free that the error held
+            self.capture, self._captured = simpler, None
+            if simpler == "eager":
+                self._passes.run_eager()
+            loss = self._update(images, labels, start)
+            warnings.warn(f"training goes on with capture {simpler!r}, since {why}", stacklevel=2)
         self.calls += 1
         return loss
 
@@ -141,18 +164,22 @@ class TrainStep:
         if self._guard is not None and "guard" in state:
             self._guard.load_state_dict(state["guard"])
 
+    def _simpler_way(self, error: Exception) -> tuple[str, str]:
+        """The capture that needs not what failed, and why it is taken; UserError if another was asked for."""
+        failed, simpler, what = "cuda-graph", "compile", "the update cannot be captured in a CUDA graph"
+        if isinstance(error, CompileFailed):
+            failed, simpler, what = self.capture, "eager", "torch.compile cannot compile the model"
+        if not self._auto:
+            raise UserError(
+                f"capture {failed!r} cannot be had, since {what}: {error}; capture {simpler!r} trains the same"
+            ) from error
+        return simpler, f"{what}: {error}"
+
     def _update(self, images: Tensor, labels: Tensor, start: Tensor | None = None) -> Tensor:
-        self.optimizer.zero_grad(set_to_none=True)
         guard = self._guard
-        before = [] if guard is None else [buffer.clone() for buffer in self.model.buffers()]
-        count = max(1, min(self.accumulate, len(images) // 2))
-        losses = []
-        for number, piece in enumerate(_cut(images, labels, start, count)):
-            with self._synchronised(last=number + 1 == count):
-                losses.append(self._piece(*piece, total=len(images)))
-            self._rng[1].add_(1)
-        if count < self.accumulate:
-            self._rng[1].add_(self.accumulate - count)
+        before = [] if guard is None else guard.remember(self.model)
+        compiles = self.capture in ("compile", "cuda-graph") and len(images) > self._tried
+        loss = (self._first_gradients if compiles else self._gradients)(images, labels, start)
         if guard is not None:
             guard.unscale(self.optimizer)
         if self._clip_norm is not None:
@@ -162,7 +189,59 @@ class TrainStep:
             guard.settle(self.model, self.optimizer, before)
         if self.ema is not None:
             self.ema.update(self._passes.attacked)
+        return loss
+
+    def _gradients(self, images: Tensor, labels: Tensor, start: Tensor | None) -> Tensor:
+        """Attack, forward and backward of each piece: all of an update that runs the model; returns the loss."""
+        self.optimizer.zero_grad(set_to_none=True)
+        count = max(1, min(self.accumulate, len(images) // 2))
+        losses = []
+        for number, piece in enumerate(_cut(images, labels, start, count)):
+            with self._synchronised(last=number + 1 == count):
+                losses.append(self._piece(*piece, total=len(images)))
+            self._rng[1].add_(1)
+        if count < self.accumulate:
+            self._rng[1].add_(self.accumulate - count)
         return losses[0] if count == 1 else torch.stack(losses).sum()
+
+    def _first_gradients(self, images: Tensor, labels: Tensor, start: Tensor | None) -> Tensor:
+        """`_gradients`, whose passes compile as they run; CompileFailed, with nothing changed, where they cannot."""
+        restore = self._remembered(start)
+        try:
+            loss = self._gradients(images, labels, start)
+        except Exception as error:
+            restore()
+            from torch._dynamo.exc import TorchDynamoException  # slow to import, and here it is already
+
+            # Where there is another way, it shows whether the error is the model's own.
+            if self._auto or isinstance(error, TorchDynamoException):
+                raise CompileFailed(first_line(getattr(error, "inner_exception", error))) from error
+            raise
+        self._tried = len(images)
+        return loss
+
+    def _rehearse(self, images: Tensor, labels: Tensor, start: Tensor | None) -> None:
+        """Asks the model all that an update asks of it, and puts everything back."""
+        device = self._rng.device
+        restore = self._remembered(start)
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            try:
+                self._gradients(images, labels, start)
+            finally:
+                restore()
+
+    def _remembered(self, start: Tensor | None) -> Callable[[], None]:
+        """Puts back what `_gradients` changes."""
+        changed = [*self.model.buffers(), self._rng, *([] if start is None else [start])]
+        before = [tensor.detach().clone() for tensor in changed]
+
+        @torch.no_grad()
+        def restore() -> None:
+            for tensor, value in zip(changed, before, strict=True):
+                tensor.copy_(value)
+            self.optimizer.zero_grad(set_to_none=True)
+
+        return restore
 
     def _synchronised(self, last: bool) -> AbstractContextManager[Any]:
         """The ranks' gradients are summed in the last piece's backward: by then each rank holds its own sum."""
@@ -252,29 +331,6 @@ def _check_arguments(
         raise ValueError(f"accumulate must be at least 1; got {accumulate}")
     if clip_norm is not None:
         checks.positive("clip_norm", clip_norm)
-
-
-def _resolve_capture(capture: str, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> str:
-    if capture not in ("auto", "cuda-graph"):
-        return capture
-    reason = ""
-    if device.type != "cuda":
-        reason = f"the model is on {device}, and a CUDA graph needs a CUDA device"
-    elif isinstance(model, DistributedDataParallel):
-        reason = "DistributedDataParallel's reducer works on the host; use capture 'compile'"
-    elif not _is_fused(optimizer):
-        reason = "the optimizer must be made with fused=True, so that it reads its learning rate on the device"
-    elif not all(group.get("capturable", True) for group in optimizer.param_groups):
-        reason = "the optimizer must be made with capturable=True"
-    if capture == "cuda-graph" and reason:
-        raise ValueError(f"capture 'cuda-graph' cannot be had: {reason}")
-    if capture == "auto" and reason:
-        return "compile" if device.type == "cuda" else "eager"
-    return "cuda-graph"
-
-
-def _is_fused(optimizer: torch.optim.Optimizer) -> bool:
-    return all(group.get("fused") for group in optimizer.param_groups)
 
 
 def _signed(seed: int) -> int:

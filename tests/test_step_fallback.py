@@ -1,0 +1,337 @@
+"""What cannot be compiled or captured is said once, loses no update and does none twice.
+
+Without a GPU the streams are left out, torch.compile returns what it is given, and a capture is what each test needs.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import pytest
+import torch
+from step_cases import RefuseHostReads, batch, network, recipe, sgd
+from torch import Tensor, nn
+
+from rmcla_fast import cuda_graph
+from rmcla_fast.cuda_graph import CaptureFailed
+from rmcla_fast.errors import UserError
+from rmcla_fast.training import ExponentialAverage, TrainStep, graph
+from rmcla_fast.training import step as step_module
+
+Compiled = Callable[[Tensor], Tensor]
+UPDATES = 5
+CPU = torch.device("cpu")
+
+
+@contextmanager
+def no_host_reads() -> Iterator[None]:
+    """In place of PyTorch's check, which needs a GPU."""
+    try:
+        with RefuseHostReads():
+            yield
+    except AssertionError as error:
+        raise CaptureFailed(str(error)) from error
+
+
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch, captured: str) -> None:
+    """`capture` "auto" is `captured`, and so is an explicit one; nothing is compiled; there are no streams."""
+    monkeypatch.setattr(step_module, "resolve_capture", lambda *_: captured)
+    monkeypatch.setattr(torch, "compile", lambda forward, **_: forward)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    monkeypatch.setattr(graph.CapturedUpdate, "_beside", lambda self, current: nullcontext())
+    monkeypatch.setattr(graph, "refusing_to_wait", no_host_reads)
+    monkeypatch.setattr(Tensor, "record_stream", lambda self, stream: None)
+
+
+def make(model: nn.Module, capture: str, **options: Any) -> TrainStep:
+    average = ExponentialAverage(model, 0.9)
+    return TrainStep(
+        model, sgd(model, fused=True), recipe("r-mc-la+"), capture=capture, seed=3, ema=average, accumulate=2, **options
+    )
+
+
+def given(n: int) -> tuple[Tensor, Tensor, Tensor]:
+    images, labels = batch(8, seed=n)
+    return images, labels, images.float() / 255
+
+
+def state(step: TrainStep) -> list[Any]:
+    assert step.ema is not None
+    return copy.deepcopy(
+        [
+            *step.model.state_dict().values(),
+            *step.ema.state_dict().values(),
+            step._rng,
+            *[value for values in step.optimizer.state.values() for value in values.values()],
+        ]
+    )
+
+
+def same(ours: list[Any], theirs: list[Any]) -> bool:
+    return len(ours) == len(theirs) and all(map(torch.equal, ours, theirs))
+
+
+def expected(model: nn.Module) -> tuple[list[float], list[Any]]:
+    eager = make(model, "eager")
+    return [float(eager(*given(n))) for n in range(UPDATES)], state(eager)
+
+
+@contextmanager
+def warning_once(words: str) -> Iterator[None]:
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        yield
+    assert [str(one.message) for one in said if words in str(one.message)] == [str(one.message) for one in said]
+    assert len(said) == 1
+
+
+class FailsInBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor) -> Tensor:
+        return logits.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        raise RuntimeError("no kernel for this")
+
+
+def failing(place: str) -> Callable[..., Compiled]:
+    """A torch.compile whose functions fail in that place."""
+
+    def compiler(forward: Compiled, **_: Any) -> Compiled:
+        def compiled(images: Tensor) -> Tensor:
+            logits = forward(images)
+            attacks = "detached" in forward.__name__
+            if place == ("attack" if attacks else "update"):
+                raise RuntimeError("no kernel for this\nand more lines")
+            return FailsInBackward.apply(logits) if place == "backward" and not attacks else logits
+
+        return compiled
+
+    return compiler
+
+
+@pytest.mark.parametrize("captured", ["compile", "cuda-graph"])
+@pytest.mark.parametrize("place", ["attack", "update", "backward"])
+def test_auto_goes_on_eager_where_the_model_cannot_be_compiled(
+    place: str, captured: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses, end = expected(network())
+    as_on_a_gpu(monkeypatch, captured)
+    monkeypatch.setattr(torch, "compile", failing(place))
+    step = make(network(), "auto")
+    with warning_once(
+        "training goes on with capture 'eager', since torch.compile cannot compile the model: no kernel for this"
+    ):
+        assert [float(step(*given(n))) for n in range(UPDATES)] == losses
+    assert step.capture == "eager"
+    assert same(state(step), end)
+
+
+@pytest.mark.parametrize("captured", ["compile", "cuda-graph"])
+def test_an_asked_for_compilation_that_fails_is_one_sentence_and_nothing_is_lost(
+    captured: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._dynamo.exc import TorchDynamoException
+
+    losses, end = expected(network())
+    as_on_a_gpu(monkeypatch, captured)
+
+    def compiler(forward: Compiled, **_: Any) -> Compiled:
+        def compiled(images: Tensor) -> Tensor:
+            logits = forward(images)
+            if broken and "detached" not in forward.__name__:
+                raise TorchDynamoException("no kernel for this")
+            return logits
+
+        return compiled
+
+    broken = True
+    monkeypatch.setattr(torch, "compile", compiler)
+    step = make(network(), captured)
+    before = state(step)
+    words = f"capture '{captured}' cannot be had, since torch.compile cannot compile the model: no kernel for this"
+    with pytest.raises(UserError, match=words):
+        step(*given(0))
+    assert same(state(step), before)
+    assert step.calls == 0
+    broken = False
+    monkeypatch.setattr(graph, "WARM_UP", UPDATES)
+    assert [float(step(*given(n))) for n in range(UPDATES)] == losses
+    assert same(state(step), end)
+
+
+def test_an_error_of_the_model_itself_is_raised_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    as_on_a_gpu(monkeypatch, "compile")
+    images, labels, _ = given(0)
+    for capture in ("auto", "compile"):
+        step = make(network(), capture)
+        before = state(step)
+        with pytest.raises(ValueError, match="labels must lie in"):
+            step(images, labels + 10)
+        if capture == "compile":
+            assert same(state(step), before)
+
+
+class Branching(nn.Module):
+    """Control flow that waits for the values: no graph can hold it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = network()
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(images)
+        return logits if bool(logits.sum() > -1e9) else -logits
+
+
+def refused(device: Any, stream: Any, work: Callable[[], Tensor]) -> Any:
+    raise CaptureFailed("operation not permitted when stream is capturing")
+
+
+def never(*_: Any) -> Any:
+    raise AssertionError("a model that waits must be found before the capture")
+
+
+@pytest.mark.parametrize(
+    ("model", "record", "reason"),
+    [
+        (Branching, never, "aten._local_scalar_dense.default reads a tensor on the host"),
+        (network, refused, "operation not permitted when stream is capturing"),
+    ],
+)
+def test_auto_goes_on_uncaptured_where_the_update_cannot_be_captured(
+    model: Callable[[], nn.Module], record: Any, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses, end = expected(model())
+    as_on_a_gpu(monkeypatch, "cuda-graph")
+    monkeypatch.setattr(graph, "record", record)
+    step = make(model(), "auto")
+    with warning_once(
+        f"training goes on with capture 'compile', since the update cannot be captured in a CUDA graph: {reason}"
+    ):
+        assert [float(step(*given(n))) for n in range(UPDATES)] == losses
+    assert step.capture == "compile"
+    assert same(state(step), end)
+
+
+@pytest.mark.parametrize(("model", "record"), [(Branching, never), (network, refused)])
+def test_an_asked_for_capture_that_fails_is_one_sentence_and_nothing_is_lost(
+    model: Callable[[], nn.Module], record: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_on_a_gpu(monkeypatch, "cuda-graph")
+    monkeypatch.setattr(graph, "record", record)
+    step = make(model(), "cuda-graph")
+    for n in range(graph.WARM_UP):
+        step(*given(n))
+    before = state(step)
+    with pytest.raises(UserError, match="capture 'cuda-graph' cannot be had, since the update cannot be captured"):
+        step(*given(graph.WARM_UP))
+    assert same(state(step), before)
+    assert step.calls == graph.WARM_UP
+    assert step.capture == "cuda-graph"
+
+
+def test_states_that_a_broken_capture_made_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A capture runs no kernel, but makes states and gradients, in memory that goes with it."""
+    as_on_a_gpu(monkeypatch, "cuda-graph")
+    model = network()
+    optimizer = sgd(model, fused=True)
+    parameters = list(model.parameters())
+    optimizer.state[parameters[0]]["momentum_buffer"] = kept = torch.ones(1)
+
+    def record(*_: Any) -> Any:
+        optimizer.state[parameters[1]]["momentum_buffer"] = torch.full((1,), torch.nan)
+        parameters[1].grad = torch.full_like(parameters[1], torch.nan)
+        raise CaptureFailed("broken")
+
+    monkeypatch.setattr(graph, "record", record)
+    captured = graph.CapturedUpdate(never, optimizer, CPU)
+    with pytest.raises(CaptureFailed):
+        captured._capture(list(batch(4)))
+    assert list(optimizer.state) == [parameters[0]]
+    assert optimizer.state[parameters[0]]["momentum_buffer"] is kept
+    assert parameters[1].grad is None
+
+
+def test_a_rehearsal_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    as_on_a_gpu(monkeypatch, "cuda-graph")
+    step = make(nn.Sequential(network(), nn.Dropout(0.5)), "cuda-graph", skip_nonfinite=True)
+    step(*given(0))
+    images, labels, start = given(1)
+    before, drawn, first = state(step), torch.get_rng_state(), start.clone()
+    step._rehearse(images, labels, start)
+    assert same(state(step), before)
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert torch.equal(start, first)
+    assert all(parameter.grad is None for parameter in step.model.parameters())
+
+
+@pytest.mark.parametrize("broken", [True, False], ids=["broken", "ended"])
+def test_nothing_of_a_failed_capture_stays(broken: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `torch.cuda.graph` does: it ends the capture first, and leaves its stream only if that did not fail."""
+    done: list[str] = []
+    current = ["main"]
+
+    @contextmanager
+    def stream(name: str) -> Iterator[None]:
+        before, current[0] = current[0], name
+        try:
+            yield
+        finally:
+            current[0] = before
+
+    class Graph:
+        def __init__(self, *_: Any, **options: Any) -> None:
+            assert options["pool"] == (0, 1)
+
+        def __enter__(self) -> None:
+            current[0] = "side"
+
+        def __exit__(self, *_: Any) -> None:
+            if broken:
+                raise RuntimeError("operation failed due to a previous error during capture")
+            current[0] = "main"
+
+    def end(device: int, pool: Any) -> None:
+        if not broken:
+            raise RuntimeError("not recording to this pool")
+        done.append("end")
+
+    monkeypatch.setattr(torch.cuda, "default_generators", (FakeGenerator(done),))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current[0])
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    monkeypatch.setattr(torch.cuda, "graph", Graph)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: done.append("synchronize"))
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end, raising=False)
+    monkeypatch.setattr(torch._C, "_cuda_releasePool", lambda *_: done.append("release"), raising=False)
+    monkeypatch.setattr(cuda_graph, "_BROKEN", [])
+
+    def work() -> None:
+        assert current[0] == "side"
+        raise ValueError("the model waits")
+
+    with pytest.raises(CaptureFailed, match="the model waits"):
+        cuda_graph.record(torch.device("cuda", 0), "side", work)  # type: ignore[arg-type]
+    assert current == ["main"]
+    assert done == (["end", "release", "generator", "synchronize"] if broken else [])
+    assert len(cuda_graph._BROKEN) == broken
+
+
+class FakeGenerator:
+    def __init__(self, done: list[str]) -> None:
+        self.done = done
+
+    def clone_state(self) -> FakeGenerator:
+        return FakeGenerator(self.done)
+
+    def graphsafe_set_state(self, other: FakeGenerator) -> None:
+        assert other is not self
+        self.done.append("generator")
