@@ -18,8 +18,8 @@ from rmcla_fast.training import TrainConfig, checkpoint
 from rmcla_fast.training.batches import Batch, Batches
 
 ROOT = Path(__file__).parents[1]
-SMALL = TrainConfig(
-    data="digits", images_per_class=20, epochs=2, batch_size=32, threads=1, monitor_every=1, log_every=2
+SMALL = TrainConfig(  # on a CPU, which repeats a run to the bit, also where there is a GPU
+    data="digits", images_per_class=20, epochs=2, batch_size=32, device="cpu", threads=1, monitor_every=1, log_every=2
 )
 
 

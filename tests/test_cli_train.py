@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from run_cases import python, wait_for_checkpoint
 
 from rmcla_fast import cli, recipes, training
@@ -17,7 +18,7 @@ from rmcla_fast.epsilon import format_epsilon, parse_epsilon
 from rmcla_fast.errors import UserError
 from rmcla_fast.training import TrainConfig, checkpoint
 
-QUICK = ["--data", "digits", "--images-per-class", "20", "--epochs", "1", "--batch-size", "32"]
+QUICK = ["--data", "digits", "--images-per-class", "20", "--epochs", "1", "--batch-size", "32", "--device", "cpu"]
 
 
 def test_train_writes_the_folder_and_prints_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,10 +156,12 @@ def test_recipes_lists_all_with_their_cost(capsys: pytest.CaptureFixture[str]) -
 def test_info_names_every_operator_with_a_reason(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["info"]) == 0
     text = capsys.readouterr().out
+    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
     for name in ("joint_gradient", "perturb_step", "random_start", "soft_cross_entropy", "augment_start"):
-        (line,) = [line.split() for line in text.splitlines() if line.startswith(f"  {name} ")]
-        assert line[1] in ("cpu", "reference")
-        assert len(line) > 3
+        lines = [line.split() for line in text.splitlines() if line.startswith(f"  {name} ")]
+        for device, line in zip(devices, lines, strict=True):
+            assert line[1] in ({"cpu", "reference"} if device == "cpu" else {"cuda", "triton", "reference"})
+            assert len(line) > 3
     assert "torch" in text
 
 
@@ -169,7 +172,8 @@ def test_without_arguments_it_helps(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_control_c_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    process = python("-m", "rmcla_fast.cli", "train", "--data", "digits", "--epochs", "9999", "--out", out)
+    command = ("train", "--data", "digits", "--epochs", "9999", "--device", "cpu", "--out", out)
+    process = python("-m", "rmcla_fast.cli", *command)
     wait_for_checkpoint(out, process)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
