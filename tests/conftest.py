@@ -44,6 +44,11 @@ class Backend(NamedTuple):
         return self.name == "triton" and self.device.type == "cpu"
 
     @property
+    def examples(self) -> int:
+        """Of a property test. Triton compiles anew for nearly each of them: on a GPU that is what takes the time."""
+        return 40 if self.name == "triton" and not self.interpreted else hypothesis.settings.default.max_examples
+
+    @property
     def checks_label_values(self) -> bool:
         """In kernels for a GPU the check would stall, so there a label that is no class gives a NaN row."""
         return self.device.type == "cpu" and self.name != "triton"

@@ -11,7 +11,7 @@ import pytest
 import torch
 from adversarial_inputs import lay_out, pixels, poison_free_memory
 from conftest import Backend
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_random_start import SEEDS, rng_of
 from test_random_start import expected as expected_start
@@ -49,6 +49,7 @@ def expected(
 def test_random_cases(backend: Backend) -> None:
     most = 5 if backend.interpreted else 9
 
+    @settings(max_examples=backend.examples)
     @given(
         shape=st.tuples(
             st.integers(1, 4),

@@ -14,7 +14,7 @@ from adversarial_inputs import (
     poison_free_memory,
 )
 from conftest import Backend
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import (
     GRADIENT,
@@ -59,6 +59,7 @@ DEFAULT = {"beta": 9.0, "gamma": 0.01, "top_k": None, "label_scheme": "main"}
 
 
 def test_random_shapes(backend: Backend) -> None:
+    @settings(max_examples=backend.examples)
     @given(
         case=logit_cases(backend.interpreted),
         target=st.sampled_from((*TARGETS, "given")),

@@ -18,7 +18,7 @@ from adversarial_inputs import (
     with_specials,
 )
 from conftest import Backend
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import assert_same_bits, assert_threads_change_no_bit
 from torch import Tensor
@@ -57,6 +57,7 @@ def dense_layout(images: Tensor) -> tuple[int, ...]:
 def test_random_shapes(backend: Backend) -> None:
     per_image = st.sampled_from(("float", "scalar tensor", "one an image"))
 
+    @settings(max_examples=backend.examples)
     @given(
         shape=image_shapes(backend.interpreted),
         dtypes=st.tuples(*[st.sampled_from(FLOAT_DTYPES)] * 2, st.sampled_from((*FLOAT_DTYPES, torch.uint8))),

@@ -19,7 +19,7 @@ from adversarial_inputs import (
     poisoned,
 )
 from conftest import Backend
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import assert_same_bits, assert_threads_change_no_bit
 from torch import Tensor
@@ -96,6 +96,7 @@ def test_seeds_and_steps_of_64_bits(backend: Backend, seed: int, step: int) -> N
 
 
 def test_random_shapes(backend: Backend) -> None:
+    @settings(max_examples=backend.examples)
     @given(
         shape=image_shapes(backend.interpreted),
         dtype=st.sampled_from((*FLOAT_DTYPES, torch.uint8)),

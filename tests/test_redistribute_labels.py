@@ -8,7 +8,7 @@ import pytest
 import torch
 from adversarial_inputs import FLOAT_DTYPES, LogitCase, lay_out, logit_cases, poison_free_memory, poisoned
 from conftest import Backend
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import assert_same_bits, assert_soft_labels, exact
 from torch import Tensor
@@ -29,6 +29,7 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def test_random_shapes(backend: Backend) -> None:
+    @settings(max_examples=backend.examples)
     @given(
         case=logit_cases(backend.interpreted),
         scheme=st.sampled_from(("main", "sup")),

@@ -14,7 +14,7 @@ from adversarial_inputs import (
     poison_free_memory,
 )
 from conftest import Backend
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import GRADIENT, LABEL_GRADIENT, LOSS, assert_close, assert_threads_change_no_bit, exact
 from torch import Tensor
@@ -76,6 +76,7 @@ def check(logits: Tensor, labels: Tensor, reduction: str, upstream: Tensor, back
 
 
 def test_random_shapes(backend: Backend) -> None:
+    @settings(max_examples=backend.examples)
     @given(
         case=logit_cases(backend.interpreted),
         kind=st.sampled_from(("distribution", "one-hot", "anything", "indices", "expanded")),
