@@ -27,14 +27,17 @@ variants+=" pdl no-cudnn-benchmark"
 operator_files=$(echo benchmarks/bench_{perturb_step,random_start,joint_gradient,soft_cross_entropy,augment_start}.py)
 bench="python3 benchmarks/bench_train_step.py --device $device --precision bf16 --channels-last --no-memory"
 [ "$device" = cpu ] && bench+=" --capture compile"
-pytest="python3 -m pytest -q --tb=short -p no:cacheprovider -rfE --maxfail=60"
+pytest="python3 -m pytest -q --tb=short -p no:cacheprovider -rfEs --maxfail=60"
 
-# Selections of tests: name, limit in seconds, processes, pytest's arguments.
+# Selections of tests, which run side by side: name, processes, pytest's arguments. A capture that breaks on purpose may
+# take its process with it, and has one of its own.
 selections() {
   cat <<'S'
-device 60 0 tests/test_cuda_device.py
-cuda 90 10 tests -m gpu --ignore=tests/test_cuda_device.py
-triton 90 12 tests -k triton --ignore=tests/test_triton_aot.py --ignore=tests/test_triton_jit.py
+device 0 tests/test_cuda_device.py
+cuda 6 tests -m gpu --ignore=tests/test_cuda_device.py --ignore=tests/test_step_cuda.py
+triton 6 tests -k triton --ignore=tests/test_cuda_device.py --ignore=tests/test_triton_aot.py --ignore=tests/test_triton_jit.py
+step 3 tests/test_step_cuda.py --deselect=tests/test_step_cuda.py::test_a_capture_that_breaks_leaves_nothing_behind
+broken 0 tests/test_step_cuda.py::test_a_capture_that_breaks_leaves_nothing_behind
 S
 }
 
@@ -126,8 +129,25 @@ time_step() {
   archive
 }
 
+tests() {
+  local name processes arguments names=() pids=() number
+  echo "== $SECONDS s: every test of the GPU"
+  while read -r name processes arguments; do
+    # shellcheck disable=SC2086
+    OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=2 timeout --signal=INT --kill-after=8 "$(left "${TESTS_LIMIT:-170}")" \
+      $pytest $arguments -n "$processes" --dist worksteal ${TESTS:-} >"$raw/tests-$name.log" 2>&1 </dev/null &
+    names+=("$name") pids+=($!)
+  done < <(selections)
+  for number in "${!pids[@]}"; do
+    wait "${pids[number]}" || failed+=("tests-${names[number]}: $?")
+    echo "== $SECONDS s: tests-${names[number]}"
+    grep -vE "^\\.|^$" "$raw/tests-${names[number]}.log" | tail -n 14 | cut -c1-200
+  done
+  archive
+}
+
 facts() {
-  local name limit processes arguments inductor
+  local name inductor
   unpack >"$raw/unpack.log" 2>&1 &
   warm_step main --batch 128 --recipes standard,r-mc-la,r-mc-la+ --rivals port,plain,lean --rounds 10 --profile
   for name in $variants; do
@@ -140,11 +160,11 @@ facts() {
     warm_step "$name" --batch 128 --recipes r-mc-la --rivals none --rounds 8 "${inductor[@]}"
   done
   unset TORCHINDUCTOR_ENABLE_PDL
-  while read -r name limit processes arguments; do
-    # shellcheck disable=SC2086
-    step "tests-$name" "$limit" $pytest $arguments -n "$processes" ${TESTS:-} </dev/null
-  done < <(selections)
+  tests
   time_step main 75 70
+  [ -n "$(ls "$raw"/step-main/*.json 2>/dev/null)" ] || # then at least without the capture
+    step step-uncaptured 90 $bench --capture compile --batch 128 --recipes standard,r-mc-la --rivals plain --rounds 8 \
+      --output "$raw/step-uncaptured"
   # shellcheck disable=SC2086
   step operators 80 python3 -m pytest -q $operator_files -m compact --benchmark-disable-gc --references-for 25 \
     --rows "$raw/operators.json" ${OPERATORS:-}
@@ -254,24 +274,26 @@ prepare() {
 }
 
 check() {
-  local name limit processes arguments collected option
+  local name processes arguments collected option help
+  export PYTHONPATH=$PWD
   for file in $operator_files benchmarks/{bench_train_step,profile_step,sanitize}.py; do
     [ -f "$file" ] || failed+=("there is no $file")
   done
-  while read -r name limit processes arguments; do
+  while read -r name processes arguments; do
     # shellcheck disable=SC2086
     collected=$(python3 -m pytest -q --collect-only $arguments 2>/dev/null </dev/null | grep -c "::")
     echo "tests-$name: $collected tests"
-    [ "$collected" -ge 10 ] || failed+=("the selection $name has $collected tests")
+    [ "$collected" -ge 1 ] || failed+=("the selection $name has no tests")
   done < <(selections)
-  for option in $(grep -o -- '--[a-z][a-z-]*' <<<"$(declare -f warm_step facts network_step) $bench" | sort -u); do
+  help=$(python3 benchmarks/bench_train_step.py --help)
+  for option in $(grep -oE ' --[a-z][a-z-]+' <<<"$bench $(declare -f facts warm_step network_step)" | sort -u); do
     case $option in --benchmark-disable-gc | --references-for | --rows) continue ;; esac
-    python3 benchmarks/bench_train_step.py --help | grep -q -- "$option\b" || failed+=("bench_train_step.py has no $option")
+    grep -qE -- "$option\b" <<<"$help" || failed+=("bench_train_step.py has no $option")
   done
-  for option in $(grep -o -- ' --[a-z][a-z-]*' <<<"$(declare -f train attack)" | sort -u); do
+  help=$(python3 -m rmcla_fast.cli train --help; python3 -m rmcla_fast.cli evaluate --help)
+  for option in $(grep -oE ' --[a-z][a-z-]+' <<<"$(declare -f train attack)" | sort -u); do
     case $option in --signal | --kill-after) continue ;; esac
-    { python3 -m rmcla_fast.cli train --help; python3 -m rmcla_fast.cli evaluate --help; } | grep -q -- "$option\b" ||
-      failed+=("rmcla has no $option")
+    grep -qE -- "$option\b" <<<"$help" || failed+=("rmcla has no $option")
   done
 }
 
