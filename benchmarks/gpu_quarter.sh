@@ -12,7 +12,8 @@
 # IMAGES.tar.xz holds train/CLASS/* and test/CLASS/*. BUDGET is the time of a run in seconds: each step is stopped, as
 # Ctrl-C does, when it is used up, and what was found before is kept. All raw output is one archive, $OUT/raw.tgz, written
 # anew after every step. What failed stands in the last line and makes the exit code 1. The python3 on PATH is used, whose
-# torch sees the GPU. For a rehearsal without one: DEVICE=cpu, and BENCH, TESTS, TRAIN and EVALUATE with what a CPU can do.
+# torch sees the GPU. For a rehearsal without one: DEVICE=cpu, and the other
+# variables in capitals with what a CPU can do.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 stage=${1:?prepare, check, facts, train, sanitize, operators or step}
@@ -22,8 +23,8 @@ work=${WORK:-/tmp/rmcla-gpu}
 raw=$work/raw
 failed=()
 declare -A warming  # process ids of the benchmarks that wait for their turn
-variants="default combo_kernels=1 triton.cooperative_reductions=1 combo_kernels=1,triton.cooperative_reductions=1"
-variants+=" pdl no-cudnn-benchmark"
+variants=${VARIANTS:-default combo_kernels=1 triton.cooperative_reductions=1
+  combo_kernels=1,triton.cooperative_reductions=1 pdl no-cudnn-benchmark}
 operator_files=$(echo benchmarks/bench_{perturb_step,random_start,joint_gradient,soft_cross_entropy,augment_start}.py)
 bench="python3 benchmarks/bench_train_step.py --device $device --precision bf16 --channels-last --no-memory"
 [ "$device" = cpu ] && bench+=" --capture compile"
@@ -48,7 +49,10 @@ left() { # seconds, at most $1
   [ "$rest" -lt "$1" ] && echo "$rest" || echo "$1"
 }
 
-# Runs a command for so many seconds at most, its output in a log of its own.
+# Runs a command for so many seconds at most. What a shell starts in the background ignores Ctrl-C, if it is not told.
+limited() { env --default-signal=INT timeout --signal=INT --kill-after=10 "$@"; }
+
+# The same in the foreground, its output in a log of its own.
 step() {
   local name=$1 limit status
   limit=$(left "$2")
@@ -59,7 +63,7 @@ step() {
     return 1
   fi
   echo "== $SECONDS s, at most $limit s: $name"
-  timeout --signal=INT --kill-after=8 "$limit" "$@" >"$raw/$name.log" 2>&1
+  limited "$limit" "$@" >"$raw/$name.log" 2>&1
   status=$?
   tail -n 25 "$raw/$name.log" | cut -c1-180
   [ "$status" = 0 ] || failed+=("$name: $status")
@@ -107,24 +111,29 @@ warm_step() {
   local name=$1
   shift
   # shellcheck disable=SC2086
-  TORCHINDUCTOR_COMPILE_THREADS=4 nice $bench "$@" ${BENCH:-} --output "$raw/step-$name" --wait-for "$work/$name.go" \
+  TORCHINDUCTOR_COMPILE_THREADS=4 $bench "$@" ${BENCH:-} --output "$raw/step-$name" --wait-for "$work/$name.go" \
     >"$raw/step-$name.log" 2>&1 &
   warming[$name]=$!
 }
 
+# Waits until every benchmark of the step is warm; one that is not in time goes, since it would disturb the others.
+wait_until_warm() {
+  local name until=$((SECONDS + $(left "${STEP_LIMIT:-60}")))
+  for name in "${!warming[@]}"; do
+    while kill -0 "${warming[$name]}" 2>/dev/null && [ ! -f "$work/$name.warm" ] && [ "$SECONDS" -lt "$until" ]; do sleep 0.2; done
+    [ -f "$work/$name.warm" ] || kill "${warming[$name]}" 2>/dev/null
+  done
+  echo "== $SECONDS s: warm are $(cd "$work" && echo *.warm)"
+}
+
 time_step() {
-  local name=$1 until status pid=${warming[$1]}
+  local name=$1 until pid=${warming[$1]}
   until=$((SECONDS + $(left "$2")))
   echo "== $SECONDS s, until $until s: step-$name"
-  running() { kill -0 "$pid" 2>/dev/null && [ "$SECONDS" -lt "$until" ]; }
-  while running && [ ! -f "$work/$name.warm" ]; do sleep 0.2; done
-  echo "warm at $SECONDS s"
-  [ -f "$work/$name.warm" ] && touch "$work/$name.go"
-  while running; do sleep 0.2; done
-  kill -INT "$pid" 2>/dev/null
-  wait "$pid"
-  status=$?
-  [ "$status" = 0 ] || failed+=("step-$name: $status")
+  touch "$work/$name.go"
+  while kill -0 "$pid" 2>/dev/null && [ "$SECONDS" -lt "$until" ]; do sleep 0.2; done
+  kill "$pid" 2>/dev/null
+  wait "$pid" || failed+=("step-$name: $?")
   tail -n "$3" "$raw/step-$name.log" | cut -c1-150
   archive
 }
@@ -134,7 +143,7 @@ tests() {
   echo "== $SECONDS s: every test of the GPU"
   while read -r name processes arguments; do
     # shellcheck disable=SC2086
-    OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=2 timeout --signal=INT --kill-after=8 "$(left "${TESTS_LIMIT:-170}")" \
+    OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=2 limited "$(left "${TESTS_LIMIT:-170}")" \
       $pytest $arguments -n "$processes" --dist worksteal ${TESTS:-} >"$raw/tests-$name.log" 2>&1 </dev/null &
     names+=("$name") pids+=($!)
   done < <(selections)
@@ -161,10 +170,11 @@ facts() {
   done
   unset TORCHINDUCTOR_ENABLE_PDL
   tests
-  time_step main 75 70
+  wait_until_warm
+  time_step main 60 70
   [ -n "$(ls "$raw"/step-main/*.json 2>/dev/null)" ] || # then at least without the capture
     step step-uncaptured 90 $bench --capture compile --batch 128 --recipes standard,r-mc-la --rivals plain --rounds 8 \
-      --output "$raw/step-uncaptured"
+      ${BENCH:-} --output "$raw/step-uncaptured"
   # shellcheck disable=SC2086
   step operators 80 python3 -m pytest -q $operator_files -m compact --benchmark-disable-gc --references-for 25 \
     --rows "$raw/operators.json" ${OPERATORS:-}
@@ -213,7 +223,7 @@ attack() {
   local attacks
   for attacks in clean,fgsm,ce20,cw100 clean,fgsm,ce20,cw100,autoattack; do
     # shellcheck disable=SC2086
-    timeout --signal=INT --kill-after=8 "$(left 999)" python3 -m rmcla_fast.cli evaluate "$work/$1" --attacks "$attacks" \
+    limited "$(left 999)" python3 -m rmcla_fast.cli evaluate "$work/$1" --attacks "$attacks" \
       --images 500 --batch-size 500 --epsilon 8/255 --json "$raw/$1-evaluation.json" ${EVALUATE:-} || return
     archive
   done
