@@ -49,8 +49,8 @@ def public_step(
     logits = model(start)
     clean_logits = model(images)  # the public code always runs it
     source = (clean_logits if clean_source else logits).detach()
-    hidden = source.clone()
-    hidden[torch.arange(len(labels), device=labels.device), labels] = -torch.inf if target == "mc" else torch.inf
+    true = functional.one_hot(labels, source.shape[1]).bool()
+    hidden = source.masked_fill(true, -torch.inf if target == "mc" else torch.inf)
     toward = hidden.argmax(1) if target == "mc" else hidden.argmin(1)
     functional.cross_entropy(logits, toward).backward()
     assert start.grad is not None
