@@ -40,13 +40,14 @@ def record(
 
 def _cleaned_up(graph: torch.cuda.CUDAGraph, device: torch.device, pool: Any) -> bool:
     """Whether there was anything to clean up: not where the capture ended as it should, only too early."""
+    index = torch.cuda.current_device() if device.index is None else device.index
     try:
-        torch._C._cuda_endAllocateToPool(device.index, pool)
+        torch._C._cuda_endAllocateToPool(index, pool)
     except RuntimeError:  # it has ended
         return False
-    torch._C._cuda_releasePool(device.index, pool)
+    torch._C._cuda_releasePool(index, pool)
     _BROKEN.append(graph)
-    generator = torch.cuda.default_generators[device.index]
+    generator = torch.cuda.default_generators[index]
     generator.graphsafe_set_state(generator.clone_state())  # a copy is in no capture
     torch.cuda.synchronize(device)
     return True

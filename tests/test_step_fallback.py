@@ -272,8 +272,9 @@ def test_a_rehearsal_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(parameter.grad is None for parameter in step.model.parameters())
 
 
+@pytest.mark.parametrize("device", ["cuda:0", "cuda"])
 @pytest.mark.parametrize("broken", [True, False], ids=["broken", "ended"])
-def test_nothing_of_a_failed_capture_stays(broken: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_of_a_failed_capture_stays(broken: bool, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As `torch.cuda.graph` does: it ends the capture first, and leaves its stream only if that did not fail."""
     done: list[str] = []
     current = ["main"]
@@ -298,7 +299,8 @@ def test_nothing_of_a_failed_capture_stays(broken: bool, monkeypatch: pytest.Mon
                 raise RuntimeError("operation failed due to a previous error during capture")
             current[0] = "main"
 
-    def end(device: int, pool: Any) -> None:
+    def end(index: int, pool: Any) -> None:
+        assert index == 0  # pybind refuses None, the index of "cuda"
         if not broken:
             raise RuntimeError("not recording to this pool")
         done.append("end")
@@ -306,6 +308,7 @@ def test_nothing_of_a_failed_capture_stays(broken: bool, monkeypatch: pytest.Mon
     monkeypatch.setattr(torch.cuda, "default_generators", (FakeGenerator(done),))
     monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current[0])
     monkeypatch.setattr(torch.cuda, "stream", stream)
     monkeypatch.setattr(torch.cuda, "graph", Graph)
@@ -319,7 +322,7 @@ def test_nothing_of_a_failed_capture_stays(broken: bool, monkeypatch: pytest.Mon
         raise ValueError("the model waits")
 
     with pytest.raises(CaptureFailed, match="the model waits"):
-        cuda_graph.record(torch.device("cuda", 0), "side", work)  # type: ignore[arg-type]
+        cuda_graph.record(torch.device(device), "side", work)  # type: ignore[arg-type]
     assert current == ["main"]
     assert done == (["end", "release", "generator", "synchronize"] if broken else [])
     assert len(cuda_graph._BROKEN) == broken
