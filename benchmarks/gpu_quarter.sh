@@ -18,7 +18,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 stage=${1:?prepare, check, facts, train, sanitize, operators or step}
 shift
-budget=${BUDGET:-330} device=${DEVICE:-cuda} gpu=$PWD/local/gpu
+budget=${BUDGET:-330} device=${DEVICE:-cuda} gpu=${GPU_FOLDER:-$PWD/local/gpu}
 work=${WORK:-/tmp/rmcla-gpu}
 raw=$work/raw
 failed=()
@@ -72,6 +72,10 @@ step() {
 }
 
 begin() {
+  if ! python3 -c "import sys, torch; sys.exit('$device' == 'cuda' and not torch.cuda.is_available())"; then
+    echo "python3's torch sees no GPU; DEVICE=cpu rehearses without one"
+    exit 1
+  fi
   mkdir -p "$raw" "${OUT:=$work/out}"
   rm -f "$work"/*.go "$work"/*.warm
   export OUT PYTHONUNBUFFERED=1 PYTHONPATH=$PWD:$gpu/packages COMMIT=${COMMIT:-$(cat "$gpu/commit" 2>/dev/null)}
@@ -172,7 +176,7 @@ facts() {
   tests
   wait_until_warm
   time_step main 60 70
-  [ -n "$(ls "$raw"/step-main/*.json 2>/dev/null)" ] || # then at least without the capture
+  [ -n "$(ls "$raw"/step-main/*.json 2>/dev/null)" ] || # then at least without the capture, and without its rivals
     step step-uncaptured 90 $bench --capture compile --batch 128 --recipes standard,r-mc-la --rivals plain --rounds 8 \
       ${BENCH:-} --output "$raw/step-uncaptured"
   # shellcheck disable=SC2086
@@ -266,8 +270,11 @@ network_step() {
 
 prepare() {
   local images=${1:?the archive of images with train/CLASS/* and test/CLASS/*} built
+  tar -tf "$images" >/dev/null 2>&1 || {
+    echo "$images is no archive, or cut short"
+    exit 1
+  }
   rm -rf "$gpu" && mkdir -p "$gpu/packages" || exit 1
-  tar -tf "$images" >/dev/null || { echo "$images is no archive, or cut short"; exit 1; }
   cp "$images" "$gpu/images.tar.xz"
   built=$(ls rmcla_fast/_C.cpython-312-*.so) || {
     echo "build the extension first, with the GPU machine's Python and torch:"

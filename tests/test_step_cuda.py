@@ -53,9 +53,7 @@ def make(capture: str, name: str = "r-mc-la", model: nn.Module | None = None, **
 def make_wide(capture: str, name: str = "r-mc-la", **options: Any) -> TrainStep:
     """In float64, in which two ways to the same update stay together.
 
-    In float32 they part: where a gradient is nearly zero a rounding turns its sign, and the pixel goes the other way. A
-    change of the weights by 1e-7 of them moves some by 7e-3 within eight updates of madry-pgd10-3, about as far as
-    other noise does.
+    In float32 they part: where a gradient is nearly zero a rounding turns its sign, and the pixel goes the other way.
     """
     return make(capture, name, network().double(), **options)
 

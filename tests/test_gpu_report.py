@@ -1,0 +1,33 @@
+"""What docs/h100.md says is what the committed command prints from the committed raw files."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import gpu_report  # noqa: E402
+
+RAW = ROOT / "benchmarks/results/nvidia-h100-80gb-hbm3-2026-11-26"
+PAGE = (ROOT / "docs/h100.md").read_text()
+
+
+@pytest.mark.parametrize("title", gpu_report.tables(RAW))
+def test_the_page_has_the_table(title: str) -> None:
+    assert gpu_report.tables(RAW)[title] in PAGE
+
+
+def test_the_readme_says_nothing_else() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for title in ("One update of preact-resnet18, batch 128", "Operators", "Training"):
+        known = gpu_report.tables(RAW)[title].splitlines()[2:]
+        said = [line for line in readme.splitlines() if line.startswith("|") and line in known]
+        assert said, title
+
+
+def test_the_picture_is_drawn(tmp_path: Path) -> None:
+    gpu_report.picture(RAW, tmp_path / "h100.png")
+    assert (tmp_path / "h100.png").stat().st_size > 10_000
