@@ -7,15 +7,16 @@ import os
 import platform
 import re
 import subprocess
+import sys
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rmcla_fast.backend import resolve
-
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # this checkout's, whichever is installed
+from rmcla_fast.backend import resolve  # noqa: E402
 
 
 def commit() -> str:

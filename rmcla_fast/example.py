@@ -159,7 +159,7 @@ def attack_mode(model: nn.Module, mode: str) -> Iterator[None]:
     In mode "train" a model that is training already keeps the modes of its parts, frozen batch norms for example.
     """
     modes = [(module, module.training) for module in model.modules()]
-    buffers = list(model.buffers()) if mode == "train" else []
+    buffers = [buffer for buffer in model.buffers() if writable(buffer)] if mode == "train" else []
     before = [buffer.clone() for buffer in buffers]
     if mode == "eval" or not model.training:
         model.train(mode == "train")
@@ -171,6 +171,11 @@ def attack_mode(model: nn.Module, mode: str) -> Iterator[None]:
         with torch.no_grad():
             for buffer, value in zip(buffers, before, strict=True):
                 buffer.copy_(value)
+
+
+def writable(tensor: Tensor) -> bool:
+    """Whether PyTorch writes into it: not where several elements share their memory, so such a value never changes."""
+    return not any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def check(model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe) -> None:

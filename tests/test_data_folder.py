@@ -168,7 +168,7 @@ def test_a_full_disk_is_a_sentence_and_not_a_signal(folder: Path, monkeypatch: p
     monkeypatch.setattr("os.posix_fallocate", full, raising=False)
     with pytest.raises(UserError, match=r"image cache .* cannot be written: No space left on device"):
         data.load("folder", folder)
-    assert not list(folder.glob(f"{CACHE}/*"))
+    assert not list(folder.glob(f"{CACHE}/*.npy")) + list(folder.glob(f"{CACHE}/*.tmp"))
 
 
 def test_others_may_read_the_cache(folder: Path) -> None:
@@ -178,3 +178,35 @@ def test_others_may_read_the_cache(folder: Path) -> None:
     finally:
         os.umask(before)
     assert {path.stat().st_mode & 0o777 for path in folder.glob(f"{CACHE}/*.npy")} == {0o644}
+
+
+def test_the_answer_does_not_depend_on_what_was_packed_before(tmp_path: Path) -> None:
+    """Whether images are grey is a fact of both splits together, though each split is packed by itself."""
+    splits = {"colour": "RGB", "grey": "L"}
+    for name, mode in splits.items():
+        for split in ("train", "test"):
+            for label in ("a", "b"):
+                write_image(tmp_path / name / split / label / "0.png", 9, mode=mode)
+
+    def load(train: str, test: str) -> tuple[int, ...]:
+        root = tmp_path / "data"
+        root.mkdir(exist_ok=True)
+        for split, source in (("train", train), ("test", test)):
+            (root / split).unlink(missing_ok=True)
+            (root / split).symlink_to(tmp_path / source / split)
+        return data.load("folder", root).train.images.shape
+
+    assert load("colour", "grey") == (2, 3, 5, 6)
+    assert load("grey", "colour") == (2, 3, 5, 6)
+    assert load("grey", "grey") == (2, 1, 5, 6)
+    assert load("colour", "grey") == (2, 3, 5, 6)
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", "{}", '{"width": 0, "height": 5, "mode": "L"}', '{"width": "x"}'])
+def test_a_damaged_note_of_the_size_is_written_anew(folder: Path, damage: str) -> None:
+    first = data.load("folder", folder).train.images.clone()
+    (note,) = folder.glob(f"{CACHE}/size*.json")
+    whole = note.read_text()
+    note.write_text(damage)
+    assert torch.equal(data.load("folder", folder).train.images, first)
+    assert note.read_text() == whole

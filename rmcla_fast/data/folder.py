@@ -7,6 +7,7 @@ import json
 import os
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -19,6 +20,7 @@ import torch
 
 from rmcla_fast.data.splits import DataSplits, ImageSet
 from rmcla_fast.errors import UserError, need
+from rmcla_fast.files import replacing
 
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".gif", ".tif", ".tiff"))
 CACHE = ".rmcla-cache"
@@ -52,10 +54,7 @@ def load_folder(
         listings = {split: readable_only(listing, progress) for split, listing in listings.items()}
     for split, folder in folders.items():
         require_every_class(folder, listings[split], classes)
-    packed = _packed_before(root, listings)
-    if packed is not None:
-        return DataSplits(packed["train"], packed["test"], len(classes), classes)
-    size, mode = _common_size([path for listing in listings.values() for path in listing.paths])
+    size, mode = _known_size(root, listings)
     shape = (1 if mode == "L" else 3, size[1], size[0])
 
     def pixels(path: Path) -> np.ndarray:
@@ -178,20 +177,24 @@ def readable_only(listing: Listing, progress: Progress | None) -> Listing:
     return Listing([path for path, kept in zip(listing.paths, keep, strict=True) if kept], listing.labels[keep])
 
 
-def _packed_before(root: Path, listings: dict[str, Listing]) -> dict[str, ImageSet] | None:
-    """The splits from their caches, where both are there: then no image file is opened, not even for its header."""
-    for mode, channels in (("RGB", 3), ("L", 1)):
-        packed: dict[str, ImageSet] = {}
-        for split, listing in listings.items():
-            try:
-                images = _cached(cache_path(root, split, listing, mode), (len(listing.paths), channels))
-            except OSError:  # a file that is gone: reading the headers names it
-                return None
-            if images is not None:
-                packed[split] = ImageSet(torch.from_numpy(images), torch.from_numpy(listing.labels))
-        if packed.keys() == listings.keys() and packed["train"].shape == packed["test"].shape:
-            return packed
-    return None
+def _known_size(root: Path, listings: dict[str, Listing]) -> tuple[tuple[int, int], str]:
+    """`_common_size` of all images, kept beside the packed ones: an image file is opened once, also for its header."""
+    everything = [path for listing in listings.values() for path in listing.paths]
+    path = None
+    with suppress(OSError):  # a file that is gone: reading the headers names it
+        path = cache_path(root, "size", everything, ", ".join(listings)).with_suffix(".json")
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        known = json.loads(path.read_text()) if path else {}
+        width, height, mode = int(known["width"]), int(known["height"]), known["mode"]
+        if min(width, height) > 0 and mode in ("L", "RGB"):
+            return (width, height), mode
+    size, mode = _common_size(everything)
+    if path:
+        with suppress(OSError):  # where the cache cannot be written, packing says so
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as file:
+                file.write(json.dumps({"width": size[0], "height": size[1], "mode": mode}).encode())
+    return size, mode
 
 
 def _common_size(paths: list[Path]) -> tuple[tuple[int, int], str]:
@@ -239,7 +242,7 @@ def pack(
         what: what `pixels` does; the cache of another is not used.
         pixels: decodes one file; whatever it raises but a UserError makes the file an unreadable image.
     """
-    path = cache_path(root, split, listing, what)
+    path = cache_path(root, split, listing.paths, what)
     images = _cached(path, (len(listing.paths), *shape))
     if images is None:
         _write(path, listing, shape, pixels, progress)
@@ -247,25 +250,24 @@ def pack(
     return ImageSet(torch.from_numpy(images), torch.from_numpy(listing.labels))
 
 
-def cache_path(root: Path, split: str, listing: Listing, what: str) -> Path:
-    """Where the split's packed images are, or will be; see `pack`."""
+def cache_path(root: Path, name: str, paths: list[Path], what: str) -> Path:
+    """Where something that was read off these files is kept, or will be; see `pack`."""
     folder = root / CACHE if os.access(root, os.W_OK) else Path.home() / ".cache" / "rmcla_fast"
-    return folder / f"{split}-{_fingerprint(root, listing, what)}.npy"
+    return folder / f"{name}-{_fingerprint(root, paths, what)}.npy"
 
 
 def _cached(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The cache, memory-mapped; None where there is none, it is damaged, or its shape does not begin with `shape`."""
+    """The cache, memory-mapped; None where there is none or it is damaged."""
     try:
         images = np.load(path, mmap_mode="c", allow_pickle=False)  # "c": torch warns at a read-only array
-    except (OSError, EOFError, ValueError):
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile):
         return None
-    fits = images.dtype == np.uint8 and images.ndim == 4 and images.shape[: len(shape)] == shape
-    return images if fits else None
+    return images if images.dtype == np.uint8 and images.shape == shape else None
 
 
-def _fingerprint(root: Path, listing: Listing, what: str) -> str:
+def _fingerprint(root: Path, paths: list[Path], what: str) -> str:
     """Changes with the name, size or time of any file, so that a changed folder is packed anew."""
-    facts = [(str(path.relative_to(root)), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in listing.paths]
+    facts = [(str(path.relative_to(root)), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in paths]
     return hashlib.sha256(json.dumps([str(root.resolve()), what, facts]).encode()).hexdigest()[:20]
 
 

@@ -7,6 +7,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from rmcla_fast.example import writable
+
 
 class ExponentialAverage(nn.Module):
     """`average.module` is a copy of the model whose weights and buffers follow it: a <- decay a + (1 - decay) w.
@@ -31,6 +33,8 @@ class ExponentialAverage(nn.Module):
         """Moves towards the model's present weights; counters and other integers are copied."""
         average, current, counters, counts = [], [], [], []
         for ours, theirs in zip(_tensors(self.module), _tensors(model), strict=True):
+            if not writable(ours):
+                continue
             if ours.is_floating_point():
                 average.append(ours)
                 current.append(theirs.detach())

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rmcla_fast.example import writable
+
 GROWTH_INTERVAL = 2000
 FIRST_SCALE = 2.0**16
 
@@ -72,7 +74,8 @@ class NonFiniteGuard:
 def _by_dtype(model: nn.Module) -> list[list[Tensor]]:
     groups: dict[torch.dtype, list[Tensor]] = {}
     for buffer in model.buffers():
-        groups.setdefault(buffer.dtype, []).append(buffer)
+        if writable(buffer):
+            groups.setdefault(buffer.dtype, []).append(buffer)
     return list(groups.values())
 
 

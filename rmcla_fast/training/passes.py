@@ -38,6 +38,7 @@ class Passes:
         self._compiled_for: Signature | None = None
         self._compiled: tuple[Any, Any] | None = None
         self._warned = False
+        self.eager = False  # whether what was compiled is left alone
         if compiled:
             # The whole update is captured by hand where it is captured at all.
             options: dict[str, Any] = {"triton.cudagraphs": False}
@@ -45,10 +46,6 @@ class Passes:
                 torch.compile(self._detached_forward, dynamic=False, options=options),
                 torch.compile(self._forward, dynamic=False, options=options),
             )
-
-    def run_eager(self) -> None:
-        """From now on nothing is compiled."""
-        self._compiled = None
 
     def layout(self, images: Tensor) -> Tensor:
         """Images in the weights' layout, and precise enough for the ball: a bf16 pixel near 1 is 6 % of epsilon off.
@@ -91,7 +88,7 @@ class Passes:
         return torch.autocast(self.device.type, dtype=self._dtype)
 
     def _compiled_pass(self, index: int, images: Tensor) -> Any:
-        if self._compiled is None:
+        if self._compiled is None or self.eager:
             return None
         signature = (images.shape, images.stride(), images.dtype)
         if self._compiled_for is None or len(images) > self._compiled_for[0][0]:

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from rmcla_fast import backend as backends
 from rmcla_fast.cuda_graph import CaptureFailed, first_line
 from rmcla_fast.errors import UserError
-from rmcla_fast.example import AdversarialExample, Radii, attack, attack_mode, check, radii
+from rmcla_fast.example import AdversarialExample, Radii, attack, attack_mode, check, radii, writable
 from rmcla_fast.ops import checks, soft_cross_entropy
 from rmcla_fast.pixels import to_unit
 from rmcla_fast.recipes import Recipe
@@ -126,10 +126,13 @@ class TrainStep:
         except (CaptureFailed, CompileFailed) as error:  # nothing of this update was done
             simpler, why = self._simpler_way(error)
         if simpler:  # only now is the memory free that the error held
-            self.capture, self._captured = simpler, None
-            if simpler == "eager":
-                self._passes.run_eager()
-            loss = self._update(images, labels, start)
+            before = self.capture, self._captured
+            self.capture, self._captured, self._passes.eager = simpler, None, simpler == "eager"
+            try:
+                loss = self._update(images, labels, start)
+            except BaseException:  # the error is the caller's, or the model's own: the capture was not to blame
+                (self.capture, self._captured), self._passes.eager = before, False
+                raise
             warnings.warn(f"training goes on with capture {simpler!r}, since {why}", stacklevel=2)
         self.calls += 1
         return loss
@@ -206,11 +209,14 @@ class TrainStep:
 
     def _first_gradients(self, images: Tensor, labels: Tensor, start: Tensor | None) -> Tensor:
         """`_gradients`, whose passes compile as they run; CompileFailed, with nothing changed, where they cannot."""
-        restore = self._remembered(start)
+        restore, drawn = self._remembered(start), _random_states(self._rng.device)
         try:
             loss = self._gradients(images, labels, start)
-        except Exception as error:
+        except BaseException as error:
             restore()
+            _set_random_states(self._rng.device, drawn)
+            if not isinstance(error, Exception):  # Ctrl-C
+                raise
             from torch._dynamo.exc import TorchDynamoException  # slow to import, and here it is already
 
             # Where there is another way, it shows whether the error is the model's own.
@@ -231,12 +237,16 @@ class TrainStep:
                 restore()
 
     def _remembered(self, start: Tensor | None) -> Callable[[], None]:
-        """Puts back what `_gradients` changes."""
+        """Puts back what `_gradients` changes: values that a module writes in place, and buffers that it replaces."""
+        buffers = [(module, dict(module._buffers)) for module in self.model.modules()]
         changed = [*self.model.buffers(), self._rng, *([] if start is None else [start])]
+        changed = [tensor for tensor in changed if writable(tensor)]
         before = [tensor.detach().clone() for tensor in changed]
 
         @torch.no_grad()
         def restore() -> None:
+            for module, held in buffers:
+                module._buffers.update(held)
             for tensor, value in zip(changed, before, strict=True):
                 tensor.copy_(value)
             self.optimizer.zero_grad(set_to_none=True)
@@ -288,6 +298,17 @@ class TrainStep:
             grad_logits = (grad_logits.float() * (scale / total)).to(logits.dtype)
         logits.backward(grad_logits)
         return loss if share == 1 else loss * share
+
+
+def _random_states(device: torch.device) -> list[Tensor]:
+    """Of torch's own generators, which dropout draws from: the CPU's, and the GPU's where the model is on one."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+def _set_random_states(device: torch.device, states: list[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    for state in states[1:]:
+        torch.cuda.set_rng_state(state, device)
 
 
 def _cut(
