@@ -150,7 +150,12 @@ def main() -> None:
     parser.add_argument("--capture", choices=("eager", "compile", "cuda-graph"), help="default: eager; GPU: cuda-graph")
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--recipes", default=DEFAULT_RECIPES, help='names, or "all"')
-    parser.add_argument("--rivals", default="port,unfused,torchattacks", help="also plain, lean, fed; or none")
+    parser.add_argument(
+        "--rivals",
+        default="port,unfused,torchattacks",
+        help="port: the public step in fp32; plain: in PRECISION, eager and compiled; lean: ours by hand, compiled; "
+        "fed: port with a DataLoader; unfused: ours without kernels; torchattacks: its PGD; none",
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--block", type=int, help="steps that are timed together; default: 20 on a GPU, else 1")
     parser.add_argument("--inductor", default="", help="options of Inductor for all rivals: combo_kernels=1,...")
@@ -169,7 +174,12 @@ def main() -> None:
         return
 
     on_gpu = options.device.startswith("cuda")
-    steps = options.block or (20 if on_gpu else 1)
+    steps = (20 if on_gpu else 1) if options.block is None else options.block
+    wanted = options.rivals.split(",")
+    if unknown := set(wanted) - {"port", "plain", "lean", "fed", "unfused", "torchattacks", "none"}:
+        parser.error(f"--rivals knows no {', '.join(sorted(unknown))}")
+    if min(steps, options.rounds) < 1:
+        parser.error("--block and --rounds must be at least 1")
     dynamo_config.fail_on_recompile_limit_hit = True  # a rival must not go eager in silence
     inductor = dict(option.split("=") for option in options.inductor.split(",") if option)
     for option, value in inductor.items():
@@ -184,7 +194,6 @@ def main() -> None:
     for name in names:
         rivals[f"{name} step"] = rivals_of.step(recipes.get(name))
         rivals[f"{name} passes"] = rivals_of.passes(recipes.get(name))
-    wanted = options.rivals.split(",")
     compiled = options.capture != "eager"
     if "port" in wanted:
         rivals["public step, fp32"] = rivals_of.port()
@@ -247,6 +256,8 @@ def ratios(names: list[str], samples: dict[str, list[tuple[float, float]]], memo
         "r-mc-la unfused",
     ):
         pairs.append((f"{rival} / r-mc-la step", rival, "r-mc-la step"))
+        if rival.startswith("public"):  # whose method it is
+            pairs.append((f"{rival} / r-mc-la+ step", rival, "r-mc-la+ step"))
     pairs.append(("torchattacks PGD7 / madry-pgd7-2 step", "torchattacks PGD7", "madry-pgd7-2 step"))
     pairs.append(("torchattacks PGD7 / r-mc-la step", "torchattacks PGD7", "r-mc-la step"))
     found = {}

@@ -1,30 +1,41 @@
 #!/usr/bin/env bash
 # A quarter of an hour on a GPU, in two runs, and what is worth doing when there is more time:
 #
-#   benchmarks/gpu_quarter.sh prepare IMAGES.tar.xz   anywhere: fill local/gpu, which has to lie beside the tree over there
-#   benchmarks/gpu_quarter.sh check                   anywhere: the files, selections and options named here are there
-#   benchmarks/gpu_quarter.sh facts                   every GPU test; the step, Inductor's options and the operators, timed
-#   benchmarks/gpu_quarter.sh train [RECIPE...]       train each recipe on the images, then attack all of them at once
-#   benchmarks/gpu_quarter.sh sanitize
-#   benchmarks/gpu_quarter.sh operators
-#   benchmarks/gpu_quarter.sh step preact-512|wrn|resnet50
+#   benchmarks/gpu_quarter.sh facts              every GPU test; the step, Inductor's options and the operators, timed
+#   benchmarks/gpu_quarter.sh train [RECIPE...]  train each recipe on images, then attack all of them at once
+#   benchmarks/gpu_quarter.sh sanitize           compute-sanitizer over every operator
+#   benchmarks/gpu_quarter.sh operators          every size of every operator
+#   benchmarks/gpu_quarter.sh step NETWORK       the step of preact-512, wrn or resnet50
+#   benchmarks/gpu_quarter.sh prepare IMAGES.tar.xz   for a GPU that is elsewhere: put all that it lacks into local/gpu
+#   benchmarks/gpu_quarter.sh check              without a GPU: the files, selections and options named here are there
 #
-# IMAGES.tar.xz holds train/CLASS/* and test/CLASS/*. BUDGET is the time of a run in seconds: each step is stopped, as
-# Ctrl-C does, when it is used up, and what was found before is kept. All raw output is one archive, $OUT/raw.tgz, written
-# anew after every step. What failed stands in the last line and makes the exit code 1. The python3 on PATH is used, whose
-# torch sees the GPU. For a rehearsal without one: DEVICE=cpu, and the other
-# variables in capitals with what a CPU can do.
+# The python3 on PATH is used; its torch must see the GPU. `train` reads the folder DATA (train/CLASS/*, test/CLASS/*), or
+# unpacks what `prepare` was given. BUDGET is the time for a run in seconds: each step is stopped, as Ctrl-C does, when it is
+# used up, and what was found before is kept. All raw output is one archive, $OUT/raw.tgz, written anew after every step;
+# benchmarks/gpu_report.py makes tables of it. What failed stands in the last line and makes the exit code 1. To rehearse
+# without a GPU: DEVICE=cpu, and the other variables in capitals with what a CPU can do.
 set -uo pipefail
-cd "$(dirname "$0")/.."
-stage=${1:?prepare, check, facts, train, sanitize, operators or step}
+usage() {
+  echo "$1; give one of facts, train, sanitize, operators, step, prepare and check"
+  exit 2
+}
+absolute() { realpath -m -- "$1"; }
+stage=${1:-}
+[ -n "$stage" ] || usage "the stage is missing"
 shift
-budget=${BUDGET:-330} device=${DEVICE:-cuda} gpu=${GPU_FOLDER:-$PWD/local/gpu}
-work=${WORK:-/tmp/rmcla-gpu}
+budget=${BUDGET:-330} device=${DEVICE:-cuda}
+[[ $budget =~ ^[1-9][0-9]*$ ]] || usage "BUDGET must be a whole number of seconds; got '$budget'"
+[ "$stage" = prepare ] && [ $# -gt 0 ] && set -- "$(absolute "$1")"
+work=$(absolute "${WORK:-/tmp/rmcla-gpu}")
+OUT=$(absolute "${OUT:-$work/out}")
+here=$(dirname "$0")/..
+gpu=$(absolute "${GPU_FOLDER:-$here/local/gpu}")
+[ -z "${DATA:-}" ] || DATA=$(absolute "$DATA")
+cd "$here" || exit 1
 raw=$work/raw
 failed=()
 declare -A warming  # process ids of the benchmarks that wait for their turn
-variants=${VARIANTS:-default combo_kernels=1 triton.cooperative_reductions=1
-  combo_kernels=1,triton.cooperative_reductions=1 pdl no-cudnn-benchmark}
+variants=${VARIANTS:-default combo-kernels cooperative-reductions combo-kernels-cooperative-reductions pdl no-cudnn-benchmark}
 operator_files=$(echo benchmarks/bench_{perturb_step,random_start,joint_gradient,soft_cross_entropy,augment_start}.py)
 bench="python3 benchmarks/bench_train_step.py --device $device --precision bf16 --channels-last --no-memory"
 [ "$device" = cpu ] && bench+=" --capture compile"
@@ -44,9 +55,11 @@ S
 
 archive() { tar -C "$raw" -czf "$OUT/raw.tgz" .; }
 
-left() { # seconds, at most $1
+left() { # seconds, at most $1 and at least 1
   local rest=$((budget - SECONDS))
-  [ "$rest" -lt "$1" ] && echo "$rest" || echo "$1"
+  [ "$rest" -lt "$1" ] || rest=$1
+  [ "$rest" -gt 1 ] || rest=1
+  echo "$rest"
 }
 
 # Runs a command for so many seconds at most. What a shell starts in the background ignores Ctrl-C, if it is not told.
@@ -72,11 +85,13 @@ step() {
 }
 
 begin() {
-  if ! python3 -c "import sys, torch; sys.exit('$device' == 'cuda' and not torch.cuda.is_available())"; then
+  python3 -c "import torch, triton, numpy, pytest, rich, typer" || usage "python3 lacks a package"
+  if [ "$device" = cuda ] && ! python3 -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then
     echo "python3's torch sees no GPU; DEVICE=cpu rehearses without one"
     exit 1
   fi
-  mkdir -p "$raw" "${OUT:=$work/out}"
+  [ "$stage" != facts ] || rm -rf "$raw" # of an earlier day; a training adds to the facts
+  mkdir -p "$raw" "$OUT" || exit 1
   rm -f "$work"/*.go "$work"/*.warm
   export OUT PYTHONUNBUFFERED=1 PYTHONPATH=$PWD:$gpu/packages COMMIT=${COMMIT:-$(cat "$gpu/commit" 2>/dev/null)}
   unset TRITON_INTERPRET
@@ -87,9 +102,8 @@ begin() {
   python3 -c 'import os, torch, triton, numpy
 print("torch", torch.__version__, "triton", triton.__version__, "numpy", numpy.__version__, os.cpu_count(), "cores")'
   echo "commit ${COMMIT:-unknown}"
-  cp -f "$gpu"/_C.*.so rmcla_fast/ 2>/dev/null # the prebuilt extension, if it loads here; else it is built
   kernels && return
-  rm -f rmcla_fast/_C.*.so
+  cp -f "$gpu"/_C.*.so rmcla_fast/ 2>/dev/null && kernels && return # what `prepare` brought, if it loads here
   local capability
   capability=$(python3 -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability())')
   TORCH_CUDA_ARCH_LIST=$capability RMCLA_WITH_CUDA=1 MAX_JOBS=$(nproc) step build 120 python3 setup.py -q build_ext --inplace
@@ -103,11 +117,19 @@ print("kernels:", native.build_config or native.missing_reason)
 sys.exit(not native.has_kernels(sys.argv[1]))' "$device"
 }
 
+# The images, unpacked and packed; the folder is in $DATA.
 unpack() {
-  [ -f "$work/data/packed" ] && return
-  mkdir -p "$work/data" && tar -C "$work/data" --touch -xf "$gpu/images.tar.xz" && nice python3 -c "
-from rmcla_fast import data
-print(len(data.load('folder', '$work/data').train), 'images')" && touch "$work/data/packed"
+  if [ -z "${DATA:-}" ]; then
+    DATA=$work/data
+    if [ ! -f "$DATA/unpacked" ]; then
+      [ -f "$gpu/images.tar.xz" ] || {
+        echo "there are no images: give DATA=FOLDER, or prepare IMAGES.tar.xz"
+        return 1
+      }
+      mkdir -p "$DATA" && tar -C "$DATA" --touch -xf "$gpu/images.tar.xz" && touch "$DATA/unpacked" || return 1
+    fi
+  fi
+  nice python3 -c 'import sys; from rmcla_fast import data; print(len(data.load("folder", sys.argv[1]).train), "images")' "$DATA"
 }
 
 # Starts a benchmark of the step that compiles and captures now, and is timed when `time_step` says so.
@@ -118,6 +140,11 @@ warm_step() {
   TORCHINDUCTOR_COMPILE_THREADS=4 $bench "$@" ${BENCH:-} --output "$raw/step-$name" --wait-for "$work/$name.go" \
     >"$raw/step-$name.log" 2>&1 &
   warming[$name]=$!
+}
+
+# The report of a benchmark of the step, by the benchmark's name.
+collect() {
+  mv -f "$raw/step-$1"/*.json "$raw/step-$1.json" 2>/dev/null && rmdir "$raw/step-$1"
 }
 
 # Waits until every benchmark of the step is warm; one that is not in time goes, since it would disturb the others.
@@ -138,6 +165,7 @@ time_step() {
   while kill -0 "$pid" 2>/dev/null && [ "$SECONDS" -lt "$until" ]; do sleep 0.2; done
   kill "$pid" 2>/dev/null
   wait "$pid" || failed+=("step-$name: $?")
+  collect "$name"
   tail -n "$3" "$raw/step-$name.log" | cut -c1-150
   archive
 }
@@ -164,10 +192,12 @@ facts() {
   unpack >"$raw/unpack.log" 2>&1 &
   warm_step main --batch 128 --recipes standard,r-mc-la,r-mc-la+ --rivals port,plain,lean --rounds 10 --profile
   for name in $variants; do
-    inductor=(--inductor "$name")
     case $name in
-      default | pdl) inductor=() ;;
+      combo-kernels) inductor=(--inductor combo_kernels=1) ;;
+      cooperative-reductions) inductor=(--inductor triton.cooperative_reductions=1) ;;
+      combo-kernels-cooperative-reductions) inductor=(--inductor combo_kernels=1,triton.cooperative_reductions=1) ;;
       no-cudnn-benchmark) inductor=(--no-cudnn-benchmark) ;;
+      *) inductor=() ;;
     esac
     export TORCHINDUCTOR_ENABLE_PDL=$([ "$name" = pdl ] && echo 1 || echo 0)
     warm_step "$name" --batch 128 --recipes r-mc-la --rivals none --rounds 8 "${inductor[@]}"
@@ -176,9 +206,12 @@ facts() {
   tests
   wait_until_warm
   time_step main 60 70
-  [ -n "$(ls "$raw"/step-main/*.json 2>/dev/null)" ] || # then at least without the capture, and without its rivals
+  if [ ! -f "$raw/step-main.json" ]; then # then at least without the capture
+    # shellcheck disable=SC2086
     step step-uncaptured 90 $bench --capture compile --batch 128 --recipes standard,r-mc-la --rivals plain --rounds 8 \
       ${BENCH:-} --output "$raw/step-uncaptured"
+    collect uncaptured
+  fi
   # shellcheck disable=SC2086
   step operators 80 python3 -m pytest -q $operator_files -m compact --benchmark-disable-gc --references-for 25 \
     --rows "$raw/operators.json" ${OPERATORS:-}
@@ -188,10 +221,10 @@ facts() {
 # As many epochs as leave half of the time to the attacks, by what a step took in `facts`; 30 at the most.
 epochs() {
   python3 - "$raw" "$(left 9999)" "$#" <<'P'
-import glob, json, statistics, sys
+import json, pathlib, statistics, sys
 
-found = glob.glob(f"{sys.argv[1]}/step-main/*.json")
-step = statistics.median(json.load(open(found[0]))["seconds"]["r-mc-la+ step"]["wall"]) if found else 0.006
+found = pathlib.Path(sys.argv[1], "step-main.json")
+step = statistics.median(json.loads(found.read_text())["seconds"]["r-mc-la+ step"]["wall"]) if found.exists() else 0.006
 seconds = float(sys.argv[2]) / 2 / int(sys.argv[3]) - 15
 print(max(1, min(30, int(seconds / (391 * step + 0.7)))))
 P
@@ -200,18 +233,26 @@ P
 train() {
   local recipe name count pids=() rmcla="python3 -m rmcla_fast.cli"
   [ $# -gt 0 ] || set -- r-mc-la+ n-fgsm
-  (unpack) >"$raw/unpack-again.log" 2>&1
+  for recipe; do
+    python3 -c 'import sys; from rmcla_fast import recipes
+try: recipes.get(sys.argv[1])
+except ValueError as error: sys.exit(str(error))' "$recipe" || usage "train takes recipes"
+  done
+  unpack || {
+    failed+=("unpack: $?")
+    return 1
+  }
   count=${EPOCHS:-$(epochs "$@")}
   echo "== $SECONDS s: $count epochs of each recipe"
   for recipe; do
     name=${recipe//+/-plus}
-    rm -rf "${work:?}/$name"
+    rm -rf "$work/runs/$name"
     # shellcheck disable=SC2086
-    step "train-$name" 150 $rmcla train --data folder --data-dir "$work/data" --model preact-resnet18 --recipe "$recipe" \
+    step "train-$name" 150 $rmcla train --data folder --data-dir "$DATA" --model preact-resnet18 --recipe "$recipe" \
       --epsilon 8/255 --epochs "$count" --schedule one-cycle --lr 0.2 --weight-decay 5e-4 --batch-size 128 \
       --precision bf16 --augment --ema 0.999 --monitor-images 1000 --monitor-every 5 --checkpoint-every 0 \
-      --out "$work/$name" ${TRAIN:-}
-    for file in config.json metrics.jsonl curves.png; do cp "$work/$name/$file" "$raw/$name-$file" 2>/dev/null; done
+      --out "$work/runs/$name" ${TRAIN:-}
+    for file in config.json metrics.jsonl curves.png; do cp "$work/runs/$name/$file" "$raw/$name-$file" 2>/dev/null; done
   done
   for recipe; do
     name=${recipe//+/-plus}
@@ -227,7 +268,7 @@ attack() {
   local attacks
   for attacks in clean,fgsm,ce20,cw100 clean,fgsm,ce20,cw100,autoattack; do
     # shellcheck disable=SC2086
-    limited "$(left 999)" python3 -m rmcla_fast.cli evaluate "$work/$1" --attacks "$attacks" \
+    limited "$(left 999)" python3 -m rmcla_fast.cli evaluate "$work/runs/$1" --attacks "$attacks" \
       --images 500 --batch-size 500 --epsilon 8/255 --json "$raw/$1-evaluation.json" ${EVALUATE:-} || return
     archive
   done
@@ -260,34 +301,37 @@ network_step() {
       rest="--recipes standard,r-mc-la --rivals none --rounds 5 --profile" # each captured step keeps its memory
       ;;
     *)
-      echo "give one of preact-512, wrn and resnet50"
+      failed+=("there is no network '${1:-}'; give one of preact-512, wrn and resnet50")
       return 2
       ;;
   esac
   # shellcheck disable=SC2086
   step "step-$1" 560 $bench $network $rest --output "$raw/step-$1"
+  collect "$1"
 }
 
 prepare() {
-  local images=${1:?the archive of images with train/CLASS/* and test/CLASS/*} built
+  local images=${1:-} built fresh=$gpu.new suffix
+  [ -n "$images" ] || usage "prepare takes the archive of the images"
   tar -tf "$images" >/dev/null 2>&1 || {
     echo "$images is no archive, or cut short"
     exit 1
   }
-  rm -rf "$gpu" && mkdir -p "$gpu/packages" || exit 1
-  cp "$images" "$gpu/images.tar.xz"
-  built=$(ls rmcla_fast/_C.cpython-312-*.so) || {
-    echo "build the extension first, with the GPU machine's Python and torch:"
-    echo "  TORCH_CUDA_ARCH_LIST=9.0 RMCLA_WITH_CUDA=1 python3.12 setup.py -q build_ext --inplace"
-    exit 1
-  }
-  strip --strip-unneeded -o "$gpu/$(basename "$built")" "$built"
-  python3 -m pip download -q --no-deps -d "$gpu" pyautoattack==0.2.0 &&
-    python3 -m zipfile -e "$gpu"/pyautoattack-*.whl "$gpu/packages" || exit 1
-  rm -rf "$gpu"/*.whl "$gpu/packages/pyautoattack/examples" # 42 MB of models
-  git describe --always --dirty >"$gpu/commit"
-  du -sh "$gpu"
-  echo "copy local/gpu beside the tree, then run: BUDGET=330 OUT=... benchmarks/gpu_quarter.sh facts"
+  rm -rf "$fresh"
+  mkdir -p "$fresh/packages" && cp "$images" "$fresh/images.tar.xz" || exit 1
+  suffix=$(python3 -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')
+  built=rmcla_fast/_C$suffix
+  if [ -f "$built" ]; then
+    strip --strip-unneeded -o "$fresh/_C$suffix" "$built" || exit 1
+  else
+    echo "no extension is built for this python3 ($suffix): the other machine will build its own"
+  fi
+  python3 -m pip download -q --no-deps -d "$fresh" pyautoattack==0.2.0 &&
+    python3 -m zipfile -e "$fresh"/pyautoattack-*.whl "$fresh/packages" || exit 1
+  rm -rf "$fresh"/*.whl "$fresh/packages/pyautoattack/examples" # 42 MB of models
+  git describe --always --dirty >"$fresh/commit" 2>/dev/null
+  rm -rf "$gpu" && mv "$fresh" "$gpu" && du -sh "$gpu"
+  echo "on the other machine, with this folder as local/gpu in the checkout: benchmarks/gpu_quarter.sh facts"
 }
 
 check() {
@@ -319,8 +363,8 @@ case $stage in
   check) check ;;
   facts | train | sanitize | operators) begin && "$stage" "$@" ;;
   step) begin && network_step "$@" ;;
-  *) echo "no such stage: $stage" && exit 2 ;;
+  *) usage "there is no stage '$stage'" ;;
 esac
-[ -d "$raw" ] && [ -n "${OUT:-}" ] && archive
+[ -d "$raw" ] && [ -d "$OUT" ] && archive
 echo "== $stage ended after $SECONDS s; failed: $([ ${#failed[@]} = 0 ] && echo nothing || printf '%s; ' "${failed[@]}")"
 [ ${#failed[@]} = 0 ]

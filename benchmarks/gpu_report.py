@@ -1,4 +1,4 @@
-"""The tables and the picture of a quarter of an hour on a GPU, from the raw files that `gpu_quarter.sh` brought back.
+"""The tables and the picture of what `gpu_quarter.sh` measured, from the files in its archive.
 
     python benchmarks/gpu_report.py benchmarks/results/nvidia-h100-80gb-hbm3-2026-11-26 --picture docs/h100.png
 
@@ -11,6 +11,7 @@ import argparse
 import json
 import re
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,13 @@ VARIANTS = {
     "combo-kernels-cooperative-reductions": "both of them",
     "pdl": "`TORCHINDUCTOR_ENABLE_PDL=1`",
 }
-RUNS = {"r-mc-la-plus": "r-mc-la+", "n-fgsm": "n-fgsm"}
+STEPS = {
+    "main": "preact-resnet18, batch 128",
+    "uncaptured": "preact-resnet18, batch 128, without a CUDA graph",
+    "preact-512": "preact-resnet18, batch 512",
+    "wrn": "wrn-28-10, batch 128",
+    "resnet50": "resnet50, batch 256 of 224 x 224",
+}
 ATTACKS = ("clean", "fgsm", "ce20", "cw100", "autoattack")
 
 
@@ -49,10 +56,13 @@ def tests(folder: Path) -> str:
 
 
 def step(report: dict[str, Any]) -> str:
-    """Every rival: milliseconds, images a second, TFLOP/s of the passes, share of the matrix product, ratio to ours."""
+    """Every rival: milliseconds, images a second, TFLOP/s of the passes and their share of the matrix product's rate.
+
+    The last columns are ratios of medians to our steps, of r-mc-la and of r-mc-la+, whose method the public step is.
+    """
+    ours = [name for name in ("r-mc-la step", "r-mc-la+ step") if name in report["seconds"]]
     rows = []
-    ours = median(report, "r-mc-la step")
-    for name in report["seconds"]:
+    for name, samples in report["seconds"].items():
         seconds = median(report, name)
         recipe, _, kind = name.rpartition(" ")
         flops = share = ""
@@ -60,33 +70,42 @@ def step(report: dict[str, Any]) -> str:
             rate = recipes.get(recipe).cost * report["forward_flops"] / seconds
             flops, share = f"{rate / 1e12:.0f}", f"{rate / report['matrix_flops_per_second']:.0%}"
         images = report["context"]["options"]["batch"] / seconds
-        rows.append([name, f"{seconds * 1e3:.2f}", f"{images:,.0f}", flops, share, f"{seconds / ours:.3f}"])
-    head = ["one update", "ms", "images/s", "TFLOP/s", "of the matrix rate", "over the r-mc-la step"]
-    return table(head, rows)
+        ratios = [f"{seconds / median(report, step):.2f}" for step in ours]
+        fastest = f"{min(samples['wall']) * 1e3:.2f}"
+        rows.append([name, f"{seconds * 1e3:.2f}", fastest, f"{images:,.0f}", flops, share, *ratios])
+    head = ["one update", "ms, median", "fastest", "images/s", "TFLOP/s", "of the matrix product's rate"]
+    return table([*head, *(f"over the {name}" for name in ours)], rows)
 
 
 def classes(report: dict[str, Any]) -> str:
-    """Where the time of the r-mc-la step goes."""
-    found = report["kernels"]
-    total = found["milliseconds_a_step"]
-    rows = [
-        [title, f"{count:.0f}", f"{taken:.3f}", f"{taken / total:.1%}"]
-        for title, (taken, count) in found["by_class"].items()
-        if count
+    """What the r-mc-la step's kernels are, and their share of the time that all kernels take."""
+    found = {title: list(values) for title, values in report["kernels"]["by_class"].items()}
+    casts = [
+        taken
+        for name, taken in report["kernels"]["kernels"].items()
+        if re.fullmatch(r"triton_\w+_fused__to_copy(_\d+)?", name)
     ]
-    rest = max(0.0, total - sum(taken for taken, _ in found["by_class"].values()))
-    rows.append(["between kernels", "", f"{rest:.3f}", f"{rest / total:.1%}"])
-    return table(["kernels", "launches", "ms", "share"], rows)
+    found["of these, casts alone"] = [sum(column) for column in zip(*casts, strict=True)] if casts else [0.0, 0.0]
+    total = sum(taken for title, (taken, _) in found.items() if title != "of these, casts alone")
+    titles = list(found)
+    titles.insert(titles.index("fused by torch.compile") + 1, titles.pop())
+    rows = [
+        [title, f"{found[title][1]:.0f}", f"{found[title][0]:.3f}", f"{found[title][0] / total:.1%}"]
+        for title in titles
+        if found[title][1]
+    ]
+    return table(["kernels", "in a step", "ms", "of all kernels"], rows)
 
 
 def variants(folder: Path) -> str:
     """The r-mc-la step under each option of Inductor and cuDNN, in processes of their own."""
-    reports = {name: json.loads((folder / f"step-{name}.json").read_text()) for name in VARIANTS}
+    paths = {name: folder / f"step-{name}.json" for name in VARIANTS}
+    reports = {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
     base = median(reports["default"], "r-mc-la step")
     rows = []
-    for name, title in VARIANTS.items():
-        seconds = median(reports[name], "r-mc-la step")
-        rows.append([title, f"{seconds * 1e3:.2f}", f"{seconds / base:.3f}"])
+    for name, report in reports.items():
+        seconds = median(report, "r-mc-la step")
+        rows.append([VARIANTS[name], f"{seconds * 1e3:.2f}", f"{seconds / base:.3f}"])
     return table(["r-mc-la step", "ms", "over as it is"], rows)
 
 
@@ -117,20 +136,26 @@ def operators(folder: Path) -> str:
     return table(head, rows)
 
 
+def runs(folder: Path) -> dict[str, str]:
+    """The recipes that were trained, by the names of their files."""
+    found = sorted(path.name.removesuffix("-evaluation.json") for path in folder.glob("*-evaluation.json"))
+    return {run: run.replace("-plus", "+") for run in found}
+
+
 def epochs(folder: Path, run: str) -> list[dict[str, Any]]:
     lines = (folder / f"{run}-metrics.jsonl").read_text().splitlines()
     return [row for row in map(json.loads, lines) if row["kind"] == "epoch"]
 
 
 def training(folder: Path) -> str:
-    """Both runs: seconds of training and accuracy under each attack."""
+    """Every run: seconds of training and accuracy under each attack."""
     rows = []
-    for run, name in RUNS.items():
+    for run, name in runs(folder).items():
         ended = epochs(folder, run)
         # The first epoch compiles and captures.
         each = (ended[-1]["seconds"] - ended[0]["seconds"]) / (len(ended) - 1)
         attacks = json.loads((folder / f"{run}-evaluation.json").read_text())["attacks"]
-        accuracies = [f"{attacks[attack]['accuracy']:.1f}" for attack in ATTACKS]
+        accuracies = [f"{attacks[attack]['accuracy']:.1f}" if attack in attacks else "not run" for attack in ATTACKS]
         rows.append(
             [
                 f"`{name}`",
@@ -146,17 +171,24 @@ def training(folder: Path) -> str:
 
 
 def tables(folder: Path) -> dict[str, str]:
-    main, wide = (json.loads((folder / f"step-{name}.json").read_text()) for name in ("main", "wrn"))
-    return {
-        "Tests": tests(folder),
-        "One update of preact-resnet18, batch 128": step(main),
-        "Where its time goes": classes(main),
-        "Options of Inductor and cuDNN": variants(folder),
-        "One update of wrn-28-10, batch 128": step(wide),
-        "Where its time goes, wrn-28-10": classes(wide),
-        "Operators": operators(folder),
-        "Training": training(folder),
-    }
+    """Each table whose files are there, by its title."""
+    found: dict[str, str] = {}
+    if list(folder.glob("tests-*.log")):
+        found["Tests"] = tests(folder)
+    for name, title in STEPS.items():
+        path = folder / f"step-{name}.json"
+        if path.exists():
+            report = json.loads(path.read_text())
+            found[f"One update of {title}"] = step(report)
+            if report.get("kernels"):
+                found[f"What an update of {title} is made of"] = classes(report)
+    if (folder / "step-default.json").exists():
+        found["Options of Inductor and cuDNN"] = variants(folder)
+    if (folder / "operators.json").exists():
+        found["Operators"] = operators(folder)
+    if runs(folder):
+        found["Training"] = training(folder)
+    return found
 
 
 def picture(folder: Path, path: Path) -> None:
@@ -164,14 +196,18 @@ def picture(folder: Path, path: Path) -> None:
     need("matplotlib", "train", "the picture").use("agg")
     figure = need("matplotlib.figure", "train", "the picture").Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for colour, (run, name) in zip(("tab:blue", "tab:orange"), RUNS.items(), strict=True):
+    for number, (run, name) in enumerate(runs(folder).items()):
+        colour = f"C{number}"
         watched = [row for row in epochs(folder, run) if "pgd" in row]
         seconds = [row["seconds"] for row in watched]
-        left.plot(seconds, [row["clean"] for row in watched], color=colour, linestyle=":", label=f"{name}, clean")
-        left.plot(seconds, [row["pgd"] for row in watched], color=colour, label=f"{name}, PGD, 1,000 held out")
-        attacks = json.loads((folder / f"{run}-evaluation.json").read_text())["attacks"]
-        end, accuracy = epochs(folder, run)[-1]["seconds"], attacks["autoattack"]["accuracy"]
-        left.plot(end, accuracy, "*", color=colour, markersize=13, label=f"{name}, AutoAttack, 500 of the test set")
+        clean, pgd = ([row[name] for row in watched] for name in ("clean", "pgd"))
+        left.plot(seconds, clean, color=colour, linestyle=":", label=f"{name}: clean, held-out images")
+        left.plot(seconds, pgd, color=colour, label=f"{name}: PGD, held-out images")
+        attacked = json.loads((folder / f"{run}-evaluation.json").read_text())["attacks"].get("autoattack")
+        if attacked:
+            end = epochs(folder, run)[-1]["seconds"]
+            label = f"{name}: AutoAttack, {attacked['images']} test images"
+            left.plot(end, attacked["accuracy"], "*", color=colour, markersize=13, label=label)
     left.set(xlabel="seconds of training", ylabel="accuracy in %", xlim=(0, None), ylim=(0, 100))
     left.set_title("CIFAR-10 (JPEG), epsilon 8/255, preact-resnet18", fontsize=10)
     left.legend(fontsize=8)
@@ -196,7 +232,10 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
-    for title, text in tables(options.folder).items():
+    found = tables(options.folder)
+    if not found:
+        sys.exit(f"{options.folder} has none of the files that gpu_quarter.sh brings back in raw.tgz")
+    for title, text in found.items():
         print(f"## {title}\n\n{text}\n")
     if options.picture:
         picture(options.folder, options.picture)

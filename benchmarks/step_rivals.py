@@ -110,8 +110,8 @@ class Rivals:
     def plain(self, compiled: bool) -> Run:
         """The public step as a fast plain loop has it: under autocast, in the options' precision and layout.
 
-        Compiled, it is as fast as it gets: both modes of the network are compiled, and where our step is one CUDA graph
-        this one is, too.
+        Compiled, both modes of the network are compiled, and where our step is one CUDA graph this one is, too. Its
+        method is that of r-mc-la+: it takes target and labels from a clean forward pass.
         """
         return self._public_step(self.options.precision, compiled)
 
@@ -128,7 +128,7 @@ class Rivals:
         return self._captured(update, optimizer) if compiled else update
 
     def lean(self) -> Run:
-        """R-MC-LA as an expert would write it without this library, with all of torch.compile's means.
+        """R-MC-LA as an expert would write it without this library, with torch.compile as it comes.
 
         No clean forward; the attack's network sees frozen weights, so that no weight gradient is computed; the labels,
         the logits' gradient, the noise and the signed step are compiled functions; where our step is one CUDA graph

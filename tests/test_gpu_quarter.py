@@ -38,17 +38,29 @@ def test_its_check_passes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "environment", "said"),
     [
-        ((), "prepare, check, facts, train, sanitize, operators or step"),
-        (("nothing",), "no such stage: nothing"),
-        (("prepare", "/nowhere.tar.xz"), "/nowhere.tar.xz is no archive, or cut short"),
+        ((), {}, "the stage is missing; give one of facts, train,"),
+        (("nothing",), {}, "there is no stage 'nothing'; give one of facts, train,"),
+        (("facts",), {"BUDGET": "1.5"}, "BUDGET must be a whole number of seconds; got '1.5'"),
+        (("prepare",), {}, "prepare takes the archive of the images"),
+        (("prepare", "/nowhere.tar.xz"), {}, "/nowhere.tar.xz is no archive, or cut short"),
+        (("train", "../.."), {"DEVICE": "cpu"}, "no recipe is called '../..'"),
+        (("train", "n-fgsm"), {"DEVICE": "cpu"}, "there are no images: give DATA=FOLDER, or prepare IMAGES.tar.xz"),
+        (("step", "lenet"), {"DEVICE": "cpu"}, "there is no network 'lenet'; give one of preact-512, wrn and resnet50"),
     ],
 )
-def test_bad_input_is_a_sentence(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:
-    finished = run(*arguments, GPU_FOLDER=str(tmp_path / "gpu"))
+def test_bad_input_is_a_sentence_and_nothing_is_lost(
+    arguments: tuple[str, ...], environment: dict[str, str], said: str, tmp_path: Path
+) -> None:
+    kept = tmp_path / "gpu/kept"
+    kept.parent.mkdir()
+    kept.write_text("mine")
+    places = {"GPU_FOLDER": str(tmp_path / "gpu"), "WORK": str(tmp_path / "work"), "OUT": str(tmp_path / "out")}
+    finished = run(*arguments, **places, **environment)
     assert finished.returncode != 0
     assert said in finished.stdout + finished.stderr
+    assert kept.read_text() == "mine"
 
 
 def test_without_a_gpu_it_says_so_and_stops(tmp_path: Path) -> None:
