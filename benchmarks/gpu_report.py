@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's, whichever is installed
 from rmcla_fast import recipes
 from rmcla_fast.errors import need
 
@@ -26,13 +27,7 @@ VARIANTS = {
     "combo-kernels-cooperative-reductions": "both of them",
     "pdl": "`TORCHINDUCTOR_ENABLE_PDL=1`",
 }
-STEPS = {
-    "main": "preact-resnet18, batch 128",
-    "uncaptured": "preact-resnet18, batch 128, without a CUDA graph",
-    "preact-512": "preact-resnet18, batch 512",
-    "wrn": "wrn-28-10, batch 128",
-    "resnet50": "resnet50, batch 256 of 224 x 224",
-}
+STEPS = ("main", "uncaptured", "preact-512", "wrn", "resnet50")
 ATTACKS = ("clean", "fgsm", "ce20", "cw100", "autoattack")
 
 
@@ -48,7 +43,8 @@ def tests(folder: Path) -> str:
     """Each selection of tests with its counts."""
     rows = []
     for path in sorted(folder.glob("tests-*.log")):
-        last = re.findall(r"^((?:\d+ \w+, )*\d+ \w+) in ([\d.]+)s", path.read_text(), re.MULTILINE)[-1]
+        ended = re.findall(r"^((?:\d+ \w+, )*\d+ \w+) in ([\d.]+)s", path.read_text(), re.MULTILINE)
+        last = ended[-1] if ended else ("0 counted", "nan")  # it was stopped
         counts = dict(reversed(count.split()) for count in last[0].split(", "))  # type: ignore[misc]
         kinds = [counts.get(kind, "0") for kind in ("passed", "failed", "skipped")]
         rows.append([path.stem.removeprefix("tests-"), *kinds, f"{float(last[1]):.0f}"])
@@ -68,7 +64,9 @@ def step(report: dict[str, Any]) -> str:
         flops = share = ""
         if kind in ("step", "passes") and recipe in recipes.names():
             rate = recipes.get(recipe).cost * report["forward_flops"] / seconds
-            flops, share = f"{rate / 1e12:.0f}", f"{rate / report['matrix_flops_per_second']:.0%}"
+            flops = f"{rate / 1e12:.0f}"
+            if report["matrix_flops_per_second"]:
+                share = f"{rate / report['matrix_flops_per_second']:.0%}"
         images = report["context"]["options"]["batch"] / seconds
         ratios = [f"{seconds / median(report, step):.2f}" for step in ours]
         fastest = f"{min(samples['wall']) * 1e3:.2f}"
@@ -175,10 +173,13 @@ def tables(folder: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     if list(folder.glob("tests-*.log")):
         found["Tests"] = tests(folder)
-    for name, title in STEPS.items():
+    for name in STEPS:
         path = folder / f"step-{name}.json"
         if path.exists():
             report = json.loads(path.read_text())
+            options = report["context"]["options"]
+            title = f"{options['model']}, batch {options['batch']}"
+            title += "" if options["capture"] == "cuda-graph" else ", without a CUDA graph"
             found[f"One update of {title}"] = step(report)
             if report.get("kernels"):
                 found[f"What an update of {title} is made of"] = classes(report)
