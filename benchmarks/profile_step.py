@@ -2,8 +2,8 @@
 
     python benchmarks/profile_step.py --batch 128 --channels-last --precision bf16 --recipe r-mc-la
 
-The profiler slows kernels down by as much as the gaps between them are long, so that the sum of the kernels may exceed
-the step's time without it. On a CPU the operators of an eager step take the place of kernels.
+The kernels are timed under the profiler, so their sum is not the time of the step without it. On a CPU the operators of
+an eager step take the place of kernels.
 """
 
 from __future__ import annotations
