@@ -23,7 +23,8 @@ absolute() { realpath -m -- "$1"; }
 stage=${1:-}
 [ -n "$stage" ] || usage "the stage is missing"
 shift
-budget=${BUDGET:-330} device=${DEVICE:-cuda}
+case $stage in facts | train) budget=330 ;; *) budget=570 ;; esac
+budget=${BUDGET:-$budget} device=${DEVICE:-cuda}
 [[ $budget =~ ^[1-9][0-9]*$ ]] || usage "BUDGET must be a whole number of seconds; got '$budget'"
 [ "$stage" = prepare ] && [ $# -gt 0 ] && set -- "$(absolute "$1")"
 work=$(absolute "${WORK:-/tmp/rmcla-gpu}")
@@ -85,7 +86,10 @@ step() {
 }
 
 begin() {
-  python3 -c "import torch, triton, numpy, pytest, rich, typer" || usage "python3 lacks a package"
+  if ! python3 -c "import torch, triton, numpy, pytest, rich, typer"; then
+    echo "python3 lacks a package; see the line above"
+    exit 1
+  fi
   if [ "$device" = cuda ] && ! python3 -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then
     echo "python3's torch sees no GPU; DEVICE=cpu rehearses without one"
     exit 1
@@ -236,7 +240,7 @@ train() {
   for recipe; do
     python3 -c 'import sys; from rmcla_fast import recipes
 try: recipes.get(sys.argv[1])
-except ValueError as error: sys.exit(str(error))' "$recipe" || usage "train takes recipes"
+except ValueError as error: sys.exit(str(error))' "$recipe" || exit 2
   done
   unpack || {
     failed+=("unpack: $?")
@@ -275,7 +279,6 @@ attack() {
 }
 
 sanitize() {
-  budget=${BUDGET:-570}
   step sanitize-alone 120 python3 benchmarks/sanitize.py # by itself first: Triton keeps what it compiles
   for tool in memcheck racecheck initcheck; do
     # Without PyTorch's cache each tensor is an allocation of its own, beyond whose end the tool sees.
@@ -285,14 +288,12 @@ sanitize() {
 }
 
 operators() {
-  budget=${BUDGET:-570}
   # shellcheck disable=SC2086
   step operators 560 python3 -m pytest -q $operator_files --benchmark-disable-gc --rows "$raw/operators.json"
 }
 
 network_step() {
   local rest="--recipes standard,r-mc-la,r-mc-la+ --rivals plain,lean --rounds 10 --profile" network
-  budget=${BUDGET:-570}
   case ${1:-} in
     preact-512) network="--model preact-resnet18 --batch 512" ;;
     wrn) network="--model wrn-28-10 --batch 128" ;;
@@ -353,7 +354,6 @@ check() {
   done
   help=$(python3 -m rmcla_fast.cli train --help; python3 -m rmcla_fast.cli evaluate --help)
   for option in $(grep -oE ' --[a-z][a-z-]+' <<<"$(declare -f train attack)" | sort -u); do
-    case $option in --signal | --kill-after) continue ;; esac
     grep -qE -- "$option\b" <<<"$help" || failed+=("rmcla has no $option")
   done
 }

@@ -98,10 +98,7 @@ class Rivals:
             return logits.detach().sum()
 
         model.train()
-        if options.capture == "cuda-graph":
-            captured = CapturedUpdate(update, optimizer, self.device)
-            return lambda: captured(images, self.labels)
-        return lambda: update(images)
+        return self._captured(update, optimizer)
 
     def port(self) -> Run:
         """The public code's step as it is: float32, an extra clean forward, weight gradients in the attack."""

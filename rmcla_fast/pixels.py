@@ -1,4 +1,4 @@
-"""Bytes as numbers in [0, 1]: the one place in plain torch where a uint8 image becomes a float one."""
+"""Images as tensors: bytes become numbers in [0, 1] in one place, and one shape and layout has one set of strides."""
 
 from __future__ import annotations
 
@@ -23,3 +23,20 @@ def to_unit(images: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     quotient = values * (1 / 255)
     remainder = torch.sub(values, quotient, alpha=256).add_(quotient)  # values - 255 quotient; 256 quotient is exact
     return quotient.add_(remainder, alpha=1 / 255)
+
+
+def with_own_strides(images: Tensor) -> Tensor:
+    """Return the same elements, where a dimension of one element has the stride of its place in the memory layout.
+
+    Such a dimension may have any stride, as in `array[:, None]`. Convolutions choose their layout by strides, and
+    compiled code is compiled for them.
+
+    Args:
+        images: any shape; those that are neither contiguous nor channels_last are returned as they are.
+    """
+    if 1 in images.shape:
+        for form in (torch.contiguous_format, torch.channels_last):
+            if images.is_contiguous(memory_format=form):
+                place = torch.empty(images.shape, device="meta", memory_format=form)
+                return images.as_strided(images.shape, place.stride())
+    return images

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from rmcla_fast import reference
 from rmcla_fast.evaluation.model_guard import as_images
-from rmcla_fast.pixels import to_unit
+from rmcla_fast.pixels import to_unit, with_own_strides
 
 BYTES = torch.arange(256, dtype=torch.uint8)
 QUOTIENTS = {
@@ -84,3 +84,21 @@ def test_compiled_code_converts_bytes_alike(dtype: torch.dtype) -> None:
 def test_floats_are_as_they_are(dtype: torch.dtype) -> None:
     images = torch.tensor([0.0, 0.3, float("nan"), 2.0], dtype=dtype)
     assert to_unit(images) is images
+
+
+@pytest.mark.parametrize(
+    ("images", "strides"),
+    [
+        (torch.rand(4, 8, 8)[:, None], (64, 64, 8, 1)),
+        (torch.rand(4, 8, 8, 1).permute(0, 3, 1, 2), (64, 64, 8, 1)),
+        (torch.rand(1, 3, 8, 8).as_strided((1, 3, 8, 8), (7, 64, 8, 1)), (192, 64, 8, 1)),
+        (torch.rand(1, 8, 8, 3).permute(0, 3, 1, 2).as_strided((1, 3, 8, 8), (7, 1, 24, 3)), (192, 1, 24, 3)),
+        (torch.rand(4, 3, 8, 16)[..., ::2], (384, 128, 16, 2)),  # with gaps: as it was
+        (torch.rand(1, 3, 8, 16)[..., ::2], (384, 128, 16, 2)),
+    ],
+)
+def test_a_dimension_of_one_element_has_the_stride_of_its_place(images: Tensor, strides: tuple[int, ...]) -> None:
+    got = with_own_strides(images)
+    assert got.stride() == strides
+    assert torch.equal(got, images)
+    assert got.data_ptr() == images.data_ptr()

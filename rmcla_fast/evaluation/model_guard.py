@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rmcla_fast.pixels import to_unit
+from rmcla_fast.pixels import to_unit, with_own_strides
 
 MISCLASSIFIED = -1
 
@@ -114,9 +114,9 @@ def predictions(logits: Tensor) -> Tensor:
 def as_images(images: Tensor) -> Tensor:
     """uint8 means value / 255; float images are as they are. Never an inference-mode tensor: autograd refuses it.
 
-    A dimension of one element gets the stride of its place: images of one channel with the stride of channels_last
-    (as `array[:, None]` has it) would have convolutions answer in that layout and every step mix the two, 1.2x slower.
+    Their strides are those of `with_own_strides`: images of one channel with the stride of channels_last would have
+    convolutions answer in that layout, and every step of an attack mix the two.
     """
     images = to_unit(images)
     images = images.clone() if images.is_inference() else images.detach()
-    return images.view(images.shape) if images.is_contiguous() else images
+    return with_own_strides(images)

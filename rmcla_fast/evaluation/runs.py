@@ -122,7 +122,7 @@ def open_run(
     where = choose_device(device)
     network, epoch, checkpoint = _load(folder, which, model)
     network = network.to(where)
-    if where.type == "cuda":  # cuDNN's convolutions on tensor cores take the channels last
+    if where.type == "cuda":  # cuDNN's tensor-core convolutions want this layout
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     key = (config["data"], data_dir or config.get("data_dir"), bool(config.get("skip_unreadable")))
     try:

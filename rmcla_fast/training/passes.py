@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from rmcla_fast.pixels import with_own_strides
+
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Signature = tuple[torch.Size, tuple[int, ...], torch.dtype]
 
@@ -52,11 +54,7 @@ class Passes:
 
         Of one shape they always have the same strides, so that what was compiled for the first batch fits the others.
         """
-        images = images.contiguous(memory_format=self._memory_format)
-        if 1 in images.shape:  # a dimension of one element may have any stride; here it gets that of its place
-            form = torch.contiguous_format if images.is_contiguous() else torch.channels_last
-            place = torch.empty(images.shape, device="meta", memory_format=form)
-            images = images.as_strided(images.shape, place.stride())
+        images = with_own_strides(images.contiguous(memory_format=self._memory_format))
         return images.float() if images.dtype in (torch.float16, torch.bfloat16) else images
 
     def attack(self, images: Tensor) -> Tensor:

@@ -209,12 +209,11 @@ class TrainStep:
 
     def _first_gradients(self, images: Tensor, labels: Tensor, start: Tensor | None) -> Tensor:
         """`_gradients`, whose passes compile as they run; CompileFailed, with nothing changed, where they cannot."""
-        restore, drawn = self._remembered(start), _random_states(self._rng.device)
+        restore = self._remembered(start)
         try:
             loss = self._gradients(images, labels, start)
         except BaseException as error:
             restore()
-            _set_random_states(self._rng.device, drawn)
             if not isinstance(error, Exception):  # Ctrl-C
                 raise
             from torch._dynamo.exc import TorchDynamoException  # slow to import, and here it is already
@@ -228,16 +227,20 @@ class TrainStep:
 
     def _rehearse(self, images: Tensor, labels: Tensor, start: Tensor | None) -> None:
         """Asks the model all that an update asks of it, and puts everything back."""
-        device = self._rng.device
         restore = self._remembered(start)
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            try:
-                self._gradients(images, labels, start)
-            finally:
-                restore()
+        try:
+            self._gradients(images, labels, start)
+        finally:
+            restore()
 
     def _remembered(self, start: Tensor | None) -> Callable[[], None]:
-        """Puts back what `_gradients` changes: values that a module writes in place, and buffers that it replaces."""
+        """A function that puts back what `_gradients` changes.
+
+        These are the noise counter, the start, torch's random states, and buffers, which a module may replace, too.
+        """
+        device = self._rng.device
+        drawn = torch.get_rng_state()  # dropout draws from torch's own generators
+        drawn_on_gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
         buffers = [(module, dict(module._buffers)) for module in self.model.modules()]
         changed = [*self.model.buffers(), self._rng, *([] if start is None else [start])]
         changed = [tensor for tensor in changed if writable(tensor)]
@@ -249,6 +252,9 @@ class TrainStep:
                 module._buffers.update(held)
             for tensor, value in zip(changed, before, strict=True):
                 tensor.copy_(value)
+            torch.set_rng_state(drawn)
+            if drawn_on_gpu is not None:
+                torch.cuda.set_rng_state(drawn_on_gpu, device)
             self.optimizer.zero_grad(set_to_none=True)
 
         return restore
@@ -298,17 +304,6 @@ class TrainStep:
             grad_logits = (grad_logits.float() * (scale / total)).to(logits.dtype)
         logits.backward(grad_logits)
         return loss if share == 1 else loss * share
-
-
-def _random_states(device: torch.device) -> list[Tensor]:
-    """Of torch's own generators, which dropout draws from: the CPU's, and the GPU's where the model is on one."""
-    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
-
-
-def _set_random_states(device: torch.device, states: list[Tensor]) -> None:
-    torch.set_rng_state(states[0])
-    for state in states[1:]:
-        torch.cuda.set_rng_state(state, device)
 
 
 def _cut(
