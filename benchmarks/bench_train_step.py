@@ -31,6 +31,7 @@ from torch._inductor import config as inductor_config
 from torch.utils.flop_counter import FlopCounterMode
 
 from rmcla_fast import models, recipes
+from rmcla_fast.training.passes import PRECISIONS
 
 ROOT = Path(__file__).parents[1]
 DEFAULT_RECIPES = "standard,r-mc-la,r-mc-la+,r-mc-la9,fgsm-rs,n-mc-la,madry-pgd7-2,trades"
@@ -96,8 +97,7 @@ def forward_flops(options: argparse.Namespace) -> int:
 
 def matrix_rate(device: torch.device, precision: str) -> float:
     """FLOP/s of an 8192^3 matrix product on random numbers: the roof of the passes, in the same run."""
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    a, b = (torch.randn(8192, 8192, device=device, dtype=dtype) for _ in range(2))
+    a, b = (torch.randn(8192, 8192, device=device, dtype=PRECISIONS[precision]) for _ in range(2))
     seconds = [timed(lambda: a @ b, 10, device)[0] for _ in range(5)]
     return 2 * 8192**3 / statistics.median(seconds)
 
@@ -119,7 +119,7 @@ def peak_memory(options: argparse.Namespace, name: str) -> float:
 def print_peak_memory(options: argparse.Namespace) -> None:
     rivals_of = Rivals(options)
     name = options.memory_of
-    run = rivals_of.port() if name == "public step" else rivals_of.step(recipes.get(name))
+    run = rivals_of.port() if name == "public step, fp32" else rivals_of.step(recipes.get(name))
     if rivals_of.device.type == "cuda":
         before = torch.cuda.memory_allocated(rivals_of.device)
         for _ in range(5):
@@ -197,7 +197,7 @@ def main() -> None:
     compiled = options.capture != "eager"
     if "port" in wanted:
         rivals["public step, fp32"] = rivals_of.port()
-    if "plain" in wanted or ("port" in wanted and compiled and not on_gpu):
+    if "plain" in wanted:
         if on_gpu or options.precision != "fp32":
             rivals["public step"] = rivals_of.plain(compiled=False)
         if compiled:
@@ -221,7 +221,7 @@ def main() -> None:
     samples = measure(rivals, options.rounds, steps, rivals_of.device)
     memory = {}
     if not options.no_memory and (rivals_of.device.type == "cuda" or sys.platform == "linux"):
-        memory = {name: peak_memory(options, name) for name in ("standard", "r-mc-la", "public step")}
+        memory = {name: peak_memory(options, name) for name in ("standard", "r-mc-la", "public step, fp32")}
     asked = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
     report: dict[str, Any] = {
         "context": {**facts(rivals_of.device), "load_before": load_before, "options": asked},
@@ -270,7 +270,7 @@ def ratios(names: list[str], samples: dict[str, list[tuple[float, float]]], memo
                 "of_least_processor_time": min(a[1] for a, _ in both) / min(b[1] for _, b in both),
             }
     if memory:
-        for name in ("r-mc-la", "public step"):
+        for name in ("r-mc-la", "public step, fp32"):
             found[f"{name} memory / standard memory"] = {"of_fastest": memory[name] / memory["standard"]}
     return found
 

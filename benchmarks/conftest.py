@@ -25,6 +25,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from rmcla_fast.files import replacing
+
 RESULTS = Path(__file__).parent / "results"
 COMPACT = re.compile(  # the cases of -m compact
     r"""bench_(perturb_step|random_start)\[
@@ -78,11 +80,11 @@ def _recorded(request: pytest.FixtureRequest, device: torch.device) -> Iterator[
 
 
 def write(path: Path, facts: dict[str, Any]) -> None:
-    """All rows so far; renamed into place, so that a run that is killed leaves a whole file."""
+    """All rows so far; a run that is killed leaves a whole file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps({"context": facts, "rows": [row.as_dict() for row in cases.rows]}, indent=1) + "\n")
-    part.replace(path)
+    with replacing(path) as file:
+        rows = [row.as_dict() for row in cases.rows]
+        file.write((json.dumps({"context": facts, "rows": rows}, indent=1) + "\n").encode())
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
