@@ -44,14 +44,17 @@ FLAGS = ["-std=c++20", "-O1", "-ffp-contract=off", "-fPIC", "-shared", "-w", "-U
 
 
 def translate(source: str, namespace: str) -> str:
-    """The three things of CUDA C++ that a C++ compiler and a header of macros do not understand."""
+    """The four things of CUDA C++ that a C++ compiler and a header of macros do not understand."""
     source = re.sub(
         r"([\w:]+(?:<[\w, ]+>)?)<<<([^;]*?), stream>>>\((.*?)\);",
         r"emulator::launch(\2, [&] { \1(\3); });",
         source,
         flags=re.DOTALL,
     )
-    source = source.replace("extern __shared__ uint4 staging[]", "uint4* staging = emulator::dynamic_shared.data()")
+    source = source.replace("extern __shared__ uint4 staging[]", "uint4* staging = emulator::staging()")
+    source = re.sub(
+        r"__shared__ ([^;]+) (\w+);", r"static \1 \2_of[emulator::kMostBlocks]; auto& \2 = emulator::own(\2_of);", source
+    )
     return re.sub(r"TORCH_LIBRARY_IMPL\(rmcla_fast, CUDA", f"TORCH_LIBRARY_IMPL({namespace}, CPU", source)
 
 

@@ -21,13 +21,13 @@ struct CrossEntropyOutputs {
 template <typename W>
 struct Largest {
   W most;
-  int broken;  // NaN or infinity somewhere in the row
+  W taint;  // NaN where NaN or infinity stands somewhere in the row, else 0
 };
 
 struct MergeLargest {
   template <typename W>
   RMCLA_SHARED Largest<W> operator()(const Largest<W>& a, const Largest<W>& b) const {
-    return {a.most > b.most ? a.most : b.most, a.broken | b.broken};
+    return {std::fmax(a.most, b.most), a.taint + b.taint};
   }
 };
 
@@ -50,14 +50,14 @@ struct AddCrossEntropySums {
 template <class Group, class Row, typename T, typename W>
 RMCLA_SHARED void cross_entropy_row(Group& group, const Row& row, const W* soft, int64_t label,
                                     const CrossEntropyOutputs<T, W>& out) {
-  const auto y = [=](int index) { return soft ? soft[index] : W(int64_t(index) == label); };
-  Largest<W> largest{-W(__builtin_huge_valf()), 0};
+  const auto y = row.beside(soft, [=](int index) { return W(int64_t(index) == label); });
+  Largest<W> largest{-W(__builtin_huge_valf()), W(0)};
   row.each([&](int, W z) {
-    largest.broken |= !(z - z == W(0));
-    largest.most = z > largest.most ? z : largest.most;
+    largest.taint += z * W(0);
+    largest.most = std::fmax(largest.most, z);
   });
   largest = group.reduce(largest, MergeLargest());
-  if (largest.broken || (!soft && (label < 0 || label >= row.size()))) {
+  if (!(largest.taint == W(0)) || (!soft && (label < 0 || label >= row.size()))) {
     const W nan = W(__builtin_nanf(""));
     row.write(out.grad_logits, [=](int, W) { return nan; });
     if (out.grad_labels) row.write(out.grad_labels, [=](int, W) { return nan; });
@@ -66,8 +66,8 @@ RMCLA_SHARED void cross_entropy_row(Group& group, const Row& row, const W* soft,
   }
   const W most = largest.most;
   CrossEntropySums<W> sums{W(0), W(0), W(0)};
-  row.each([&](int index, W z) {
-    const W weight = y(index);
+  row.each([&](RowIndex at, W z) {
+    const W weight = y[at];
     sums.exponentials += std::exp(z - most);
     sums.mass += weight;
     sums.gaps += weight * (most - z);
@@ -75,7 +75,7 @@ RMCLA_SHARED void cross_entropy_row(Group& group, const Row& row, const W* soft,
   sums = group.reduce(sums, AddCrossEntropySums());
   const W log_sum = std::log(sums.exponentials);
   const W scale = sums.mass / sums.exponentials;
-  row.write(out.grad_logits, [=](int index, W z) { return std::exp(z - most) * scale - y(index); });
+  row.write(out.grad_logits, [&](RowIndex at, W z) { return std::exp(z - most) * scale - y[at]; });
   if (out.grad_labels) row.write(out.grad_labels, [=](int, W z) { return label_share(z, most, log_sum); });
   if (group.rank() == 0) *out.loss = sums.gaps + sums.mass * log_sum;
 }

@@ -29,44 +29,30 @@ struct JointOutputs {
   int64_t* target;
 };
 
-// Of the classes other than the true one; `index` -1 where a lane saw none. `broken`: NaN or infinity somewhere in the
-// row.
+// Of the classes other than the true one. `taint` is NaN where NaN or infinity stands anywhere in the row, else 0.
 template <typename W>
 struct Extremes {
   W most;
   W least;
-  int argmost;
-  int argleast;
-  int broken;
+  W taint;
 };
 
 struct MergeExtremes {
   template <typename W>
   RMCLA_SHARED Extremes<W> operator()(const Extremes<W>& a, const Extremes<W>& b) const {
-    const bool b_most =
-        b.argmost >= 0 && (a.argmost < 0 || b.most > a.most || (b.most == a.most && b.argmost < a.argmost));
-    const bool b_least =
-        b.argleast >= 0 && (a.argleast < 0 || b.least < a.least || (b.least == a.least && b.argleast < a.argleast));
-    return {b_most ? b.most : a.most, b_least ? b.least : a.least, b_most ? b.argmost : a.argmost,
-            b_least ? b.argleast : a.argleast, a.broken | b.broken};
+    return {std::fmax(a.most, b.most), std::fmin(a.least, b.least), a.taint + b.taint};
   }
 };
 
 template <class Group, class Row>
 RMCLA_SHARED Extremes<typename Row::Wide> extremes(Group& group, const Row& row, int label) {
   using W = typename Row::Wide;
-  Extremes<W> mine{W(0), W(0), -1, -1, 0};
+  constexpr W kInfinity = W(__builtin_huge_valf());
+  Extremes<W> mine{-kInfinity, kInfinity, W(0)};
   row.each([&](int index, W z) {
-    mine.broken |= !(z - z == W(0));
-    if (index == label) return;
-    if (mine.argmost < 0 || z > mine.most) {
-      mine.most = z;
-      mine.argmost = index;
-    }
-    if (mine.argleast < 0 || z < mine.least) {
-      mine.least = z;
-      mine.argleast = index;
-    }
+    mine.taint += z * W(0);
+    mine.most = index == label ? mine.most : std::fmax(mine.most, z);
+    mine.least = index == label ? mine.least : std::fmin(mine.least, z);
   });
   return group.reduce(mine, MergeExtremes());
 }
@@ -75,12 +61,13 @@ template <typename W>
 struct JointSums {
   W exponentials;  // sum over all classes of exp(z - max z)
   W gaps;          // sum over the receiving classes of base - z, all terms positive: subtracting sums would cancel
+  int target;      // the lowest class that has the target's logit, where the logit is what the target is known by
 };
 
-struct AddJointSums {
+struct MergeJointSums {
   template <typename W>
   RMCLA_SHARED JointSums<W> operator()(const JointSums<W>& a, const JointSums<W>& b) const {
-    return {a.exponentials + b.exponentials, a.gaps + b.gaps};
+    return {a.exponentials + b.exponentials, a.gaps + b.gaps, a.target < b.target ? a.target : b.target};
   }
 };
 
@@ -101,19 +88,17 @@ RMCLA_SHARED void joint_row(Group& group, const Row& row, const T* logits, int64
   const int classes = row.size();
   const bool known =
       label >= 0 && label < classes && (rule.target != Target::kGiven || (given >= 0 && given < classes));
-  if (!known) return broken_row(group, row, out);
-  const int true_class = int(label);
+  const int true_class = known ? int(label) : 0;
   const W z_true = Storage<T>::widen(logits[true_class]);
-  const W z_given = rule.target == Target::kGiven ? Storage<T>::widen(logits[given]) : W(0);
+  const W z_given = known && rule.target == Target::kGiven ? Storage<T>::widen(logits[given]) : W(0);
   const Extremes<W> others = extremes(group, row, true_class);
-  if (others.broken) return broken_row(group, row, out);
+  if (!known || !(others.taint == W(0))) return broken_row(group, row, out);
 
-  int target = others.argmost;
-  W z_target = others.most;
-  if (rule.target == Target::kLeastLikely) {
-    target = others.argleast;
-    z_target = others.least;
-  } else if (rule.target == Target::kUntargeted) {
+  const bool by_logit =
+      rule.target == Target::kMostConfusing || rule.target == Target::kMargin || rule.target == Target::kLeastLikely;
+  W z_target = rule.target == Target::kLeastLikely ? others.least : others.most;
+  int target = classes;
+  if (rule.target == Target::kUntargeted) {
     target = true_class;
     z_target = z_true;
   } else if (rule.target == Target::kGiven) {
@@ -128,18 +113,26 @@ RMCLA_SHARED void joint_row(Group& group, const Row& row, const T* logits, int64
   Threshold<W> threshold{others.most, classes};  // admits all
   if (out.soft_labels && rule.top_k > 0 && rule.top_k < receivers) {
     receivers = rule.top_k;
-    threshold = select_smallest(group, row, uint32_t(receivers), true_class, others.least, others.most);
+    threshold = select_smallest(group, row, uint32_t(receivers), true_class, z_true, others.least, others.most);
   }
 
   const bool softmax = out.objective && rule.target != Target::kMargin;
-  JointSums<W> sums{W(0), W(0)};
+  JointSums<W> sums{W(0), W(0), target};
   if (softmax || (out.soft_labels && sup)) row.each([&](int, W z) { sums.exponentials += std::exp(z - most); });
   if (out.soft_labels) {
     row.each([&](int index, W z) {
-      if (index != true_class && threshold.admits(z, index)) sums.gaps += base - z;
+      const bool receives = (index != true_class) & threshold.admits(z, index);
+      sums.gaps += receives ? base - z : W(0);
     });
   }
-  sums = group.reduce(sums, AddJointSums());
+  if (out.objective && by_logit) {
+    row.each([&](int index, W z) {
+      const bool earlier = (index != true_class) & (z == z_target) & (index < sums.target);
+      sums.target = earlier ? index : sums.target;
+    });
+  }
+  sums = group.reduce(sums, MergeJointSums());
+  target = sums.target;
   const W log_sum = std::log(sums.exponentials);
 
   if (out.grad_logits) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "common/macros.h"
 
@@ -34,145 +35,187 @@ struct alignas(sizeof(T) * N < 16 ? sizeof(T) * N : 16) Pack {
 
 constexpr int kPack = 4;
 
-// Lane `lane` of kLanes holds kItems elements: in packs of four neighbours where `packed` (then size % 4 == 0 and the
+template <int N, typename E>
+RMCLA_SHARED Pack<E, N>& pack_at(E* data, int64_t i) {
+  return *reinterpret_cast<Pack<E, N>*>(data + i);
+}
+
+template <int N, typename E>
+RMCLA_SHARED const Pack<E, N>& pack_at(const E* data, int64_t i) {
+  return *reinterpret_cast<const Pack<E, N>*>(data + i);
+}
+
+// Where an element stands: its class, and the register of its lane that holds it. Who asks for an int gets the class.
+struct RowIndex {
+  int index;
+  int slot;
+
+  RMCLA_SHARED operator int() const { return index; }
+};
+
+// Lane `lane` of kLanes holds kItems elements: in packs of four neighbours where kPacked (then size % 4 == 0 and the
 // row is aligned), else every kLanes-th.
-template <typename T, int kItems, int kLanes>
+template <typename T, int kItems, int kLanes, bool kPacked>
 class RegisterRow {
  public:
-  using Stored = T;
   using Wide = typename Storage<T>::Wide;
   static constexpr int kCapacity = kItems * kLanes;
-  static constexpr bool kCanPack = kItems % kPack == 0;
+  static constexpr int kStep = kPacked ? kPack : 1;
+  static_assert(kItems % kStep == 0);
 
-  RMCLA_SHARED RegisterRow(const T* row, int size, int lane, bool packed) : size_(size), lane_(lane), packed_(packed) {
-    if constexpr (kCanPack) {
-      if (packed) {
-        RMCLA_UNROLL
-        for (int k = 0; k < kItems; k += kPack) {
-          Pack<T, kPack> pack{};
-          if (index(k) < size) pack = *reinterpret_cast<const Pack<T, kPack>*>(row + index(k));
-          RMCLA_UNROLL
-          for (int j = 0; j < kPack; ++j) z_[k + j] = Storage<T>::widen(pack.item[j]);
-        }
-        return;
-      }
-    }
-    RMCLA_UNROLL
-    for (int k = 0; k < kItems; ++k) z_[k] = index(k) < size ? Storage<T>::widen(row[index(k)]) : Wide(0);
+  RMCLA_SHARED RegisterRow(const T* row, int size, int lane)
+      : RegisterRow(size, lane, [=](int i, Wide* z) { widen_pack(row + i, z); }) {}
+
+  // Another row of the same size, held in the same way; where `row` is null its elements are otherwise(index).
+  template <typename U, class Otherwise>
+  RMCLA_SHARED auto beside(const U* row, Otherwise otherwise) const {
+    using Other = RegisterRow<U, kItems, kLanes, kPacked>;
+    return Other(size_, lane_, [=](int i, typename Other::Wide* y) {
+      if (row) return Other::widen_pack(row + i, y);
+      RMCLA_UNROLL
+      for (int j = 0; j < kStep; ++j) y[j] = otherwise(i + j);
+    });
   }
 
   RMCLA_SHARED int size() const { return size_; }
 
-  // visit(index, value) for every element that this lane holds, by rising index.
+  RMCLA_SHARED Wide operator[](RowIndex at) const { return z_[at.slot]; }
+
+  // visit(at, value) for every element that this lane holds, by rising index.
   template <class Visit>
   RMCLA_SHARED void each(Visit visit) const {
     RMCLA_UNROLL
-    for (int k = 0; k < kItems; ++k) {
-      if (index(k) < size_) visit(index(k), z_[k]);
+    for (int k = 0; k < kItems; k += kStep) {
+      if (!holds(k)) continue;
+      RMCLA_UNROLL
+      for (int j = 0; j < kStep; ++j) visit(RowIndex{index(k) + j, k + j}, z_[k + j]);
     }
   }
 
-  // out[index] = value_of(index, value), rounded to the storage type of `out`.
+  // out[index] = value_of(at, value), rounded to the storage type of `out`.
   template <typename Out, class ValueOf>
   RMCLA_SHARED void write(Out* out, ValueOf value_of) const {
-    if constexpr (kCanPack) {
-      if (packed_) {
-        RMCLA_UNROLL
-        for (int k = 0; k < kItems; k += kPack) {
-          if (index(k) >= size_) continue;
-          Pack<Out, kPack> pack;
-          RMCLA_UNROLL
-          for (int j = 0; j < kPack; ++j) pack.item[j] = Storage<Out>::narrow(value_of(index(k) + j, z_[k + j]));
-          *reinterpret_cast<Pack<Out, kPack>*>(out + index(k)) = pack;
-        }
-        return;
+    RMCLA_UNROLL
+    for (int k = 0; k < kItems; k += kStep) {
+      if (!holds(k)) continue;
+      Pack<Out, kStep> pack;
+      RMCLA_UNROLL
+      for (int j = 0; j < kStep; ++j) {
+        pack.item[j] = Storage<Out>::narrow(value_of(RowIndex{index(k) + j, k + j}, z_[k + j]));
       }
+      pack_at<kStep>(out, index(k)) = pack;
     }
-    each([&](int i, Wide z) { out[i] = Storage<Out>::narrow(value_of(i, z)); });
   }
 
  private:
-  RMCLA_SHARED int index(int k) const {
-    if constexpr (kCanPack) {
-      if (packed_) return (k / kPack * kLanes + lane_) * kPack + k % kPack;
+  template <typename, int, int, bool>
+  friend class RegisterRow;
+
+  // load(index, z) puts kStep elements from `index` on into z.
+  template <class Load>
+  RMCLA_SHARED RegisterRow(int size, int lane, Load load)
+      : size_(size), lane_(lane), steps_((size / kStep - lane + kLanes - 1) / kLanes) {
+    RMCLA_UNROLL
+    for (int k = 0; k < kItems; k += kStep) {
+      RMCLA_UNROLL
+      for (int j = 0; j < kStep; ++j) z_[k + j] = Wide(0);
+      if (holds(k)) load(index(k), z_ + k);
     }
-    return k * kLanes + lane_;
   }
+
+  static RMCLA_SHARED void widen_pack(const T* row, Wide* z) {
+    const auto pack = pack_at<kStep>(row, 0);
+    RMCLA_UNROLL
+    for (int j = 0; j < kStep; ++j) z[j] = Storage<T>::widen(pack.item[j]);
+  }
+
+  // Of the step at k, which is a multiple of kStep.
+  RMCLA_SHARED int index(int k) const { return (k / kStep * kLanes + lane_) * kStep; }
+
+  // Whether index(k) < size, by one comparison with a constant: the indices need not wait in registers for it.
+  RMCLA_SHARED bool holds(int k) const { return k / kStep < steps_; }
 
   Wide z_[kItems];
   int size_;
   int lane_;
-  bool packed_;
+  int steps_;
 };
 
-// The same elements a lane, read again from memory by each sweep: a row too long for registers waits in shared memory,
-// or in the caches where it is too long for that.
+// The elements of a row from `begin` up to `end`, read again from memory by each sweep: a row too long for registers
+// waits in shared memory, or in the caches where it is too long for that. Several blocks share a row by such pieces;
+// where `packed`, each begins and ends at a multiple of four and the row is aligned.
 template <typename T, int kLanes>
 class MemoryRow {
  public:
-  using Stored = T;
   using Wide = typename Storage<T>::Wide;
 
-  RMCLA_SHARED MemoryRow(const T* row, int size, int lane, bool packed)
-      : row_(row), size_(size), lane_(lane), packed_(packed) {}
+  RMCLA_SHARED MemoryRow(const T* row, int size, int begin, int end, int lane, bool packed)
+      : row_(row), size_(size), begin_(begin), end_(end), lane_(lane), packed_(packed) {}
 
   RMCLA_SHARED int size() const { return size_; }
 
-  // Copies this lane's elements to `copy` (aligned where packed) and reads them there from now on: no lane reads
-  // another's.
+  // Copies this lane's elements to `copy` (aligned where packed), which holds the piece alone, and reads them there
+  // from now on: no lane reads another's.
   RMCLA_SHARED void move_to(T* copy) {
-    if (packed_) {
-      for (int64_t i = int64_t(lane_) * kPack; i < size_; i += kLanes * kPack) pack_at(copy, i) = pack_at(row_, i);
-    } else {
-      for (int64_t i = lane_; i < size_; i += kLanes) copy[i] = row_[i];
-    }
-    row_ = copy;
+    T* const from_begin = copy - begin_;
+    sweep([&](auto width, int64_t i) { pack_at<width>(from_begin, i) = pack_at<width>(row_, i); });
+    row_ = from_begin;
   }
 
+  // A row of the same size in memory, and otherwise(index) where `row` is null.
+  template <typename U, class Otherwise>
+  RMCLA_SHARED auto beside(const U* row, Otherwise otherwise) const {
+    return Beside<U, Otherwise>{row, otherwise};
+  }
+
+  // As RegisterRow has them, but that no element has a register of its own.
   template <class Visit>
   RMCLA_SHARED void each(Visit visit) const {
-    if (packed_) {
-      RMCLA_UNROLL_ONCE
-      for (int64_t i = int64_t(lane_) * kPack; i < size_; i += kLanes * kPack) {
-        const Pack<T, kPack> pack = pack_at(row_, i);
-        RMCLA_UNROLL
-        for (int j = 0; j < kPack; ++j) visit(int(i) + j, Storage<T>::widen(pack.item[j]));
-      }
-    } else {
-      for (int64_t i = lane_; i < size_; i += kLanes) visit(int(i), Storage<T>::widen(row_[i]));
-    }
+    sweep([&](auto width, int64_t i) {
+      const auto pack = pack_at<width>(row_, i);
+      RMCLA_UNROLL
+      for (int j = 0; j < width; ++j) visit(RowIndex{int(i) + j, 0}, Storage<T>::widen(pack.item[j]));
+    });
   }
 
   template <typename Out, class ValueOf>
   RMCLA_SHARED void write(Out* out, ValueOf value_of) const {
-    if (packed_) {
-      RMCLA_UNROLL_ONCE
-      for (int64_t i = int64_t(lane_) * kPack; i < size_; i += kLanes * kPack) {
-        const Pack<T, kPack> pack = pack_at(row_, i);
-        Pack<Out, kPack> result;
-        RMCLA_UNROLL
-        for (int j = 0; j < kPack; ++j) {
-          result.item[j] = Storage<Out>::narrow(value_of(int(i) + j, Storage<T>::widen(pack.item[j])));
-        }
-        pack_at(out, i) = result;
+    sweep([&](auto width, int64_t i) {
+      const auto pack = pack_at<width>(row_, i);
+      Pack<Out, width> result;
+      RMCLA_UNROLL
+      for (int j = 0; j < width; ++j) {
+        result.item[j] = Storage<Out>::narrow(value_of(RowIndex{int(i) + j, 0}, Storage<T>::widen(pack.item[j])));
       }
-    } else {
-      each([&](int i, Wide z) { out[i] = Storage<Out>::narrow(value_of(i, z)); });
-    }
+      pack_at<width>(out, i) = result;
+    });
   }
 
  private:
-  template <typename E>
-  static RMCLA_SHARED Pack<E, kPack>& pack_at(E* data, int64_t i) {
-    return *reinterpret_cast<Pack<E, kPack>*>(data + i);
-  }
-  template <typename E>
-  static RMCLA_SHARED const Pack<E, kPack>& pack_at(const E* data, int64_t i) {
-    return *reinterpret_cast<const Pack<E, kPack>*>(data + i);
+  template <typename U, class Otherwise>
+  struct Beside {
+    const U* row;
+    Otherwise otherwise;
+
+    RMCLA_SHARED U operator[](RowIndex at) const { return row ? row[at.index] : otherwise(at.index); }
+  };
+
+  // body(width, index) for every pack of this lane.
+  template <class Body>
+  RMCLA_SHARED void sweep(Body body) const {
+    if (packed_) {
+      RMCLA_UNROLL_ONCE
+      for (int64_t i = begin_ + int64_t(lane_) * kPack; i < end_; i += kLanes * kPack) {
+        body(std::integral_constant<int, kPack>(), i);
+      }
+    } else {
+      for (int64_t i = begin_ + lane_; i < end_; i += kLanes) body(std::integral_constant<int, 1>(), i);
+    }
   }
 
   const T* row_;
   int size_;
+  int begin_, end_;
   int lane_;
   bool packed_;
 };

@@ -52,7 +52,9 @@ struct Threshold {
   W value;
   int last_tie;
 
-  RMCLA_SHARED bool admits(W z, int index) const { return z < value || (z == value && index <= last_tie); }
+  RMCLA_SHARED bool admits(W z, int index) const {
+    return bool(int(z < value) | (int(z == value) & int(index <= last_tie)));
+  }
 };
 
 template <class Group, class Row, class Test>
@@ -62,20 +64,34 @@ RMCLA_SHARED uint32_t count(Group& group, const Row& row, Test test) {
   return group.sum(mine);
 }
 
-// The threshold of the k smallest elements other than `excluded`; ties go to the lower index. 1 <= k < number of
-// elements other than `excluded`; `least` and `most` bound them; all are finite. Every lane of the group calls it, and
-// gets the same.
+// A key between low and high, high excluded: of the value half-way for the first steps, since logits lie close together
+// and keys do not (half of all keys belong to numbers below 1); half-way between the keys after that, so that the
+// search ends in as many steps more as a key has bits.
+template <typename W>
+RMCLA_SHARED typename OrderedKey<W>::Key between(typename OrderedKey<W>::Key low, typename OrderedKey<W>::Key high,
+                                                 int step) {
+  constexpr int kByValue = 8;
+  const auto by_value = to_key(from_key<W>(low) / 2 + from_key<W>(high) / 2);
+  return step < kByValue && by_value >= low && by_value < high ? by_value : low + (high - low) / 2;
+}
+
+// The threshold of the k smallest elements other than `excluded`, whose value is `z_excluded`; ties go to the lower
+// index. 1 <= k < number of elements other than `excluded`; `least` and `most` bound them; all are finite. Every lane
+// of the group calls it, and gets the same.
 template <class Group, class Row>
 RMCLA_SHARED Threshold<typename Row::Wide> select_smallest(Group& group, const Row& row, uint32_t k, int excluded,
-                                                           typename Row::Wide least, typename Row::Wide most) {
+                                                           typename Row::Wide z_excluded, typename Row::Wide least,
+                                                           typename Row::Wide most) {
   using W = typename Row::Wide;
   constexpr int kAllTies = 0x7fffffff;
+  // Every element is counted, and then the excluded one is taken off: a test less for each element.
+  const auto among_others = [&](auto test) { return count(group, row, test) - (test(excluded, z_excluded) ? 1u : 0u); };
   auto low = to_key(least);  // fewer than k elements are below from_key(low), at least k are at most from_key(high)
   auto high = to_key(most);
-  while (low < high) {
-    const auto middle = low + (high - low) / 2;
+  for (int step = 0; low < high; ++step) {
+    const auto middle = between<W>(low, high, step);
     const W bound = from_key<W>(middle);
-    const uint32_t found = count(group, row, [=](int index, W z) { return index != excluded && z <= bound; });
+    const uint32_t found = among_others([=](int, W z) { return z <= bound; });
     if (found == k) return {bound, kAllTies};
     if (found > k) {
       high = middle;
@@ -84,12 +100,11 @@ RMCLA_SHARED Threshold<typename Row::Wide> select_smallest(Group& group, const R
     }
   }
   const W value = from_key<W>(low);
-  const uint32_t below = count(group, row, [=](int index, W z) { return index != excluded && z < value; });
+  const uint32_t below = among_others([=](int, W z) { return z < value; });
   int first = 0, last = row.size() - 1;  // the smallest index that completes the k
   while (first < last) {
     const int middle = first + (last - first) / 2;
-    const uint32_t found =
-        count(group, row, [=](int index, W z) { return index != excluded && z == value && index <= middle; });
+    const uint32_t found = among_others([=](int index, W z) { return z == value && index <= middle; });
     if (below + found >= k) {
       last = middle;
     } else {

@@ -1,4 +1,4 @@
-// The lanes that share a row: a warp, or a whole block. Same interface as the host's stand-in in the tests.
+// The lanes that share a row: a warp, a block, or a cluster of blocks.
 #pragma once
 
 #include <cstdint>
@@ -90,6 +90,76 @@ class Block {
   }
 
   Shared& shared_;
+  int half_ = 0;
+};
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#define RMCLA_CLUSTERS 1
+#else
+#define RMCLA_CLUSTERS 0
+#endif
+
+// Neighbouring blocks that share a row and see one another's shared memory: a thread block cluster, which sm_90 has.
+// Elsewhere it is one block. Within a block it reduces as Block does; then each block writes what it found into the
+// shared memory of all of them, into the half that the reduction before did not use, and one barrier of the cluster
+// orders these writes as Block's barrier orders its own. No block writes to another one after the last barrier, so that
+// each may end when it likes.
+template <int kThreads>
+class Cluster {
+ public:
+  static constexpr int kMostBlocks = 8;  // that every GPU with clusters takes
+  static constexpr int kSlot = Block<kThreads>::kSlot;
+
+  struct Shared {
+    typename Block<kThreads>::Shared block;
+    alignas(16) unsigned char slots[2][kMostBlocks * kSlot];
+  };
+
+  __device__ Cluster(Shared& shared, int blocks) : shared_(shared), block_(shared.block), blocks_(blocks) {
+    if (blocks_ > 1) barrier();  // a block must have begun before another one writes to it
+  }
+
+  __device__ int block() const { return blockIdx.x % blocks_; }
+
+  __device__ int rank() const { return block() * kThreads + threadIdx.x; }
+
+  template <typename V, class Merge>
+  __device__ __forceinline__ V reduce(V value, Merge merge) {
+    return across_blocks(block_.reduce(value, merge), merge);
+  }
+
+  __device__ __forceinline__ uint32_t sum(uint32_t value) {
+    return across_blocks(block_.sum(value), [](uint32_t a, uint32_t b) { return a + b; });
+  }
+
+ private:
+  static __device__ __forceinline__ void barrier() {
+#if RMCLA_CLUSTERS
+    __cluster_barrier_arrive();
+    __cluster_barrier_wait();
+#endif
+  }
+
+  // All blocks merge in the same order, so that they end with the same bits.
+  template <typename V, class Merge>
+  __device__ __forceinline__ V across_blocks(V value, Merge merge) {
+#if RMCLA_CLUSTERS
+    if (blocks_ == 1) return value;
+    V* slots = reinterpret_cast<V*>(shared_.slots[half_]);
+    half_ ^= 1;
+    if (threadIdx.x < unsigned(blocks_)) {
+      *static_cast<V*>(__cluster_map_shared_rank(slots + block(), threadIdx.x)) = value;
+    }
+    barrier();
+    value = slots[0];
+    for (int i = 1; i < blocks_; ++i) value = merge(value, slots[i]);
+#endif
+    return value;
+  }
+
+  Shared& shared_;
+  Block<kThreads> block_;
+  int blocks_;
   int half_ = 0;
 };
 

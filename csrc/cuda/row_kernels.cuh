@@ -1,6 +1,8 @@
-// How a batch of rows is cut for the GPU: a warp a row for few classes, a block a row for many. The row is held in
-// registers up to 1,024 classes, in shared memory as far as that reaches (21,841 classes in any dtype on sm_90), else
-// it is read again. `Operator` is the row's arithmetic: row(group, row, r) and logits(r), classes, rows, packed.
+// How a batch of rows is cut for the GPU. Up to 1,024 classes a row is held in registers: by a warp, which needs no
+// barrier, or by a block where there are so few rows that the GPU would stand idle. A longer row waits in shared memory
+// as far as that reaches (21,841 classes in any dtype on sm_90), else it is read again; it has a block, or on sm_90 a
+// cluster of them where the GPU has room. `Operator` is the row's arithmetic: row(group, row, r) and logits(r),
+// classes, rows, packed.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -10,69 +12,149 @@
 
 namespace rmcla {
 
-constexpr int kRowsPerBlock = 4;  // of a warp each
 constexpr int kMediumThreads = 256;
 constexpr int kLongThreads = 512;
 
-template <typename T, int kItems, class Operator>
-__global__ void __launch_bounds__(kRowsPerBlock* kWarp, 1) warp_rows(Operator operator_) {
-  const int64_t r = int64_t(blockIdx.x) * kRowsPerBlock + threadIdx.x / kWarp;
+// Of a warp each. A block of wide rows is small, so that a few hundred rows reach every multiprocessor.
+template <int kItems>
+constexpr int kRowsPerBlock = kItems > 4 ? 2 : 4;
+
+// Sixteen rows of 32 elements a lane are wanted on a multiprocessor at once: that leaves a thread 128 registers, and
+// float64 needs more.
+template <typename T, int kItems>
+constexpr int kWarpBlocks = kItems > 4 && sizeof(T) < sizeof(double) ? 8 : 1;
+
+template <typename T, int kItems, bool kPacked, class Operator>
+__global__ void __launch_bounds__(kRowsPerBlock<kItems>* kWarp, kWarpBlocks<T, kItems>) warp_rows(Operator operator_) {
+  const int64_t r = int64_t(blockIdx.x) * kRowsPerBlock<kItems> + threadIdx.x / kWarp;
   if (r >= operator_.rows) return;
   Warp group;
-  const RegisterRow<T, kItems, kWarp> row(operator_.logits(r), operator_.classes, group.rank(), operator_.packed);
+  const RegisterRow<T, kItems, kWarp, kPacked> row(operator_.logits(r), operator_.classes, group.rank());
   operator_.row(group, row, r);
 }
 
-template <typename T>
-using MediumRow = RegisterRow<T, 4, kMediumThreads>;
+template <typename T, bool kPacked>
+using MediumRow = RegisterRow<T, 4, kMediumThreads, kPacked>;
 
-template <typename T, class Operator>
+template <typename T, bool kPacked, class Operator>
 __global__ void __launch_bounds__(kMediumThreads, 1) block_rows(Operator operator_) {
   __shared__ typename Block<kMediumThreads>::Shared shared;
   Block<kMediumThreads> group(shared);
   const int64_t r = blockIdx.x;
-  const MediumRow<T> row(operator_.logits(r), operator_.classes, group.rank(), operator_.packed);
+  const MediumRow<T, kPacked> row(operator_.logits(r), operator_.classes, group.rank());
   operator_.row(group, row, r);
 }
 
 // Two blocks a multiprocessor hide one another's barriers; float64 needs the registers.
+template <typename T>
+constexpr int kLongBlocks = sizeof(T) < sizeof(double) ? 2 : 1;
+
+// The piece of a row that one of `blocks` blocks holds, in elements; whole packs.
+RMCLA_SHARED constexpr int piece_of(int classes, int blocks) {
+  return (classes + blocks * kPack - 1) / (blocks * kPack) * kPack;
+}
+
 template <typename T, bool kStaged, class Operator>
-__global__ void __launch_bounds__(kLongThreads, sizeof(T) < sizeof(double) ? 2 : 1) long_rows(Operator operator_) {
+__global__ void __launch_bounds__(kLongThreads, kLongBlocks<T>) long_rows(Operator operator_, int blocks) {
   extern __shared__ uint4 staging[];
-  __shared__ typename Block<kLongThreads>::Shared shared;
-  Block<kLongThreads> group(shared);
-  const int64_t r = blockIdx.x;
-  MemoryRow<T, kLongThreads> row(operator_.logits(r), operator_.classes, group.rank(), operator_.packed);
+  __shared__ typename Cluster<kLongThreads>::Shared shared;
+  Cluster<kLongThreads> group(shared, blocks);
+  const int64_t r = blockIdx.x / unsigned(blocks);
+  const int classes = operator_.classes;
+  const int piece = piece_of(classes, blocks);
+  const int begin = group.block() * piece;
+  const int end = begin + piece < classes ? begin + piece : classes;
+  MemoryRow<T, kLongThreads> row(operator_.logits(r), classes, begin, end, threadIdx.x, operator_.packed);
   if (kStaged) row.move_to(reinterpret_cast<T*>(staging));
   operator_.row(group, row, r);
 }
 
-// Whether long_rows can hold a row of `bytes` in the shared memory of the current device, which is then allowed to.
+// 0 where the question has no answer.
+inline int attribute_of(cudaDeviceAttr attribute) {
+  int device = 0, value = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return 0;
+  return cudaDeviceGetAttribute(&value, attribute, device) == cudaSuccess ? value : 0;
+}
+
+// Whether long_rows can hold `bytes` of a row in the shared memory of the current device, which is then allowed to.
 template <class Kernel>
 bool allow_staging(Kernel* kernel, int64_t bytes) {
-  int device = 0, limit = 0;
-  if (cudaGetDevice(&device) != cudaSuccess) return false;
-  if (cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess) return false;
-  if (bytes + int64_t(sizeof(typename Block<kLongThreads>::Shared)) > limit) return false;
+  const int limit = attribute_of(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  if (bytes + int64_t(sizeof(typename Cluster<kLongThreads>::Shared)) > limit) return false;
   return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)) == cudaSuccess;
+}
+
+// Whether the current device has clusters, and `kernel` was compiled for one that has.
+template <class Kernel>
+bool takes_clusters(Kernel* kernel) {
+  cudaFuncAttributes attributes;
+  return attribute_of(cudaDevAttrClusterLaunch) && cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess &&
+         attributes.ptxVersion >= 90;
+}
+
+// How many blocks share a long row: twice as many as long as all of them find room on the device at once and every
+// thread keeps four elements.
+template <typename T>
+int blocks_of_row(int64_t rows, int classes) {
+  const int64_t room = int64_t(attribute_of(cudaDevAttrMultiProcessorCount)) * kLongBlocks<T>;
+  int blocks = 1;
+  while (2 * blocks <= Cluster<kLongThreads>::kMostBlocks && rows * 2 * blocks <= room &&
+         classes >= 2 * blocks * kLongThreads * kPack) {
+    blocks *= 2;
+  }
+  return blocks;
+}
+
+template <typename T, bool kStaged, class Operator>
+void launch_long_rows(const Operator& operator_, int blocks, int64_t bytes, cudaStream_t stream) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = unsigned(operator_.rows) * blocks;
+  config.blockDim = kLongThreads;
+  config.dynamicSmemBytes = size_t(bytes);
+  config.stream = stream;
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {unsigned(blocks), 1, 1};
+  config.attrs = &cluster;
+  config.numAttrs = blocks > 1 ? 1 : 0;
+  cudaLaunchKernelEx(&config, long_rows<T, kStaged, Operator>, operator_, blocks);
+}
+
+template <typename T, bool kPacked, class Operator>
+void launch_register_rows(const Operator& operator_, cudaStream_t stream) {
+  const int classes = operator_.classes;
+  const unsigned rows = unsigned(operator_.rows);
+  const auto blocks = [=](int rows_per_block) { return unsigned(ceil_div(rows, rows_per_block)); };
+  if (classes <= 4 * kWarp) {
+    warp_rows<T, 4, kPacked><<<blocks(kRowsPerBlock<4>), kRowsPerBlock<4> * kWarp, 0, stream>>>(operator_);
+  } else if (rows <= 2u * attribute_of(cudaDevAttrMultiProcessorCount)) {
+    block_rows<T, kPacked><<<rows, kMediumThreads, 0, stream>>>(operator_);
+  } else {
+    warp_rows<T, 32, kPacked><<<blocks(kRowsPerBlock<32>), kRowsPerBlock<32> * kWarp, 0, stream>>>(operator_);
+  }
 }
 
 template <typename T, class Operator>
 void launch_rows(const Operator& operator_, cudaStream_t stream) {
   const int classes = operator_.classes;
-  const unsigned rows = unsigned(operator_.rows);
-  const unsigned blocks = unsigned(ceil_div(operator_.rows, kRowsPerBlock));
-  const int64_t bytes = ceil_div(int64_t(classes) * sizeof(T), sizeof(uint4)) * sizeof(uint4);
   if (classes <= kWarp) {
-    warp_rows<T, 1><<<blocks, kRowsPerBlock * kWarp, 0, stream>>>(operator_);
-  } else if (classes <= 4 * kWarp) {
-    warp_rows<T, 4><<<blocks, kRowsPerBlock * kWarp, 0, stream>>>(operator_);
-  } else if (classes <= MediumRow<T>::kCapacity) {
-    block_rows<T><<<rows, kMediumThreads, 0, stream>>>(operator_);
-  } else if (allow_staging(long_rows<T, true, Operator>, bytes)) {
-    long_rows<T, true><<<rows, kLongThreads, bytes, stream>>>(operator_);
+    const unsigned blocks = unsigned(ceil_div(operator_.rows, kRowsPerBlock<1>));
+    warp_rows<T, 1, false><<<blocks, kRowsPerBlock<1> * kWarp, 0, stream>>>(operator_);
+  } else if (classes <= MediumRow<T, true>::kCapacity) {
+    if (operator_.packed) {
+      launch_register_rows<T, true>(operator_, stream);
+    } else {
+      launch_register_rows<T, false>(operator_, stream);
+    }
   } else {
-    long_rows<T, false><<<rows, kLongThreads, 0, stream>>>(operator_);
+    auto* const staged = long_rows<T, true, Operator>;
+    const int blocks = takes_clusters(staged) ? blocks_of_row<T>(operator_.rows, classes) : 1;
+    const int64_t bytes = ceil_div(int64_t(piece_of(classes, blocks)) * sizeof(T), sizeof(uint4)) * sizeof(uint4);
+    if (allow_staging(staged, bytes)) {
+      launch_long_rows<T, true>(operator_, blocks, bytes, stream);
+    } else {
+      launch_long_rows<T, false>(operator_, blocks, 0, stream);
+    }
   }
 }
 

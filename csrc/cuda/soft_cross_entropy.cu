@@ -96,7 +96,7 @@ std::tuple<at::Tensor, at::Tensor, std::optional<at::Tensor>> soft_cross_entropy
     a.row_stride = logits.stride(0);
     a.rows = logits.size(0);
     a.classes = int(logits.size(1));
-    a.packed = rows_pack(logits);
+    a.packed = rows_pack(logits) && (hard || rows_pack(labels));
     a.soft = hard ? nullptr : labels.const_data_ptr();
     a.hard = hard ? labels.const_data_ptr<int64_t>() : nullptr;
     a.label_stride = labels.stride(0);

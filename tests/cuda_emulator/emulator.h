@@ -1,6 +1,6 @@
-// Enough of CUDA to run this project's kernels on a CPU, one block after another: the threads of a block are fibers
-// that take turns at every barrier and shuffle. Slow and exact; a block whose threads part at a barrier stops with a
-// message, where a GPU would hang.
+// Enough of CUDA to run this project's kernels on a CPU, one cluster of blocks after another (of one block where nobody
+// asked for more): its threads are fibers that take turns at every barrier and shuffle. Slow and exact; a block whose
+// threads part at a barrier stops with a message, where a GPU would hang.
 #pragma once
 
 #include <c10/util/BFloat16.h>
@@ -35,6 +35,7 @@ struct alignas(16) uint4 {
 namespace emulator {
 
 constexpr int kWarp = 32;
+constexpr int kMostBlocks = 8;  // in a cluster
 constexpr size_t kStack = 128 << 10;
 
 struct Fiber {
@@ -52,16 +53,33 @@ struct Barrier {
 inline std::vector<Fiber> fibers;
 inline std::vector<Barrier> warp_barriers;
 inline std::vector<unsigned> lane_words;
-inline Barrier block_barrier;
+inline Barrier block_barriers[kMostBlocks], cluster_barrier;
 inline std::vector<uint4> dynamic_shared;
+inline char* shared;           // of the cluster's first block; the others' follow
+inline size_t shared_bytes;    // of each block
 inline std::function<void()> body;
 inline jmp_buf finished;
-inline int count, current, alive;
+inline int multiprocessors = 132;
+inline int count, threads, current, alive;  // count: of all blocks of a cluster; threads: of a block
+inline unsigned first_block;
 inline uint64_t progress;
+
+inline int block() { return current / threads; }  // within its cluster
+
+// A block's own of the copies of its kernel's shared memory.
+template <class Shared>
+Shared& own(Shared (&copies)[kMostBlocks]) {
+  shared = reinterpret_cast<char*>(copies);
+  shared_bytes = sizeof(Shared);
+  return copies[block()];
+}
+
+inline uint4* staging() { return dynamic_shared.data() + dynamic_shared.size() / (count / threads) * block(); }
 
 [[noreturn]] inline void resume(int fiber) {
   current = fiber;
-  threadIdx.x = fiber;
+  threadIdx.x = fiber % threads;
+  blockIdx.x = first_block + block();
   Fiber& f = fibers[fiber];
   if (f.started) _longjmp(f.paused, 1);
   f.started = true;
@@ -125,17 +143,20 @@ __attribute__((noinline)) inline void run_block() {
   if (_setjmp(finished) == 0) resume(0);
 }
 
-inline void launch(unsigned blocks, int threads, size_t shared_bytes, std::function<void()> kernel) {
+inline void launch_clusters(unsigned blocks, int threads_, size_t bytes, int cluster, std::function<void()> kernel) {
   body = std::move(kernel);
-  count = threads;
-  if (fibers.size() < size_t(threads)) fibers = std::vector<Fiber>(threads);
-  dynamic_shared.assign((shared_bytes + 15) / 16, uint4{~0u, ~0u, ~0u, ~0u});  // NaN
-  lane_words.assign(threads, 0);
-  for (blockIdx.x = 0; blockIdx.x < blocks; ++blockIdx.x) {
-    warp_barriers.assign((threads + kWarp - 1) / kWarp, Barrier{});
-    block_barrier = Barrier{};
-    alive = threads;
-    for (int i = 0; i < threads; ++i) {
+  threads = threads_;
+  count = threads * cluster;
+  if (cluster > kMostBlocks || blocks % cluster || (cluster > 1 && threads % kWarp)) abort();
+  if (fibers.size() < size_t(count)) fibers = std::vector<Fiber>(count);
+  dynamic_shared.assign((bytes + 15) / 16 * cluster, uint4{~0u, ~0u, ~0u, ~0u});  // NaN
+  lane_words.assign(count, 0);
+  for (first_block = 0; first_block < blocks; first_block += cluster) {
+    warp_barriers.assign((count + kWarp - 1) / kWarp, Barrier{});
+    for (Barrier& barrier : block_barriers) barrier = Barrier{};
+    cluster_barrier = Barrier{};
+    alive = count;
+    for (int i = 0; i < count; ++i) {
       Fiber& f = fibers[i];
       getcontext(&f.entry);
       f.entry.uc_stack.ss_sp = f.stack.get();
@@ -148,9 +169,20 @@ inline void launch(unsigned blocks, int threads, size_t shared_bytes, std::funct
   }
 }
 
+inline void launch(unsigned blocks, int threads, size_t bytes, std::function<void()> kernel) {
+  launch_clusters(blocks, threads, bytes, 1, std::move(kernel));
+}
+
 }  // namespace emulator
 
-inline void __syncthreads() { emulator::wait(emulator::block_barrier, emulator::count); }
+inline void __syncthreads() { emulator::wait(emulator::block_barriers[emulator::block()], emulator::threads); }
+
+inline void __cluster_barrier_arrive() {}
+inline void __cluster_barrier_wait() { emulator::wait(emulator::cluster_barrier, emulator::count); }
+
+inline void* __cluster_map_shared_rank(void* own, unsigned block) {
+  return static_cast<char*>(own) + (int(block) - emulator::block()) * ptrdiff_t(emulator::shared_bytes);
+}
 
 inline unsigned __shfl_xor_sync(unsigned mask, unsigned word, int lane_mask) {
   return emulator::exchange(mask, word, [=](const unsigned* words, int lane) { return words[lane ^ lane_mask]; });
@@ -177,11 +209,55 @@ inline __nv_bfloat16 __float2bfloat16_rn(float value) { return __nv_bfloat16(val
 
 using cudaStream_t = void*;
 enum cudaError_t { cudaSuccess };
-enum cudaAttribute { cudaDevAttrMaxSharedMemoryPerBlockOptin, cudaFuncAttributeMaxDynamicSharedMemorySize };
+enum cudaDeviceAttr {
+  cudaDevAttrMaxSharedMemoryPerBlockOptin,
+  cudaDevAttrMultiProcessorCount,
+  cudaDevAttrClusterLaunch,
+  cudaFuncAttributeMaxDynamicSharedMemorySize
+};
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
-inline cudaError_t cudaDeviceGetAttribute(int* value, cudaAttribute, int) { return *value = 227 << 10, cudaSuccess; }
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  *value = attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin ? 227 << 10
+           : attribute == cudaDevAttrMultiProcessorCount        ? emulator::multiprocessors
+                                                                : 1;
+  return cudaSuccess;
+}
+struct cudaFuncAttributes {
+  int ptxVersion;
+};
 template <class Kernel>
-cudaError_t cudaFuncSetAttribute(Kernel*, cudaAttribute, int) {
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, Kernel*) {
+  return attributes->ptxVersion = 90, cudaSuccess;
+}
+template <class Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel*, cudaDeviceAttr, int) {
+  return cudaSuccess;
+}
+
+struct Extent {
+  unsigned x = 1, y = 1, z = 1;
+  Extent() = default;
+  Extent(unsigned x, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+enum { cudaLaunchAttributeClusterDimension };
+struct cudaLaunchAttribute {
+  int id;
+  struct {
+    Extent clusterDim;
+  } val;
+};
+struct cudaLaunchConfig_t {
+  Extent gridDim, blockDim;
+  size_t dynamicSmemBytes;
+  cudaStream_t stream;
+  cudaLaunchAttribute* attrs;
+  unsigned numAttrs;
+};
+template <class... Parameters, class... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...), Arguments... arguments) {
+  const int cluster = config->numAttrs ? config->attrs[0].val.clusterDim.x : 1;
+  emulator::launch_clusters(config->gridDim.x, config->blockDim.x, config->dynamicSmemBytes, cluster,
+                            [&] { kernel(arguments...); });
   return cudaSuccess;
 }
 

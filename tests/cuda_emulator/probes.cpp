@@ -13,3 +13,6 @@ extern "C" void probe_bytes(float* singles, double* doubles) {
     doubles[byte] = rmcla::unit_from_byte<double>(uint8_t(byte));
   }
 }
+
+// How many multiprocessors the emulated GPU has; so few that a small batch fills it.
+extern "C" void emulate_multiprocessors(int count) { emulator::multiprocessors = count; }
