@@ -53,7 +53,9 @@ def translate(source: str, namespace: str) -> str:
     )
     source = source.replace("extern __shared__ uint4 staging[]", "uint4* staging = emulator::staging()")
     source = re.sub(
-        r"__shared__ ([^;]+) (\w+);", r"static \1 \2_of[emulator::kMostBlocks]; auto& \2 = emulator::own(\2_of);", source
+        r"__shared__ ([^;]+) (\w+);",
+        r"static \1 \2_of[emulator::kMostBlocks]; auto& \2 = emulator::own(\2_of);",
+        source,
     )
     return re.sub(r"TORCH_LIBRARY_IMPL\(rmcla_fast, CUDA", f"TORCH_LIBRARY_IMPL({namespace}, CPU", source)
 

@@ -158,7 +158,10 @@ class MemoryRow {
   // from now on: no lane reads another's.
   RMCLA_SHARED void move_to(T* copy) {
     T* const from_begin = copy - begin_;
-    sweep([&](auto width, int64_t i) { pack_at<width>(from_begin, i) = pack_at<width>(row_, i); });
+    sweep([&](auto step, int64_t i) {
+      constexpr int kWidth = decltype(step)::value;
+      pack_at<kWidth>(from_begin, i) = pack_at<kWidth>(row_, i);
+    });
     row_ = from_begin;
   }
 
@@ -171,23 +174,25 @@ class MemoryRow {
   // As RegisterRow has them, but that no element has a register of its own.
   template <class Visit>
   RMCLA_SHARED void each(Visit visit) const {
-    sweep([&](auto width, int64_t i) {
-      const auto pack = pack_at<width>(row_, i);
+    sweep([&](auto step, int64_t i) {
+      constexpr int kWidth = decltype(step)::value;
+      const auto pack = pack_at<kWidth>(row_, i);
       RMCLA_UNROLL
-      for (int j = 0; j < width; ++j) visit(RowIndex{int(i) + j, 0}, Storage<T>::widen(pack.item[j]));
+      for (int j = 0; j < kWidth; ++j) visit(RowIndex{int(i) + j, 0}, Storage<T>::widen(pack.item[j]));
     });
   }
 
   template <typename Out, class ValueOf>
   RMCLA_SHARED void write(Out* out, ValueOf value_of) const {
-    sweep([&](auto width, int64_t i) {
-      const auto pack = pack_at<width>(row_, i);
-      Pack<Out, width> result;
+    sweep([&](auto step, int64_t i) {
+      constexpr int kWidth = decltype(step)::value;
+      const auto pack = pack_at<kWidth>(row_, i);
+      Pack<Out, kWidth> result;
       RMCLA_UNROLL
-      for (int j = 0; j < width; ++j) {
+      for (int j = 0; j < kWidth; ++j) {
         result.item[j] = Storage<Out>::narrow(value_of(RowIndex{int(i) + j, 0}, Storage<T>::widen(pack.item[j])));
       }
-      pack_at<width>(out, i) = result;
+      pack_at<kWidth>(out, i) = result;
     });
   }
 
@@ -200,7 +205,7 @@ class MemoryRow {
     RMCLA_SHARED U operator[](RowIndex at) const { return row ? row[at.index] : otherwise(at.index); }
   };
 
-  // body(width, index) for every pack of this lane.
+  // body(step, index) for every pack of this lane; decltype(step)::value elements are one.
   template <class Body>
   RMCLA_SHARED void sweep(Body body) const {
     if (packed_) {

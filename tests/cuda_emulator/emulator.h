@@ -60,6 +60,7 @@ inline size_t shared_bytes;    // of each block
 inline std::function<void()> body;
 inline jmp_buf finished;
 inline int multiprocessors = 132;
+inline int last_launch[3];  // blocks, threads of each, blocks of a cluster
 inline int count, threads, current, alive;  // count: of all blocks of a cluster; threads: of a block
 inline unsigned first_block;
 inline uint64_t progress;
@@ -147,6 +148,7 @@ inline void launch_clusters(unsigned blocks, int threads_, size_t bytes, int clu
   body = std::move(kernel);
   threads = threads_;
   count = threads * cluster;
+  last_launch[0] = int(blocks), last_launch[1] = threads, last_launch[2] = cluster;
   if (cluster > kMostBlocks || blocks % cluster || (cluster > 1 && threads % kWarp)) abort();
   if (fibers.size() < size_t(count)) fibers = std::vector<Fiber>(count);
   dynamic_shared.assign((bytes + 15) / 16 * cluster, uint4{~0u, ~0u, ~0u, ~0u});  // NaN

@@ -14,5 +14,9 @@ extern "C" void probe_bytes(float* singles, double* doubles) {
   }
 }
 
-// How many multiprocessors the emulated GPU has; so few that a small batch fills it.
+// How many multiprocessors the emulated GPU has: a small batch fills a small one.
 extern "C" void emulate_multiprocessors(int count) { emulator::multiprocessors = count; }
+
+extern "C" void probe_last_launch(int* launch) {
+  for (int i = 0; i < 3; ++i) launch[i] = emulator::last_launch[i];
+}
