@@ -7,6 +7,7 @@ choice made here: CPU tensors take "cpu", else "reference"; CUDA tensors take "c
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 import os
 import warnings
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 from rmcla_fast import native
 
@@ -100,12 +102,22 @@ def why_not(device_type: str, backend: str) -> str:
     if backend == "triton":
         if not _triton_installed:
             return "triton is not installed; pip install triton"
-        if device_type == "cuda" or (device_type == "cpu" and _triton_interpreted):
+        if device_type == "cuda":
             return ""
+        if device_type == "cpu" and _triton_interpreted:
+            return _why_not_interpreted()
         return "Triton kernels run on cuda tensors (on cpu tensors only in its interpreter, TRITON_INTERPRET=1)"
     if backend != device_type:
         return f"it runs {backend} tensors only"
     return "" if native.has_kernels(device_type) else native.why_missing(device_type)
+
+
+def _why_not_interpreted() -> str:
+    """Triton's interpreter makes integers of arrays with one element, up to 3.6; numpy refuses that from 2.4 on."""
+    triton, numpy = (TorchVersion(importlib.metadata.version(name)) for name in ("triton", "numpy"))
+    if triton < (3, 7) and numpy >= (2, 4):
+        return f"the interpreter of triton {triton} does not run with numpy {numpy}; pip install 'numpy<2.4'"
+    return ""
 
 
 def _best(device_type: str) -> str:

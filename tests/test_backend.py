@@ -237,3 +237,20 @@ def test_cpu_and_cuda_kernels_have_the_same_cpp_signatures() -> None:
     )
     assert {"joint_gradient", "redistribute_labels.out", "perturb_step.out", "random_start.out"} <= set(cpu)
     assert cuda == cpu
+
+
+@pytest.mark.parametrize(
+    ("triton", "numpy", "runs"),
+    [("3.6.0", "2.5.5", False), ("3.6.0", "2.4.0", False), ("3.6.0", "2.3.5", True), ("3.7.1", "2.5.5", True)],
+)
+def test_an_interpreter_that_numpy_breaks_is_named(
+    monkeypatch: pytest.MonkeyPatch, triton: str, numpy: str, runs: bool
+) -> None:
+    versions = {"triton": triton, "numpy": numpy}
+    monkeypatch.setattr(backends, "_triton_installed", True)
+    monkeypatch.setattr(backends, "_triton_interpreted", True)
+    monkeypatch.setattr(backends.importlib.metadata, "version", versions.__getitem__)
+    reason = backends.why_not("cpu", "triton")
+    assert (reason == "") == runs
+    assert runs or (numpy in reason and triton in reason and "pip install" in reason)
+    assert backends.why_not("cuda", "triton") == ""
