@@ -115,7 +115,7 @@ def why_not(device_type: str, backend: str) -> str:
 def _why_not_interpreted() -> str:
     """Triton's interpreter makes integers of arrays with one element, up to 3.6; numpy refuses that from 2.4 on."""
     triton, numpy = (TorchVersion(importlib.metadata.version(name)) for name in ("triton", "numpy"))
-    if triton < (3, 7) and numpy >= (2, 4):
+    if triton < "3.7" and numpy >= "2.4":  # compared as versions
         return f"the interpreter of triton {triton} does not run with numpy {numpy}; pip install 'numpy<2.4'"
     return ""
 
