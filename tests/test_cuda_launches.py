@@ -83,3 +83,16 @@ def test_a_long_row_has_several_blocks(kernels: Kernels, classes: int, blocks: i
     assert launched(kernels) in (None, (rows * blocks, 512, blocks))
     logits[rows - 1, classes - 1] = NAN
     check_broken(kernels, logits, labels, given, "mc", [rows - 1])
+
+
+def test_a_row_of_imagenet_21k_has_four_blocks_on_an_h100(kernels: Kernels) -> None:
+    """64 rows are 256 blocks, for 132 multiprocessors that take two each."""
+    if kernels.device == "cuda":
+        pytest.skip("a GPU does not say what it was launched with")
+    logits, labels, given = batch(21_841, torch.float32, rows=64)
+    emulated_library().emulate_multiprocessors(132)
+    try:
+        check_joint(kernels, logits, labels, given, "mc", (9.0, 0.01, None, "main"))
+    finally:
+        emulated_library().emulate_multiprocessors(kernels.multiprocessors)
+    assert launched(kernels) == (256, 512, 4)
