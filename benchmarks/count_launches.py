@@ -7,8 +7,8 @@ It needs a torch built for CUDA, with triton; a GPU is neither needed nor used. 
 timing on the GPU is left out: matrix products are not padded. Kernels inside cuDNN and cuBLAS are not seen, so an
 extern call counts once; nor are the optimizer and our own operators, which are outside the passes.
 
-Against the profile of an H100 with the same torch 2.11.0: the kernels of preact-resnet18 are the same by name, but that
-the H100 padded the classifier's product, by one launch a forward.
+Against the profiles of an H100 with the same torch 2.11.0 (step-main.json, step-wrn.json): wrn-28-10 has the same
+Triton kernels, name for name; so has preact-resnet18 once its classifier's product is padded, by a launch a forward.
 """
 
 from __future__ import annotations
