@@ -89,3 +89,15 @@ def test_attack_has_no_weight_gradient_and_combo_kernels_do_not_add_launches(tmp
     assert launches["combo_kernels"] <= launches["default"] == launches["pdl"]
     assert all(part["with PDL"] == part["triton"] > 0 for part in counted["pdl"].values())
     assert not any(part["with PDL"] for part in counted["default"].values())
+
+
+def test_the_page_about_the_h100_has_these_counts() -> None:
+    page = (BENCHMARKS.parent / "docs/h100.md").read_text()
+    counted = json.loads((BENCHMARKS / "results/launches.json").read_text())["launches"]
+    names = {"default": "as it is", "combo_kernels": "`combo_kernels`", "both": "both of them", "pdl": "PDL"}
+    names["cooperative_reductions"] = "`triton.cooperative_reductions`"
+    for variant, name in names.items():
+        sums = [str(sum(part["triton"] for part in network[variant].values())) for network in counted.values()]
+        assert f"| {' | '.join([name, *sums])} |" in page
+    for network in counted.values():
+        assert str(sum(sum(part["extern"].values()) for part in network["default"].values())) in page
