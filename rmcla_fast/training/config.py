@@ -12,9 +12,9 @@ from typing import Any
 from rmcla_fast.data import DATASETS
 from rmcla_fast.epsilon import parse_epsilon
 from rmcla_fast.errors import UserError
+from rmcla_fast.precision import PRECISIONS
 from rmcla_fast.training.schedule import SCHEDULES
 
-PRECISIONS = ("fp32", "bf16", "fp16")
 CAPTURES = ("auto", "eager", "compile", "cuda-graph")
 
 # Where a run is and how it is watched may differ when it is resumed; the rest decides the weights and may not.

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rmcla_fast.pixels import with_own_strides
+from rmcla_fast.precision import PRECISIONS
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Signature = tuple[torch.Size, tuple[int, ...], torch.dtype]
 
 

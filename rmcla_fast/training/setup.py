@@ -16,6 +16,7 @@ from rmcla_fast.data.streamed import centers
 from rmcla_fast.epsilon import format_epsilon, parse_epsilon
 from rmcla_fast.errors import UserError
 from rmcla_fast.example import attack_mode, radii
+from rmcla_fast.precision import require_precision
 from rmcla_fast.recipes import Recipe
 from rmcla_fast.training.average import ExponentialAverage
 from rmcla_fast.training.batches import Batches, StreamedBatches
@@ -79,8 +80,7 @@ def build(config: TrainConfig, splits: DataSplits, device: torch.device, world: 
     """
     recipe = choose_recipe(config)
     seed, batch_size, precision = config.seed, config.batch_size, config.precision
-    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise UserError(f"--precision bf16 is not supported by {torch.cuda.get_device_name(device)}; use fp16 or fp32")
+    require_precision(precision, device)
     pieces = config.accumulate * world.size
     if config.accumulate > 1 and (batch_size % pieces or batch_size < 2 * pieces):
         raise UserError(

@@ -17,12 +17,13 @@ from rmcla_fast.errors import UserError
 from rmcla_fast.example import AdversarialExample, Radii, attack, attack_mode, check, radii, writable
 from rmcla_fast.ops import checks, soft_cross_entropy
 from rmcla_fast.pixels import to_unit
+from rmcla_fast.precision import check_precision
 from rmcla_fast.recipes import Recipe
 from rmcla_fast.targets import last_linear
 from rmcla_fast.training.average import ExponentialAverage
 from rmcla_fast.training.graph import CapturedUpdate, is_fused, resolve_capture
 from rmcla_fast.training.guard import NonFiniteGuard
-from rmcla_fast.training.passes import PRECISIONS, Passes
+from rmcla_fast.training.passes import Passes
 
 CAPTURES = ("auto", "eager", "compile", "cuda-graph")
 
@@ -337,8 +338,7 @@ def _check_arguments(
             raise TypeError(f"{name} must be of type {kind.__name__}; got {type(value).__name__}")
     if next(model.parameters(), None) is None:
         raise ValueError("model must have parameters; it has none")
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(map(repr, PRECISIONS))}; got {precision!r}")
+    check_precision(precision)
     if capture not in CAPTURES:
         raise ValueError(f"capture must be one of {', '.join(map(repr, CAPTURES))}; got {capture!r}")
     if not -(2**63) <= seed < 2**64:
