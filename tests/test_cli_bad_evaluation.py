@@ -36,6 +36,12 @@ BAD = [
     (("evaluate", "{run}", "--images", "0"), "--images must be at least 1"),
     (("evaluate", "{run}", "--device", "cuda:99"), "--device cuda:99 cannot be used"),
     (("evaluate", "{run}", "--robustbench", "x.json"), "--robustbench needs clean and autoattack"),
+    (
+        ("evaluate", "{run}", "--attacks", "clean,autoattack", "--robustbench", "x.json", "--precision", "bf16"),
+        "--robustbench needs --precision fp32, whose figures are published; got bf16",
+    ),
+    (("evaluate", "{run}", "--precision", "int8"), "--precision must be one of 'fp32', 'bf16', 'fp16'; got 'int8'"),
+    (("compare", "{run}", "--precision", "16"), "--precision must be one of 'fp32', 'bf16', 'fp16'; got '16'"),
     (("evaluate", "{missing}"), "there is no run folder"),
     (("evaluate", "{empty}"), "it has no config.json"),
     (("evaluate", "{uncheckpointed}"), "no checkpoint"),

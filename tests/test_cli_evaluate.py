@@ -83,6 +83,31 @@ def test_known_attacks_are_not_run_again(runs: dict[str, Path], monkeypatch: pyt
     assert asked[3:] == [["ce20"], ["clean"], ["clean"]]
 
 
+def test_a_precision_is_said_wherever_there_is_a_figure(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, target = shutil.copytree(runs["r-mc-la"], tmp_path / "run"), tmp_path / "out.json"
+    (run / "evaluation.json").unlink(missing_ok=True)
+    command = ("evaluate", run, "--images", 20, "--attacks", "clean,fgsm", "--json", target)
+    titles: list[str] = []
+    draw = plots.evaluation
+    monkeypatch.setattr(plots, "evaluation", lambda *a, title, **k: (titles.append(title), draw(*a, title=title, **k)))
+    for precision, said in (("bf16", True), ("fp32", False)):
+        assert rmcla(*command, "--precision", precision, "--gallery") == 0
+        printed = capsys.readouterr()
+        words = " ".join(printed.out.split())
+        assert ("epsilon 0.15, bf16" in words) == said
+        assert ("It is that of the network in bf16; the one to publish is that of fp32." in words) == said
+        assert ("bf16" in printed.err) == ("bf16" in titles[-1]) == said
+        entries = json.loads(target.read_text())["attacks"].values()
+        assert [entry.get("precision") for entry in entries] == ["bf16" if said else None] * 2
+    assert rmcla("compare", run, "--images", 20, "--precision", "bf16", "--out", tmp_path / "out") == 0
+    assert "epsilon 0.15, bf16" in " ".join(capsys.readouterr().out.split())
+    (found,) = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert {entry["precision"] for entry in found["attacks"].values()} == {"bf16"}
+    assert found["ce20_over_epsilon"]["0.15"] == pytest.approx(found["attacks"]["ce20"]["accuracy"], abs=1e-3)
+
+
 def test_a_stopped_evaluation_keeps_what_is_done(
     runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -97,6 +97,30 @@ def test_a_quick_look_costs_no_long_result(run: Run, asked: list[str]) -> None:
     assert len(document["others"]) == 2
 
 
+def test_a_precision_is_another_setting(run: Run, asked: list[str]) -> None:
+    for precision in ("fp32", "bf16", "fp32", "bf16", "fp16"):
+        for result in records.evaluate_run(run, "clean,fgsm", epsilon=0.1, precision=precision).values():
+            assert result.precision == precision
+    assert asked == ["clean", "fgsm"] * 3
+    document = json.loads((run.folder / "evaluation.json").read_text())
+    kept = [document, *document["others"]]
+    assert {one["settings"]["precision"] for one in kept} == {"fp32", "bf16", "fp16"}
+    for one in kept:
+        assert {entry.get("precision", "fp32") for entry in one["attacks"].values()} == {one["settings"]["precision"]}
+
+
+def test_a_record_from_before_precisions_is_of_fp32(run: Run, asked: list[str]) -> None:
+    records.evaluate_run(run, "clean", epsilon=0.1)
+    path = run.folder / "evaluation.json"
+    document = json.loads(path.read_text())
+    assert document["settings"].pop("precision") == "fp32"
+    path.write_text(json.dumps(document))
+    records.evaluate_run(run, "clean", epsilon=0.1, precision="bf16")
+    assert asked == ["clean", "clean"]
+    assert records.evaluate_run(run, "clean", epsilon=0.1)["clean"].precision == "fp32"
+    assert asked == ["clean", "clean"]
+
+
 def test_a_fresh_attack_leaves_the_others(run: Run, asked: list[str]) -> None:
     records.evaluate_run(run, "clean,ce20", epsilon=0.1)
     records.evaluate_run(run, "clean", epsilon=0.1, fresh=True)

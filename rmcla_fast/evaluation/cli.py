@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from signal import SIGINT
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 from rich.console import Console
@@ -24,6 +25,7 @@ from rmcla_fast.evaluation.report import (
     comparison_table,
     explanation,
     gradient_table,
+    setting,
     show,
     table,
     write_json,
@@ -32,6 +34,7 @@ from rmcla_fast.evaluation.reproduce import reproduce
 from rmcla_fast.evaluation.reproduction import GRADIENT_TABLE, NAMES, Plan, default_data
 from rmcla_fast.evaluation.robustbench import entry
 from rmcla_fast.evaluation.runs import Run, open_run, read_config
+from rmcla_fast.precision import check_precision
 
 DEFAULT_ATTACKS = "clean,fgsm,ce20,cw100"
 
@@ -47,6 +50,10 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1; a GPU whe
 Images = Annotated[int | None, typer.Option(help="Only so many test images, evenly spaced.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images attacked together.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of every random start.")]
+Precision = Annotated[
+    str, typer.Option(help="Of the network: fp32, the one to publish, or bf16 or fp16, whose accuracy is another's.")
+]
+Chosen = TypeVar("Chosen")
 
 
 def register(app: typer.Typer) -> None:
@@ -65,9 +72,10 @@ def bound(text: str | None, run: Run) -> float:
     return epsilon
 
 
-def chosen_attacks(text: str) -> list[str]:
+def chosen(check: Callable[[str], Chosen], text: str) -> Chosen:
+    """What `check` makes of an option, whose name begins what it says of a bad one."""
     try:
-        return attack_names(text)
+        return check(text)
     except ValueError as error:
         raise UserError(f"--{error}") from error
 
@@ -102,21 +110,23 @@ def evaluate_command(
         Path | None, typer.Option(metavar="F", help="Also write RobustBench's model_info JSON (needs autoattack).")
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Attack again what is known already.")] = False,
+    precision: Precision = "fp32",
 ) -> None:
     """Attack a trained model; print the accuracies, the published ones beside, and save them with a plot.
 
     Writes RUN/evaluation.json after each attack, and RUN/evaluation.png; stopped with Ctrl-C, it goes on where it was.
     """
-    names = chosen_attacks(attacks)
+    names = chosen(attack_names, attacks)
+    chosen(check_precision, precision)
     opened = open_run(run, data_dir=data_dir, model=model, which=which, device=device, images=images)
     radius = bound(epsilon, opened)
     picture = run / "evaluation.png"
     if robustbench is not None and not {"clean", "autoattack"} <= set(names):
         raise UserError("--robustbench needs clean and autoattack among --attacks")
+    if robustbench is not None and precision != "fp32":
+        raise UserError(f"--robustbench needs --precision fp32, whose figures are published; got {precision}")
     with Bars() as bars:
-        bars.say(
-            f"Attacking {opened.description}, epsilon {format_epsilon(radius)}; writes {run / RECORD} and {picture}"
-        )
+        bars.say(f"Attacking {opened.description}, {setting(radius, precision)}; writes {run / RECORD} and {picture}")
         try:
             results = evaluate_run(
                 opened,
@@ -127,6 +137,7 @@ def evaluate_command(
                 seed=seed,
                 progress=bars,
                 fresh=fresh,
+                precision=precision,
             )
         except ValueError as error:  # the model or the data are not what an attack needs
             raise UserError(f"{run}: {error}") from error
@@ -135,7 +146,7 @@ def evaluate_command(
                 f"stopped; finished attacks are in {run / RECORD}, and the same command goes on from there", SIGINT
             ) from None
     figures, source = published.beside(opened.recipe, opened.data)
-    title = f"{run.name}: {opened.description}, epsilon {format_epsilon(radius)}"
+    title = f"{run.name}: {opened.description}, {setting(radius, precision)}"
     show(table(results, title=title, published=figures, source=source), explanation(results, figures, source))
     if json is not None:
         write_json(json, as_json(results, epsilon=radius, model=opened.config["model"], data=opened.data))
@@ -146,7 +157,7 @@ def evaluate_command(
     if robustbench is not None:
         write_json(robustbench, entry(opened, results, radius))
     if gallery:
-        draw_gallery(opened, radius, run / "gallery.png", seed=seed)
+        draw_gallery(opened, radius, run / "gallery.png", seed=seed, precision=precision)
 
 
 def compare_command(
@@ -168,13 +179,15 @@ def compare_command(
     ] = None,
     which: Which = "last",
     device: Device = None,
+    precision: Precision = "fp32",
 ) -> None:
     """Draw several runs beside each other, and say of each whether its robustness can be believed.
 
     Writes FOLDER/comparison.png (attacks, accuracy over epsilon), FOLDER/details.png (over iterations and training
     minutes, loss surfaces) and FOLDER/comparison.json. Attacks that RUN/evaluation.json knows are not run again.
     """
-    wanted = chosen_attacks(attacks)
+    wanted = chosen(attack_names, attacks)
+    chosen(check_precision, precision)
     opened = [
         open_run(run, data_dir=data_dir, model=own_factory(run, model or []), which=which, device=device, images=images)
         for run in runs
@@ -183,11 +196,19 @@ def compare_command(
     with Bars() as bars:
         names = ", ".join(f"{run.name}{run.early}" for run in opened)
         bars.say(
-            f"Comparing {names}, epsilon {format_epsilon(radius)}; writes {out}/comparison.png, details.png and "
+            f"Comparing {names}, {setting(radius, precision)}; writes {out}/comparison.png, details.png and "
             "comparison.json"
         )
         try:
-            found = comparison.compare(opened, wanted, epsilon=radius, batch_size=batch_size, seed=seed, progress=bars)
+            found = comparison.compare(
+                opened,
+                wanted,
+                epsilon=radius,
+                batch_size=batch_size,
+                seed=seed,
+                progress=bars,
+                precision=precision,
+            )
         except ValueError as error:
             raise UserError(str(error)) from error
         except KeyboardInterrupt:
@@ -198,7 +219,7 @@ def compare_command(
     comparison.draw_details(found, radius, out / "details.png")
     write_json(out / "comparison.json", [one.as_json(radius) for one in found])
     show(
-        comparison_table({one.name: one.results for one in found}, f"epsilon {format_epsilon(radius)}"),
+        comparison_table({one.name: one.results for one in found}, setting(radius, precision)),
         *(f"{one.name}: {one.verdict}." for one in found),
         f"Pictures: {out / 'comparison.png'}, {out / 'details.png'}",
     )

@@ -18,7 +18,7 @@ from rmcla_fast.evaluation import curves, masking, plots
 from rmcla_fast.evaluation.model_guard import Answerer, as_images
 from rmcla_fast.evaluation.protocol import BATCH_SIZE, TITLES, AttackResult
 from rmcla_fast.evaluation.records import evaluate_run, known_results
-from rmcla_fast.evaluation.report import as_json
+from rmcla_fast.evaluation.report import as_json, setting
 from rmcla_fast.evaluation.runs import Run, spaced
 
 EPSILON_RATIOS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
@@ -43,6 +43,10 @@ class Compared:
     @property
     def accuracies(self) -> dict[str, float]:
         return {name: result.accuracy for name, result in self.results.items()}
+
+    @property
+    def precision(self) -> str:
+        return self.results["clean"].precision
 
     @property
     def verdict(self) -> str:
@@ -95,12 +99,13 @@ def compare(
     batch_size: int = BATCH_SIZE,
     seed: int = 0,
     progress: Progress | None = None,
+    precision: str = "fp32",
 ) -> list[Compared]:
     """Evaluates what is not known yet and measures the curves; the runs' own evaluation.json keeps the attacks."""
     wanted = [name for name in TITLES if name in attacks or name in ALWAYS]
     names = names_of(runs)
     epsilons = sorted({min(1.0, ratio * epsilon) for ratio in EPSILON_RATIOS} | {masking.LARGE_EPSILON})
-    shown = _common_image(runs)
+    shown = _common_image(runs, precision)
     found = []
     for run, name in zip(runs, names, strict=True):
 
@@ -108,21 +113,19 @@ def compare(
             if progress is not None:
                 progress(f"{name}: {title}", fraction)
 
-        results = evaluate_run(run, wanted, epsilon=epsilon, batch_size=batch_size, seed=seed, progress=part)
-        before = known_results(run, epsilon, seed)
+        asked: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "precision": precision}
+        results = evaluate_run(run, wanted, epsilon=epsilon, progress=part, **asked)
+        before = known_results(run, epsilon, seed, precision)
         if "autoattack" in before:  # the figure that counts is shown wherever it is known
             results |= {"autoattack": before["autoattack"]}
         data = (run.model, run.images, run.labels)
-        over = curves.over_epsilon(
-            *data, epsilons, batch_size=batch_size, seed=seed, report=partial(part, "over epsilon")
-        )
-        steps = curves.over_iterations(
-            *data, epsilon, batch_size=batch_size, seed=seed, report=partial(part, "over iterations")
-        )
+        over = curves.over_epsilon(*data, epsilons, report=partial(part, "over epsilon"), **asked)
+        steps = curves.over_iterations(*data, epsilon, report=partial(part, "over iterations"), **asked)
         kept = [(e, a) for e, a in zip(epsilons, over, strict=True) if e <= 2 * epsilon + 1e-9]
         surface = None
         if shown is not None:
-            surface = curves.loss_surface(run.model, run.images[shown], int(run.labels[shown]), epsilon)
+            image, label = run.images[shown], int(run.labels[shown])
+            surface = curves.loss_surface(run.model, image, label, epsilon, precision=precision)
         found.append(
             Compared(
                 run,
@@ -139,13 +142,13 @@ def compare(
     return found
 
 
-def _common_image(runs: Sequence[Run]) -> int | None:
+def _common_image(runs: Sequence[Run], precision: str) -> int | None:
     """The first of some test images that every model gets right."""
     rows = spaced(len(runs[0].labels))
     right = torch.ones(len(rows), dtype=torch.bool)
     for run in runs:
         device = next((p.device for p in run.model.parameters()), torch.device("cpu"))
-        answers = Answerer(run.model).predict(as_images(run.images[rows].to(device))).cpu()
+        answers = Answerer(run.model, precision=precision).predict(as_images(run.images[rows].to(device))).cpu()
         right &= answers == run.labels[rows]
     return int(rows[right.int().argmax()]) if bool(right.any()) else None
 
@@ -159,7 +162,7 @@ def draw(found: Sequence[Compared], attacks: Sequence[str], epsilon: float, path
     series: dict[str, dict[str, float | str]] = {c.name: {"autoattack": "not run", **c.accuracies} for c in found}
     plots.accuracy_bars(bars, series, shown)
     run = found[0].run
-    bars.set_title(f"{run.data}, epsilon {format_epsilon(epsilon)}", loc="left", fontsize=11)
+    bars.set_title(f"{run.data}, {setting(epsilon, found[0].precision)}", loc="left", fontsize=11)
     plots.lines(over, {c.name: (c.epsilons, c.at_epsilon) for c in found}, xlabel="epsilon", ylabel="accuracy (%)")
     over.axvline(epsilon, color=plots.FAINT, linewidth=0.9, linestyle=":")
     over.set_title("CE20 over epsilon", loc="left", fontsize=11)
@@ -187,7 +190,7 @@ def draw_details(found: Sequence[Compared], epsilon: float, path: Path) -> Path:
     iterations.set_xticks(ticks, [str(tick) for tick in ticks])
     iterations.minorticks_off()
     iterations.set(xlabel="PGD iterations (log scale)", ylabel="accuracy (%)", ylim=(0, 104))
-    iterations.set_title(f"over iterations, epsilon {format_epsilon(epsilon)}", loc="left", fontsize=11)
+    iterations.set_title(f"over iterations, {setting(epsilon, found[0].precision)}", loc="left", fontsize=11)
     minutes.set(xlabel="training minutes", ylabel="PGD-10 accuracy (%)", ylim=(0, 104), xlim=(0, None))
     minutes.set_title("while training, on held-out images", loc="left", fontsize=11)
     for axes in (iterations, minutes):

@@ -28,11 +28,12 @@ def over_epsilon(
     batch_size: int = 256,
     seed: int = 0,
     report: Report | None = None,
+    precision: str = "fp32",
 ) -> list[float]:
     """Accuracy in % under CE20 for each epsilon; 0 is the clean accuracy."""
     accuracies = []
     with untouched(model):
-        asked = Answerer(model)
+        asked = Answerer(model, precision=precision)
         for number, epsilon in enumerate(epsilons):
             right = 0
             for batch, true, batch_seed in _batches(asked, images, labels, batch_size, seed):
@@ -67,6 +68,7 @@ def over_iterations(
     batch_size: int = 256,
     seed: int = 0,
     report: Report | None = None,
+    precision: str = "fp32",
 ) -> list[float]:
     """Accuracy in % after 1, 2, ..., `steps` steps of one CE-PGD attack (step epsilon/4, uniform start).
 
@@ -74,7 +76,7 @@ def over_iterations(
     """
     remaining = torch.zeros(steps + 1)
     with untouched(model):
-        asked = Answerer(model)
+        asked = Answerer(model, precision=precision)
         done = 0
         for batch, true, batch_seed in _batches(asked, images, labels, batch_size, seed):
             kept = asked.predict(batch) == true
@@ -109,7 +111,14 @@ def _batches(asked: Answerer, images: Tensor, labels: Tensor, batch_size: int, s
 
 
 def loss_surface(
-    model: nn.Module, image: Tensor, label: int, epsilon: float, *, points: int = 31, seed: int = 0
+    model: nn.Module,
+    image: Tensor,
+    label: int,
+    epsilon: float,
+    *,
+    points: int = 31,
+    seed: int = 0,
+    precision: str = "fp32",
 ) -> tuple[Tensor, Tensor]:
     """Cross entropy on image + a * sign(gradient) + b * random signs, for a and b from -epsilon to epsilon.
 
@@ -120,6 +129,7 @@ def loss_surface(
         epsilon: half the side of the square.
         points: a side; odd, so that the image itself is one of them.
         seed: of the random direction.
+        precision: as for `evaluate`.
 
     Returns:
         The coordinates (points,), and the loss (points, points) with a down the rows, float32 on the CPU. A smooth
@@ -128,7 +138,7 @@ def loss_surface(
     """
     grid = torch.linspace(-epsilon, epsilon, points)
     with untouched(model):
-        asked = Answerer(model)
+        asked = Answerer(model, precision=precision)
         parameter = next(asked.parameters(), None)
         device = image.device if parameter is None else parameter.device
         center = as_images(image[None].to(device))

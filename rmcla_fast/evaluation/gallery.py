@@ -8,21 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmcla_fast.epsilon import format_epsilon
 from rmcla_fast.evaluation import plots
 from rmcla_fast.evaluation.attacks import fool
 from rmcla_fast.evaluation.model_guard import Answerer, as_images, untouched
+from rmcla_fast.evaluation.report import setting
 from rmcla_fast.evaluation.runs import Run, spaced
 
 STEPS = 20
 
 
-def draw(run: Run, epsilon: float, path: Path, *, count: int = 8, seed: int = 0) -> Path:
+def draw(run: Run, epsilon: float, path: Path, *, count: int = 8, seed: int = 0, precision: str = "fp32") -> Path:
     """Of some test images that the model gets right, `count`, fooled ones first, under CE20 (one column each)."""
     some = spaced(len(run.labels))
     images, labels = run.images[some], run.labels[some]
     with untouched(run.model):
-        asked = Answerer(run.model)
+        asked = Answerer(run.model, precision=precision)
         device = next((p.device for p in run.model.parameters()), images.device)
         origin, true = as_images(images.to(device)), labels.to(device)
         kept = asked.predict(origin) == true
@@ -47,7 +47,7 @@ def draw(run: Run, epsilon: float, path: Path, *, count: int = 8, seed: int = 0)
     for row, name in enumerate(("image", f"perturbation\nx {0.5 / epsilon:.3g}, grey is 0", "adversarial")):
         axes[row][0].set_ylabel(name, fontsize=9)
     figure.suptitle(
-        f"{run.name}: {run.description}; CE20, epsilon {format_epsilon(epsilon)} (orange: fooled)",
+        f"{run.name}: {run.description}; CE20, {setting(epsilon, precision)} (orange: fooled)",
         x=0.01,
         ha="left",
         fontsize=11,

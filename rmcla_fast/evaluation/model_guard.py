@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from rmcla_fast.pixels import to_unit, with_own_strides
+from rmcla_fast.precision import PRECISIONS, check_precision, require_precision
 
 MISCLASSIFIED = -1
 
@@ -71,26 +72,39 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 class Answerer(nn.Module):
     """The model, asked in its own floating-point type and answering checked logits (B, C), C >= 2.
 
-    Images keep the attack's arithmetic (float32) and are converted at the door, inside the graph; a model under
-    autocast converts by itself.
+    Images keep the attack's arithmetic (float32) and are converted at the door, inside the graph; a model under the
+    caller's autocast converts by itself. With `precision` "bf16" or "fp16" it is asked under an autocast of our own,
+    and answers float32; its weights must be float32 or of that type, since autocast leaves float64 as it is. The graphs
+    that ascent.py captures stay with an answerer, which has one precision.
     """
 
-    def __init__(self, model: nn.Module, num_classes: int | None = None) -> None:
+    def __init__(self, model: nn.Module, num_classes: int | None = None, precision: str = "fp32") -> None:
         super().__init__()
         self.model = model
         self.num_classes = num_classes
+        self.precision = check_precision(precision)
         parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
         self.dtype = None if parameter is None else parameter.dtype
+        if precision != "fp32" and parameter is not None:
+            require_precision(precision, parameter.device)
+            if self.dtype not in (torch.float32, PRECISIONS[precision]):
+                raise ValueError(
+                    f"precision {precision!r} needs a model with float32 weights; they are {self.dtype}, in which the "
+                    "model is asked with 'fp32'"
+                )
         self.captured_for: Any = None  # what the graphs of `captured` are for; see ascent.py
         self.captured: dict[int, Any] = {}
         self.uncapturable = False
         self.train(model.training)
 
     def forward(self, images: Tensor) -> Tensor:
-        inputs = images
-        if self.dtype is not None and not torch.is_autocast_enabled(images.device.type):
-            inputs = images.to(self.dtype)
-        logits = self.model(inputs)
+        scale = _GradientScale() if self.precision == "fp16" and _differentiated(images) else None
+        inputs = images if scale is None else scale.undone(images)
+        by_itself = self.precision == "fp32" and torch.is_autocast_enabled(images.device.type)
+        if self.dtype is not None and not by_itself:
+            inputs = inputs.to(self.dtype)
+        with self._autocast(images.device.type):
+            logits = self.model(inputs)
         if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != images.shape[0]:
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(f"model must answer logits of shape ({images.shape[0]}, C); got {got}")
@@ -98,12 +112,55 @@ class Answerer(nn.Module):
             raise ValueError(f"model must answer at least 2 classes; got logits of shape {tuple(logits.shape)}")
         if self.num_classes is not None and logits.shape[1] != self.num_classes:
             raise ValueError(f"model must answer {self.num_classes} classes, as the data have; got {logits.shape[1]}")
-        return logits
+        if self.precision != "fp32":
+            logits = logits.float()
+        return logits if scale is None else scale.done(logits)
+
+    def _autocast(self, device_type: str) -> AbstractContextManager[Any]:
+        """Without autocast's cache, since a cast weight in it could outlive the weight, or the graph that made it."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(device_type, dtype=PRECISIONS[self.precision], cache_enabled=False)
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
         """(B,) int64: the class of the largest logit; -1 where a logit is NaN or infinite."""
         return predictions(self(images))
+
+
+def _differentiated(tensor: Tensor) -> bool:
+    return torch.is_grad_enabled() and tensor.requires_grad
+
+
+class _GradientScale:
+    """Scales the gradient within the network to 1 at the logits, image by image; outside of it nothing changes.
+
+    The gradient of a confident answer is below what float16 can hold (6e-8): it would vanish on its way, the attack
+    would stand still, and the model would look robust. Float32 holds it on either side. An image by itself, as one that
+    the attack left alone must not decide for the others; a model in evaluation mode does not mix them.
+    """
+
+    def __init__(self) -> None:
+        self._largest = torch.ones(())  # (B,), of the backward pass that is under way
+
+    def done(self, logits: Tensor) -> Tensor:
+        """The logits, whose gradient is scaled behind them."""
+        if not _differentiated(logits):
+            return logits
+        logits.register_hook(self._scale)
+        return logits.view_as(logits)
+
+    def undone(self, images: Tensor) -> Tensor:
+        """The images, of which the gradient comes unscaled."""
+        inputs = images.view_as(images)
+        inputs.register_hook(lambda gradient: gradient * self._largest.to(gradient.dtype).reshape(-1, 1, 1, 1))
+        return inputs
+
+    def _scale(self, gradient: Tensor) -> Tensor:
+        largest = gradient.abs().amax(1)
+        # A row without a gradient, or with one that is no number, stays as it is.
+        self._largest = largest.where((largest > 0) & largest.isfinite(), torch.ones_like(largest))
+        return gradient / self._largest[:, None]
 
 
 def predictions(logits: Tensor) -> Tensor:

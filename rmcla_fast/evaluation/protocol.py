@@ -67,6 +67,7 @@ class AttackResult:
     accuracy_in_budget: float | None = None
     library: str | None = None
     notes: tuple[str, ...] = ()
+    precision: str = "fp32"
     right: Tensor | None = field(default=None, repr=False, compare=False)  # (N,) bool on the CPU, image by image
 
     def as_json(self) -> dict[str, Any]:
@@ -74,8 +75,9 @@ class AttackResult:
         entries = {name: value for name, value in asdict(self).items() if name != "right"}
         entries["seconds"] = round(self.seconds, 3)
         entries["notes"] = list(self.notes)
-        if not self.nonfinite:
-            del entries["nonfinite"]
+        for name, usual in (("nonfinite", 0), ("precision", "fp32")):
+            if entries[name] == usual:
+                del entries[name]
         return {name: value for name, value in entries.items() if value is not None and value != []}
 
 
@@ -92,6 +94,7 @@ def evaluate(
     l2_budget: float | None = None,
     num_classes: int | None = None,
     progress: Progress | None = None,
+    precision: str = "fp32",
 ) -> dict[str, AttackResult]:
     """The accuracy that each attack leaves, on any model, which comes back exactly as it went in.
 
@@ -113,6 +116,8 @@ def evaluate(
             pixel.
         num_classes: of the data, where that is known: a model that answers another number is refused.
         progress: called with (attack, fraction done) from time to time.
+        precision: "fp32" asks the model as it is; "bf16" or "fp16" under autocast, in the attacks and in the verdicts,
+            with images, balls and losses in float32. That is the accuracy of the 16-bit network; publish "fp32".
 
     Returns:
         For each attack, in the order of ATTACKS, its AttackResult. A model that answers NaN or infinity is counted as
@@ -120,8 +125,8 @@ def evaluate(
 
     Raises:
         TypeError, ValueError: an argument of the wrong kind, shape or range, an attack that does not exist, a model
-            that answers something else than (B, classes).
-        rmcla_fast.errors.UserError: the library of an attack is not installed.
+            that answers something else than (B, classes), a 16-bit precision with weights of another type.
+        rmcla_fast.errors.UserError: the library of an attack is not installed, or the GPU has no bf16.
     """
     names = attack_names(attacks)
     check_epsilon(epsilon)
@@ -144,7 +149,7 @@ def evaluate(
     report = progress or (lambda name, fraction: None)
     results: dict[str, AttackResult] = {}
     with untouched(model):
-        session = _Session(Answerer(model, num_classes), images, labels, epsilon, batch_size, seed)
+        session = _Session(Answerer(model, num_classes, precision), images, labels, epsilon, batch_size, seed)
         session.ask_clean(lambda fraction: report("clean", fraction))
         for name in names:
             results[name] = session.run(name, restarts, l2_budget, report)
@@ -228,6 +233,7 @@ class _Session:
 
     def _result(self, right: Tensor, seconds: float, **extras: Any) -> AttackResult:
         accuracy = 100 * right.double().mean().item()
+        extras["precision"] = self.model.precision
         return AttackResult(accuracy=accuracy, images=self.count, seconds=seconds, right=right, **extras)
 
     def _attack(self, name: str, right: Tensor, restarts: int, report: Callable[[float], None]) -> Verdict:

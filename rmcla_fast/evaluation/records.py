@@ -1,7 +1,8 @@
 """RUN/evaluation.json: what is known about a run, attack by attack, so that a stopped command goes on where it was.
 
-An entry counts only for the same weights, network, images, epsilon and seed; anything else is attacked again. The last
-evaluation stands on top, and under "others" those with other settings, so that a quick look costs no long result.
+An entry counts only for the same weights, network, images, epsilon, seed and precision; anything else is attacked
+again. The last evaluation stands on top, and under "others" those with other settings, so that a quick look costs no
+long result.
 """
 
 from __future__ import annotations
@@ -37,13 +38,14 @@ def evaluate_run(
     seed: int = 0,
     progress: Progress | None = None,
     fresh: bool = False,
+    precision: str = "fp32",
 ) -> dict[str, AttackResult]:
     """`evaluate` on a run, remembering each attack as soon as it is done; known results are reused unless `fresh`.
 
     Returns the wanted attacks, in the order of ATTACKS.
     """
     names = attack_names(attacks)
-    known = {} if fresh else known_results(run, epsilon, seed)
+    known = {} if fresh else known_results(run, epsilon, seed, precision)
     results = {}
     for name in names:
         key = _key(name, restarts)
@@ -61,15 +63,16 @@ def evaluate_run(
             seed=seed,
             num_classes=run.num_classes,
             progress=progress,
+            precision=precision,
         )
-        _remember(run, epsilon, seed, {key: results[name]})
+        _remember(run, epsilon, seed, precision, {key: results[name]})
     return results
 
 
-def known_results(run: Run, epsilon: float, seed: int) -> dict[str, AttackResult]:
+def known_results(run: Run, epsilon: float, seed: int, precision: str = "fp32") -> dict[str, AttackResult]:
     """What RUN/evaluation.json already knows for these settings, by attack; "ce20 x 100" is CE20 with 100 restarts."""
     for document in _read(run.folder / RECORD):
-        if document["settings"] == _settings(run, epsilon, seed):
+        if document["settings"] == _settings(run, epsilon, seed, precision):
             return _results(document)
     return {}
 
@@ -79,14 +82,21 @@ def _key(name: str, restarts: int) -> str:
     return f"{name} x {restarts}" if many else name
 
 
-def _settings(run: Run, epsilon: float, seed: int) -> dict[str, Any]:
+def _settings(run: Run, epsilon: float, seed: int, precision: str) -> dict[str, Any]:
     """What a result depends on."""
-    return {"which": run.which, **run.identity, "images": len(run.labels), "epsilon": epsilon, "seed": seed}
+    return {
+        "which": run.which,
+        **run.identity,
+        "images": len(run.labels),
+        "epsilon": epsilon,
+        "seed": seed,
+        "precision": precision,
+    }
 
 
-def _remember(run: Run, epsilon: float, seed: int, new: dict[str, AttackResult]) -> None:
+def _remember(run: Run, epsilon: float, seed: int, precision: str, new: dict[str, AttackResult]) -> None:
     """Adds to what the file holds by now: another command may have written to it meanwhile."""
-    settings = _settings(run, epsilon, seed)
+    settings = _settings(run, epsilon, seed, precision)
     attacks, others = {}, []
     for document in _read(run.folder / RECORD):
         theirs = document["settings"]
@@ -108,6 +118,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
         for one in (document, *others):
             if not {"which", "checkpoint_sha256"} <= set(one["settings"]):
                 return []
+            one["settings"].setdefault("precision", "fp32")  # of a file from before there was a choice
             _results(one)
         return [document, *others]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -33,6 +33,11 @@ def as_json(
     }
 
 
+def setting(epsilon: float, precision: str = "fp32") -> str:
+    """ "epsilon 8/255", and the precision where it is not the usual one: the end of a title."""
+    return f"epsilon {format_epsilon(epsilon)}" + ("" if precision == "fp32" else f", {precision}")
+
+
 def write_json(path: Path, document: Any) -> None:
     """Writes the document whole or not at all; UserError where the path cannot be written."""
     write_text(path, json.dumps(document, indent=2) + "\n")
@@ -83,8 +88,8 @@ def _titled(title: str) -> Table:
 
 
 def remarks(result: AttackResult) -> str:
-    """Restarts and distortions in a few words."""
-    words = []
+    """Precision, restarts and distortions in a few words."""
+    words = [] if result.precision == "fp32" else [result.precision]
     if result.restarts is not None and result.restarts > 1:
         words.append(f"{result.restarts} restarts")
     if result.accuracy_in_budget is not None:
@@ -96,8 +101,10 @@ def remarks(result: AttackResult) -> str:
 
 def explanation(results: Mapping[str, AttackResult], published: Mapping[str, float], source: str) -> str:
     """What a reader must know to read the figures rightly."""
-    images = next(iter(results.values())).images
-    lines = [f"Accuracy on {images} test images."]
+    first = next(iter(results.values()))
+    lines = [f"Accuracy on {first.images} test images."]
+    if first.precision != "fp32":
+        lines.append(f"It is that of the network in {first.precision}; the one to publish is that of fp32.")
     if any(result.l2_budget is not None for result in results.values()):
         lines[0] += " l2 attacks count success at any distortion, as the paper does."
     if published:
