@@ -63,19 +63,22 @@ left() { # seconds, at most $1 and at least 1
   echo "$rest"
 }
 
+# Whether too little time is left for anything, not even for Python to start; it is said, and counts as failed.
+no_time() {
+  [ "$(left 5)" -lt 5 ] || return 1
+  echo "== $1: no time is left"
+  failed+=("$1: no time")
+}
+
 # Runs a command for so many seconds at most. What a shell starts in the background ignores Ctrl-C, if it is not told.
 limited() { env --default-signal=INT timeout --signal=INT --kill-after=10 "$@"; }
 
 # The same in the foreground, its output in a log of its own.
 step() {
   local name=$1 limit status
+  no_time "$name" && return 1
   limit=$(left "$2")
   shift 2
-  if [ "$limit" -lt 5 ]; then
-    echo "== $name: no time is left"
-    failed+=("$name: no time")
-    return 1
-  fi
   echo "== $SECONDS s, at most $limit s: $name"
   limited "$limit" "$@" >"$raw/$name.log" 2>&1
   status=$?
@@ -90,10 +93,7 @@ begin() {
     echo "python3 lacks a package; see the line above"
     exit 1
   fi
-  if [ "$device" = cuda ] && ! python3 -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then
-    echo "python3's torch sees no GPU; DEVICE=cpu rehearses without one"
-    exit 1
-  fi
+  [ "$device" != cuda ] || sees_gpu || exit 1
   [ "$stage" != facts ] || rm -rf "$raw" # of an earlier day; a training adds to the facts
   mkdir -p "$raw" "$OUT" || exit 1
   rm -f "$work"/*.go "$work"/*.warm
@@ -106,23 +106,59 @@ begin() {
   python3 -c 'import os, torch, triton, numpy
 print("torch", torch.__version__, "triton", triton.__version__, "numpy", numpy.__version__, os.cpu_count(), "cores")'
   echo "commit ${COMMIT:-unknown}"
-  kernels && return
-  cp -f "$gpu"/_C.*.so rmcla_fast/ 2>/dev/null && kernels && return # what `prepare` brought, if it loads here
-  local capability
-  capability=$(python3 -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability())')
-  TORCH_CUDA_ARCH_LIST=$capability RMCLA_WITH_CUDA=1 MAX_JOBS=$(nproc) step build 120 python3 setup.py -q build_ext --inplace
-  kernels || echo "== the CUDA kernels are not there: Triton's run"
+  kernels || bring || build
 }
 
-kernels() {
-  python3 -c 'import sys
+# Whether torch sees a GPU; if not, the reason is the one that it gives where it is made to start.
+sees_gpu() {
+  local reason
+  reason=$(python3 -W ignore -c 'import sys, torch
+if not torch.cuda.is_available():
+    try: torch.cuda.init()
+    except Exception as error: print(" ".join(str(error).split()).rstrip("."))
+    sys.exit(1)') && return
+  echo "python3's torch sees no GPU (${reason:-it does not say why}); DEVICE=cpu rehearses without one"
+  return 1
+}
+
+# The extension that `prepare` brought, if it loads here. If not, what was there before is there again: a file cut short
+# would end every later command with a bus error.
+bring() {
+  local suffix own
+  suffix=$(python3 -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')
+  own=rmcla_fast/_C$suffix
+  [ -f "$gpu/_C$suffix" ] || return 1
+  rm -f "$own.before"
+  [ ! -f "$own" ] || mv "$own" "$own.before"
+  cp "$gpu/_C$suffix" "$own" && kernels && rm -f "$own.before" && return
+  rm -f "$own"
+  [ ! -f "$own.before" ] || mv "$own.before" "$own"
+  echo "== the extension in $gpu does not load here: this machine builds its own"
+  return 1
+}
+
+build() {
+  local capability='' cuda=0
+  if [ "$device" = cuda ]; then
+    cuda=1
+    capability=$(python3 -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability())')
+  fi
+  TORCH_CUDA_ARCH_LIST=$capability RMCLA_WITH_CUDA=$cuda MAX_JOBS=$(nproc) step build 120 python3 setup.py -q build_ext --inplace
+  kernels || echo "== there are no compiled kernels for $device: Triton's run on a GPU, the plain ones on a CPU"
+}
+
+kernels() { # with a log, since an extension that is cut short ends Python, of which the shell has a word to say too
+  {
+    python3 -c 'import sys
 from rmcla_fast import native
 print("kernels:", native.build_config or native.missing_reason)
 sys.exit(not native.has_kernels(sys.argv[1]))' "$device"
+  } 2>>"$raw/kernels.log"
 }
 
 # The images, unpacked and packed; the folder is in $DATA.
 unpack() {
+  local said=
   if [ -z "${DATA:-}" ]; then
     DATA=$work/data
     if [ ! -f "$DATA/unpacked" ]; then
@@ -130,15 +166,24 @@ unpack() {
         echo "there are no images: give DATA=FOLDER, or prepare IMAGES.tar.xz"
         return 1
       }
-      mkdir -p "$DATA" && tar -C "$DATA" --touch -xf "$gpu/images.tar.xz" && touch "$DATA/unpacked" || return 1
+      mkdir -p "$DATA" && said=$(tar -C "$DATA" --touch -xf "$gpu/images.tar.xz" 2>&1) && touch "$DATA/unpacked" || {
+        rm -rf "$DATA" # half of the images would pass for all of them
+        echo "$gpu/images.tar.xz cannot be unpacked (${said%%$'\n'*}): prepare it again"
+        return 1
+      }
     fi
   fi
-  nice python3 -c 'import sys; from rmcla_fast import data; print(len(data.load("folder", sys.argv[1]).train), "images")' "$DATA"
+  nice python3 -c 'import sys
+from rmcla_fast import data
+from rmcla_fast.errors import UserError
+try: print(len(data.load("folder", sys.argv[1]).train), "images")
+except UserError as error: sys.exit(str(error))' "$DATA"
 }
 
 # Starts a benchmark of the step that compiles and captures now, and is timed when `time_step` says so.
 warm_step() {
   local name=$1
+  no_time "step-$name" && return
   shift
   # shellcheck disable=SC2086
   TORCHINDUCTOR_COMPILE_THREADS=4 $bench "$@" ${BENCH:-} --output "$raw/step-$name" --wait-for "$work/$name.go" \
@@ -158,11 +203,16 @@ wait_until_warm() {
     while kill -0 "${warming[$name]}" 2>/dev/null && [ ! -f "$work/$name.warm" ] && [ "$SECONDS" -lt "$until" ]; do sleep 0.2; done
     [ -f "$work/$name.warm" ] || kill "${warming[$name]}" 2>/dev/null
   done
-  echo "== $SECONDS s: warm are $(cd "$work" && echo *.warm)"
+  echo "== $SECONDS s: warm are $(cd "$work" && shopt -s nullglob && echo *.warm)"
 }
 
 time_step() {
-  local name=$1 until pid=${warming[$1]}
+  local name=$1 until pid=${warming[$1]:-}
+  [ -n "$pid" ] || return # there was no time to start it
+  no_time "step-$name" && {
+    kill "$pid" 2>/dev/null
+    return
+  }
   until=$((SECONDS + $(left "$2")))
   echo "== $SECONDS s, until $until s: step-$name"
   touch "$work/$name.go"
@@ -176,6 +226,7 @@ time_step() {
 
 tests() {
   local name processes arguments names=() pids=() number
+  no_time tests && return
   echo "== $SECONDS s: every test of the GPU"
   while read -r name processes arguments; do
     # shellcheck disable=SC2086
@@ -220,6 +271,8 @@ facts() {
   step operators 80 python3 -m pytest -q $operator_files -m compact --benchmark-disable-gc --references-for 25 \
     --rows "$raw/operators.json" ${OPERATORS:-}
   for name in $variants; do time_step "$name" 20 8; done
+  name=$(tail -n 1 "$raw/unpack.log")
+  echo "== for train: ${name:-the images are not unpacked yet}"
 }
 
 # As many epochs as leave half of the time to the attacks, by what a step took in `facts`; 30 at the most.
@@ -235,7 +288,7 @@ P
 }
 
 train() {
-  local recipe name count pids=() rmcla="python3 -m rmcla_fast.cli"
+  local recipe name count pids=() attacked=() rmcla="python3 -m rmcla_fast.cli"
   [ $# -gt 0 ] || set -- r-mc-la+ n-fgsm
   for recipe; do
     python3 -c 'import sys; from rmcla_fast import recipes
@@ -250,6 +303,7 @@ except ValueError as error: sys.exit(str(error))' "$recipe" || exit 2
   echo "== $SECONDS s: $count epochs of each recipe"
   for recipe; do
     name=${recipe//+/-plus}
+    no_time "train-$name" && continue # and what an earlier run left stays
     rm -rf "$work/runs/$name"
     # shellcheck disable=SC2086
     step "train-$name" 150 $rmcla train --data folder --data-dir "$DATA" --model preact-resnet18 --recipe "$recipe" \
@@ -260,17 +314,20 @@ except ValueError as error: sys.exit(str(error))' "$recipe" || exit 2
   done
   for recipe; do
     name=${recipe//+/-plus}
+    [ -f "$work/runs/$name/checkpoint.pt" ] || continue # its training has failed
+    no_time "evaluate-$name" && continue
     attack "$name" >"$raw/evaluate-$name.log" 2>&1 &
-    pids+=($!)
+    pids+=($!) attacked+=("$name")
   done
   for pid in "${pids[@]}"; do wait "$pid" || failed+=("an evaluation: $?"); done
-  for recipe; do tail -n 20 "$raw/evaluate-${recipe//+/-plus}.log" | cut -c1-160; done
+  for name in "${attacked[@]}"; do tail -n 20 "$raw/evaluate-$name.log" | cut -c1-160; done
 }
 
 # First what takes seconds, so that it is there when the time ends before AutoAttack does.
 attack() {
   local attacks
   for attacks in clean,fgsm,ce20,cw100 clean,fgsm,ce20,cw100,autoattack; do
+    no_time "$attacks" && return 1
     # shellcheck disable=SC2086
     limited "$(left 999)" python3 -m rmcla_fast.cli evaluate "$work/runs/$1" --attacks "$attacks" \
       --images 500 --batch-size 500 --epsilon 8/255 --json "$raw/$1-evaluation.json" ${EVALUATE:-} || return

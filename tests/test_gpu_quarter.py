@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+import sysconfig
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -67,3 +70,170 @@ def test_without_a_gpu_it_says_so_and_stops(tmp_path: Path) -> None:
     finished = run("facts", OUT=str(tmp_path / "out"), WORK=str(tmp_path / "work"), CUDA_VISIBLE_DEVICES="")
     assert finished.returncode != 0
     assert "python3's torch sees no GPU" in finished.stdout
+
+
+CUDA_THAT_IS_NOT_THERE = """
+import warnings
+
+__version__ = "2.13.0"
+
+class cuda:
+    def is_available():
+        warnings.warn("CUDA initialization: The NVIDIA driver on your system is too old (found version 11040).")
+        return False
+
+    def init():
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040).\\nPlease update it.")
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout with the script, a torch that starts at once and sees no GPU, and nothing to measure."""
+    root = tmp_path / "checkout"
+    for folder in ("benchmarks", "rmcla_fast/data", "local/gpu"):
+        (root / folder).mkdir(parents=True)
+    shutil.copy(SCRIPT, root / "benchmarks")
+    shutil.copy(ROOT / "rmcla_fast/errors.py", root / "rmcla_fast")
+    for path, text in (
+        ("torch.py", CUDA_THAT_IS_NOT_THERE),
+        ("triton.py", "__version__ = '3.9.0'"),
+        ("rmcla_fast/__init__.py", ""),
+        ("rmcla_fast/recipes.py", "def get(name): pass"),
+        ("rmcla_fast/native.py", "build_config = True\ndef has_kernels(kind): return True"),
+        (
+            "rmcla_fast/data/__init__.py",
+            "import os\nfrom rmcla_fast.errors import UserError\n"
+            "def load(name, folder):\n"
+            "    if not os.path.isdir(folder): raise UserError(f'there is no {folder}')\n"
+            "    from types import SimpleNamespace\n"
+            "    return SimpleNamespace(train=range(7))",
+        ),
+    ):
+        (root / path).write_text(text)
+    return root
+
+
+def rehearse(checkout: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The checkout's script, on the CPU if nothing else is said."""
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+    variables = {name: value for name, value in os.environ.items() if name not in ("DATA", "PYTHONPATH")}
+    variables |= {"PATH": path, "DEVICE": "cpu", "WORK": str(checkout / "work"), **environment}
+    variables |= {"OUT": str(checkout / "out"), "GPU_FOLDER": str(checkout / "local/gpu")}
+    command = ["bash", str(checkout / "benchmarks/gpu_quarter.sh"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=variables, cwd=checkout)
+
+
+def said_in_one_sentence(finished: subprocess.CompletedProcess[str], sentence: str) -> None:
+    both = finished.stdout + finished.stderr
+    assert finished.returncode == 1, both
+    assert [line for line in both.splitlines() if sentence in line], both
+    assert "Traceback" not in both
+    assert "unbound variable" not in both
+
+
+def test_too_old_a_driver_is_said_as_torch_says_it(checkout: Path) -> None:
+    finished = rehearse(checkout, "facts", DEVICE="cuda")
+    assert finished.stdout == (
+        "python3's torch sees no GPU (The NVIDIA driver on your system is too old (found version 11040). Please update "
+        "it); DEVICE=cpu rehearses without one\n"
+    )
+    assert (finished.returncode, finished.stderr) == (1, "")
+
+
+LOADS = """
+import importlib.util
+build_config, missing_reason = None, "the compiled extension was not built"
+found = importlib.machinery.PathFinder.find_spec("rmcla_fast._C", __import__("rmcla_fast").__path__)
+if found:
+    content = open(found.origin).read()
+    if content == "cut short": __import__("os").abort()
+    build_config = content if content.startswith("good") else None
+    missing_reason = "the compiled extension does not load (invalid ELF header)"
+def has_kernels(kind): return build_config in ("good for " + kind, "good for all")
+"""
+
+
+@pytest.mark.parametrize("brought", ["garbage", "cut short", "good for cuda"])
+@pytest.mark.parametrize("before", [None, "good for another"])
+@pytest.mark.parametrize("builds", [True, False])
+def test_an_extension_that_does_not_load_is_built_and_nothing_is_lost(
+    checkout: Path, brought: str, before: str | None, builds: bool
+) -> None:
+    (checkout / "rmcla_fast/native.py").write_text(LOADS)
+    name = "_C" + sysconfig.get_config_var("EXT_SUFFIX")
+    (checkout / "local/gpu" / name).write_text(brought)
+    own = checkout / "rmcla_fast" / name
+    if before:
+        own.write_text(before)
+    kind = "('all', 'cuda')[int(os.environ['RMCLA_WITH_CUDA'])]"
+    says = f"import os; open('rmcla_fast/{name}', 'w').write('good for ' + {kind})"
+    (checkout / "setup.py").write_text(says if builds else "raise SystemExit('no compiler')")
+    finished = rehearse(checkout, "step", "lenet")
+    said_in_one_sentence(
+        finished, f"the extension in {checkout}/local/gpu does not load here: this machine builds its own"
+    )
+    assert "there is no network 'lenet'" in finished.stdout  # it went on
+    assert "Aborted" not in finished.stderr
+    assert ("build: 1" in finished.stdout) == (not builds)
+    assert ("there are no compiled kernels for cpu" in finished.stdout) == (not builds)
+    assert (own.read_text() if own.exists() else None) == ("good for all" if builds else before)
+    assert not list(own.parent.glob("*.before"))
+
+
+def test_an_extension_that_loads_is_taken(checkout: Path) -> None:
+    (checkout / "rmcla_fast/native.py").write_text(LOADS)
+    name = "_C" + sysconfig.get_config_var("EXT_SUFFIX")
+    for path, text in ((checkout / "local/gpu" / name, "good for all"), (checkout / "rmcla_fast" / name, "garbage")):
+        path.write_text(text)
+    finished = rehearse(checkout, "step", "lenet")
+    assert "kernels: good for all" in finished.stdout
+    assert "build" not in finished.stdout.replace("built", "")
+    assert [path.read_text() for path in (checkout / "rmcla_fast").glob("_C*")] == ["good for all"]
+
+
+def test_images_that_cannot_be_had_are_a_sentence(checkout: Path) -> None:
+    archive = checkout / "local/gpu/images.tar.xz"
+    (checkout / "train").mkdir()
+    (checkout / "train/0.png").write_bytes(os.urandom(50_000))
+    said_in_one_sentence(rehearse(checkout, "train"), "there are no images: give DATA=FOLDER, or prepare IMAGES.tar.xz")
+    said_in_one_sentence(rehearse(checkout, "train", DATA="/nowhere"), "there is no /nowhere")
+    with tarfile.open(archive, "w:xz") as tar:
+        tar.add(checkout / "train", "train")
+    whole = archive.read_bytes()
+    for part in (whole[:20_000], b"", b"no archive at all" * 100):
+        archive.write_bytes(part)
+        finished = rehearse(checkout, "train")
+        said_in_one_sentence(finished, f"{archive} cannot be unpacked (")
+        assert f"{archive}: " not in finished.stderr
+        assert finished.stdout.splitlines()[-1].endswith("failed: unpack: 1; ")
+        assert not (checkout / "work/data").exists()
+        said_in_one_sentence(rehearse(checkout, "prepare", str(archive)), f"{archive} is no archive, or cut short")
+    archive.write_bytes(whole)
+    assert "7 images" in rehearse(checkout, "train", BUDGET="1").stdout
+    assert (checkout / "work/data/train/0.png").exists()
+
+
+def test_without_time_nothing_is_started_and_what_was_found_is_kept(checkout: Path) -> None:
+    kept = checkout / "work/runs/n-fgsm/checkpoint.pt"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("mine")
+    (checkout / "images").mkdir()
+    for stage, failed in (
+        (
+            ("train", "n-fgsm", "r-mc-la+"),
+            "train-n-fgsm: no time; train-r-mc-la-plus: no time; evaluate-n-fgsm: no time; ",
+        ),
+        (
+            ("facts",),
+            "step-main: no time; step-pdl: no time; tests: no time; step-uncaptured: no time; operators: no time; ",
+        ),
+        (("step", "wrn"), "step-wrn: no time; "),
+        (("operators",), "operators: no time; "),
+    ):
+        finished = rehearse(checkout, *stage, BUDGET="1", VARIANTS="pdl", DATA=str(checkout / "images"))
+        said_in_one_sentence(finished, f"; failed: {failed}")
+        for name in failed.removesuffix(": no time; ").split(": no time; "):
+            assert f"== {name}: no time is left\n" in finished.stdout
+        assert (checkout / "out/raw.tgz").exists()
+    assert kept.read_text() == "mine"
