@@ -240,7 +240,7 @@ def test_the_libraries_ask_the_same_network(attack: str) -> None:
     pytest.importorskip("foolbox", reason="pip install 'rmcla-fast[eval]'")
     pytest.importorskip("pyautoattack", reason="pip install 'rmcla-fast[eval]'")
     model = small_net()
-    images, labels = labelled(model, 6)
+    images, labels = labelled(model, 3)
     expected = evaluate(Autocasting(model, "bf16"), images, labels, attacks=attack, epsilon=EPSILON)[attack]
     got = evaluate(model, images, labels, attacks=attack, epsilon=EPSILON, precision="bf16")[attack]
     assert torch.equal(got.right, expected.right)
