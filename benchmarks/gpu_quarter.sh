@@ -36,7 +36,9 @@ cd "$here" || exit 1
 raw=$work/raw
 failed=()
 declare -A warming  # process ids of the benchmarks that wait for their turn
-variants=${VARIANTS:-default combo-kernels cooperative-reductions combo-kernels-cooperative-reductions pdl no-cudnn-benchmark}
+# Of the step: Inductor's options and cuDNN's choice; NAME-2 is NAME in a second process, since processes differ by 5 %. There
+# are cooperative-reductions, combo-kernels-cooperative-reductions, pdl and no-cudnn-benchmark beside these.
+variants=${VARIANTS:-default combo-kernels default-2 combo-kernels-2 default-3 combo-kernels-3}
 operator_files=$(echo benchmarks/bench_{perturb_step,random_start,joint_gradient,soft_cross_entropy,augment_start}.py)
 bench="python3 benchmarks/bench_train_step.py --device $device --precision bf16 --channels-last --no-memory"
 [ "$device" = cpu ] && bench+=" --capture compile"
@@ -247,14 +249,18 @@ facts() {
   unpack >"$raw/unpack.log" 2>&1 &
   warm_step main --batch 128 --recipes standard,r-mc-la,r-mc-la+ --rivals port,plain,lean --rounds 10 --profile
   for name in $variants; do
-    case $name in
+    case ${name%-[2-9]} in
+      default | pdl) inductor=() ;;
       combo-kernels) inductor=(--inductor combo_kernels=1) ;;
       cooperative-reductions) inductor=(--inductor triton.cooperative_reductions=1) ;;
       combo-kernels-cooperative-reductions) inductor=(--inductor combo_kernels=1,triton.cooperative_reductions=1) ;;
       no-cudnn-benchmark) inductor=(--no-cudnn-benchmark) ;;
-      *) inductor=() ;;
+      *)
+        failed+=("there is no variant '$name' of the step")
+        continue
+        ;;
     esac
-    export TORCHINDUCTOR_ENABLE_PDL=$([ "$name" = pdl ] && echo 1 || echo 0)
+    export TORCHINDUCTOR_ENABLE_PDL=$([ "${name%-[2-9]}" = pdl ] && echo 1 || echo 0)
     warm_step "$name" --batch 128 --recipes r-mc-la --rivals none --rounds 8 "${inductor[@]}"
   done
   unset TORCHINDUCTOR_ENABLE_PDL

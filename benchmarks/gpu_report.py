@@ -97,13 +97,18 @@ def classes(report: dict[str, Any]) -> str:
 
 def variants(folder: Path) -> str:
     """The r-mc-la step under each option of Inductor and cuDNN, in processes of their own."""
-    paths = {name: folder / f"step-{name}.json" for name in VARIANTS}
-    reports = {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
-    base = median(reports["default"], "r-mc-la step")
+    medians = {}
+    for name in VARIANTS:
+        paths = sorted([*folder.glob(f"step-{name}.json"), *folder.glob(f"step-{name}-[2-9].json")])
+        if paths:
+            medians[name] = [median(json.loads(path.read_text()), "r-mc-la step") for path in paths]
+    base = statistics.median(medians["default"])
     rows = []
-    for name, report in reports.items():
-        seconds = median(report, "r-mc-la step")
-        rows.append([VARIANTS[name], f"{seconds * 1e3:.2f}", f"{seconds / base:.3f}"])
+    for name, processes in medians.items():
+        seconds = statistics.median(processes)
+        each = ", ".join(f"{one * 1e3:.2f}" for one in sorted(processes))
+        several = f" (of {each})" if len(processes) > 1 else ""
+        rows.append([VARIANTS[name], f"{seconds * 1e3:.2f}{several}", f"{seconds / base:.3f}"])
     return table(["r-mc-la step", "ms", "over as it is"], rows)
 
 

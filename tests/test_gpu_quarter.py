@@ -214,6 +214,12 @@ def test_images_that_cannot_be_had_are_a_sentence(checkout: Path) -> None:
     assert (checkout / "work/data/train/0.png").exists()
 
 
+def test_a_variant_may_run_in_a_second_process_and_an_unknown_one_fails(checkout: Path) -> None:
+    finished = rehearse(checkout, "facts", BUDGET="1", VARIANTS="pdl-2 nonsense", DATA=str(checkout))
+    assert "step-pdl-2: no time; there is no variant 'nonsense' of the step; " in finished.stdout
+    assert finished.returncode == 1
+
+
 def test_without_time_nothing_is_started_and_what_was_found_is_kept(checkout: Path) -> None:
     kept = checkout / "work/runs/n-fgsm/checkpoint.pt"
     kept.parent.mkdir(parents=True)

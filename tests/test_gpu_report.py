@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -32,6 +33,20 @@ def test_an_archive_of_some_steps_is_enough(tmp_path: Path) -> None:
         "One update of wrn-28-10, batch 128",
         "What an update of wrn-28-10, batch 128 is made of",
     ]
+
+
+def test_a_variant_in_several_processes_counts_by_its_median(tmp_path: Path) -> None:
+    report = json.loads((RAW / "step-default.json").read_text())
+    for name, seconds in (
+        ("default", 4e-3),
+        ("combo-kernels", 3.9e-3),
+        ("combo-kernels-2", 3.1e-3),
+        ("combo-kernels-3", 3e-3),
+    ):
+        report["seconds"]["r-mc-la step"]["wall"] = [seconds]
+        (tmp_path / f"step-{name}.json").write_text(json.dumps(report))
+    assert "| as it is | 4.00 | 1.000 |" in gpu_report.variants(tmp_path)
+    assert "| `combo_kernels` | 3.10 (of 3.00, 3.10, 3.90) | 0.775 |" in gpu_report.variants(tmp_path)
 
 
 def test_the_picture_is_drawn(tmp_path: Path) -> None:
