@@ -14,7 +14,6 @@ from rmcla_fast.epsilon import format_epsilon, parse_epsilon
 from rmcla_fast.errors import Interrupted, UserError
 from rmcla_fast.evaluation import compare as comparison
 from rmcla_fast.evaluation import plots, published
-from rmcla_fast.evaluation.external import require
 from rmcla_fast.evaluation.gallery import draw as draw_gallery
 from rmcla_fast.evaluation.gradient_magnitude import WHY_TWO_SCALES, gradient_magnitude
 from rmcla_fast.evaluation.progress import Bars
@@ -31,7 +30,7 @@ from rmcla_fast.evaluation.report import (
     write_json,
 )
 from rmcla_fast.evaluation.reproduce import reproduce
-from rmcla_fast.evaluation.reproduction import GRADIENT_TABLE, NAMES, Plan, default_data
+from rmcla_fast.evaluation.reproduction import NAMES, Plan, default_data
 from rmcla_fast.evaluation.robustbench import entry
 from rmcla_fast.evaluation.runs import Run, open_run, read_config
 from rmcla_fast.precision import check_precision
@@ -309,8 +308,6 @@ def reproduce_command(
         device,
         precision,
     )
-    if table != GRADIENT_TABLE and autoattack:
-        require("autoattack")
     typer.echo(
         f"{table} on {plan.data}; writes {out}/{table}-{plan.data}.md and .json, runs below {out}/runs", err=True
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 from rmcla_fast.epsilon import format_epsilon
 from rmcla_fast.errors import UserError
 from rmcla_fast.evaluation import published
+from rmcla_fast.evaluation.external import require
 from rmcla_fast.evaluation.gradient_magnitude import gradient_magnitude
 from rmcla_fast.evaluation.progress import Bars
 from rmcla_fast.evaluation.protocol import TITLES
@@ -36,13 +37,15 @@ def reproduce(plan: Plan, *, quiet: bool = True) -> tuple[Path, Path]:
     Returns the two paths. Stopped anywhere, the same call goes on from there.
 
     Raises:
-        UserError: a table, data set, model or number of epochs that does not exist or fit.
+        UserError: a table, data set, model or number of epochs that does not exist or fit, or no AutoAttack installed.
         RunFailed: a training run stopped midway.
     """
     if plan.table not in NAMES:
         raise UserError(f"no table is called {plan.table!r}; there are {', '.join(NAMES)}")
     if not plan.seeds:
         raise UserError("--seeds must name at least one seed")
+    if plan.table != GRADIENT_TABLE and plan.autoattack:
+        require("autoattack")  # now, and not after the first training
     rows = [_row(plan, source) for source in _sources(plan)]
     attacks = _attacks(plan)
     markdown = plan.out / f"{plan.table}-{plan.data}.md"

@@ -44,6 +44,7 @@ def _kernel(
     if INDEX:
         label = tl.load(labels + row * labels_row, mask=live, other=0)
         valid &= (label >= 0) & (label < num_classes)
+        label = tl.where(valid, label, -1).to(tl.int32)  # in as many registers as a column
     else:
         label_line = (labels + row * labels_row * ALIGNMENT)[:, None]
     if RESIDENT:
