@@ -55,7 +55,7 @@ class Generated(Exception):
 
 
 def count(code: str) -> dict[str, Any]:
-    """The launches of one generated module's `call`, which is straight-line code: what it says once, it does once."""
+    """The launches of one generated module's `call`, which is straight-line code: each call in it runs exactly once."""
     tree = ast.parse(code)
     source = {  # of each kernel, by the name it is launched by
         node.targets[0].id: ast.unparse(node.value)

@@ -16,29 +16,37 @@
 # without a GPU: DEVICE=cpu, and the other variables in capitals with what a CPU can do.
 set -uo pipefail
 usage() {
-  echo "$1; give one of facts, train, sanitize, operators, step, prepare and check"
+  echo "$1"
   exit 2
 }
+stages="facts, train, sanitize, operators, step, prepare and check"
 absolute() { realpath -m -- "$1"; }
 stage=${1:-}
-[ -n "$stage" ] || usage "the stage is missing"
+[ -n "$stage" ] || usage "the stage is missing; give one of $stages"
 shift
 case $stage in facts | train) budget=330 ;; *) budget=570 ;; esac
 budget=${BUDGET:-$budget} device=${DEVICE:-cuda}
-[[ $budget =~ ^[1-9][0-9]*$ ]] || usage "BUDGET must be a whole number of seconds; got '$budget'"
+[[ $budget =~ ^[1-9][0-9]*$ ]] || usage "BUDGET must be a whole number of seconds, at least 1; got '$budget'"
+[[ $device =~ ^(cuda|cpu)$ ]] || usage "DEVICE must be cuda or cpu; got '$device'"
 [ "$stage" = prepare ] && [ $# -gt 0 ] && set -- "$(absolute "$1")"
 work=$(absolute "${WORK:-/tmp/rmcla-gpu}")
 OUT=$(absolute "${OUT:-$work/out}")
 here=$(dirname "$0")/..
 gpu=$(absolute "${GPU_FOLDER:-$here/local/gpu}")
 [ -z "${DATA:-}" ] || DATA=$(absolute "$DATA")
+[ -z "${DATA:-}" ] || [ -d "$DATA" ] || usage "there is no folder DATA=$DATA"
 cd "$here" || exit 1
 raw=$work/raw
 failed=()
 declare -A warming  # process ids of the benchmarks that wait for their turn
-# Of the step: Inductor's options and cuDNN's choice; NAME-2 is NAME in a second process, since processes differ by 5 %. There
-# are cooperative-reductions, combo-kernels-cooperative-reductions, pdl and no-cudnn-benchmark beside these.
+# The step with Inductor's options and cuDNN's choice. NAME-2 is NAME in a second process, since processes differ by 5 %.
 variants=${VARIANTS:-default combo-kernels default-2 combo-kernels-2 default-3 combo-kernels-3}
+for name in $variants; do
+  case ${name%-[2-9]} in
+    default | combo-kernels | cooperative-reductions | combo-kernels-cooperative-reductions | pdl | no-cudnn-benchmark) ;;
+    *) usage "VARIANTS knows no '$name'" ;;
+  esac
+done
 operator_files=$(echo benchmarks/bench_{perturb_step,random_start,joint_gradient,soft_cross_entropy,augment_start}.py)
 bench="python3 benchmarks/bench_train_step.py --device $device --precision bf16 --channels-last --no-memory"
 [ "$device" = cpu ] && bench+=" --capture compile"
@@ -102,7 +110,7 @@ begin() {
   export OUT PYTHONUNBUFFERED=1 PYTHONPATH=$PWD:$gpu/packages COMMIT=${COMMIT:-$(cat "$gpu/commit" 2>/dev/null)}
   unset TRITON_INTERPRET
   trap 'kill $(jobs -p) 2>/dev/null; archive' EXIT
-  nvidia-smi --query-gpu=name,driver_version,clocks.max.sm,clocks.max.mem,power.limit,temperature.gpu --format=csv
+  [ "$device" = cpu ] || nvidia-smi --query-gpu=name,driver_version,clocks.max.sm,clocks.max.mem,power.limit --format=csv
   nvidia-smi --query-gpu=timestamp,clocks.sm,clocks.mem,power.draw,temperature.gpu,utilization.gpu --format=csv,noheader \
     -lms 500 >"$raw/$stage-clocks.csv" 2>/dev/null &
   python3 -c 'import os, torch, triton, numpy
@@ -149,7 +157,7 @@ build() {
   kernels || echo "== there are no compiled kernels for $device: Triton's run on a GPU, the plain ones on a CPU"
 }
 
-kernels() { # with a log, since an extension that is cut short ends Python, of which the shell has a word to say too
+kernels() { # with a log, since an extension that is cut short ends Python, and the shell reports that
   {
     python3 -c 'import sys
 from rmcla_fast import native
@@ -250,15 +258,11 @@ facts() {
   warm_step main --batch 128 --recipes standard,r-mc-la,r-mc-la+ --rivals port,plain,lean --rounds 10 --profile
   for name in $variants; do
     case ${name%-[2-9]} in
-      default | pdl) inductor=() ;;
       combo-kernels) inductor=(--inductor combo_kernels=1) ;;
       cooperative-reductions) inductor=(--inductor triton.cooperative_reductions=1) ;;
       combo-kernels-cooperative-reductions) inductor=(--inductor combo_kernels=1,triton.cooperative_reductions=1) ;;
       no-cudnn-benchmark) inductor=(--no-cudnn-benchmark) ;;
-      *)
-        failed+=("there is no variant '$name' of the step")
-        continue
-        ;;
+      *) inductor=() ;;
     esac
     export TORCHINDUCTOR_ENABLE_PDL=$([ "${name%-[2-9]}" = pdl ] && echo 1 || echo 0)
     warm_step "$name" --batch 128 --recipes r-mc-la --rivals none --rounds 8 "${inductor[@]}"
@@ -293,14 +297,17 @@ print(max(1, min(30, int(seconds / (391 * step + 0.7)))))
 P
 }
 
+known_recipes() {
+  python3 -c 'import sys
+from rmcla_fast import recipes
+for name in sys.argv[1:]:
+    try: recipes.get(name)
+    except ValueError as error: sys.exit(str(error))' "$@" || exit 2
+}
+
 train() {
   local recipe name count pids=() attacked=() rmcla="python3 -m rmcla_fast.cli"
   [ $# -gt 0 ] || set -- r-mc-la+ n-fgsm
-  for recipe; do
-    python3 -c 'import sys; from rmcla_fast import recipes
-try: recipes.get(sys.argv[1])
-except ValueError as error: sys.exit(str(error))' "$recipe" || exit 2
-  done
   unpack || {
     failed+=("unpack: $?")
     return 1
@@ -309,7 +316,7 @@ except ValueError as error: sys.exit(str(error))' "$recipe" || exit 2
   echo "== $SECONDS s: $count epochs of each recipe"
   for recipe; do
     name=${recipe//+/-plus}
-    no_time "train-$name" && continue # and what an earlier run left stays
+    no_time "train-$name" && continue # an earlier run's results stay
     rm -rf "$work/runs/$name"
     # shellcheck disable=SC2086
     step "train-$name" 150 $rmcla train --data folder --data-dir "$DATA" --model preact-resnet18 --recipe "$recipe" \
@@ -356,31 +363,29 @@ operators() {
 }
 
 network_step() {
-  local rest="--recipes standard,r-mc-la,r-mc-la+ --rivals plain,lean --rounds 10 --profile" network
-  case ${1:-} in
-    preact-512) network="--model preact-resnet18 --batch 512" ;;
-    wrn) network="--model wrn-28-10 --batch 128" ;;
-    resnet50)
-      network="--model resnet50 --batch 256 --size 224 --classes 1000"
-      rest="--recipes standard,r-mc-la --rivals none --rounds 5 --profile" # each captured step keeps its memory
-      ;;
-    *)
-      failed+=("there is no network '${1:-}'; give one of preact-512, wrn and resnet50")
-      return 2
-      ;;
-  esac
   # shellcheck disable=SC2086
-  step "step-$1" 560 $bench $network $rest --output "$raw/step-$1"
+  step "step-$1" 560 $bench $network --output "$raw/step-$1"
   collect "$1"
+}
+
+# What the benchmark of a network's step is asked for, in $network.
+choose_network() {
+  local rest="--recipes standard,r-mc-la,r-mc-la+ --rivals plain,lean --rounds 10 --profile"
+  case ${1:-} in
+    preact-512) network="--model preact-resnet18 --batch 512 $rest" ;;
+    wrn) network="--model wrn-28-10 --batch 128 $rest" ;;
+    resnet50) # each captured step keeps its memory
+      network="--model resnet50 --batch 256 --size 224 --classes 1000 --recipes standard,r-mc-la --rivals none --rounds 5 --profile"
+      ;;
+    *) usage "there is no network '${1:-}'; give one of preact-512, wrn and resnet50" ;;
+  esac
 }
 
 prepare() {
   local images=${1:-} built fresh=$gpu.new suffix
   [ -n "$images" ] || usage "prepare takes the archive of the images"
-  tar -tf "$images" >/dev/null 2>&1 || {
-    echo "$images is no archive, or cut short"
-    exit 1
-  }
+  [ -f "$images" ] || usage "there is no $images"
+  tar -tf "$images" >/dev/null 2>&1 || usage "$images is no archive, or cut short"
   rm -rf "$fresh"
   mkdir -p "$fresh/packages" && cp "$images" "$fresh/images.tar.xz" || exit 1
   suffix=$(python3 -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')
@@ -411,7 +416,7 @@ check() {
     [ "$collected" -ge 1 ] || failed+=("the selection $name has no tests")
   done < <(selections)
   help=$(python3 benchmarks/bench_train_step.py --help)
-  for option in $(grep -oE ' --[a-z][a-z-]+' <<<"$bench $(declare -f facts warm_step network_step)" | sort -u); do
+  for option in $(grep -oE ' --[a-z][a-z-]+' <<<"$bench $(declare -f facts warm_step network_step choose_network)" | sort -u); do
     case $option in --benchmark-disable-gc | --references-for | --rows) continue ;; esac
     grep -qE -- "$option\b" <<<"$help" || failed+=("bench_train_step.py has no $option")
   done
@@ -424,10 +429,12 @@ check() {
 case $stage in
   prepare) prepare "$@" ;;
   check) check ;;
-  facts | train | sanitize | operators) begin && "$stage" "$@" ;;
-  step) begin && network_step "$@" ;;
-  *) usage "there is no stage '$stage'" ;;
+  facts | sanitize | operators) begin && "$stage" "$@" ;;
+  train) known_recipes "$@" && begin && train "$@" ;;
+  step) choose_network "$@" && begin && network_step "$@" ;;
+  *) usage "there is no stage '$stage'; give one of $stages" ;;
 esac
 [ -d "$raw" ] && [ -d "$OUT" ] && archive
-echo "== $stage ended after $SECONDS s; failed: $([ ${#failed[@]} = 0 ] && echo nothing || printf '%s; ' "${failed[@]}")"
+reasons=$(printf '; %s' "${failed[@]:-nothing}")
+echo "== $stage ended after $SECONDS s; failed: ${reasons#; }"
 [ ${#failed[@]} = 0 ]

@@ -7,7 +7,6 @@ choice made here: CPU tensors take "cpu", else "reference"; CUDA tensors take "c
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import importlib.util
 import os
 import warnings
@@ -113,8 +112,8 @@ def why_not(device_type: str, backend: str) -> str:
 
 
 def _why_not_interpreted() -> str:
-    """Triton's interpreter makes integers of arrays with one element, up to 3.6; numpy refuses that from 2.4 on."""
-    triton, numpy = (TorchVersion(importlib.metadata.version(name)) for name in ("triton", "numpy"))
+    """Up to Triton 3.6 the interpreter calls int() on arrays of one element, which numpy refuses from 2.4 on."""
+    triton, numpy = (TorchVersion(importlib.import_module(name).__version__) for name in ("triton", "numpy"))
     if triton < "3.7" and numpy >= "2.4":  # compared as versions
         return f"the interpreter of triton {triton} does not run with numpy {numpy}; pip install 'numpy<2.4'"
     return ""

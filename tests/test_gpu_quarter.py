@@ -45,9 +45,12 @@ def test_its_check_passes() -> None:
     [
         ((), {}, "the stage is missing; give one of facts, train,"),
         (("nothing",), {}, "there is no stage 'nothing'; give one of facts, train,"),
-        (("facts",), {"BUDGET": "1.5"}, "BUDGET must be a whole number of seconds; got '1.5'"),
+        (("facts",), {"BUDGET": "1.5"}, "BUDGET must be a whole number of seconds, at least 1; got '1.5'"),
+        (("facts",), {"DEVICE": "cuda:0"}, "DEVICE must be cuda or cpu; got 'cuda:0'"),
+        (("facts",), {"VARIANTS": "pdl-2 nonsense"}, "VARIANTS knows no 'nonsense'"),
+        (("train",), {"DATA": "/nowhere"}, "there is no folder DATA=/nowhere"),
         (("prepare",), {}, "prepare takes the archive of the images"),
-        (("prepare", "/nowhere.tar.xz"), {}, "/nowhere.tar.xz is no archive, or cut short"),
+        (("prepare", "/nowhere.tar.xz"), {}, "there is no /nowhere.tar.xz"),
         (("train", "../.."), {"DEVICE": "cpu"}, "no recipe is called '../..'"),
         (("train", "n-fgsm"), {"DEVICE": "cpu"}, "there are no images: give DATA=FOLDER, or prepare IMAGES.tar.xz"),
         (("step", "lenet"), {"DEVICE": "cpu"}, "there is no network 'lenet'; give one of preact-512, wrn and resnet50"),
@@ -169,11 +172,11 @@ def test_an_extension_that_does_not_load_is_built_and_nothing_is_lost(
     kind = "('all', 'cuda')[int(os.environ['RMCLA_WITH_CUDA'])]"
     says = f"import os; open('rmcla_fast/{name}', 'w').write('good for ' + {kind})"
     (checkout / "setup.py").write_text(says if builds else "raise SystemExit('no compiler')")
-    finished = rehearse(checkout, "step", "lenet")
+    finished = rehearse(checkout, "train")
     said_in_one_sentence(
         finished, f"the extension in {checkout}/local/gpu does not load here: this machine builds its own"
     )
-    assert "there is no network 'lenet'" in finished.stdout  # it went on
+    assert "there are no images" in finished.stdout  # it went on
     assert "Aborted" not in finished.stderr
     assert ("build: 1" in finished.stdout) == (not builds)
     assert ("there are no compiled kernels for cpu" in finished.stdout) == (not builds)
@@ -186,7 +189,7 @@ def test_an_extension_that_loads_is_taken(checkout: Path) -> None:
     name = "_C" + sysconfig.get_config_var("EXT_SUFFIX")
     for path, text in ((checkout / "local/gpu" / name, "good for all"), (checkout / "rmcla_fast" / name, "garbage")):
         path.write_text(text)
-    finished = rehearse(checkout, "step", "lenet")
+    finished = rehearse(checkout, "train")
     assert "kernels: good for all" in finished.stdout
     assert "build" not in finished.stdout.replace("built", "")
     assert [path.read_text() for path in (checkout / "rmcla_fast").glob("_C*")] == ["good for all"]
@@ -197,7 +200,6 @@ def test_images_that_cannot_be_had_are_a_sentence(checkout: Path) -> None:
     (checkout / "train").mkdir()
     (checkout / "train/0.png").write_bytes(os.urandom(50_000))
     said_in_one_sentence(rehearse(checkout, "train"), "there are no images: give DATA=FOLDER, or prepare IMAGES.tar.xz")
-    said_in_one_sentence(rehearse(checkout, "train", DATA="/nowhere"), "there is no /nowhere")
     with tarfile.open(archive, "w:xz") as tar:
         tar.add(checkout / "train", "train")
     whole = archive.read_bytes()
@@ -206,18 +208,12 @@ def test_images_that_cannot_be_had_are_a_sentence(checkout: Path) -> None:
         finished = rehearse(checkout, "train")
         said_in_one_sentence(finished, f"{archive} cannot be unpacked (")
         assert f"{archive}: " not in finished.stderr
-        assert finished.stdout.splitlines()[-1].endswith("failed: unpack: 1; ")
+        assert finished.stdout.splitlines()[-1].endswith("failed: unpack: 1")
         assert not (checkout / "work/data").exists()
-        said_in_one_sentence(rehearse(checkout, "prepare", str(archive)), f"{archive} is no archive, or cut short")
+        assert f"{archive} is no archive, or cut short" in rehearse(checkout, "prepare", str(archive)).stdout
     archive.write_bytes(whole)
     assert "7 images" in rehearse(checkout, "train", BUDGET="1").stdout
     assert (checkout / "work/data/train/0.png").exists()
-
-
-def test_a_variant_may_run_in_a_second_process_and_an_unknown_one_fails(checkout: Path) -> None:
-    finished = rehearse(checkout, "facts", BUDGET="1", VARIANTS="pdl-2 nonsense", DATA=str(checkout))
-    assert "step-pdl-2: no time; there is no variant 'nonsense' of the step; " in finished.stdout
-    assert finished.returncode == 1
 
 
 def test_without_time_nothing_is_started_and_what_was_found_is_kept(checkout: Path) -> None:
@@ -228,18 +224,18 @@ def test_without_time_nothing_is_started_and_what_was_found_is_kept(checkout: Pa
     for stage, failed in (
         (
             ("train", "n-fgsm", "r-mc-la+"),
-            "train-n-fgsm: no time; train-r-mc-la-plus: no time; evaluate-n-fgsm: no time; ",
+            "train-n-fgsm: no time; train-r-mc-la-plus: no time; evaluate-n-fgsm: no time",
         ),
         (
             ("facts",),
-            "step-main: no time; step-pdl: no time; tests: no time; step-uncaptured: no time; operators: no time; ",
+            "step-main: no time; step-pdl-2: no time; tests: no time; step-uncaptured: no time; operators: no time",
         ),
-        (("step", "wrn"), "step-wrn: no time; "),
-        (("operators",), "operators: no time; "),
+        (("step", "wrn"), "step-wrn: no time"),
+        (("operators",), "operators: no time"),
     ):
-        finished = rehearse(checkout, *stage, BUDGET="1", VARIANTS="pdl", DATA=str(checkout / "images"))
+        finished = rehearse(checkout, *stage, BUDGET="1", VARIANTS="pdl-2", DATA=str(checkout / "images"))
         said_in_one_sentence(finished, f"; failed: {failed}")
-        for name in failed.removesuffix(": no time; ").split(": no time; "):
+        for name in failed.removesuffix(": no time").split(": no time; "):
             assert f"== {name}: no time is left\n" in finished.stdout
         assert (checkout / "out/raw.tgz").exists()
     assert kept.read_text() == "mine"

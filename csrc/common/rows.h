@@ -132,7 +132,7 @@ class RegisterRow {
   // Of the step at k, which is a multiple of kStep.
   RMCLA_SHARED int index(int k) const { return (k / kStep * kLanes + lane_) * kStep; }
 
-  // Whether index(k) < size, by one comparison with a constant: the indices need not wait in registers for it.
+  // Whether index(k) < size, by one comparison with a constant, so that the indices need not be kept in registers.
   RMCLA_SHARED bool holds(int k) const { return k / kStep < steps_; }
 
   Wide z_[kItems];

@@ -72,7 +72,7 @@ def pgd(
     with untouched(model):
         found, _ = fool(
             Answerer(model),
-            as_images(images),
+            as_images(images, widen=False),
             labels,
             epsilon=epsilon,
             step_size=step_size,

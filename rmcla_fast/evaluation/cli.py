@@ -49,9 +49,7 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1; a GPU whe
 Images = Annotated[int | None, typer.Option(help="Only so many test images, evenly spaced.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images attacked together.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of every random start.")]
-Precision = Annotated[
-    str, typer.Option(help="Of the network: fp32, the one to publish, or bf16 or fp16, whose accuracy is another's.")
-]
+Precision = Annotated[str, typer.Option(help="The network computes in fp32 (publish this one), bf16 or fp16.")]
 Chosen = TypeVar("Chosen")
 
 
@@ -72,7 +70,7 @@ def bound(text: str | None, run: Run) -> float:
 
 
 def chosen(check: Callable[[str], Chosen], text: str) -> Chosen:
-    """What `check` makes of an option, whose name begins what it says of a bad one."""
+    """`check(text)`; its ValueError, which begins with the option's name, becomes a UserError with "--" before it."""
     try:
         return check(text)
     except ValueError as error:
@@ -123,7 +121,7 @@ def evaluate_command(
     if robustbench is not None and not {"clean", "autoattack"} <= set(names):
         raise UserError("--robustbench needs clean and autoattack among --attacks")
     if robustbench is not None and precision != "fp32":
-        raise UserError(f"--robustbench needs --precision fp32, whose figures are published; got {precision}")
+        raise UserError(f"--robustbench takes figures in fp32: leave out --precision {precision}")
     with Bars() as bars:
         bars.say(f"Attacking {opened.description}, {setting(radius, precision)}; writes {run / RECORD} and {picture}")
         try:

@@ -89,8 +89,8 @@ class Answerer(nn.Module):
             require_precision(precision, parameter.device)
             if self.dtype not in (torch.float32, PRECISIONS[precision]):
                 raise ValueError(
-                    f"precision {precision!r} needs a model with float32 weights; they are {self.dtype}, in which the "
-                    "model is asked with 'fp32'"
+                    f"precision {precision!r} needs weights in float32 or {PRECISIONS[precision]}; the model's are "
+                    f"{self.dtype}, in which it is asked with 'fp32'"
                 )
         self.captured_for: Any = None  # what the graphs of `captured` are for; see ascent.py
         self.captured: dict[int, Any] = {}
@@ -98,9 +98,12 @@ class Answerer(nn.Module):
         self.train(model.training)
 
     def forward(self, images: Tensor) -> Tensor:
-        scale = _GradientScale() if self.precision == "fp16" and _differentiated(images) else None
-        inputs = images if scale is None else scale.undone(images)
         by_itself = self.precision == "fp32" and torch.is_autocast_enabled(images.device.type)
+        computes_in = self.dtype if self.precision == "fp32" else PRECISIONS[self.precision]
+        if by_itself:
+            computes_in = torch.get_autocast_dtype(images.device.type)
+        scale = _GradientScale() if computes_in == torch.float16 and _differentiated(images) else None
+        inputs = images if scale is None else scale.undone(images)
         if self.dtype is not None and not by_itself:
             inputs = inputs.to(self.dtype)
         with self._autocast(images.device.type):
@@ -112,12 +115,12 @@ class Answerer(nn.Module):
             raise ValueError(f"model must answer at least 2 classes; got logits of shape {tuple(logits.shape)}")
         if self.num_classes is not None and logits.shape[1] != self.num_classes:
             raise ValueError(f"model must answer {self.num_classes} classes, as the data have; got {logits.shape[1]}")
-        if self.precision != "fp32":
+        if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
         return logits if scale is None else scale.done(logits)
 
     def _autocast(self, device_type: str) -> AbstractContextManager[Any]:
-        """Without autocast's cache, since a cast weight in it could outlive the weight, or the graph that made it."""
+        """Without autocast's cache: a CUDA graph that replays must cast the weights that are there by then."""
         if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(device_type, dtype=PRECISIONS[self.precision], cache_enabled=False)
@@ -133,11 +136,12 @@ def _differentiated(tensor: Tensor) -> bool:
 
 
 class _GradientScale:
-    """Scales the gradient within the network to 1 at the logits, image by image; outside of it nothing changes.
+    """Scales the gradient within a float16 network to 1 at the logits, image by image, and back at the images.
 
     The gradient of a confident answer is below what float16 can hold (6e-8): it would vanish on its way, the attack
-    would stand still, and the model would look robust. Float32 holds it on either side. An image by itself, as one that
-    the attack left alone must not decide for the others; a model in evaluation mode does not mix them.
+    would stand still, and the model would look robust. Float32 holds it on either side. Each image has its own scale,
+    since one that an attack leaves alone must not decide for the others. That is exact for first derivatives of a
+    network that answers each image by itself.
     """
 
     def __init__(self) -> None:
@@ -151,13 +155,17 @@ class _GradientScale:
         return logits.view_as(logits)
 
     def undone(self, images: Tensor) -> Tensor:
-        """The images, of which the gradient comes unscaled."""
+        """The images, of which the gradient comes unscaled; but float16 ones could not hold it, so it stays scaled."""
         inputs = images.view_as(images)
-        inputs.register_hook(lambda gradient: gradient * self._largest.to(gradient.dtype).reshape(-1, 1, 1, 1))
+        if images.dtype != torch.float16:
+            inputs.register_hook(self._undo)
         return inputs
 
+    def _undo(self, gradient: Tensor) -> Tensor:
+        return gradient * self._largest.to(gradient.dtype).reshape(-1, *[1] * (gradient.dim() - 1))
+
     def _scale(self, gradient: Tensor) -> Tensor:
-        largest = gradient.abs().amax(1)
+        largest = gradient.detach().abs().amax(1)
         # A row without a gradient, or with one that is no number, stays as it is.
         self._largest = largest.where((largest > 0) & largest.isfinite(), torch.ones_like(largest))
         return gradient / self._largest[:, None]
@@ -168,12 +176,16 @@ def predictions(logits: Tensor) -> Tensor:
     return logits.argmax(1).masked_fill_(~logits.isfinite().all(1), MISCLASSIFIED)
 
 
-def as_images(images: Tensor) -> Tensor:
-    """uint8 means value / 255; float images are as they are. Never an inference-mode tensor: autograd refuses it.
+def as_images(images: Tensor, *, widen: bool = True) -> Tensor:
+    """uint8 means value / 255; 16-bit floats become float32 if `widen`: a bfloat16 pixel near 1 is 6 % of 8/255 off.
+
+    Never an inference-mode tensor, which autograd refuses.
 
     Their strides are those of `with_own_strides`: images of one channel with the stride of channels_last would have
     convolutions answer in that layout, and every step of an attack mix the two.
     """
     images = to_unit(images)
+    if widen and images.dtype in (torch.float16, torch.bfloat16):
+        images = images.float()
     images = images.clone() if images.is_inference() else images.detach()
     return with_own_strides(images)

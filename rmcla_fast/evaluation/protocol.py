@@ -116,8 +116,9 @@ def evaluate(
             pixel.
         num_classes: of the data, where that is known: a model that answers another number is refused.
         progress: called with (attack, fraction done) from time to time.
-        precision: "fp32" asks the model as it is; "bf16" or "fp16" under autocast, in the attacks and in the verdicts,
-            with images, balls and losses in float32. That is the accuracy of the 16-bit network; publish "fp32".
+        precision: "fp32" asks the model as it is, in the type of its weights; "bf16" or "fp16" asks it under autocast,
+            in the attacks and in the verdicts. That is the accuracy of the 16-bit network; the one to publish is that
+            of float32 weights with "fp32". Images, balls and losses are float32 (float64 for such images) in any case.
 
     Returns:
         For each attack, in the order of ATTACKS, its AttackResult. A model that answers NaN or infinity is counted as
@@ -125,7 +126,8 @@ def evaluate(
 
     Raises:
         TypeError, ValueError: an argument of the wrong kind, shape or range, an attack that does not exist, a model
-            that answers something else than (B, classes), a 16-bit precision with weights of another type.
+            that answers something else than (B, classes), a 16-bit precision with weights in another type than it and
+            float32.
         rmcla_fast.errors.UserError: the library of an attack is not installed, or the GPU has no bf16.
     """
     names = attack_names(attacks)

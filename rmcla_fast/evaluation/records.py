@@ -118,8 +118,9 @@ def _read(path: Path) -> list[dict[str, Any]]:
         for one in (document, *others):
             if not {"which", "checkpoint_sha256"} <= set(one["settings"]):
                 return []
-            one["settings"].setdefault("precision", "fp32")  # of a file from before there was a choice
-            _results(one)
+            precision = one["settings"].setdefault("precision", "fp32")  # of a file from before there was a choice
+            if any(result.precision != precision for result in _results(one).values()):
+                return []
         return [document, *others]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []

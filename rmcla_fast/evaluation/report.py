@@ -104,7 +104,7 @@ def explanation(results: Mapping[str, AttackResult], published: Mapping[str, flo
     first = next(iter(results.values()))
     lines = [f"Accuracy on {first.images} test images."]
     if first.precision != "fp32":
-        lines.append(f"It is that of the network in {first.precision}; the one to publish is that of fp32.")
+        lines.append(f"The network computed in {first.precision}; the accuracy to publish is that in fp32.")
     if any(result.l2_budget is not None for result in results.values()):
         lines[0] += " l2 attacks count success at any distortion, as the paper does."
     if published:
