@@ -31,10 +31,10 @@ from rmcla_fast import reference
 
 
 def launched(kernels: Kernels) -> tuple[int, ...] | None:
-    """Blocks, threads of each and blocks of a cluster, of the launch before; a GPU does not say."""
+    """Blocks, threads of each, blocks of a cluster and dynamic shared memory of the last launch; a GPU does not say."""
     if kernels.device == "cuda":
         return None
-    launch = np.zeros(3, dtype=np.int32)
+    launch = np.zeros(4, dtype=np.int32)
     emulated_library().probe_last_launch(launch.ctypes.data_as(ctypes.c_void_p))
     return tuple(launch.tolist())
 
@@ -62,27 +62,91 @@ def test_many_rows_have_a_warp_each(kernels: Kernels, classes: int, dtype: torch
     rows = 2 * kernels.multiprocessors + 1
     logits, labels, given = batch(classes, dtype, rows)
     check_every_rule(kernels, logits, labels, given)
-    assert launched(kernels) in (None, ((rows + 1) // 2, 64, 1))
+    assert launched(kernels) in (None, ((rows + 1) // 2, 64, 1, 0))
     check_every_rule(kernels, logits[:-1], labels[:-1], given[:-1])
-    assert launched(kernels) in (None, (rows - 1, 256, 1))  # a block each
+    assert launched(kernels) in (None, (rows - 1, 256, 1, 0))  # a block each
     logits[rows // 2, classes - 1], labels[0], labels[1] = NAN, -1, classes
     check_broken(kernels, logits, labels, given, "mc", [0, 1, rows // 2])
 
 
-@pytest.mark.parametrize("classes", [4096, 16384, 21841])
-@pytest.mark.parametrize("blocks", [1, 2, 4, 8])
+def staged(classes: int, blocks: int, dtype: torch.dtype) -> int:
+    """Bytes of shared memory that hold a block's piece of a row, or 0 if that is more than there is."""
+    piece = -(-classes // (4 * blocks)) * 4
+    size = -(-piece * dtype.itemsize // 16) * 16
+    return size if size < 225 << 10 else 0
+
+
+@pytest.mark.parametrize("classes", [4096, 16_388, 21_841])  # 16,388 is read in packs of four, and no piece is whole
+@pytest.mark.parametrize("fitting", [1, 2, 4, 8])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-def test_a_long_row_has_several_blocks(kernels: Kernels, classes: int, blocks: int, dtype: torch.dtype) -> None:
+def test_a_long_row_has_several_blocks(kernels: Kernels, classes: int, fitting: int, dtype: torch.dtype) -> None:
     """As many as find room: two a multiprocessor (float64: one), and four elements a thread."""
     room = kernels.multiprocessors * (1 if dtype == torch.float64 else 2)
-    rows = room // blocks + 1 if blocks == 1 else room // blocks
-    if rows == 0 or classes < blocks * 2048:
-        pytest.skip("so many blocks find no room" if rows == 0 else "so many blocks would have too little to do")
+    rows = max(room // fitting, 1) if fitting > 1 else room + 1
+    blocks = 1
+    while 2 * blocks * rows <= room and 2 * blocks * 2048 <= classes and blocks < 8:
+        blocks *= 2
     logits, labels, given = batch(classes, dtype, rows)
     check_every_rule(kernels, logits, labels, given)
-    assert launched(kernels) in (None, (rows * blocks, 512, blocks))
+    assert launched(kernels) in (None, (rows * blocks, 512, blocks, staged(classes, blocks, dtype)))
     logits[rows - 1, classes - 1] = NAN
     check_broken(kernels, logits, labels, given, "mc", [rows - 1])
+
+
+@pytest.mark.parametrize(
+    ("classes", "dtype"), [(60_000, torch.float32), (60_001, torch.float32), (30_000, torch.float64)], ids=str
+)
+def test_a_row_that_fits_no_shared_memory_is_read_again(kernels: Kernels, classes: int, dtype: torch.dtype) -> None:
+    logits, labels, given = batch(classes, dtype, rows=2 * kernels.multiprocessors + 1)
+    check_joint(kernels, logits, labels, given, "mc", (9.0, 0.01, 9, "main"))
+    assert launched(kernels) in (None, (len(logits), 512, 1, 0))
+    loss, grad, _ = run(kernels, "soft_cross_entropy", logits, labels, "none", True)
+    expected = reference.soft_cross_entropy(logits.double(), labels, "none", True)
+    close(loss, expected[0], dtype)
+    close(grad, expected[1], dtype)
+    in_place = logits.clone().to(kernels.device)
+    kernels.ops.redistribute_labels.out(in_place, labels.to(kernels.device), 9.0, 0.01, None, "main", out=in_place)
+    close(in_place.cpu(), reference.redistribute_labels(logits.double(), labels), dtype)
+
+
+@pytest.mark.parametrize("classes", [100, 1000, 4096])
+@pytest.mark.parametrize("rows", [3, 9])  # 1,000 classes: a block a row, and a warp
+def test_aligned_logits_beside_unaligned_labels(kernels: Kernels, classes: int, rows: int) -> None:
+    """A row is read in packs of four only where every tensor of it can be."""
+    logits, labels, _ = batch(classes, torch.float32, rows)
+    soft = torch.rand(rows * classes + 1, generator=torch.Generator().manual_seed(2))[1:].view(rows, classes)
+    memory = torch.zeros(rows * classes + 1, device=kernels.device)
+    memory[1:] = soft.flatten().to(kernels.device)
+    loss, grad, _ = kernels.ops.soft_cross_entropy(
+        logits.to(kernels.device), memory[1:].view(rows, classes), "none", False
+    )
+    expected = reference.soft_cross_entropy(logits.double(), soft.double(), "none", False)
+    close(loss.cpu(), expected[0], torch.float32)
+    close(grad.cpu(), expected[1], torch.float32)
+    out = memory[1:].view(rows, classes)
+    kernels.ops.redistribute_labels.out(
+        logits.to(kernels.device), labels.to(kernels.device), 9.0, 0.01, None, "main", out=out
+    )
+    close(out.cpu(), reference.redistribute_labels(logits.double(), labels), torch.float32)
+    assert memory[0] == 0
+
+
+@pytest.mark.parametrize("classes", [200, 1000, 2612])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=str)
+def test_every_lane_searches_alike_among_zeros_of_both_signs(
+    kernels: Kernels, classes: int, dtype: torch.dtype
+) -> None:
+    """max(+0, -0) may be either, also two of them in two lanes, which then would part in the search."""
+    generator = torch.Generator().manual_seed(3)
+    rows = 12
+    zeros = torch.where(torch.rand(rows, classes, generator=generator) < 0.5, 0.0, -0.0)
+    below = torch.where(
+        torch.rand(rows, classes, generator=generator) < 0.5, -torch.rand(classes, generator=generator), zeros
+    )
+    for logits in (zeros.to(dtype), below.to(dtype), -below.to(dtype)):
+        for top_k in (1, classes // 10, 3 * classes // 4):
+            labels = torch.zeros(rows, dtype=torch.int64)
+            check_joint(kernels, logits, labels, labels, "mc", (9.0, 0.01, top_k, "main"))
 
 
 def test_a_row_of_imagenet_21k_has_four_blocks_on_an_h100(kernels: Kernels) -> None:
@@ -95,4 +159,4 @@ def test_a_row_of_imagenet_21k_has_four_blocks_on_an_h100(kernels: Kernels) -> N
         check_joint(kernels, logits, labels, given, "mc", (9.0, 0.01, None, "main"))
     finally:
         emulated_library().emulate_multiprocessors(kernels.multiprocessors)
-    assert launched(kernels) == (256, 512, 4)
+    assert launched(kernels) == (256, 512, 4, staged(21_841, 4, torch.float32))

@@ -86,8 +86,10 @@ RMCLA_SHARED Threshold<typename Row::Wide> select_smallest(Group& group, const R
   constexpr int kAllTies = 0x7fffffff;
   // Every element is counted, and then the excluded one is taken off: a test less for each element.
   const auto among_others = [&](auto test) { return count(group, row, test) - (test(excluded, z_excluded) ? 1u : 0u); };
-  auto low = to_key(least);  // fewer than k elements are below from_key(low), at least k are at most from_key(high)
-  auto high = to_key(most);
+  // Fewer than k elements are below from_key(low), at least k are at most from_key(high). Zero is added because lanes
+  // may differ in the sign of a zero that they reduced, and every lane must take the same steps.
+  auto low = to_key(least + W(0));
+  auto high = to_key(most + W(0));
   for (int step = 0; low < high; ++step) {
     const auto middle = between<W>(low, high, step);
     const W bound = from_key<W>(middle);

@@ -76,12 +76,16 @@ inline int attribute_of(cudaDeviceAttr attribute) {
   return cudaDeviceGetAttribute(&value, attribute, device) == cudaSuccess ? value : 0;
 }
 
-// Whether long_rows can hold `bytes` of a row in the shared memory of the current device, which is then allowed to.
+// Whether long_rows can hold `bytes` of a row in the shared memory of the current device. It is allowed as much as
+// there is and not `bytes`, since another thread may launch it for another row in between.
 template <class Kernel>
 bool allow_staging(Kernel* kernel, int64_t bytes) {
-  const int limit = attribute_of(cudaDevAttrMaxSharedMemoryPerBlockOptin);
-  if (bytes + int64_t(sizeof(typename Cluster<kLongThreads>::Shared)) > limit) return false;
-  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)) == cudaSuccess;
+  const int most =
+      attribute_of(cudaDevAttrMaxSharedMemoryPerBlockOptin) - int(sizeof(typename Cluster<kLongThreads>::Shared));
+  if (bytes > most) return false;
+  if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most) == cudaSuccess) return true;
+  cudaGetLastError();  // else the launch that follows would be blamed for it
+  return false;
 }
 
 // Whether the current device has clusters, and `kernel` was compiled for one that has.
@@ -123,12 +127,12 @@ void launch_long_rows(const Operator& operator_, int blocks, int64_t bytes, cuda
 template <typename T, bool kPacked, class Operator>
 void launch_register_rows(const Operator& operator_, cudaStream_t stream) {
   const int classes = operator_.classes;
-  const unsigned rows = unsigned(operator_.rows);
+  const int64_t rows = operator_.rows;
   const auto blocks = [=](int rows_per_block) { return unsigned(ceil_div(rows, rows_per_block)); };
   if (classes <= 4 * kWarp) {
     warp_rows<T, 4, kPacked><<<blocks(kRowsPerBlock<4>), kRowsPerBlock<4> * kWarp, 0, stream>>>(operator_);
-  } else if (rows <= 2u * attribute_of(cudaDevAttrMultiProcessorCount)) {
-    block_rows<T, kPacked><<<rows, kMediumThreads, 0, stream>>>(operator_);
+  } else if (rows <= 2 * attribute_of(cudaDevAttrMultiProcessorCount)) {
+    block_rows<T, kPacked><<<unsigned(rows), kMediumThreads, 0, stream>>>(operator_);
   } else {
     warp_rows<T, 32, kPacked><<<blocks(kRowsPerBlock<32>), kRowsPerBlock<32> * kWarp, 0, stream>>>(operator_);
   }

@@ -1,6 +1,7 @@
 // Enough of CUDA to run this project's kernels on a CPU, one cluster of blocks after another (of one block where nobody
-// asked for more): its threads are fibers that take turns at every barrier and shuffle. Slow and exact; a block whose
-// threads part at a barrier stops with a message, where a GPU would hang.
+// asked for more): its threads are fibers that take turns at every barrier and shuffle, by chance, so that what no barrier
+// orders comes in another order. Slow and exact; a block whose threads part at a barrier stops with a message, where a
+// GPU would hang.
 #pragma once
 
 #include <c10/util/BFloat16.h>
@@ -36,6 +37,7 @@ namespace emulator {
 
 constexpr int kWarp = 32;
 constexpr int kMostBlocks = 8;  // in a cluster
+constexpr int kSharedMemory = 227 << 10;
 constexpr size_t kStack = 128 << 10;
 
 struct Fiber {
@@ -60,7 +62,7 @@ inline size_t shared_bytes;    // of each block
 inline std::function<void()> body;
 inline jmp_buf finished;
 inline int multiprocessors = 132;
-inline int last_launch[3];  // blocks, threads of each, blocks of a cluster
+inline int last_launch[4];  // blocks, threads of each, blocks of a cluster, bytes of dynamic shared memory
 inline int count, threads, current, alive;  // count: of all blocks of a cluster; threads: of a block
 inline unsigned first_block;
 inline uint64_t progress;
@@ -88,10 +90,23 @@ inline uint4* staging() { return dynamic_shared.data() + dynamic_shared.size() /
   abort();
 }
 
+inline unsigned draw() {  // xorshift, Marsaglia 2003
+  static uint64_t state = 88172645463325252u;
+  state ^= state << 13, state ^= state >> 7, state ^= state << 17;
+  return unsigned(state >> 32);
+}
+
+// Mostly another lane of the warp, so that shuffles end soon; now and then any thread.
 inline int next_alive() {
-  int next = current;
-  do next = (next + 1) % count;
-  while (fibers[next].done && next != current);
+  const int warp = current / kWarp * kWarp, lanes = count - warp < kWarp ? count - warp : kWarp;
+  if (draw() % 256) {
+    int lane = current - warp;
+    do lane = (lane + 1) % lanes;
+    while (fibers[warp + lane].done && warp + lane != current);
+    if (warp + lane != current) return warp + lane;
+  }
+  int next = draw() % count;
+  while (fibers[next].done) next = (next + 1) % count;  // there is one: the last of all does not come here
   return next;
 }
 
@@ -109,6 +124,9 @@ inline void run_fiber() {
 }
 
 inline void wait(Barrier& barrier, int members) {
+  constexpr int kPatience = 3000000;  // turns in which no thread came to a barrier
+  static uint64_t before;
+  static int idle;
   const uint64_t generation = barrier.generation;
   ++progress;
   if (++barrier.arrived == members) {
@@ -117,9 +135,10 @@ inline void wait(Barrier& barrier, int members) {
     return;
   }
   while (barrier.generation == generation) {
-    const uint64_t before = progress;
+    idle = progress == before ? idle + 1 : 0;
+    before = progress;
     yield();
-    if (barrier.generation == generation && progress == before) {
+    if (idle > kPatience) {
       fprintf(stderr, "emulator: the threads of block %u parted at a barrier; a GPU would hang\n", blockIdx.x);
       abort();
     }
@@ -148,7 +167,7 @@ inline void launch_clusters(unsigned blocks, int threads_, size_t bytes, int clu
   body = std::move(kernel);
   threads = threads_;
   count = threads * cluster;
-  last_launch[0] = int(blocks), last_launch[1] = threads, last_launch[2] = cluster;
+  last_launch[0] = int(blocks), last_launch[1] = threads, last_launch[2] = cluster, last_launch[3] = int(bytes);
   if (cluster > kMostBlocks || blocks % cluster || (cluster > 1 && threads % kWarp)) abort();
   if (fibers.size() < size_t(count)) fibers = std::vector<Fiber>(count);
   dynamic_shared.assign((bytes + 15) / 16 * cluster, uint4{~0u, ~0u, ~0u, ~0u});  // NaN
@@ -210,7 +229,7 @@ inline float __bfloat162float(__nv_bfloat16 value) { return float(value); }
 inline __nv_bfloat16 __float2bfloat16_rn(float value) { return __nv_bfloat16(value); }
 
 using cudaStream_t = void*;
-enum cudaError_t { cudaSuccess };
+enum cudaError_t { cudaSuccess, cudaErrorInvalidValue };
 enum cudaDeviceAttr {
   cudaDevAttrMaxSharedMemoryPerBlockOptin,
   cudaDevAttrMultiProcessorCount,
@@ -219,7 +238,7 @@ enum cudaDeviceAttr {
 };
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  *value = attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin ? 227 << 10
+  *value = attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin ? emulator::kSharedMemory
            : attribute == cudaDevAttrMultiProcessorCount        ? emulator::multiprocessors
                                                                 : 1;
   return cudaSuccess;
@@ -232,9 +251,10 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, Kernel*) {
   return attributes->ptxVersion = 90, cudaSuccess;
 }
 template <class Kernel>
-cudaError_t cudaFuncSetAttribute(Kernel*, cudaDeviceAttr, int) {
-  return cudaSuccess;
+cudaError_t cudaFuncSetAttribute(Kernel*, cudaDeviceAttr, int bytes) {
+  return bytes <= emulator::kSharedMemory ? cudaSuccess : cudaErrorInvalidValue;
 }
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 
 struct Extent {
   unsigned x = 1, y = 1, z = 1;

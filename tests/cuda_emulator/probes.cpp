@@ -18,5 +18,5 @@ extern "C" void probe_bytes(float* singles, double* doubles) {
 extern "C" void emulate_multiprocessors(int count) { emulator::multiprocessors = count; }
 
 extern "C" void probe_last_launch(int* launch) {
-  for (int i = 0; i < 3; ++i) launch[i] = emulator::last_launch[i];
+  for (int i = 0; i < 4; ++i) launch[i] = emulator::last_launch[i];
 }
