@@ -38,7 +38,7 @@ BAD = [
     (("evaluate", "{run}", "--robustbench", "x.json"), "--robustbench needs clean and autoattack"),
     (
         ("evaluate", "{run}", "--attacks", "clean,autoattack", "--robustbench", "x.json", "--precision", "bf16"),
-        "--robustbench needs --precision fp32, whose figures are published; got bf16",
+        "--robustbench takes figures in fp32: leave out --precision bf16",
     ),
     (("evaluate", "{run}", "--precision", "int8"), "--precision must be one of 'fp32', 'bf16', 'fp16'; got 'int8'"),
     (("compare", "{run}", "--precision", "16"), "--precision must be one of 'fp32', 'bf16', 'fp16'; got '16'"),

@@ -97,7 +97,7 @@ def test_a_precision_is_said_wherever_there_is_a_figure(
         printed = capsys.readouterr()
         words = " ".join(printed.out.split())
         assert ("epsilon 0.15, bf16" in words) == said
-        assert ("It is that of the network in bf16; the one to publish is that of fp32." in words) == said
+        assert ("The network computed in bf16; the accuracy to publish is that in fp32." in words) == said
         assert ("bf16" in printed.err) == ("bf16" in titles[-1]) == said
         entries = json.loads(target.read_text())["attacks"].values()
         assert [entry.get("precision") for entry in entries] == ["bf16" if said else None] * 2

@@ -140,6 +140,29 @@ def test_the_gradient_of_a_confident_answer_does_not_vanish(precision: str) -> N
         assert alone["ce20"].accuracy > got["ce20"].accuracy + 20
 
 
+def test_weights_and_autocast_in_float16_are_no_defence_either() -> None:
+    """Of the caller's own, with precision "fp32": the model computes in float16 all the same."""
+    model = confident()
+    images, labels = labelled(model)
+    settings = {"attacks": "ce20", "epsilon": 12 / 255}
+    expected = evaluate(model, images, labels, **settings)["ce20"].accuracy
+    half = confident().half()
+    for given in (images, images.half()):
+        assert evaluate(half, given, labels, **settings)["ce20"].accuracy == pytest.approx(expected, abs=5)
+        got = evaluate(model, given, labels, **settings, precision="fp16")["ce20"].accuracy
+        assert got == pytest.approx(expected, abs=5)
+    with torch.autocast("cpu", dtype=torch.float16):
+        assert evaluate(model, images, labels, **settings)["ce20"].accuracy == pytest.approx(expected, abs=5)
+
+
+def test_the_gradient_of_flat_images_is_unscaled() -> None:
+    model = nn.Linear(12, 3)
+    images = torch.rand(4, 12, requires_grad=True)
+    (expected,) = torch.autograd.grad(1e-9 * model(images).sum(), images)
+    (got,) = torch.autograd.grad(1e-9 * Answerer(model, precision="fp16")(images).sum(), images)
+    torch.testing.assert_close(got, expected, rtol=5e-3, atol=0)
+
+
 def test_the_scaled_gradient_is_the_gradient() -> None:
     """Its size too, which DeepFool and Carlini-Wagner go by; also of the logits, and where a row has none."""
     model = small_net()
@@ -188,7 +211,9 @@ def test_the_model_comes_back_as_it_went_in(precision: str) -> None:
     ("dtype", "precision"), [(torch.float64, "bf16"), (torch.float16, "bf16"), (torch.bfloat16, "fp16")]
 )
 def test_weights_of_another_type_are_named(dtype: torch.dtype, precision: str) -> None:
-    with pytest.raises(ValueError, match=f"^precision '{precision}' needs a model with float32 weights; .*{dtype}"):
+    with pytest.raises(
+        ValueError, match=f"^precision '{precision}' needs weights in float32 or .*; the model's are {dtype}"
+    ):
         evaluate(small_net().to(dtype), *examples(4), attacks="clean", epsilon=EPSILON, precision=precision)
 
 
@@ -231,7 +256,9 @@ def test_the_answerer_asks_whether_the_device_can(monkeypatch: pytest.MonkeyPatc
 def test_words_say_the_precision() -> None:
     result = AttackResult(50.0, 4, 0.0, restarts=2, precision="bf16")
     assert remarks(result) == "bf16; 2 restarts"
-    assert "the network in bf16; the one to publish is that of fp32" in explanation({"clean": result}, {}, "")
+    assert "The network computed in bf16; the accuracy to publish is that in fp32." in explanation(
+        {"clean": result}, {}, ""
+    )
     assert "fp32" not in explanation({"clean": AttackResult(50.0, 4, 0.0)}, {}, "")
 
 

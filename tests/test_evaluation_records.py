@@ -121,6 +121,20 @@ def test_a_record_from_before_precisions_is_of_fp32(run: Run, asked: list[str]) 
     assert asked == ["clean", "clean"]
 
 
+@pytest.mark.parametrize("damaged", [5, None, "zz", ["bf16"], "fp32"])
+def test_a_result_whose_precision_is_not_its_settings_is_not_believed(
+    run: Run, asked: list[str], damaged: object
+) -> None:
+    records.evaluate_run(run, "clean", epsilon=0.1, precision="bf16")
+    path = run.folder / "evaluation.json"
+    document = json.loads(path.read_text())
+    document["attacks"]["clean"]["precision"] = damaged
+    path.write_text(json.dumps(document))
+    result = records.evaluate_run(run, "clean", epsilon=0.1, precision="bf16")["clean"]
+    assert result.precision == "bf16"
+    assert asked == ["clean", "clean"]
+
+
 def test_a_fresh_attack_leaves_the_others(run: Run, asked: list[str]) -> None:
     records.evaluate_run(run, "clean,ce20", epsilon=0.1)
     records.evaluate_run(run, "clean", epsilon=0.1, fresh=True)
