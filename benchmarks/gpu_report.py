@@ -1,8 +1,9 @@
 """The tables and the picture of what `gpu_quarter.sh` measured, from the files in its archive.
 
     python benchmarks/gpu_report.py benchmarks/results/nvidia-h100-80gb-hbm3-2026-11-26 --picture docs/h100.png
+    python benchmarks/gpu_report.py benchmarks/results/train_step_cpu_eager_fp32_preact-resnet18.json  # of a CPU
 
-docs/h100.md has these tables; tests/test_gpu_report.py holds them to what this prints.
+docs/h100.md and README.md have these tables; tests/test_gpu_report.py holds them to what this prints.
 """
 
 from __future__ import annotations
@@ -75,6 +76,20 @@ def step(report: dict[str, Any]) -> str:
     return table([*head, *(f"over the {name}" for name in ours)], rows)
 
 
+def rounds(report: dict[str, Any]) -> str:
+    """Every rival of a step on a CPU: milliseconds, and how many times as long as our steps.
+
+    The ratios are medians of the rounds' own: in a round all rivals meet the same busy neighbours.
+    """
+    ours = [name for name in ("r-mc-la step", "r-mc-la+ step") if name in report["seconds"]]
+    walls = {name: samples["wall"] for name, samples in report["seconds"].items()}
+    rows = []
+    for name, wall in walls.items():
+        ratios = [statistics.median(a / b for a, b in zip(wall, walls[step], strict=True)) for step in ours]
+        rows.append([name, f"{median(report, name) * 1e3:.0f}", *(f"{ratio:.2f}" for ratio in ratios)])
+    return table(["one update", "ms, median", *(f"over the {name}" for name in ours)], rows)
+
+
 def classes(report: dict[str, Any]) -> str:
     """What the r-mc-la step's kernels are, and their share of the time that all kernels take."""
     found = {title: list(values) for title, values in report["kernels"]["by_class"].items()}
@@ -112,10 +127,12 @@ def variants(folder: Path) -> str:
     return table(["r-mc-la step", "ms", "over as it is"], rows)
 
 
-def operators(folder: Path) -> str:
+def operators(report: dict[str, Any]) -> str:
     """Every operator: microseconds, rivals over ours, share of a copy's bandwidth."""
     rows = []
-    for row in json.loads((folder / "operators.json").read_text())["rows"]:
+    for row in report["rows"]:
+        if len(row["seconds"]) == 1:  # what a call costs by itself
+            continue
         seconds = row["seconds"]
         ours = seconds["ours"]
 
@@ -174,8 +191,11 @@ def training(folder: Path) -> str:
 
 
 def tables(folder: Path) -> dict[str, str]:
-    """Each table whose files are there, by its title."""
+    """Each table whose files are there, by its title; or that of one file of a benchmark on a CPU."""
     found: dict[str, str] = {}
+    if folder.is_file():
+        report = json.loads(folder.read_text())
+        return {folder.stem: operators(report) if "rows" in report else rounds(report)}
     if list(folder.glob("tests-*.log")):
         found["Tests"] = tests(folder)
     for name in STEPS:
@@ -191,7 +211,7 @@ def tables(folder: Path) -> dict[str, str]:
     if (folder / "step-default.json").exists():
         found["Options of Inductor and cuDNN"] = variants(folder)
     if (folder / "operators.json").exists():
-        found["Operators"] = operators(folder)
+        found["Operators"] = operators(json.loads((folder / "operators.json").read_text()))
     if runs(folder):
         found["Training"] = training(folder)
     return found

@@ -26,6 +26,21 @@ def test_the_readme_has_the_table(title: str) -> None:
     assert gpu_report.tables(RAW)[title] in (ROOT / "README.md").read_text()
 
 
+@pytest.mark.parametrize("name", ["compile_bf16", "eager_fp32", "compile_fp32"])
+def test_the_readme_has_the_table_of_a_step_on_a_cpu(name: str) -> None:
+    (table,) = gpu_report.tables(ROOT / f"benchmarks/results/train_step_cpu_{name}_preact-resnet18.json").values()
+    assert table in (ROOT / "README.md").read_text()
+
+
+def test_the_readmes_operators_on_a_cpu_are_rows_of_the_table() -> None:
+    raw = ROOT / "benchmarks/results/operators-intel-r-xeon-r-processor-2-threads.json"
+    (table,) = gpu_report.tables(raw).values()
+    on_a_cpu = (ROOT / "README.md").read_text().split("### On a CPU")[1]
+    shown = [line for line in on_a_cpu.splitlines() if line.startswith("| `")]
+    assert len(shown) > 15
+    assert set(shown) <= set(table.splitlines())
+
+
 def test_an_archive_of_some_steps_is_enough(tmp_path: Path) -> None:
     assert gpu_report.tables(tmp_path) == {}
     (tmp_path / "step-wrn.json").write_text((RAW / "step-wrn.json").read_text())
