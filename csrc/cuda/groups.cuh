@@ -21,7 +21,7 @@ __device__ __forceinline__ V shuffle_xor(V value, int mask) {
 }
 
 // A butterfly over the `kWidth` lanes around each: all of them end with the same bits, since merge(a, b) is merge(b,
-// a).
+// a); a maximum or minimum that is zero may differ in its sign.
 template <int kWidth, typename V, class Merge>
 __device__ __forceinline__ V butterfly(V value, Merge merge) {
 #pragma unroll
