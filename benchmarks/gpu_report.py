@@ -172,8 +172,8 @@ def training(folder: Path) -> str:
     rows = []
     for run, name in runs(folder).items():
         ended = epochs(folder, run)
-        # The first epoch compiles and captures.
-        each = (ended[-1]["seconds"] - ended[0]["seconds"]) / (len(ended) - 1)
+        later = len(ended) - 1  # the first epoch compiles and captures
+        each = f"{(ended[-1]['seconds'] - ended[0]['seconds']) / later:.2f}" if later else ""
         attacks = json.loads((folder / f"{run}-evaluation.json").read_text())["attacks"]
         accuracies = [f"{attacks[attack]['accuracy']:.1f}" if attack in attacks else "not run" for attack in ATTACKS]
         rows.append(
@@ -182,7 +182,7 @@ def training(folder: Path) -> str:
                 f"{recipes.get(name).cost}F",
                 str(len(ended)),
                 f"{ended[-1]['seconds']:.0f}",
-                f"{each:.2f}",
+                each,
                 *accuracies,
             ]
         )

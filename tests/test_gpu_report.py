@@ -64,6 +64,15 @@ def test_a_variant_in_several_processes_counts_by_its_median(tmp_path: Path) -> 
     assert "| `combo_kernels` | 3.10 (of 3.00, 3.10, 3.90) | 0.775 |" in gpu_report.variants(tmp_path)
 
 
+def test_a_training_of_one_epoch_has_no_seconds_of_a_later_one(tmp_path: Path) -> None:
+    for name in ("n-fgsm-evaluation.json", "n-fgsm-metrics.jsonl"):
+        lines = (RAW / name).read_text().splitlines(keepends=True)
+        first = next((number for number, line in enumerate(lines) if '"kind": "epoch"' in line), len(lines))
+        (tmp_path / name).write_text("".join(lines[: first + 1]))
+    assert "| `n-fgsm` | 5F | 1 | " in gpu_report.training(tmp_path)
+    assert " |  | 74.6 |" in gpu_report.training(tmp_path)
+
+
 def test_the_picture_is_drawn(tmp_path: Path) -> None:
     gpu_report.picture(RAW, tmp_path / "h100.png")
     assert (tmp_path / "h100.png").stat().st_size > 10_000
