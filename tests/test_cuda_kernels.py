@@ -187,13 +187,14 @@ def check_broken(kernels: Kernels, logits: Tensor, labels: Tensor, given: Tensor
     keep = [row for row in range(len(logits)) if row not in rows]
     others = None if given_or_none is None else given[keep]
     expected = reference.joint_gradient(logits[keep].double(), labels[keep], target, others, 9.0, 0.01, 1, "main")
-    for result, oracle in zip(results, expected, strict=True):
-        if result.dtype == torch.int64:
+    dtypes = wide(logits.dtype), logits.dtype, wide(logits.dtype), torch.int64
+    for result, oracle, dtype in zip(results, expected, dtypes, strict=True):
+        if dtype == torch.int64:
             assert (result[rows] == -1).all()
             assert torch.equal(result[keep], oracle)
         else:
             assert result[rows].isnan().all()
-            close(result[keep], oracle, result.dtype)
+            close(result[keep], oracle, dtype)
 
 
 @pytest.mark.parametrize("classes", [10, 100, 1000, 4096])

@@ -65,8 +65,8 @@ RMCLA_SHARED uint32_t count(Group& group, const Row& row, Test test) {
 }
 
 // A key between low and high, high excluded: of the value half-way for the first steps, since logits lie close together
-// and keys do not (half of all keys belong to numbers below 1); half-way between the keys after that, so that the
-// search ends in as many steps more as a key has bits.
+// and keys do not (half of all keys belong to numbers between -1 and 1); half-way between the keys after that, so that
+// the search ends in as many steps more as a key has bits.
 template <typename W>
 RMCLA_SHARED typename OrderedKey<W>::Key between(typename OrderedKey<W>::Key low, typename OrderedKey<W>::Key high,
                                                  int step) {

@@ -43,8 +43,8 @@ class Passes:
         self.eager = False  # whether what was compiled is left alone
         if compiled:
             # The whole update is captured by hand where it is captured at all. Every other option is as the process has
-            # it in torch._inductor.config. On an H100 combo_kernels gained 3 %, less than two processes differ, and
-            # triton.cooperative_reductions and programmatic dependent launch nothing (docs/h100.md).
+            # it in torch._inductor.config. On an H100 combo_kernels gained 3 %, less than two processes differ by;
+            # programmatic dependent launch gained nothing, and cooperative_reductions lost (docs/h100.md).
             options: dict[str, Any] = {"triton.cudagraphs": False}
             self._compiled = (
                 torch.compile(self._detached_forward, dynamic=False, options=options),

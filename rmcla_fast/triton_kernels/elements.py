@@ -85,7 +85,14 @@ def per_image(
     if values is None:
         chosen = scalar(value, DTYPE)
     elif PER_IMAGE:
-        chosen = tl.load(values + image_of(start, batch, image_size, BLOCK) * stride).to(DTYPE)
+        if image_size >= BLOCK:  # then a block meets two images at most: two loads, and not one an element
+            first = (start // image_size) % batch
+            second = tl.where(first + 1 == batch, 0, first + 1)
+            left = tl.minimum(image_size - start % image_size, BLOCK).to(tl.int32)  # elements of the first
+            here, there = tl.load(values + first * stride), tl.load(values + second * stride)
+            chosen = tl.where(tl.arange(0, BLOCK) < left, here, there).to(DTYPE)
+        else:
+            chosen = tl.load(values + image_of(start, batch, image_size, BLOCK) * stride).to(DTYPE)
     else:
         chosen = scalar(tl.load(values), DTYPE)
     return chosen
