@@ -160,7 +160,8 @@ def test_the_graph_follows_a_state_that_is_loaded() -> None:
         first(*wide_batch(n))
         second(*wide_batch(n + 50))  # its own graph, then another's state
     second.model.load_state_dict(first.model.state_dict())
-    second.optimizer.load_state_dict(first.optimizer.state_dict())
+    # A copy, since PyTorch's optimizers take over the very tensors that they are given: the momentum would be shared.
+    second.optimizer.load_state_dict(copy.deepcopy(first.optimizer.state_dict()))
     second.load_state_dict(first.state_dict())
     assert first.ema is not None
     assert second.ema is not None
