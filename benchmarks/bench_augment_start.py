@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 import rmcla_fast
 from rmcla_fast import reference
-from rmcla_fast.reference.random_start import STREAM_AUGMENTATION, philox_words
+from rmcla_fast.ops.philox import STREAM_AUGMENTATION, philox_words
 
 EPSILON, PADDING, FILL = 8 / 255, 4, 0.5
 SMALL, LARGE = (10_000, (3, 32, 32)), (256, (3, 224, 224))

@@ -26,8 +26,8 @@ import torchattacks
 from torch import Tensor, nn
 
 from rmcla_fast import data, models
-from rmcla_fast.backend import resolve
-from rmcla_fast.evaluation import evaluate, pgd
+from rmcla_fast.attacks import evaluate, pgd
+from rmcla_fast.ops.dispatch import resolve
 from rmcla_fast.training import TrainConfig, train
 
 EPSILON, STEPS = 0.15, 20

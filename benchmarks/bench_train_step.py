@@ -31,7 +31,7 @@ from torch._inductor import config as inductor_config
 from torch.utils.flop_counter import FlopCounterMode
 
 from rmcla_fast import models, recipes
-from rmcla_fast.training.passes import PRECISIONS
+from rmcla_fast.training.forward import PRECISIONS
 
 ROOT = Path(__file__).parents[1]
 DEFAULT_RECIPES = "standard,r-mc-la,r-mc-la+,r-mc-la9,fgsm-rs,n-mc-la,madry-pgd7-2,trades"

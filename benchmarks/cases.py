@@ -15,7 +15,7 @@ from roofline import copies, roof_seconds
 from timing import Run, figure, interleaved, reason, spread, uses_graphs
 from torch import Tensor
 
-from rmcla_fast.backend import resolve
+from rmcla_fast.ops.dispatch import resolve
 
 LOGITS = [  # (B, C, top_k)
     pytest.param(128, 10, None, id="128x10"),

@@ -33,7 +33,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from rmcla_fast import models
-from rmcla_fast.training.passes import Passes
+from rmcla_fast.training.forward import Passes
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},

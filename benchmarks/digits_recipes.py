@@ -24,7 +24,7 @@ from rich.progress import track
 
 import rmcla_fast
 from rmcla_fast import recipes
-from rmcla_fast.evaluation import evaluate
+from rmcla_fast.attacks import evaluate
 from rmcla_fast.training import TrainConfig, train
 
 Job = tuple[str, float, int]

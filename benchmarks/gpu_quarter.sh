@@ -160,7 +160,7 @@ build() {
 kernels() { # with a log, since an extension that is cut short ends Python, and the shell reports that
   {
     python3 -c 'import sys
-from rmcla_fast import native
+from rmcla_fast.ops import extension as native
 print("kernels:", native.build_config or native.missing_reason)
 sys.exit(not native.has_kernels(sys.argv[1]))' "$device"
   } 2>>"$raw/kernels.log"

@@ -16,7 +16,7 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # this checkout's, whichever is installed
-from rmcla_fast.backend import resolve  # noqa: E402
+from rmcla_fast.ops.dispatch import resolve  # noqa: E402
 
 
 def commit() -> str:

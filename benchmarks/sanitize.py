@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 import rmcla_fast
-from rmcla_fast import backend as backends
+from rmcla_fast.ops import dispatch
 
 # Rows in a warp, a block and shared memory; packed and not. Triton compiles for each dtype and many a size: fewer.
 CLASSES = {"cuda": (2, 10, 100, 129, 1000, 1023, 21841), "triton": (10, 1000, 21841)}
@@ -64,7 +64,7 @@ def elements(device: torch.device, backend: str) -> None:
 def main() -> None:
     device = torch.device("cuda")
     for backend in ("cuda", "triton"):
-        reason = backends.why_not("cuda", backend)
+        reason = dispatch.why_not("cuda", backend)
         if reason:
             print(f"{backend}: not run, {reason}")
             continue

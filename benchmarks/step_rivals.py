@@ -17,12 +17,14 @@ from torch.utils.data import DataLoader, Dataset
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "tests")]
 from public_port import public_step  # noqa: E402
 
-from rmcla_fast import Recipe, backend, models, random_start, recipes  # noqa: E402
-from rmcla_fast.example import attack_mode  # noqa: E402
-from rmcla_fast.pixels import to_unit  # noqa: E402
+from rmcla_fast import Recipe, models, random_start, recipes  # noqa: E402
+from rmcla_fast.adversarial_example import attack_mode  # noqa: E402
+from rmcla_fast.cuda_graph import CapturedUpdate  # noqa: E402
+from rmcla_fast.ops import dispatch  # noqa: E402
+from rmcla_fast.ops.tensors import to_unit  # noqa: E402
+from rmcla_fast.precision import PRECISIONS  # noqa: E402
 from rmcla_fast.training import TrainStep  # noqa: E402
-from rmcla_fast.training.graph import CapturedUpdate  # noqa: E402
-from rmcla_fast.training.passes import PRECISIONS, Passes  # noqa: E402
+from rmcla_fast.training.forward import Passes  # noqa: E402
 
 Run = Callable[[], Any]
 EPSILON = 8 / 255
@@ -206,15 +208,15 @@ class Rivals:
         step = TrainStep(model, optimizer, recipe, precision=self.options.precision, capture="eager")
 
         def run() -> None:
-            chosen, known = backend._from_environment, dict(backend._resolved)
-            backend._from_environment = "reference"
-            backend._resolved.clear()
+            chosen, known = dispatch._from_environment, dict(dispatch._resolved)
+            dispatch._from_environment = "reference"
+            dispatch._resolved.clear()
             try:
                 step(self.images, self.labels)
             finally:
-                backend._from_environment = chosen
-                backend._resolved.clear()
-                backend._resolved.update(known)
+                dispatch._from_environment = chosen
+                dispatch._resolved.clear()
+                dispatch._resolved.update(known)
 
         return run
 

@@ -1,6 +1,6 @@
 """Bilateral Adversarial Training, fast: fused operators, and the training loop and evaluation built on them.
 
-The operators load with the package; `rmcla_fast.data`, `.training`, `.evaluation` and `.models` load when first used.
+The operators load with the package; `rmcla_fast.attacks`, `.data`, `.models` and `.training` load when first used.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from rmcla_fast import recipes
-from rmcla_fast.example import AdversarialExample, adversarial_example
+from rmcla_fast.adversarial_example import AdversarialExample, adversarial_example
 from rmcla_fast.ops import (
     JointGradient,
     JointObjective,
@@ -24,7 +24,7 @@ from rmcla_fast.ops import (
 from rmcla_fast.recipes import Recipe
 
 if TYPE_CHECKING:
-    from rmcla_fast import data, evaluation, models, training
+    from rmcla_fast import attacks, data, models, training
     from rmcla_fast.training.checkpoint import load
 
 __version__ = "0.1.0"
@@ -35,9 +35,9 @@ __all__ = [
     "JointObjective",
     "Recipe",
     "adversarial_example",
+    "attacks",
     "augment_start",
     "data",
-    "evaluation",
     "joint_gradient",
     "joint_objective",
     "load",
@@ -50,7 +50,7 @@ __all__ = [
     "training",
 ]
 
-_LAZY_MODULES = ("data", "evaluation", "models", "training")
+_LAZY_MODULES = ("attacks", "data", "models", "training")
 
 
 def __getattr__(name: str) -> Any:

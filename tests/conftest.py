@@ -15,7 +15,7 @@ from typing import NamedTuple
 import hypothesis
 import pytest
 
-from rmcla_fast import backend as backends
+from rmcla_fast.ops import dispatch
 
 hypothesis.settings.register_profile(
     "operators", max_examples=200, derandomize=True, deadline=None, database=None, print_blob=False
@@ -68,17 +68,17 @@ def why_skip(backend: Backend) -> str:
     """Why `backend` cannot run here; "" if it can."""
     if backend.device.type == "cuda" and not torch.cuda.is_available():
         return "there is no CUDA device"
-    return backends.why_not(backend.device.type, backend.name)
+    return dispatch.why_not(backend.device.type, backend.name)
 
 
 def available_backends() -> list[str]:
     """The backends that run on this machine, the reference first."""
-    return [name for name in backends.BACKENDS if not why_skip(backend_named(name))]
+    return [name for name in dispatch.BACKENDS if not why_skip(backend_named(name))]
 
 
 @pytest.fixture(
     scope="session",
-    params=[pytest.param(name, marks=pytest.mark.gpu) if name == "cuda" else name for name in backends.BACKENDS],
+    params=[pytest.param(name, marks=pytest.mark.gpu) if name == "cuda" else name for name in dispatch.BACKENDS],
 )
 def backend(request: pytest.FixtureRequest) -> Backend:
     """Each backend in turn; one that cannot run here is skipped with its reason."""

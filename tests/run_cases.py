@@ -15,7 +15,7 @@ import pytest
 
 from rmcla_fast import cli
 from rmcla_fast.training import TrainConfig, checkpoint
-from rmcla_fast.training.batches import Batch, Batches
+from rmcla_fast.training.loader import Batch, Loader
 
 ROOT = Path(__file__).parents[1]
 SMALL = TrainConfig(  # on a CPU, which repeats a run to the bit, also where there is a GPU
@@ -29,13 +29,13 @@ def small(out: Path, **changes: Any) -> TrainConfig:
 
 def at_step(monkeypatch: pytest.MonkeyPatch, step: int, happens: Callable[[Batch], Batch]) -> None:
     """Whatever trains from now on is given what `happens` makes of the batch of this step."""
-    draw = Batches._batch
+    draw = Loader._batch
 
-    def drawn(self: Batches, index: Any, on_device: Any, number: int) -> Batch:
+    def drawn(self: Loader, index: Any, on_device: Any, number: int) -> Batch:
         batch = draw(self, index, on_device, number)
         return happens(batch) if number == step else batch
 
-    monkeypatch.setattr(Batches, "_batch", drawn)
+    monkeypatch.setattr(Loader, "_batch", drawn)
 
 
 def rmcla(*arguments: object) -> int:

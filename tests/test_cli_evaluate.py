@@ -13,16 +13,16 @@ import pytest
 import torch
 from run_cases import rmcla
 
+from rmcla_fast.attacks.suite import AttackResult
+from rmcla_fast.cli import evaluation as evaluation_cli
 from rmcla_fast.errors import UserError
-from rmcla_fast.evaluation import cli as evaluation_cli
 from rmcla_fast.evaluation import masking, plots
-from rmcla_fast.evaluation import records as record_keeping
+from rmcla_fast.evaluation import results as record_keeping
 from rmcla_fast.evaluation.curves import loss_surface, over_epsilon, over_iterations
-from rmcla_fast.evaluation.protocol import AttackResult
-from rmcla_fast.evaluation.reproduce_report import command
-from rmcla_fast.evaluation.reproduction import Plan
 from rmcla_fast.evaluation.robustbench import entry
-from rmcla_fast.evaluation.runs import open_run
+from rmcla_fast.evaluation.run import open_run
+from rmcla_fast.paper.plan import Plan
+from rmcla_fast.paper.report import command
 from rmcla_fast.training import TrainConfig, checkpoint, train
 
 matplotlib_image = pytest.importorskip("matplotlib.image", reason="pip install 'rmcla-fast[train]'")
@@ -207,7 +207,7 @@ def test_the_command_under_a_table_makes_the_table_again(monkeypatch: pytest.Mon
         plans.append(plan)
         raise UserError("not now")
 
-    monkeypatch.setattr("rmcla_fast.evaluation.cli.reproduce", caught)
+    monkeypatch.setattr("rmcla_fast.cli.evaluation.reproduce", caught)
     plan = Plan("table2", "cifar10", "wrn-34-10", 3, (0, 2), "/somewhere", device="cpu", batch_size=64)
     for wanted in (dataclasses.replace(plan, autoattack=False, precision="bf16"), Plan("table4", "digits")):
         line = command(wanted)
@@ -317,7 +317,7 @@ def test_a_share_of_a_folder_has_every_class_and_unreadable_images_stay_out(
     assert len(open_run(folder, images=100).labels) == 23
     for split in ("train", "test"):
         (tmp_path / split / "dog").rename(tmp_path / split / "ant")  # cat was class 0
-    monkeypatch.setattr("rmcla_fast.evaluation.runs._DATA", {})  # what one command has loaded
+    monkeypatch.setattr("rmcla_fast.evaluation.run._DATA", {})  # what one command has loaded
     with pytest.raises(UserError, match="trained on other classes: class 0 was cat and is ant in the data set"):
         open_run(folder)
     state = checkpoint.read(folder / checkpoint.LAST)

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 import rmcla_fast
-from rmcla_fast import backend as backends
-from rmcla_fast import native, reference
-from rmcla_fast.pixels import to_unit
-from rmcla_fast.reference.random_start import philox4x32
+from rmcla_fast import reference
+from rmcla_fast.ops import dispatch, extension
+from rmcla_fast.ops.philox import philox4x32
+from rmcla_fast.ops.tensors import to_unit
 
-MISSING = "no CUDA device" if not torch.cuda.is_available() else native.why_missing("cuda")
-RUNS = torch.cuda.is_available() and native.has_kernels("cuda")
+MISSING = "no CUDA device" if not torch.cuda.is_available() else extension.why_missing("cuda")
+RUNS = torch.cuda.is_available() and extension.has_kernels("cuda")
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not RUNS, reason=MISSING)]
 
 CLASSES = (2, 10, 100, 1000, 21841)
@@ -118,7 +118,7 @@ def has_memory(gigabytes: float) -> None:
 @pytest.mark.parametrize("name", ["cuda", "triton"])
 @pytest.mark.parametrize("tail", [4099, 4112])  # 16 divides one of the sizes
 def test_perturb_step_and_random_start_beyond_two_to_the_31_elements(name: str, tail: int) -> None:
-    if reason := backends.why_not("cuda", name):
+    if reason := dispatch.why_not("cuda", name):
         pytest.skip(reason)
     has_memory(20)
     count = 2**31 + tail

@@ -20,7 +20,8 @@ from adversarial_inputs import FLOAT_DTYPES
 from oracle import PHILOX_KNOWN_ANSWERS
 from torch import Tensor
 
-from rmcla_fast import native, reference
+from rmcla_fast import reference
+from rmcla_fast.ops import extension
 
 CLASSES = (2, 3, 10, 32, 33, 100, 128, 129, 1000, 1024, 1025, 4096, 21841)  # both sides of every change of kernel
 TARGETS = ("mc", "ll", "untargeted", "margin", "given")
@@ -35,8 +36,8 @@ class Kernels(NamedTuple):
 
 
 def on_gpu() -> Any:
-    missing = not torch.cuda.is_available() or not native.has_kernels("cuda")
-    reason = "no CUDA device" if not torch.cuda.is_available() else native.why_missing("cuda")
+    missing = not torch.cuda.is_available() or not extension.has_kernels("cuda")
+    reason = "no CUDA device" if not torch.cuda.is_available() else extension.why_missing("cuda")
     return pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(missing, reason=reason if missing else "")])
 
 

@@ -11,7 +11,7 @@ import torch
 from data_files import write_folder, write_image
 
 from rmcla_fast import data
-from rmcla_fast.data.folder import CACHE
+from rmcla_fast.data.cache import CACHE
 from rmcla_fast.errors import UserError
 
 Image = pytest.importorskip("PIL.Image", reason="pip install 'rmcla-fast[train]'")

@@ -18,8 +18,8 @@ from torch import nn
 from rmcla_fast import data, recipes
 from rmcla_fast.errors import RunFailed, UserError
 from rmcla_fast.training import TrainConfig, TrainStep, checkpoint, train
-from rmcla_fast.training.batches import Batch
 from rmcla_fast.training.distributed import World
+from rmcla_fast.training.loader import Batch
 from rmcla_fast.training.run_folder import read_metrics
 from rmcla_fast.training.schedule import build_optimizer
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from rmcla_fast.attacks.suite import AttackResult
 from rmcla_fast.evaluation import compare, masking, plots, report
-from rmcla_fast.evaluation.protocol import AttackResult
 
 pytest.importorskip("matplotlib", reason="pip install 'rmcla-fast[train]'")
 NAMES = [f"preact-resnet18-r-mc-la-plus-seed-{seed}" for seed in range(8)]

@@ -103,7 +103,7 @@ def checkout(tmp_path: Path) -> Path:
         ("triton.py", "__version__ = '3.9.0'"),
         ("rmcla_fast/__init__.py", ""),
         ("rmcla_fast/recipes.py", "def get(name): pass"),
-        ("rmcla_fast/native.py", "build_config = True\ndef has_kernels(kind): return True"),
+        ("rmcla_fast/ops/extension.py", "build_config = True\ndef has_kernels(kind): return True"),
         (
             "rmcla_fast/data/__init__.py",
             "import os\nfrom rmcla_fast.errors import UserError\n"
@@ -163,7 +163,7 @@ def has_kernels(kind): return build_config in ("good for " + kind, "good for all
 def test_an_extension_that_does_not_load_is_built_and_nothing_is_lost(
     checkout: Path, brought: str, before: str | None, builds: bool
 ) -> None:
-    (checkout / "rmcla_fast/native.py").write_text(LOADS)
+    (checkout / "rmcla_fast/ops/extension.py").write_text(LOADS)
     name = "_C" + sysconfig.get_config_var("EXT_SUFFIX")
     (checkout / "local/gpu" / name).write_text(brought)
     own = checkout / "rmcla_fast" / name
@@ -185,7 +185,7 @@ def test_an_extension_that_does_not_load_is_built_and_nothing_is_lost(
 
 
 def test_an_extension_that_loads_is_taken(checkout: Path) -> None:
-    (checkout / "rmcla_fast/native.py").write_text(LOADS)
+    (checkout / "rmcla_fast/ops/extension.py").write_text(LOADS)
     name = "_C" + sysconfig.get_config_var("EXT_SUFFIX")
     for path, text in ((checkout / "local/gpu" / name, "good for all"), (checkout / "rmcla_fast" / name, "garbage")):
         path.write_text(text)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import rmcla_fast
-from rmcla_fast.backend import BACKENDS
+from rmcla_fast.ops.dispatch import BACKENDS
 
 Rule = Callable[..., np.ndarray]
 PARAMS = ["oracle", *(pytest.param(name, marks=pytest.mark.gpu) if name == "cuda" else name for name in BACKENDS)]

@@ -18,8 +18,8 @@ from run_cases import at_step, small
 import rmcla_fast
 from rmcla_fast.errors import Interrupted, RunFailed, UserError
 from rmcla_fast.training import TrainConfig, checkpoint, loop, train
-from rmcla_fast.training.batches import Batch
 from rmcla_fast.training.config import DEFAULTS
+from rmcla_fast.training.loader import Batch
 from rmcla_fast.training.run_folder import read_metrics
 
 

@@ -24,7 +24,7 @@ from tolerances import assert_same_bits, assert_threads_change_no_bit
 from torch import Tensor
 
 import rmcla_fast
-from rmcla_fast.pixels import to_unit
+from rmcla_fast.ops.tensors import to_unit
 
 NAN, INF = float("nan"), float("inf")
 EPSILON, STEP = 8 / 255, 2 / 255

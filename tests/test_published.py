@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from rmcla_fast import recipes
-from rmcla_fast.evaluation import published
-from rmcla_fast.evaluation.protocol import TITLES
+from rmcla_fast.attacks.suite import TITLES
+from rmcla_fast.paper import published
 
 PRINTED = {
     ("table1", "R-MC-LA+"): [92.8, 75.6, 61.4, 65.5, 65.4, 88.2, 77.8],

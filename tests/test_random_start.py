@@ -25,7 +25,7 @@ from tolerances import assert_same_bits, assert_threads_change_no_bit
 from torch import Tensor
 
 import rmcla_fast
-from rmcla_fast.reference.random_start import philox4x32
+from rmcla_fast.ops.philox import philox4x32
 
 EPSILON = 8 / 255
 SEEDS = [

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rmcla_fast import models, recipes
+from rmcla_fast import cuda_graph, models, recipes
 from rmcla_fast.errors import UserError
-from rmcla_fast.pixels import to_unit
-from rmcla_fast.training import ExponentialAverage, TrainStep, graph
+from rmcla_fast.ops.tensors import to_unit
+from rmcla_fast.training import ExponentialAverage, TrainStep
 
 pytestmark = [
     pytest.mark.gpu,
@@ -228,7 +228,7 @@ def test_a_capture_that_breaks_leaves_nothing_behind(monkeypatch: pytest.MonkeyP
     eager, auto = make_branching("eager"), make_branching("auto")
     before = torch.cuda.current_stream()
     with monkeypatch.context() as patch:
-        patch.setattr(graph, "refusing_to_wait", nullcontext)
+        patch.setattr(cuda_graph, "refusing_to_wait", nullcontext)
         with pytest.warns(UserWarning, match="training goes on with capture 'compile'"):
             losses = [float(auto(*wide_batch(n))) for n in range(UPDATES)]
     assert losses == pytest.approx([float(eager(*wide_batch(n))) for n in range(UPDATES)], rel=1e-6)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from rmcla_fast import cuda_graph
 from rmcla_fast.cuda_graph import CaptureFailed
 from rmcla_fast.errors import UserError
-from rmcla_fast.training import ExponentialAverage, TrainStep, graph
+from rmcla_fast.training import ExponentialAverage, TrainStep
 from rmcla_fast.training import step as step_module
 
 Compiled = Callable[[Tensor], Tensor]
@@ -43,8 +43,8 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch, captured: str) -> None:
     monkeypatch.setattr(torch, "compile", lambda forward, **_: forward)
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
-    monkeypatch.setattr(graph.CapturedUpdate, "_beside", lambda self, current: nullcontext())
-    monkeypatch.setattr(graph, "refusing_to_wait", no_host_reads)
+    monkeypatch.setattr(cuda_graph.CapturedUpdate, "_beside", lambda self, current: nullcontext())
+    monkeypatch.setattr(cuda_graph, "refusing_to_wait", no_host_reads)
     monkeypatch.setattr(Tensor, "record_stream", lambda self, stream: None)
 
 
@@ -161,7 +161,7 @@ def test_an_asked_for_compilation_that_fails_is_one_sentence_and_nothing_is_lost
     assert same(state(step), before)
     assert step.calls == 0
     broken = False
-    monkeypatch.setattr(graph, "WARM_UP", UPDATES)
+    monkeypatch.setattr(cuda_graph, "WARM_UP", UPDATES)
     assert [float(step(*given(n))) for n in range(UPDATES)] == losses
     assert same(state(step), end)
 
@@ -210,7 +210,7 @@ def test_auto_goes_on_uncaptured_where_the_update_cannot_be_captured(
 ) -> None:
     losses, end = expected(model())
     as_on_a_gpu(monkeypatch, "cuda-graph")
-    monkeypatch.setattr(graph, "record", record)
+    monkeypatch.setattr(cuda_graph, "record", record)
     step = make(model(), "auto")
     with warning_once(
         f"training goes on with capture 'compile', since the update cannot be captured in a CUDA graph: {reason}"
@@ -225,15 +225,15 @@ def test_an_asked_for_capture_that_fails_is_one_sentence_and_nothing_is_lost(
     model: Callable[[], nn.Module], record: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     as_on_a_gpu(monkeypatch, "cuda-graph")
-    monkeypatch.setattr(graph, "record", record)
+    monkeypatch.setattr(cuda_graph, "record", record)
     step = make(model(), "cuda-graph")
-    for n in range(graph.WARM_UP):
+    for n in range(cuda_graph.WARM_UP):
         step(*given(n))
     before = state(step)
     with pytest.raises(UserError, match="capture 'cuda-graph' cannot be had, since the update cannot be captured"):
-        step(*given(graph.WARM_UP))
+        step(*given(cuda_graph.WARM_UP))
     assert same(state(step), before)
-    assert step.calls == graph.WARM_UP
+    assert step.calls == cuda_graph.WARM_UP
     assert step.capture == "cuda-graph"
 
 
@@ -250,8 +250,8 @@ def test_states_that_a_broken_capture_made_are_forgotten(monkeypatch: pytest.Mon
         parameters[1].grad = torch.full_like(parameters[1], torch.nan)
         raise CaptureFailed("broken")
 
-    monkeypatch.setattr(graph, "record", record)
-    captured = graph.CapturedUpdate(never, optimizer, CPU)
+    monkeypatch.setattr(cuda_graph, "record", record)
+    captured = cuda_graph.CapturedUpdate(never, optimizer, CPU)
     with pytest.raises(CaptureFailed):
         captured._capture(list(batch(4)))
     assert list(optimizer.state) == [parameters[0]]

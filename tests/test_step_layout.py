@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rmcla_fast import recipes
 from rmcla_fast.training import TrainStep
-from rmcla_fast.training.passes import Passes
+from rmcla_fast.training.forward import Passes
 
 Passed = list[tuple[str, tuple[Any, ...]]]  # (which pass, what it was given)
 SHAPES = [(4, 3, 6, 6), (4, 1, 6, 6), (4, 3, 1, 1), (4, 3, 1, 6), (1, 3, 6, 6)]

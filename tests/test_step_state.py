@@ -12,10 +12,10 @@ from step_cases import batch, network, process_group, recipe, sgd, train, weight
 from torch import Tensor, nn
 
 from rmcla_fast import adversarial_example
+from rmcla_fast.cuda_graph import CapturedUpdate, resolve_capture
 from rmcla_fast.training import ExponentialAverage, TrainStep
-from rmcla_fast.training.graph import CapturedUpdate, resolve_capture
-from rmcla_fast.training.guard import NonFiniteGuard
-from rmcla_fast.training.passes import Passes
+from rmcla_fast.training.forward import Passes
+from rmcla_fast.training.loss_scale import LossScale
 
 # The state of a step.
 
@@ -138,7 +138,7 @@ def test_a_nonfinite_update_can_be_skipped(accumulate: int, image: int) -> None:
 @pytest.mark.parametrize("skip", [False, True])
 def test_the_guard_puts_buffers_back_to_the_bit(skip: bool) -> None:
     """Of every dtype and layout, not finite ones too, in as many calls as there are dtypes and no more."""
-    model, guard = nn.Linear(2, 2), NonFiniteGuard(torch.device("cpu"), scaled=False)
+    model, guard = nn.Linear(2, 2), LossScale(torch.device("cpu"), scaled=False)
     old = {
         "running": torch.tensor([1.5, torch.nan, torch.inf, -0.0]),
         "other": torch.rand(2, 3, 4, 5).contiguous(memory_format=torch.channels_last),

@@ -15,9 +15,9 @@ from run_cases import SMALL, small
 from rmcla_fast import data
 from rmcla_fast.errors import UserError
 from rmcla_fast.training import TrainConfig, train
+from rmcla_fast.training.build import build, choose_device
 from rmcla_fast.training.config import DEFAULTS, resolve, resumed
 from rmcla_fast.training.distributed import World
-from rmcla_fast.training.setup import build, choose_device
 
 
 @pytest.mark.parametrize(

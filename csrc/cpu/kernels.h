@@ -25,8 +25,8 @@ struct ArithmeticKernels {
 };
 
 struct Kernels {
-  ArithmeticKernels<float> single;
-  ArithmeticKernels<double> twice;
+  ArithmeticKernels<float> float32;
+  ArithmeticKernels<double> float64;
   // In [0, 1), of the elements 4 * block, ..., 4 * (block + blocks) - 1 of the memory, for `blocks` a multiple of 16.
   void (*uniforms)(int64_t seed, int64_t step, int64_t block, int64_t blocks, float* to);
   void (*crop_lines)(const CroppedImage& image, int64_t first, int64_t last, uint8_t* bytes);
@@ -51,9 +51,9 @@ const Kernels& kernels();
 template <typename T>
 const ArithmeticKernels<T>& kernels_of() {
   if constexpr (sizeof(T) == 8) {
-    return kernels().twice;
+    return kernels().float64;
   } else {
-    return kernels().single;
+    return kernels().float32;
   }
 }
 

@@ -10,7 +10,7 @@ void add_noise(int64_t seed, int64_t step, int64_t first, const float* image, fl
                float* room) {
   const int64_t offset = first % 4;
   kernels().uniforms(seed, step, first / 4, (offset + count + 63) / 64 * 16, room);
-  kernels().single.add_scaled(image, room + offset, valid_radius(radius), 0, 0, false, out, count);
+  kernels().float32.add_scaled(image, room + offset, valid_radius(radius), 0, 0, false, out, count);
 }
 
 }  // namespace rmcla

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from rmcla_fast.data.folder import Progress, load_folder
+from rmcla_fast.data.cache import Progress
+from rmcla_fast.data.folder import load_folder
+from rmcla_fast.data.imagenet import load_imagenet
 from rmcla_fast.data.splits import DataSplits, check, per_class
 from rmcla_fast.data.standard import cifar, digits, svhn
-from rmcla_fast.data.streamed import load_imagenet
 from rmcla_fast.errors import UserError
 
 DATASETS = ("digits", "cifar10", "cifar100", "svhn", "imagenet", "folder")

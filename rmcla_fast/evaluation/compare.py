@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rmcla_fast.attacks.checked_model import CheckedModel, as_images
+from rmcla_fast.attacks.suite import BATCH_SIZE, TITLES, AttackResult
 from rmcla_fast.epsilon import format_epsilon
 from rmcla_fast.errors import UserError
 from rmcla_fast.evaluation import curves, masking, plots
-from rmcla_fast.evaluation.model_guard import Answerer, as_images
-from rmcla_fast.evaluation.protocol import BATCH_SIZE, TITLES, AttackResult
-from rmcla_fast.evaluation.records import evaluate_run, known_results
 from rmcla_fast.evaluation.report import as_json, setting
-from rmcla_fast.evaluation.runs import Run, spaced
+from rmcla_fast.evaluation.results import evaluate_run, known_results
+from rmcla_fast.evaluation.run import Run, spaced
 
 EPSILON_RATIOS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 ALWAYS = ("clean", "fgsm", "ce20")
@@ -148,7 +148,7 @@ def _common_image(runs: Sequence[Run], precision: str) -> int | None:
     right = torch.ones(len(rows), dtype=torch.bool)
     for run in runs:
         device = next((p.device for p in run.model.parameters()), torch.device("cpu"))
-        answers = Answerer(run.model, precision=precision).predict(as_images(run.images[rows].to(device))).cpu()
+        answers = CheckedModel(run.model, precision=precision).predict(as_images(run.images[rows].to(device))).cpu()
         right &= answers == run.labels[rows]
     return int(rows[right.int().argmax()]) if bool(right.any()) else None
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rmcla_fast.evaluation.ascent import image_gradient
-from rmcla_fast.evaluation.attacks import fool
-from rmcla_fast.evaluation.model_guard import Answerer, as_images, untouched
+from rmcla_fast.attacks.checked_model import CheckedModel, as_images, untouched
+from rmcla_fast.attacks.pgd import fool
+from rmcla_fast.attacks.pgd_step import image_gradient
 from rmcla_fast.ops import soft_cross_entropy
 
 Report = Callable[[float], None]
@@ -33,7 +33,7 @@ def over_epsilon(
     """Accuracy in % under CE20 for each epsilon; 0 is the clean accuracy."""
     accuracies = []
     with untouched(model):
-        asked = Answerer(model, precision=precision)
+        asked = CheckedModel(model, precision=precision)
         for number, epsilon in enumerate(epsilons):
             right = 0
             for batch, true, batch_seed in _batches(asked, images, labels, batch_size, seed):
@@ -76,7 +76,7 @@ def over_iterations(
     """
     remaining = torch.zeros(steps + 1)
     with untouched(model):
-        asked = Answerer(model, precision=precision)
+        asked = CheckedModel(model, precision=precision)
         done = 0
         for batch, true, batch_seed in _batches(asked, images, labels, batch_size, seed):
             kept = asked.predict(batch) == true
@@ -102,7 +102,7 @@ def over_iterations(
     return (100 * remaining[1:] / len(labels)).tolist()
 
 
-def _batches(asked: Answerer, images: Tensor, labels: Tensor, batch_size: int, seed: int) -> Any:
+def _batches(asked: CheckedModel, images: Tensor, labels: Tensor, batch_size: int, seed: int) -> Any:
     parameter = next(asked.parameters(), None)
     device = images.device if parameter is None else parameter.device
     for number, first in enumerate(range(0, len(labels), batch_size)):
@@ -138,7 +138,7 @@ def loss_surface(
     """
     grid = torch.linspace(-epsilon, epsilon, points)
     with untouched(model):
-        asked = Answerer(model, precision=precision)
+        asked = CheckedModel(model, precision=precision)
         parameter = next(asked.parameters(), None)
         device = image.device if parameter is None else parameter.device
         center = as_images(image[None].to(device))

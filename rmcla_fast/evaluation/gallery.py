@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rmcla_fast.attacks.checked_model import CheckedModel, as_images, untouched
+from rmcla_fast.attacks.pgd import fool
 from rmcla_fast.evaluation import plots
-from rmcla_fast.evaluation.attacks import fool
-from rmcla_fast.evaluation.model_guard import Answerer, as_images, untouched
 from rmcla_fast.evaluation.report import setting
-from rmcla_fast.evaluation.runs import Run, spaced
+from rmcla_fast.evaluation.run import Run, spaced
 
 STEPS = 20
 
@@ -22,7 +22,7 @@ def draw(run: Run, epsilon: float, path: Path, *, count: int = 8, seed: int = 0,
     some = spaced(len(run.labels))
     images, labels = run.images[some], run.labels[some]
     with untouched(run.model):
-        asked = Answerer(run.model, precision=precision)
+        asked = CheckedModel(run.model, precision=precision)
         device = next((p.device for p in run.model.parameters()), images.device)
         origin, true = as_images(images.to(device)), labels.to(device)
         kept = asked.predict(origin) == true

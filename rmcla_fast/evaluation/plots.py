@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy
 
+from rmcla_fast.attacks.suite import TITLES
 from rmcla_fast.errors import UserError, need
-from rmcla_fast.evaluation.protocol import TITLES
 from rmcla_fast.files import replacing
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5B5B5B", "#8C510A")

@@ -11,10 +11,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from rmcla_fast.attacks.gradient_norm import GradientNorm
+from rmcla_fast.attacks.suite import TITLES, AttackResult
 from rmcla_fast.epsilon import format_epsilon
 from rmcla_fast.errors import UserError
-from rmcla_fast.evaluation.gradient_magnitude import GradientMagnitude
-from rmcla_fast.evaluation.protocol import TITLES, AttackResult
 from rmcla_fast.files import replacing
 
 NOT_RUN = "not run"
@@ -129,7 +129,7 @@ def comparison_table(runs: Mapping[str, Mapping[str, AttackResult]], title: str)
     return shown
 
 
-def gradient_table(found: GradientMagnitude, title: str, published: Mapping[str, float], whose: str) -> Table:
+def gradient_table(found: GradientNorm, title: str, published: Mapping[str, float], whose: str) -> Table:
     """Max and mean of the squared input gradient, in both scales, with the published figures beside."""
     summary = found.summary()
     shown = _titled(f"{title}, {summary['images']} images")

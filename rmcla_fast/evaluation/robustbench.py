@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from rmcla_fast import recipes
+from rmcla_fast.attacks.suite import AttackResult
 from rmcla_fast.epsilon import format_epsilon
 from rmcla_fast.errors import UserError
-from rmcla_fast.evaluation.protocol import AttackResult
-from rmcla_fast.evaluation.runs import Run
+from rmcla_fast.evaluation.run import Run
 
 ARCHITECTURES = {
     "preact-resnet18": "PreActResNet-18",

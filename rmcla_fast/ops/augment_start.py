@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmcla_fast import backend as backends
-from rmcla_fast.ops import checks
+from rmcla_fast.ops import checks, dispatch
 
 
 def _fake(
@@ -28,7 +27,7 @@ def _fake(
     return images, torch.empty_like(images)
 
 
-backends.define(
+dispatch.define(
     "augment_start",
     "augment_start",
     "(Tensor dataset, Tensor index, Tensor rng, float epsilon, Tensor? epsilons, int padding, bool flip, float fill, "
@@ -101,7 +100,7 @@ def augment_start(
         epsilons, epsilon = checks.per_image("epsilon", epsilon, index), 0.0
     epsilon = checks.not_negative("epsilon", epsilon)
     fill = checks.number("fill", fill)
-    operator: Any = backends.choose("augment_start", dataset, backend)
+    operator: Any = dispatch.choose("augment_start", dataset, backend)
     channels_last = memory_format == torch.channels_last
     images, start = operator(dataset, index, rng, epsilon, epsilons, padding, flip, fill, dtype, channels_last)
     return images, start

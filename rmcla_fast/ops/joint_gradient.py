@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rmcla_fast import backend as backends
-from rmcla_fast.ops import checks
-from rmcla_fast.reference.labels import compute_dtype
+from rmcla_fast.ops import checks, dispatch
+from rmcla_fast.ops.tensors import compute_dtype
 
 TARGETS = ("mc", "ll", "untargeted", "margin")
 LABEL_SCHEMES = ("main", "sup", "none")
@@ -56,19 +55,19 @@ def _fake_redistribute_labels(logits: Tensor, *_: Any) -> Tensor:
 
 
 _RULE = "float beta, float gamma, int? top_k, str label_scheme"
-backends.define(
+dispatch.define(
     "joint_gradient",
     "joint_gradient",
     f"(Tensor logits, Tensor labels, str target, Tensor? target_labels, {_RULE}) -> (Tensor, Tensor, Tensor?, Tensor)",
     _fake_joint_gradient,
 )
-backends.define(
+dispatch.define(
     "joint_gradient",
     "redistribute_labels",
     f"(Tensor logits, Tensor labels, {_RULE}) -> Tensor",
     _fake_redistribute_labels,
 )
-backends.define(
+dispatch.define(
     "joint_gradient",
     "redistribute_labels.out",
     f"(Tensor logits, Tensor labels, {_RULE}, *, Tensor(a!) out) -> ()",
@@ -176,7 +175,7 @@ def joint_gradient(
             outside [0, C).
     """
     arguments = _arguments(logits, labels, target, beta, gamma, top_k, label_scheme)
-    return JointGradient(*backends.choose("joint_gradient", logits, backend)(logits, *arguments))
+    return JointGradient(*dispatch.choose("joint_gradient", logits, backend)(logits, *arguments))
 
 
 def joint_objective(
@@ -196,7 +195,7 @@ def joint_objective(
     there. Arguments, equations and errors are those of `joint_gradient`; a second derivative raises RuntimeError.
     """
     arguments = _arguments(logits, labels, target, beta, gamma, top_k, label_scheme)
-    operator = backends.choose("joint_gradient", logits, backend)
+    operator = dispatch.choose("joint_gradient", logits, backend)
     return JointObjective(*_JointObjective.apply(operator, logits, *arguments))
 
 
@@ -220,8 +219,8 @@ def redistribute_labels(
     checks.class_indices("labels", labels, logits)
     rule = _rule(beta, gamma, top_k, label_scheme, LABEL_SCHEMES[:2])
     if out is None:
-        result: Tensor = backends.choose("redistribute_labels", logits, backend)(logits, labels, *rule)
+        result: Tensor = dispatch.choose("redistribute_labels", logits, backend)(logits, labels, *rule)
         return result
     checks.output(out, logits.shape, compute_dtype(logits), logits, "logits")
-    backends.choose("redistribute_labels.out", logits, backend)(logits, labels, *rule, out=out)
+    dispatch.choose("redistribute_labels.out", logits, backend)(logits, labels, *rule, out=out)
     return out

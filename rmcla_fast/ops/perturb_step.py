@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmcla_fast import backend as backends
-from rmcla_fast.ops import checks
-from rmcla_fast.reference.perturb_step import as_dense
+from rmcla_fast.ops import checks, dispatch
+from rmcla_fast.ops.tensors import as_dense
 
 
 def _fake(images: Tensor, *_: Any) -> Tensor:
@@ -20,8 +19,8 @@ _ARGUMENTS = (
     "Tensor images, Tensor origin, Tensor grad, float step_size, Tensor? step_sizes, float epsilon, Tensor? epsilons, "
     "float lower, float upper"
 )
-backends.define("perturb_step", "perturb_step", f"({_ARGUMENTS}) -> Tensor", _fake)
-backends.define("perturb_step", "perturb_step.out", f"({_ARGUMENTS}, *, Tensor(a!) out) -> ()", lambda *_, **__: None)
+dispatch.define("perturb_step", "perturb_step", f"({_ARGUMENTS}) -> Tensor", _fake)
+dispatch.define("perturb_step", "perturb_step.out", f"({_ARGUMENTS}, *, Tensor(a!) out) -> ()", lambda *_, **__: None)
 
 
 def perturb_step(
@@ -80,9 +79,9 @@ def perturb_step(
         *checks.pixel_range(lower, upper),
     )
     if out is None:
-        operator = backends.choose("perturb_step", images, backend)
+        operator = dispatch.choose("perturb_step", images, backend)
         result: Tensor = operator(images, origin, grad, *arguments)
         return result
     checks.output(out, images.shape, images.dtype, images, "images")
-    backends.choose("perturb_step.out", images, backend)(images, origin, grad, *arguments, out=out)
+    dispatch.choose("perturb_step.out", images, backend)(images, origin, grad, *arguments, out=out)
     return out

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmcla_fast import backend as backends
-from rmcla_fast.ops import checks
-from rmcla_fast.reference.perturb_step import as_dense
+from rmcla_fast.ops import checks, dispatch
+from rmcla_fast.ops.tensors import as_dense
 
 
 def _result_dtype(images: Tensor) -> torch.dtype:
@@ -21,8 +20,8 @@ def _fake(images: Tensor, *_: Any) -> Tensor:
 
 
 _ARGUMENTS = "Tensor images, float epsilon, Tensor? epsilons, Tensor rng, float lower, float upper, bool clip"
-backends.define("random_start", "random_start", f"({_ARGUMENTS}) -> Tensor", _fake)
-backends.define("random_start", "random_start.out", f"({_ARGUMENTS}, *, Tensor(a!) out) -> ()", lambda *_, **__: None)
+dispatch.define("random_start", "random_start", f"({_ARGUMENTS}) -> Tensor", _fake)
+dispatch.define("random_start", "random_start.out", f"({_ARGUMENTS}, *, Tensor(a!) out) -> ()", lambda *_, **__: None)
 
 
 def random_start(
@@ -75,8 +74,8 @@ def random_start(
         clip,
     )
     if out is None:
-        result: Tensor = backends.choose("random_start", images, backend)(images, *arguments)
+        result: Tensor = dispatch.choose("random_start", images, backend)(images, *arguments)
         return result
     checks.output(out, images.shape, _result_dtype(images), images, "images")
-    backends.choose("random_start.out", images, backend)(images, *arguments, out=out)
+    dispatch.choose("random_start.out", images, backend)(images, *arguments, out=out)
     return out

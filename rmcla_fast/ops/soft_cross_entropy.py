@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmcla_fast import backend as backends
-from rmcla_fast.ops import checks
-from rmcla_fast.reference.labels import compute_dtype
+from rmcla_fast.ops import checks, dispatch
+from rmcla_fast.ops.tensors import compute_dtype
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -23,7 +22,7 @@ def _fake(logits: Tensor, labels: Tensor, reduction: str, label_gradient: bool) 
     )
 
 
-backends.define(
+dispatch.define(
     "soft_cross_entropy",
     "soft_cross_entropy",
     "(Tensor logits, Tensor labels, str reduction, bool label_gradient) -> (Tensor, Tensor, Tensor?)",
@@ -96,6 +95,6 @@ def soft_cross_entropy(
         checks.class_indices("labels", labels, logits)
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}; got {reduction!r}")
-    operator = backends.choose("soft_cross_entropy", logits, backend)
+    operator = dispatch.choose("soft_cross_entropy", logits, backend)
     loss: Tensor = _SoftCrossEntropy.apply(operator, logits, labels, reduction, labels.requires_grad)
     return loss

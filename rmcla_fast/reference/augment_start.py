@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rmcla_fast.pixels import to_unit
+from rmcla_fast.ops.philox import STREAM_AUGMENTATION, philox_words
+from rmcla_fast.ops.tensors import to_unit
 from rmcla_fast.reference.labels import in_range
-from rmcla_fast.reference.random_start import STREAM_AUGMENTATION, philox_words, random_start
+from rmcla_fast.reference.random_start import random_start
 
 
 def augment_start(

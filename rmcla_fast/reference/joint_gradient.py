@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from rmcla_fast.reference.labels import compute_dtype, in_range, surprisal
+from rmcla_fast.ops.tensors import compute_dtype
+from rmcla_fast.reference.labels import in_range, surprisal
 
 INFINITY = float("inf")
 NAN = float("nan")

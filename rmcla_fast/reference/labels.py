@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
-
-
-def compute_dtype(tensor: Tensor) -> torch.dtype:
-    """float64 for float64 storage, float32 for every other."""
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def surprisal(z: Tensor) -> Tensor:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rmcla_fast.pixels import to_unit
-from rmcla_fast.reference.labels import compute_dtype
+from rmcla_fast.ops.tensors import as_dense, compute_dtype, to_unit
 
 
 def perturb_step(
@@ -45,11 +44,6 @@ def perturb_step_out(
     out: Tensor,
 ) -> None:
     out.copy_(perturb_step(images, origin, grad, step_size, step_sizes, epsilon, epsilons, lower, upper))
-
-
-def as_dense(images: Tensor) -> Tensor:
-    """The images if their memory has no gaps and no overlaps, in any order of dimensions; else a contiguous copy."""
-    return images if torch.empty_like(images).stride() == images.stride() else images.contiguous()
 
 
 def per_image(value: float, values: Tensor | None, images: Tensor) -> Tensor:

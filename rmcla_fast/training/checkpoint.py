@@ -79,7 +79,7 @@ def load(run_folder: str | Path, which: str = "last", model: str | nn.Module | N
 
 
 def _rebuild(path: Path, config: Mapping[str, Any], named: str | None) -> nn.Module:
-    from rmcla_fast.training.setup import create_model
+    from rmcla_fast.training.build import create_model
 
     recorded = config.get("model")
     if not isinstance(recorded, str) or not isinstance(config.get("num_classes"), int):

@@ -35,7 +35,7 @@ class World:
     size: int = 1
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process watches and writes."""
         return self.rank == 0
 

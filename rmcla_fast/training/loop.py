@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from rmcla_fast import data as datasets
+from rmcla_fast.adversarial_example import radii
 from rmcla_fast.data.splits import DataSplits, require_classes
 from rmcla_fast.errors import Interrupted, RunFailed, UserError, need
-from rmcla_fast.example import radii
 from rmcla_fast.training import checkpoint
+from rmcla_fast.training.build import Parts, build, choose_device, choose_recipe, describe
 from rmcla_fast.training.config import TrainConfig
 from rmcla_fast.training.distributed import World, joined, local_device
 from rmcla_fast.training.interrupt import StopRequest
@@ -26,9 +27,8 @@ from rmcla_fast.training.monitor import Watched
 from rmcla_fast.training.plots import draw_curves
 from rmcla_fast.training.progress import Display, say, shown
 from rmcla_fast.training.run_folder import CURVES, RunFolder, open_run
+from rmcla_fast.training.run_state import RunState, own_state, restored
 from rmcla_fast.training.schedule import set_rate, warmed_up
-from rmcla_fast.training.setup import Parts, build, choose_device, choose_recipe, describe
-from rmcla_fast.training.standing import Standing, own_state, restored
 
 
 def train(config: TrainConfig, *, quiet: bool = True) -> Path:
@@ -66,7 +66,7 @@ def train(config: TrainConfig, *, quiet: bool = True) -> Path:
                 need(module, "train", "a run")
             choose_recipe(config)
             splits = _load(config, world, quiet)
-            run = _Run(config, splits, build(config, splits, device, world), folder, state, quiet or not world.leads)
+            run = _Run(config, splits, build(config, splits, device, world), folder, state, quiet or not world.is_main)
             world.wait()  # every rank has looked at the folder before rank 0 writes into it
             run.train()
     finally:
@@ -89,7 +89,7 @@ def _fastest_convolutions(device: torch.device) -> Iterator[None]:
 
 def _load(config: TrainConfig, world: World, quiet: bool) -> DataSplits:
     """The data set; where there are several ranks the first one packs what has to be packed."""
-    if not world.leads:
+    if not world.is_main:
         world.wait()
     splits = datasets.load(
         config.data,
@@ -97,9 +97,9 @@ def _load(config: TrainConfig, world: World, quiet: bool) -> DataSplits:
         images_per_class=config.images_per_class,
         seed=config.seed,
         skip_unreadable=config.skip_unreadable,
-        progress=None if quiet or not world.leads else shown,
+        progress=None if quiet or not world.is_main else shown,
     )
-    if world.leads:
+    if world.is_main:
         world.wait()
     return splits
 
@@ -121,12 +121,12 @@ class _Run:
         self.total_steps = config.epochs * parts.batches.steps
         if state is not None:
             require_classes(splits, state["config"], folder)
-        self.at = Standing() if state is None else restored(state, parts, self.total_steps, folder)
+        self.at = RunState() if state is None else restored(state, parts, self.total_steps, folder)
         self.pending: list[Tensor] = []  # losses that the host has not read yet
 
     def train(self) -> None:
         parts = self.parts
-        self.files = RunFolder(self.folder, self.described, self.at.step) if parts.world.leads else None
+        self.files = RunFolder(self.folder, self.described, self.at.step) if parts.world.is_main else None
         self.display = Display(self.total_steps, self.at.step, quiet=self.quiet)
         self.since, self.since_step = time.perf_counter(), self.at.step
         # Signals are held back while the files are closed, too: torchrun sends them where a rank was lost.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rmcla_fast.data import ImageSet
 from rmcla_fast.ops import joint_gradient, perturb_step, random_start
-from rmcla_fast.pixels import to_unit
+from rmcla_fast.ops.tensors import to_unit
 
 PGD_STEPS = 10
 BATCH = 256

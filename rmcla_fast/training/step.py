@@ -11,19 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from rmcla_fast import backend as backends
-from rmcla_fast.cuda_graph import CaptureFailed, first_line
+from rmcla_fast.adversarial_example import AdversarialExample, Radii, attack, attack_mode, check, radii, writable
+from rmcla_fast.cuda_graph import CapturedUpdate, CaptureFailed, first_line, is_fused, resolve_capture
 from rmcla_fast.errors import UserError
-from rmcla_fast.example import AdversarialExample, Radii, attack, attack_mode, check, radii, writable
-from rmcla_fast.ops import checks, soft_cross_entropy
-from rmcla_fast.pixels import to_unit
+from rmcla_fast.ops import checks, dispatch, soft_cross_entropy
+from rmcla_fast.ops.tensors import to_unit
 from rmcla_fast.precision import check_precision
 from rmcla_fast.recipes import Recipe
-from rmcla_fast.targets import last_linear
-from rmcla_fast.training.average import ExponentialAverage
-from rmcla_fast.training.graph import CapturedUpdate, is_fused, resolve_capture
-from rmcla_fast.training.guard import NonFiniteGuard
-from rmcla_fast.training.passes import Passes
+from rmcla_fast.target_classes import last_linear
+from rmcla_fast.training.ema import ExponentialAverage
+from rmcla_fast.training.forward import Passes
+from rmcla_fast.training.loss_scale import LossScale
 
 CAPTURES = ("auto", "eager", "compile", "cuda-graph")
 
@@ -96,12 +94,12 @@ class TrainStep:
         self._rng = torch.tensor([_signed(seed), 0], dtype=torch.int64, device=device)
         self._radii = torch.tensor(radii(recipe), dtype=torch.float32, device=device)
         self._epsilon = recipe.epsilon
-        self._guard: NonFiniteGuard | None = None
+        self._guard: LossScale | None = None
         if precision == "fp16" or skip_nonfinite:
             if not is_fused(optimizer):
                 what = 'precision "fp16"' if precision == "fp16" else "skip_nonfinite"
                 raise ValueError(f"{what} needs an optimizer made with fused=True, which can skip an update by itself")
-            self._guard = NonFiniteGuard(device, scaled=precision == "fp16")
+            self._guard = LossScale(device, scaled=precision == "fp16")
         self._captured: CapturedUpdate | None = None
         if capture == "cuda-graph":
             self._captured = CapturedUpdate(self._update, optimizer, device, self._rehearse)
@@ -297,7 +295,7 @@ class TrainStep:
         logits = self._passes.update(example.images)
         targets = labels if example.soft_labels is None else example.soft_labels
         # Loss and gradient leave one pass: no node of autograd stands between the operator and the network.
-        operator = backends.choose("soft_cross_entropy", logits, None)
+        operator = dispatch.choose("soft_cross_entropy", logits, None)
         loss, grad_logits, _ = operator(logits.detach(), targets, "mean", False)
         if scale is None:
             grad_logits.div_(total)

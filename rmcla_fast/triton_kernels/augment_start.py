@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rmcla_fast.reference.random_start import STREAM_AUGMENTATION, STREAM_RANDOM_START
+from rmcla_fast.ops.philox import STREAM_AUGMENTATION, STREAM_RANDOM_START
 from rmcla_fast.triton_kernels import elements
 from rmcla_fast.triton_kernels.conversion import alignment_of, narrow, scalar, widen
 from rmcla_fast.triton_kernels.elements import image_of, per_image, to_unit, valid_radius

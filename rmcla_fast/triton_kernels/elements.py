@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rmcla_fast.reference.perturb_step import as_dense
+from rmcla_fast.ops.tensors import as_dense
 from rmcla_fast.triton_kernels.conversion import scalar, widen
 
 BLOCK = 1024

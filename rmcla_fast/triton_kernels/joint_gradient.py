@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from rmcla_fast.reference.labels import compute_dtype
+from rmcla_fast.ops.tensors import compute_dtype
 from rmcla_fast.triton_kernels import rows
 from rmcla_fast.triton_kernels.conversion import alignment_of, arithmetic, narrow, scalar, widen
 from rmcla_fast.triton_kernels.memory import writable_beside

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from rmcla_fast.reference.random_start import STREAM_RANDOM_START
+from rmcla_fast.ops.philox import STREAM_RANDOM_START
 from rmcla_fast.triton_kernels import elements
 from rmcla_fast.triton_kernels.conversion import alignment_of, arithmetic, narrow, scalar
 from rmcla_fast.triton_kernels.elements import clip, per_image, to_unit, valid_radius

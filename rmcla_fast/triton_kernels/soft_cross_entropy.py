@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rmcla_fast.reference.labels import compute_dtype
+from rmcla_fast.ops.tensors import compute_dtype
 from rmcla_fast.triton_kernels import rows
 from rmcla_fast.triton_kernels.conversion import alignment_of, arithmetic, narrow
 from rmcla_fast.triton_kernels.rows import tile

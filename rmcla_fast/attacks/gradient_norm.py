@@ -1,0 +1,103 @@
+"""The squared l2 norm of the loss's input gradient, image by image: table 4 of Wang and Zhang (2019), supplementary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rmcla_fast.attacks.checked_model import CheckedModel, as_images, untouched
+from rmcla_fast.attacks.pgd import check_examples
+from rmcla_fast.ops import soft_cross_entropy
+
+PAPER_DIVISOR = 510.0
+STRICT_DIVISOR = 255.0**2
+WHY_TWO_SCALES = (
+    'The paper says that in [0, 255] pixels the figure is "127.5 times smaller" than in [-1, 1], though a squared norm '
+    "shrinks by 127.5 squared. The paper scale is therefore ||g||^2 / 510 for a gradient taken on [0, 1] images (our "
+    "inference); the strict scale is ||g||^2 / 255^2."
+)
+
+
+@dataclass(frozen=True)
+class GradientNorm:
+    """`squared`: (N,) float64, ||d CE / d image||^2 on [0, 1] images; NaN where the model's answer is not finite."""
+
+    squared: Tensor
+
+    @property
+    def paper(self) -> Tensor:
+        """(N,) in the scale of the paper's table 4 (inferred)."""
+        return self.squared / PAPER_DIVISOR
+
+    @property
+    def strict(self) -> Tensor:
+        """(N,) in [0, 255] pixel units."""
+        return self.squared / STRICT_DIVISOR
+
+    @property
+    def finite(self) -> Tensor:
+        return self.squared.isfinite()
+
+    def summary(self) -> dict[str, Any]:
+        """Max and mean in both scales over the finite images, and how many of the images were not."""
+        some = bool(self.finite.any())
+
+        def scale(values: Tensor) -> dict[str, float | None]:
+            kept = values[self.finite]
+            return {"max": kept.max().item() if some else None, "mean": kept.mean().item() if some else None}
+
+        return {
+            "images": self.squared.numel(),
+            "nonfinite": int((~self.finite).sum()),
+            "paper_scale": scale(self.paper),
+            "strict_scale": scale(self.strict),
+        }
+
+
+def gradient_norm(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    batch_size: int = 256,
+    progress: Callable[[float], None] | None = None,
+) -> GradientNorm:
+    """||d CE(model(x), label) / d x||^2 for every image, by one forward and one backward pass.
+
+    Args:
+        model: images (B, C, H, W) in [0, 1] to logits (B, classes); asked in evaluation mode, and left as it was.
+        images: (N, C, H, W) float in [0, 1], or uint8 (value / 255).
+        labels: (N,) int64.
+        batch_size: images a pass.
+        progress: called with the fraction done.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong kind, shape or range, or a model that answers something else.
+    """
+    check_examples(images, labels)
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size must be a whole number of at least 1; got {batch_size!r}")
+    norms = []
+    with untouched(model):
+        asked = CheckedModel(model)
+        parameter = next(model.parameters(), None)
+        device = images.device if parameter is None else parameter.device
+        for first in range(0, len(labels), batch_size):
+            batch = as_images(images[first : first + batch_size].to(device)).requires_grad_(True)
+            logits = asked(batch)
+            true = labels[first : first + batch_size].to(device)
+            if int(true.max()) >= logits.shape[1]:
+                raise ValueError(f"labels must lie in [0, {logits.shape[1]}); got {int(true.max())}")
+            loss = soft_cross_entropy(
+                logits, true, reduction="sum"
+            )  # images do not mix: the sum's gradient is each one's
+            (gradient,) = torch.autograd.grad(loss, batch)
+            squared = gradient.double().square().flatten(1).sum(1)
+            norms.append(squared.masked_fill(~logits.detach().isfinite().all(1), float("nan")).cpu())
+            if progress is not None:
+                progress(min(1.0, (first + batch_size) / len(labels)))
+    return GradientNorm(torch.cat(norms) if norms else torch.zeros(0, dtype=torch.float64))

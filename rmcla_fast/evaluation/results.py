@@ -1,0 +1,135 @@
+"""RUN/evaluation.json: what is known about a run, attack by attack, so that a stopped command goes on where it was.
+
+An entry counts only for the same weights, network, images, epsilon, seed and precision; anything else is attacked
+again. The last evaluation stands on top, and under "others" those with other settings, so that a quick look costs no
+long result.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from rmcla_fast.attacks.suite import (
+    BATCH_SIZE,
+    GRADIENT_ATTACKS,
+    TITLES,
+    AttackResult,
+    Progress,
+    attack_names,
+    evaluate,
+)
+from rmcla_fast.evaluation.report import as_json, write_json
+from rmcla_fast.evaluation.run import Run
+
+RECORD = "evaluation.json"
+
+
+def evaluate_run(
+    run: Run,
+    attacks: str | Iterable[str],
+    *,
+    epsilon: float,
+    restarts: int = 1,
+    batch_size: int = BATCH_SIZE,
+    seed: int = 0,
+    progress: Progress | None = None,
+    fresh: bool = False,
+    precision: str = "fp32",
+) -> dict[str, AttackResult]:
+    """`evaluate` on a run, remembering each attack as soon as it is done; known results are reused unless `fresh`.
+
+    Returns the wanted attacks, in the order of ATTACKS.
+    """
+    names = attack_names(attacks)
+    known = {} if fresh else known_results(run, epsilon, seed, precision)
+    results = {}
+    for name in names:
+        key = _key(name, restarts)
+        if key in known:
+            results[name] = known[key]
+            continue
+        results |= evaluate(
+            run.model,
+            run.images,
+            run.labels,
+            attacks=[name],
+            epsilon=epsilon,
+            restarts=restarts,
+            batch_size=batch_size,
+            seed=seed,
+            num_classes=run.num_classes,
+            progress=progress,
+            precision=precision,
+        )
+        _remember(run, epsilon, seed, precision, {key: results[name]})
+    return results
+
+
+def known_results(run: Run, epsilon: float, seed: int, precision: str = "fp32") -> dict[str, AttackResult]:
+    """What RUN/evaluation.json already knows for these settings, by attack; "ce20 x 100" is CE20 with 100 restarts."""
+    for document in _read(run.folder / RECORD):
+        if document["settings"] == _settings(run, epsilon, seed, precision):
+            return _results(document)
+    return {}
+
+
+def _key(name: str, restarts: int) -> str:
+    many = restarts > 1 and name in GRADIENT_ATTACKS and GRADIENT_ATTACKS[name].random_start
+    return f"{name} x {restarts}" if many else name
+
+
+def _settings(run: Run, epsilon: float, seed: int, precision: str) -> dict[str, Any]:
+    """What a result depends on."""
+    return {
+        "which": run.which,
+        **run.identity,
+        "images": len(run.labels),
+        "epsilon": epsilon,
+        "seed": seed,
+        "precision": precision,
+    }
+
+
+def _remember(run: Run, epsilon: float, seed: int, precision: str, new: dict[str, AttackResult]) -> None:
+    """Adds to what the file holds by now: another command may have written to it meanwhile."""
+    settings = _settings(run, epsilon, seed, precision)
+    attacks, others = {}, []
+    for document in _read(run.folder / RECORD):
+        theirs = document["settings"]
+        if theirs == settings:
+            attacks = _results(document)
+        elif theirs["which"] != run.which or theirs["checkpoint_sha256"] == settings["checkpoint_sha256"]:
+            others.append(document)  # the rest is of weights that are no longer there
+    attacks |= new
+    ordered = {key: attacks[key] for title in TITLES for key in sorted(attacks) if key.split(" ")[0] == title}
+    document = as_json(ordered, epsilon=epsilon, model=run.config["model"], data=run.data)
+    write_json(run.folder / RECORD, {**document, "recipe": run.recipe, "settings": settings, "others": others})
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """The evaluations in the file, the last one first; none where it is missing, damaged or of another kind."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        others = document.pop("others")
+        for one in (document, *others):
+            if not {"which", "checkpoint_sha256"} <= set(one["settings"]):
+                return []
+            precision = one["settings"].setdefault("precision", "fp32")  # of a file from before there was a choice
+            if any(result.precision != precision for result in _results(one).values()):
+                return []
+        return [document, *others]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+
+
+def _results(document: dict[str, Any]) -> dict[str, AttackResult]:
+    names = {field.name for field in fields(AttackResult)}
+    return {
+        attack: AttackResult(**{key: value for key, value in entry.items() if key in names})
+        for attack, entry in document["attacks"].items()
+        if attack.split(" ")[0] in TITLES
+    }

@@ -1,0 +1,1 @@
+"""The paper's tables: its published figures, and a reproduction of them beside."""

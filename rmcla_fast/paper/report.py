@@ -1,0 +1,144 @@
+"""The Markdown and JSON of `rmcla reproduce`: the table, its cost, and in plain words what is not as in the paper."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from rmcla_fast import recipes
+from rmcla_fast.attacks.gradient_norm import WHY_TWO_SCALES
+from rmcla_fast.attacks.suite import BATCH_SIZE, TITLES
+from rmcla_fast.epsilon import format_epsilon
+from rmcla_fast.evaluation.run import load_data
+from rmcla_fast.paper import published
+from rmcla_fast.paper.plan import EVERY_RECIPE, GRADIENT_TABLE, Plan, Row, attack_epsilon, default_data
+from rmcla_fast.paper.published import PAPER_EPOCHS, PAPER_NETWORK
+
+
+def differences(plan: Plan, rows: Sequence[Row]) -> list[str]:
+    """What is not as in the paper, in plain sentences."""
+    config = rows[0].config
+    found = []
+    sources = {row.source.data for row in rows} if plan.table in published.TABLES else {default_data(plan.table)}
+    if plan.table != EVERY_RECIPE and plan.data not in sources:
+        found.append(
+            f"Data: {plan.data}, where the paper has {published.DATA_TITLES[sources.pop()]}; the published figures are"
+            " shown for orientation, and the differences do not say how well a figure was reproduced."
+        )
+    elif plan.table == EVERY_RECIPE and plan.data not in published.DATA_TITLES:
+        found.append(f"Data: {plan.data}; the published figures are of CIFAR-10 and shown for orientation alone.")
+    if config.model != PAPER_NETWORK:
+        found.append(f"Network: {config.model}, where the paper trains {PAPER_NETWORK.upper()}.")
+    if config.epochs != PAPER_EPOCHS:
+        found.append(f"Epochs: {config.epochs}, where the paper trains {PAPER_EPOCHS}.")
+    if config.schedule != "piecewise":
+        found.append(f"Learning rate: {config.schedule}, where the paper divides by 10 after half and three quarters.")
+    attacked = format_epsilon(attack_epsilon(plan))
+    if plan.table != GRADIENT_TABLE and attacked != "8/255":
+        trained = sorted({format_epsilon(float(row.config.epsilon or 0)) for row in rows})
+        found.append(f"Epsilon: trained with {' and '.join(trained)}, attacked with {attacked} (the paper: 8/255).")
+    shares = {row.config.images_per_class for row in rows if row.config.images_per_class}
+    if shares and plan.data != "cifar10":
+        found.append(
+            f"Images per class: all, and {' and '.join(map(str, sorted(shares, reverse=True)))}: the paper's shares."
+        )
+    if any(recipes.get(row.source.recipe).top_k for row in rows) and _classes(plan) <= 10:
+        found.append(f"Top 9 of {_classes(plan)} classes is the full rule: those rows repeat the ones without it.")
+    found.append(f"Seeds: {', '.join(map(str, plan.seeds))}; the paper's tables do not state theirs.")
+    if plan.table != GRADIENT_TABLE:
+        found.append("An image counts as fooled from the first iterate of an attack that fools the model.")
+    if not plan.autoattack and plan.table != GRADIENT_TABLE:
+        found.append("AutoAttack was not run: robust accuracies without it may be overstated.")
+    return found
+
+
+def _classes(plan: Plan) -> int:
+    return {"cifar100": 100, "imagenet": 1000}.get(plan.data) or load_data(plan.data, plan.data_dir).num_classes
+
+
+def title(plan: Plan) -> str:
+    if plan.table == EVERY_RECIPE:
+        return f"Every recipe under every attack, {plan.data}"
+    if plan.table == GRADIENT_TABLE:
+        return "Table 4: squared l2 norm of the input gradient over the test set, in the paper's scale"
+    return published.TABLES[plan.table].title
+
+
+def command(plan: Plan) -> str:
+    """The command line that makes this table; where the data set lies is each reader's own."""
+    words = ["rmcla reproduce", plan.table, "--data", plan.data]
+    options = {
+        "--data-dir": None if plan.data_dir is None else f"PATH_TO_{plan.data.upper()}",
+        "--model": plan.model,
+        "--epochs": plan.epochs,
+        "--precision": plan.precision,
+        "--device": plan.device,
+        "--batch-size": None if plan.batch_size == BATCH_SIZE else plan.batch_size,
+    }
+    for flag, value in options.items():
+        words += [flag, str(value)] if value is not None else []
+    words += ["--seeds", ",".join(map(str, plan.seeds))]
+    words += [] if plan.autoattack or plan.table == GRADIENT_TABLE else ["--no-autoattack"]
+    return " ".join(words)
+
+
+def as_json(plan: Plan, rows: Sequence[Row]) -> dict[str, Any]:
+    return {
+        "table": plan.table,
+        "title": title(plan),
+        "command": command(plan),
+        "data": plan.data,
+        "model": rows[0].config.model,
+        "epsilon": format_epsilon(attack_epsilon(plan)),
+        "seeds": list(plan.seeds),
+        "differences": differences(plan, rows),
+        "rows": [row.as_json() for row in rows],
+    }
+
+
+def as_markdown(plan: Plan, rows: Sequence[Row], attacks: Sequence[str]) -> str:
+    """The table: in each cell ours (mean, and the standard deviation over several seeds), published, difference."""
+    gradient = plan.table == GRADIENT_TABLE
+    columns = ["max", "mean"] if gradient else [name for name in TITLES if name in attacks or name == "autoattack"]
+    heads = columns if gradient else [TITLES[name] for name in columns]
+    lines = [f"# {title(plan)}", "", f"Made by `{command(plan)}`.", ""]
+    lines += [
+        "Each cell: ours / published / difference" + (" (mean and spread over seeds)." if len(plan.seeds) > 1 else "."),
+        "",
+    ]
+    lines += ["| model | recipe | " + " | ".join(heads) + " | passes an image | training minutes |"]
+    lines += ["|---|---|" + "---|" * (len(heads) + 2)]
+    for row in rows:
+        cells = [_cell(row, name, gradient, plan) for name in columns]
+        minutes = f"{statistics.fmean(row.minutes):.2f}" if row.minutes else "-"
+        cost = f"{row.passes}F x {row.config.epochs}"
+        lines.append(f"| {row.source.name} | `{row.source.recipe}` | " + " | ".join(cells) + f" | {cost} | {minutes} |")
+    lines += ["", "What differs from the paper:", ""]
+    lines += [f"* {sentence}" for sentence in differences(plan, rows)]
+    notes = [f"* {row.source.name}: {row.source.note}." for row in rows if row.source.note]
+    if gradient:
+        notes.append("* " + WHY_TWO_SCALES)
+        for row in rows:
+            if row.strict:
+                strict = ", ".join(f"{name} {statistics.fmean(values):.3g}" for name, values in row.strict.items())
+                notes.append(f"* {row.source.name}, strict scale: {strict}.")
+    return "\n".join([*lines, *notes]) + "\n"
+
+
+def _cell(row: Row, name: str, gradient: bool, plan: Plan) -> str:
+    mean, known = row.mean(name), row.published.get(name)
+    if mean is None:
+        if name == "autoattack" and not plan.autoattack:
+            return "not run" + (f" / {known:.1f}" if known is not None else "")
+        return f"pending / {known:g}" if known is not None else "pending"
+    ours = f"{mean:.3g}" if gradient else f"{mean:.1f}"
+    spread = row.spread(name)
+    if spread is not None:
+        ours += f" ± {spread:.2g}" if gradient else f" ± {spread:.1f}"
+    if known is None:
+        return f"**{ours}**"
+    difference = mean - known
+    return (
+        f"**{ours}** / {known:g} / {difference:+.3g}" if gradient else f"**{ours}** / {known:.1f} / {difference:+.1f}"
+    )

@@ -1,0 +1,169 @@
+"""`rmcla reproduce`: the paper's tables again, on its data or on yours, beside the published figures.
+
+What is trained already is reused, a run that was stopped goes on, and the table is written anew after every model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from rmcla_fast.attacks.gradient_norm import gradient_norm
+from rmcla_fast.attacks.suite import TITLES
+from rmcla_fast.attacks.third_party import require
+from rmcla_fast.epsilon import format_epsilon
+from rmcla_fast.errors import UserError
+from rmcla_fast.evaluation.progress import Bars
+from rmcla_fast.evaluation.report import write_json, write_text
+from rmcla_fast.evaluation.results import evaluate_run
+from rmcla_fast.evaluation.run import Run, load_data, open_run
+from rmcla_fast.paper import published
+from rmcla_fast.paper.plan import EVERY_RECIPE, GRADIENT_TABLE, NAMES, Plan, Row, attack_epsilon
+from rmcla_fast.paper.published import PublishedRow, PublishedTable
+from rmcla_fast.paper.report import as_json, as_markdown
+from rmcla_fast.training import TrainConfig, train
+from rmcla_fast.training.config import resolve
+from rmcla_fast.training.run_folder import METRICS, read_metrics
+
+PAPER_IMAGES_PER_CLASS = 5000
+"""Of CIFAR-10: table 2's first row."""
+
+
+def reproduce(plan: Plan, *, quiet: bool = True) -> tuple[Path, Path]:
+    """Trains what is missing, evaluates what is not known, and writes OUT/TABLE-DATA.md and .json.
+
+    Returns the two paths. Stopped anywhere, the same call goes on from there.
+
+    Raises:
+        UserError: a table, data set, model or number of epochs that does not exist or fit, or no AutoAttack installed.
+        RunFailed: a training run stopped midway.
+    """
+    if plan.table not in NAMES:
+        raise UserError(f"no table is called {plan.table!r}; there are {', '.join(NAMES)}")
+    if not plan.seeds:
+        raise UserError("--seeds must name at least one seed")
+    if plan.table != GRADIENT_TABLE and plan.autoattack:
+        require("autoattack")  # now, and not after the first training
+    rows = [_row(plan, source) for source in _sources(plan)]
+    attacks = _attacks(plan)
+    markdown = plan.out / f"{plan.table}-{plan.data}.md"
+    document = markdown.with_suffix(".json")
+
+    def write() -> None:
+        write_text(markdown, as_markdown(plan, rows, attacks))
+        write_json(document, as_json(plan, rows))
+
+    write()
+    for row in rows:
+        for seed in plan.seeds:
+            folder = _train(plan, row, seed, quiet)
+            named = plan.model if ":" in str(plan.model) else None
+            run = open_run(folder, data_dir=plan.data_dir, model=named, device=plan.device)
+            with Bars(f"{folder.name}: ", quiet=quiet) as bars:
+                _measure(plan, row, run, attacks, bars)
+            row.minutes.append(_training_minutes(folder))
+            write()
+    return markdown, document
+
+
+def _measure(plan: Plan, row: Row, run: Run, attacks: Sequence[str], bars: Bars) -> None:
+    """Adds one seed's figures to the row."""
+    if plan.table != GRADIENT_TABLE:
+        epsilon = attack_epsilon(plan)
+        results = evaluate_run(run, attacks, epsilon=epsilon, batch_size=plan.batch_size, progress=bars)
+        for name, result in results.items():
+            row.ours.setdefault(name, []).append(result.accuracy)
+        return
+    data = (run.model, run.images, run.labels)
+    found = gradient_norm(*data, batch_size=plan.batch_size, progress=partial(bars, "gradients")).summary()
+    for name in ("max", "mean"):
+        row.ours.setdefault(name, []).append(found["paper_scale"][name])
+        row.strict.setdefault(name, []).append(found["strict_scale"][name])
+
+
+def _sources(plan: Plan) -> Sequence[PublishedRow]:
+    if plan.table == EVERY_RECIPE:
+        return [PublishedRow(name, name, published.beside(name, plan.data)[0], data=plan.data) for name in EVERY]
+    if plan.table == GRADIENT_TABLE:
+        known = published.GRADIENTS.get(plan.data, published.GRADIENTS["cifar10"])
+        return [
+            PublishedRow(name, recipe, {figure: known[figure][i] for figure in ("max", "mean")}, data=plan.data)
+            for i, (name, recipe) in enumerate(
+                zip(published.GRADIENT_MODELS, published.gradient_recipes(plan.data), strict=True)
+            )
+        ]
+    return published.TABLES[plan.table].rows
+
+
+EVERY = (
+    "standard",
+    "fgsm-rs",
+    "n-fgsm",
+    "madry-pgd7-2",
+    "trades",
+    "r-mc",
+    "r-mc-la",
+    "r-mc-la+",
+    "r-mc-la9",
+    "r-mc-la9+",
+    "r-mc-la-sup",
+    "r-mc-la-sup+",
+    "n-mc-la",
+    "n-fgsm-la",
+)
+
+
+def _attacks(plan: Plan) -> list[str]:
+    if plan.table == GRADIENT_TABLE:
+        return []
+    table: PublishedTable | None = published.TABLES.get(plan.table)
+    names = list(TITLES) if table is None else [*table.attacks, "autoattack"]
+    return [name for name in names if name != "autoattack" or plan.autoattack]
+
+
+def _row(plan: Plan, source: PublishedRow) -> Row:
+    table = published.TABLES.get(plan.table)
+    per_class = None
+    if source.images_per_class is not None and source.images_per_class < PAPER_IMAGES_PER_CLASS:
+        per_class = _images_per_class(plan, source.images_per_class / PAPER_IMAGES_PER_CLASS)
+    asked = {
+        "model": plan.model,
+        "epochs": plan.epochs,
+        "precision": plan.precision,
+        "beta": None if table is None else table.beta,
+    }
+    config = TrainConfig(
+        data=plan.data,
+        data_dir=plan.data_dir,
+        recipe=source.recipe,
+        epsilon=attack_epsilon(plan) * source.train_epsilon / 8,
+        images_per_class=per_class,
+        device=plan.device,
+        **{name: value for name, value in asked.items() if value is not None},  # type: ignore[arg-type]
+    )
+    return Row(source, resolve(config), dict(source.figures))
+
+
+def _images_per_class(plan: Plan, fraction: float) -> int:
+    splits = load_data(plan.data, plan.data_dir)
+    fewest = int(splits.train.labels.bincount(minlength=splits.num_classes).min())
+    return max(1, round(fraction * fewest))
+
+
+def _train(plan: Plan, row: Row, seed: int, quiet: bool) -> Path:
+    """The folder of the finished run: trained now, gone on with, or there already."""
+    config = row.config
+    epsilon = format_epsilon(float(config.epsilon or 0)).replace("/", "of")
+    parts = [plan.data, str(config.model).replace(":", "."), row.source.recipe, f"eps{epsilon}", f"beta{config.beta:g}"]
+    parts += [f"{config.images_per_class}perclass"] if config.images_per_class else []
+    parts += [config.precision] if config.precision != "fp32" else []
+    parts += [f"{config.epochs}epochs", f"seed{seed}"]
+    folder = plan.out / "runs" / "-".join(parts)
+    return train(replace(config, seed=seed, out=str(folder), resume=True), quiet=quiet)
+
+
+def _training_minutes(folder: Path) -> float:
+    seconds = [row["seconds"] for row in read_metrics(folder / METRICS) if "seconds" in row]
+    return seconds[-1] / 60 if seconds else 0.0

@@ -1,0 +1,181 @@
+"""From the options to the parts of a run: model, optimizer, update, batches and monitor."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+import rmcla_fast
+from rmcla_fast import models, recipes
+from rmcla_fast.adversarial_example import attack_mode, radii
+from rmcla_fast.data.imagenet import centers
+from rmcla_fast.data.splits import DataSplits, ImageSet, StreamedSet, hold_out
+from rmcla_fast.epsilon import format_epsilon, parse_epsilon
+from rmcla_fast.errors import UserError
+from rmcla_fast.precision import require_precision
+from rmcla_fast.recipes import Recipe
+from rmcla_fast.training.config import TrainConfig
+from rmcla_fast.training.distributed import World
+from rmcla_fast.training.ema import ExponentialAverage
+from rmcla_fast.training.loader import Loader, StreamedLoader
+from rmcla_fast.training.monitor import Monitor
+from rmcla_fast.training.schedule import Schedule, build_optimizer
+from rmcla_fast.training.step import TrainStep
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of."""
+
+    device: torch.device
+    recipe: Recipe
+    model: nn.Module
+    ema: ExponentialAverage | None
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    step: TrainStep
+    batches: Loader | StreamedLoader
+    monitor: Monitor | None
+    warm_up_steps: int
+    world: World
+
+    @property
+    def watched(self) -> nn.Module:
+        """The weights that count: the average where there is one."""
+        return self.model if self.ema is None else self.ema.module
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device by its name, or a GPU where there is one; a GPU with its index, as the tensors on it have it.
+
+    Raises:
+        UserError: no such device here.
+    """
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=torch.device(name)).device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
+
+
+def choose_recipe(config: TrainConfig) -> Recipe:
+    """The recipe by its name, at the run's epsilon and beta; UserError where there is none of that name."""
+    try:
+        return recipes.get(config.recipe).replace(epsilon=config.epsilon, beta=config.beta)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def build(config: TrainConfig, splits: DataSplits, device: torch.device, world: World) -> Parts:
+    """Everything that a run needs, at step 0; `config` is resolved.
+
+    Raises:
+        UserError: one sentence: an unknown recipe or model, a precision that the device lacks, too few images, a
+            batch that cannot be cut.
+    """
+    recipe = choose_recipe(config)
+    seed, batch_size, precision = config.seed, config.batch_size, config.precision
+    require_precision(precision, device)
+    pieces = config.accumulate * world.size
+    if config.accumulate > 1 and (batch_size % pieces or batch_size < 2 * pieces):
+        raise UserError(
+            f"--accumulate {config.accumulate} needs a --batch-size that gives {pieces} equal pieces of at least two "
+            f"images; got {batch_size}"
+        )
+    train, held_out = _held_out(config, splits)
+    if config.stop_on_overfitting and held_out is None:
+        raise UserError("--stop-on-overfitting needs images to watch, and none are held out; give --monitor-images")
+    drawn = recipe.steps > 0 and recipe.start == "uniform"
+    batches: Loader | StreamedLoader
+    if isinstance(train, StreamedSet):
+        batches = StreamedLoader(train, batch_size, seed, device, config.augment, config.workers, world)
+    else:
+        batches = Loader(train, batch_size, seed, device, config.augment, config.data != "svhn", drawn, world)
+    batches.start_radius.fill_(radii(recipe).start if drawn else 0.0)
+    torch.manual_seed(seed)
+    model = create_model(config.model, splits.num_classes, splits.train.shape[0]).to(device)
+    if device.type == "cuda":
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    _check_answer(model, config.model, splits, device)
+    schedule = Schedule(config.schedule, config.lr, config.epochs * batches.steps)
+    optimizer = build_optimizer(model, schedule.rate(0), config.momentum, config.weight_decay)
+    ema = ExponentialAverage(model, config.ema) if config.ema else None
+    try:
+        step = TrainStep(
+            world.wrap(model, device),
+            optimizer,
+            recipe,
+            ema=ema,
+            precision=precision,
+            capture=config.capture,
+            seed=world.seed(seed),
+            clip_norm=config.clip_grad or None,
+            skip_nonfinite=config.skip_nonfinite,
+            accumulate=config.accumulate,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    torch.manual_seed(world.torch_seed(seed))  # of what the network draws, in dropout for one
+    monitor = (
+        Monitor(held_out, recipe.epsilon, device, seed)
+        if held_out is not None and len(held_out) and world.is_main
+        else None
+    )
+    warm_up_steps = config.epsilon_warmup * batches.steps
+    return Parts(device, recipe, model, ema, optimizer, schedule, step, batches, monitor, warm_up_steps, world)
+
+
+def _held_out(config: TrainConfig, splits: DataSplits) -> tuple[ImageSet | StreamedSet, ImageSet | None]:
+    """(images to train on, images to watch): at most a tenth of the training images are held out."""
+    count = min(config.monitor_images, len(splits.train) // 10)
+    if not count:
+        return splits.train, None
+    if isinstance(splits.train, StreamedSet):
+        streamed, held_out = hold_out(splits.train, count, splits.num_classes, config.seed)
+        return streamed, centers(held_out)
+    return hold_out(splits.train, count, splits.num_classes, config.seed)
+
+
+def create_model(name: str, num_classes: int, channels: int) -> nn.Module:
+    """The network by its name; UserError, with the names there are, where it cannot be had."""
+    try:
+        return models.create(name, num_classes, channels)
+    except (ValueError, TypeError, ImportError) as error:
+        raise UserError(str(error)) from error
+
+
+@torch.no_grad()
+def _check_answer(model: nn.Module, name: str, splits: DataSplits, device: torch.device) -> None:
+    """UserError where the model, perhaps somebody's own, cannot take the images or answers other classes."""
+    image = torch.zeros(1, *splits.train.shape, device=device)
+    try:
+        with attack_mode(model, "eval"):
+            logits = model(image)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise UserError(
+            f"model {name} cannot take images of shape {tuple(image.shape)}: {str(error).splitlines()[0]}"
+        ) from error
+    shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    if shape != (1, splits.num_classes):
+        raise UserError(f"model {name} must answer logits of shape (1, {splits.num_classes}) to one image; got {shape}")
+
+
+def describe(config: TrainConfig, splits: DataSplits) -> dict[str, Any]:
+    """config.json: every option as it was resolved, and what the data set and the library were."""
+    channels, *size = splits.train.shape
+    return {
+        **dataclasses.asdict(config),
+        "epsilon_text": format_epsilon(parse_epsilon(config.epsilon)),
+        "num_classes": splits.num_classes,
+        "channels": channels,
+        "image_size": size,
+        "train_images": len(splits.train),
+        "classes": list(splits.classes),
+        "rmcla_fast": rmcla_fast.__version__,
+        "torch": str(torch.__version__),
+    }

@@ -1,0 +1,50 @@
+"""An exponential moving average of a model's weights: one fused pass over them, and nothing on the host."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from rmcla_fast.adversarial_example import writable
+
+
+class ExponentialAverage(nn.Module):
+    """`average.module` is a copy of the model whose weights and buffers follow it: a <- decay a + (1 - decay) w.
+
+    Args:
+        model: the model to follow; it is copied as it is now.
+        decay: in [0, 1), per update.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must lie in [0, 1); got {decay}")
+        super().__init__()
+        self.module = copy.deepcopy(model).requires_grad_(False).eval()
+        self.decay = decay
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.module(images)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Moves towards the model's present weights; counters and other integers are copied."""
+        average, current, counters, counts = [], [], [], []
+        for ours, theirs in zip(_tensors(self.module), _tensors(model), strict=True):
+            if not writable(ours):
+                continue
+            if ours.is_floating_point():
+                average.append(ours)
+                current.append(theirs.detach())
+            else:
+                counters.append(ours)
+                counts.append(theirs)
+        torch._foreach_lerp_(average, current, 1 - self.decay)
+        if counters:
+            torch._foreach_copy_(counters, counts)
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]

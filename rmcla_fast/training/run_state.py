@@ -1,0 +1,112 @@
+"""Where a run stands, and the checkpoint that takes it up again: everything that the rest of the run depends on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rmcla_fast.errors import UserError
+from rmcla_fast.training.build import Parts
+
+
+@dataclass
+class RunState:
+    """How far a run has come, and what it has counted on the way."""
+
+    epoch: int = 0  # epochs that are done
+    step: int = 0  # updates that are done
+    best: float = -math.inf  # PGD accuracy
+    warned: bool = False  # of catastrophic overfitting, since it last began
+    seconds: float = 0.0  # of training
+    epoch_loss: float = 0.0  # the sum over this epoch's updates so far
+    epoch_count: int = 0
+    recent: list[float] = field(default_factory=list)  # losses since the last logged step
+
+    def state(
+        self, parts: Parts, total_steps: int, described: dict[str, Any], ranks: list[dict[str, Any]]
+    ) -> dict[str, Any]:
+        """The checkpoint. `described`: config.json's content; `ranks`: what `own_state` is on each of them."""
+        return {
+            "model": parts.model.state_dict(),
+            "ema": None if parts.ema is None else parts.ema.module.state_dict(),
+            "optimizer": parts.optimizer.state_dict(),
+            "schedule": {
+                "name": described["schedule"],
+                "total_steps": total_steps,
+                "best": self.best,
+                "epoch_loss": self.epoch_loss,
+                "epoch_count": self.epoch_count,
+                "recent": self.recent,
+                "warned": self.warned,
+                "seconds": self.seconds,
+            },
+            "rng": {
+                "step": parts.step.state_dict(),
+                **ranks[0],
+                "others": ranks[1:],
+            },
+            "epoch": self.epoch,
+            "step": self.step,
+            "config": described,
+        }
+
+
+def own_state(parts: Parts) -> dict[str, Any]:
+    """What is a rank's own: the state of torch's generators and, beside rank 0, the network's running statistics."""
+    cuda = [torch.cuda.get_rng_state(parts.device)] if parts.device.type == "cuda" else []
+    buffers = {} if parts.world.is_main else {"buffers": [buffer.cpu() for buffer in parts.model.buffers()]}
+    return {"torch": torch.get_rng_state(), "cuda": cuda, **buffers}
+
+
+def restored(state: dict[str, Any], parts: Parts, total_steps: int, folder: Path) -> RunState:
+    """Puts a checkpoint's content into the parts, and says where the run stands.
+
+    Raises:
+        UserError: it belongs to another model or data set, or to a run of more or fewer processes.
+    """
+    rng, world = state["rng"], parts.world
+    others = rng.get("others", [])
+    if len(others) + 1 != world.size:
+        raise UserError(
+            f"{folder} was started with {len(others) + 1} processes and cannot be resumed with {world.size}, "
+            "which would draw other noise"
+        )
+    own = rng if world.is_main else others[world.rank - 1]
+    try:
+        parts.model.load_state_dict(state["model"])
+        if parts.ema is not None:
+            parts.ema.module.load_state_dict(state["ema"])
+        parts.optimizer.load_state_dict(state["optimizer"])
+        for group in parts.optimizer.param_groups:
+            group["lr"] = torch.as_tensor(group["lr"], device=parts.device)
+        parts.step.load_state_dict(rng["step"])
+        torch.set_rng_state(own["torch"])
+        if parts.device.type == "cuda" and own["cuda"]:
+            torch.cuda.set_rng_state(own["cuda"][0], parts.device)
+        if not world.is_main:
+            for buffer, value in zip(parts.model.buffers(), own["buffers"], strict=True):
+                buffer.copy_(value)
+        kept = state["schedule"]
+        planned = kept["total_steps"]
+        standing = RunState(
+            epoch=state["epoch"],
+            step=state["step"],
+            best=kept["best"],
+            warned=kept["warned"],
+            seconds=kept["seconds"],
+            epoch_loss=kept["epoch_loss"],
+            epoch_count=kept["epoch_count"],
+            recent=list(kept["recent"]),
+        )
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"the checkpoint in {folder} does not fit ({why})") from error
+    if planned != total_steps:
+        raise UserError(
+            f"the data set has changed since {folder} was started: {planned} updates were planned, now {total_steps}"
+        )
+    return standing

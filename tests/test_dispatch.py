@@ -1,0 +1,257 @@
+"""Which backend runs: the argument, then RMCLA_BACKEND, then the best there is; and what is said if it is missing."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import types
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import available_backends
+
+import rmcla_fast
+from rmcla_fast.ops import dispatch, extension
+
+ROOT = Path(rmcla_fast.__file__).parents[1]
+EXTENSION_BUILT = importlib.util.find_spec("rmcla_fast._C") is not None
+
+# Before the package is imported: as if the extension had not been built.
+MISSING = """
+import importlib.util
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "rmcla_fast._C" else find_spec(name, *rest)
+"""
+
+
+def run(code: str, **environment: str) -> str:
+    """Standard output of `code` in a fresh interpreter, with only these of the package's environment variables."""
+    clean = {k: v for k, v in os.environ.items() if k not in ("RMCLA_BACKEND", "TRITON_INTERPRET")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**clean, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+CALL = """
+import warnings
+import torch
+recorder = warnings.catch_warnings(record=True)
+caught = recorder.__enter__()
+warnings.simplefilter("always")
+import rmcla_fast
+logits, labels = torch.randn(2, 3), torch.tensor([0, 1])
+def call(**kwargs):
+    try:
+        rmcla_fast.joint_gradient(logits, labels, **kwargs)
+        return "ran"
+    except ValueError as error:
+        return str(error)
+"""
+
+
+def test_the_built_extension_loads() -> None:
+    if not EXTENSION_BUILT:
+        pytest.skip(f"backend 'cpu': {extension.missing_reason}")
+    assert extension.build_config is not None, extension.missing_reason
+    assert extension.has_kernels("cpu")
+    assert "cpu" in available_backends()
+    assert dispatch.resolve("cpu", "cpu") == "cpu"
+    operators = ("joint_gradient", "redistribute_labels", "soft_cross_entropy")
+    for name in (*operators, "perturb_step", "random_start", "augment_start"):
+        registered = torch._C._dispatch_dump(f"rmcla_fast::{name}")
+        assert "\nCPU:" in registered, f"{name} has no CPU kernel:\n{registered}"
+
+
+def test_the_argument_wins_over_the_environment_which_wins_over_the_choice() -> None:
+    printed = run(
+        CALL
+        + """
+print(call())
+print(call(backend="reference"))
+from rmcla_fast.ops.dispatch import resolve
+print(resolve("cpu", "reference"))
+""",
+        RMCLA_BACKEND="cuda",
+    ).splitlines()
+    assert printed == ["backend 'cuda' cannot run a cpu tensor: it runs cuda tensors only", "ran", "reference"]
+    printed = run(
+        CALL
+        + """
+from rmcla_fast.ops.dispatch import resolve
+print(resolve("cpu", None), call(), len(caught))
+""",
+        RMCLA_BACKEND="reference",
+    )
+    assert printed.split() == ["reference", "ran", "0"], "what was asked for needs no warning"
+
+
+def test_unknown_names() -> None:
+    printed = run(CALL + "\nprint(call())", RMCLA_BACKEND="fast")
+    assert printed.startswith("RMCLA_BACKEND must be one of 'reference', 'cpu', 'triton', 'cuda'")
+    assert "'fast'" in printed
+    with pytest.raises(ValueError, match=r"backend must be one of 'reference', 'cpu', 'triton', 'cuda' .*'fast'"):
+        rmcla_fast.joint_gradient(torch.randn(2, 3), torch.tensor([0, 1]), backend="fast")
+
+
+def test_a_backend_that_cannot_run_the_tensor_says_why() -> None:
+    with pytest.raises(ValueError, match="backend 'cuda' cannot run a cpu tensor: it runs cuda tensors only"):
+        rmcla_fast.random_start(torch.rand(3), 0.1, rng=torch.tensor([0, 0]), backend="cuda")
+
+
+def test_a_plain_import_and_call() -> None:
+    """Nothing heavy is imported, an empty RMCLA_BACKEND is no choice, and Triton says what it needs."""
+    printed = run(
+        CALL
+        + """
+import sys
+heavy = "rmcla_fast.triton_kernels.perturb_step", "rmcla_fast.training", "rmcla_fast.attacks", "matplotlib"
+print(call())
+print([name for name in heavy if name in sys.modules])
+print(call(backend="triton"))
+""",
+        RMCLA_BACKEND="",
+    ).splitlines()
+    assert printed[:2] == ["ran", "[]"]
+    assert printed[2].startswith("backend 'triton' cannot run a cpu tensor: ")
+    installed = importlib.util.find_spec("triton") is not None
+    assert ("TRITON_INTERPRET=1" if installed else "pip install triton") in printed[2]
+
+
+def test_the_choice_on_a_cpu() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        chosen = dispatch._best("cpu")
+    assert chosen == ("cpu" if extension.has_kernels("cpu") else "reference")
+
+
+@pytest.mark.gpu
+def test_the_choice_on_a_gpu() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+    has_triton = importlib.util.find_spec("triton") is not None
+    wanted = "cuda" if extension.has_kernels("cuda") else "triton" if has_triton else "reference"
+    assert dispatch._best("cuda") == wanted
+    with pytest.raises(ValueError, match="backend 'cpu' cannot run a cuda tensor: it runs cpu tensors only"):
+        rmcla_fast.joint_gradient(torch.randn(2, 3).cuda(), torch.tensor([0, 1]).cuda(), backend="cpu")
+
+
+def test_without_the_extension_the_reference_runs_with_one_warning() -> None:
+    printed = run(
+        MISSING
+        + CALL
+        + """
+print(call(), call())
+rmcla_fast.perturb_step(logits, logits, logits, step_size=0.1, epsilon=0.1)
+print(len(caught), caught[0].filename)
+print(caught[0].message)
+print(call(backend="cpu"))
+"""
+    ).splitlines()
+    reason = "the compiled extension was not built; build it with: pip install"
+    assert printed[0] == "ran ran"
+    assert printed[1] == "1 <string>", "one warning, at the line of the caller"
+    assert printed[2].startswith(f"rmcla_fast runs its plain-torch reference on cpu: {reason}")
+    assert printed[3].startswith(f"backend 'cpu' cannot run a cpu tensor: {reason}")
+
+
+class _Extension(types.ModuleType):
+    """In the compiled extension's place: one that does not load, or one that was built for another torch."""
+
+    def __init__(self, loads: bool) -> None:
+        super().__init__("rmcla_fast._C")
+        self.loads = loads
+
+    def build_config(self) -> dict[str, str]:
+        if not self.loads:
+            raise ImportError("undefined symbol: _ZN3c10\nin line 2 of the loader's words")
+        return {"torch": "1.0.0", "compiler": "", "cuda": ""}
+
+
+@pytest.mark.parametrize(
+    ("loads", "reason"),
+    [
+        (False, "the compiled extension does not load (undefined symbol: _ZN3c10); rebuild it with: pip install"),
+        (True, "the compiled extension was built for torch 1.0.0, and this is torch"),
+    ],
+)
+def test_an_extension_that_cannot_be_used_says_why(monkeypatch: pytest.MonkeyPatch, loads: bool, reason: str) -> None:
+    extension = _Extension(loads)
+    extension.__spec__ = importlib.machinery.ModuleSpec("rmcla_fast._C", None)
+    monkeypatch.setitem(sys.modules, "rmcla_fast._C", extension)
+    config, said = extension._load()
+    assert config is None
+    assert said.startswith(reason)
+    assert said.count("\n") == 0
+
+
+def test_every_operator_is_registered_for_every_backend() -> None:
+    registered = set(dispatch._operators)
+    assert {
+        "joint_gradient",
+        "redistribute_labels",
+        "redistribute_labels.out",
+        "perturb_step",
+        "perturb_step.out",
+    } <= registered
+    assert {"random_start", "random_start.out", "soft_cross_entropy", "augment_start"} <= registered
+    for name in registered:
+        base, _, overload = name.partition(".")
+        for qualified in (base, f"{base}_reference", f"{base}_triton"):
+            assert (overload or "default") in getattr(torch.ops.rmcla_fast, qualified).overloads(), (name, qualified)
+
+
+def kernel_signatures(source: str) -> dict[str, list[str]]:
+    """Operator -> the return and parameter types of the C++ function that a source registers for it."""
+    source = source.replace("const Numbers&", "const std::optional<at::Tensor>&")
+    found = {}
+    for operator, function in re.findall(r'm\.impl\("([\w.]+)", (?:rmcla::)?(\w+)\)', source):
+        (result, parameters), *others = re.findall(rf"^(\w[\w:<>, ]*) {function}\(([^)]*)\) {{", source, re.M)
+        assert not others, operator
+        types = re.split(r",(?![^<]*>)", parameters)
+        found[operator] = [result.split(), *(text.split()[:-1] for text in types)]
+    return found
+
+
+def test_cpu_and_cuda_kernels_have_the_same_cpp_signatures() -> None:
+    """PyTorch holds one C++ signature an operator: where two differ, importing a build with both ends the process."""
+    cuda, cpu = (
+        {
+            operator: signature
+            for path in sorted((ROOT / "csrc" / folder).glob(pattern))
+            for operator, signature in kernel_signatures(path.read_text()).items()
+        }
+        for folder, pattern in (("cuda", "*.cu"), ("cpu", "*.cpp"))
+    )
+    assert {"joint_gradient", "redistribute_labels.out", "perturb_step.out", "random_start.out"} <= set(cpu)
+    assert cuda == cpu
+
+
+@pytest.mark.parametrize(
+    ("triton", "numpy", "runs"),
+    [("3.6.0", "2.5.5", False), ("3.6.0", "2.4.0", False), ("3.6.0", "2.3.5", True), ("3.7.1", "2.5.5", True)],
+)
+def test_an_interpreter_that_numpy_breaks_is_named(
+    monkeypatch: pytest.MonkeyPatch, triton: str, numpy: str, runs: bool
+) -> None:
+    modules = {
+        name: types.SimpleNamespace(__version__=version) for name, version in (("triton", triton), ("numpy", numpy))
+    }
+    monkeypatch.setattr(dispatch, "_triton_installed", True)
+    monkeypatch.setattr(dispatch, "_triton_interpreted", True)
+    monkeypatch.setattr(dispatch.importlib, "import_module", modules.__getitem__)
+    reason = dispatch.why_not("cpu", "triton")
+    assert (reason == "") == runs
+    assert runs or (numpy in reason and triton in reason and "pip install" in reason)
+    assert dispatch.why_not("cuda", "triton") == ""

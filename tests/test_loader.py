@@ -1,0 +1,74 @@
+"""What an update is given: each image once an epoch, from any step on, in equal shares; learning rate and epsilon."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rmcla_fast import models
+from rmcla_fast.data import ImageSet
+from rmcla_fast.errors import UserError
+from rmcla_fast.training.distributed import World
+from rmcla_fast.training.loader import Loader, epoch_order, steps_in_epoch
+from rmcla_fast.training.schedule import Schedule, build_optimizer, set_rate, warmed_up
+
+
+def test_batches_cover_an_epoch_once_and_start_anywhere() -> None:
+    images = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1).expand(10, 1, 6, 6).contiguous()
+    held = ImageSet(images, torch.arange(10))
+    batches = Loader(held, 4, seed=5, device=torch.device("cpu"), augment=True, flip=True, draw_start=True)
+    batches.start_radius.fill_(0.1)
+    epoch = list(batches.epoch(1))
+    assert [len(batch.labels) for batch in epoch] == [4, 4, 2]
+    assert torch.cat([batch.labels for batch in epoch]).tolist() == epoch_order(10, 5, 1).tolist()
+    assert sorted(torch.cat([batch.labels for batch in epoch]).tolist()) == list(range(10))
+    assert epoch_order(10, 5, 1).tolist() != epoch_order(10, 5, 2).tolist() != epoch_order(10, 6, 1).tolist()
+    later = next(batches.epoch(1, first=2))
+    assert torch.equal(later.images, epoch[2].images)
+    assert torch.equal(later.start, epoch[2].start)  # type: ignore[arg-type]
+    assert (later.start - later.images).abs().max() <= 0.1 + 1e-6  # type: ignore[operator]
+    assert steps_in_epoch(9, 4) == 2  # a single image is left out
+    with pytest.raises(UserError, match="has 3 training images, fewer than a batch"):
+        steps_in_epoch(3, 4)
+
+
+def test_ranks_share_each_batch_equally() -> None:
+    held = ImageSet(torch.zeros(23, 1, 4, 4, dtype=torch.uint8), torch.arange(23))
+    cpu = torch.device("cpu")
+    both = [
+        Loader(held, 8, 0, cpu, augment=True, flip=True, draw_start=True, world=World(rank, 2)) for rank in range(2)
+    ]
+    shares = [[batch.labels for batch in batches.epoch(0)] for batches in both]
+    assert [[len(labels) for labels in share] for share in shares] == [[4, 4, 3]] * 2  # one image of 23 is left out
+    seen = torch.cat(shares[0] + shares[1]).tolist()
+    assert len(set(seen)) == len(seen) == 22
+    one, other = (next(iter(batches.epoch(0))) for batches in both)
+    assert not torch.equal(one.start, other.start)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="cannot be shared by 3 processes"):
+        steps_in_epoch(23, 8, ranks=3)
+
+
+def test_schedules() -> None:
+    piecewise = Schedule("piecewise", 0.1, 200)
+    assert [piecewise.rate(step) for step in (0, 99, 100, 149, 150, 199)] == pytest.approx(
+        [0.1, 0.1, 0.01, 0.01] + [1e-3] * 2
+    )
+    cycle = Schedule("one-cycle", 0.2, 1000)
+    rates = [cycle.rate(step) for step in range(1000)]
+    assert max(rates) == pytest.approx(0.2)
+    assert rates.index(max(rates)) == 300
+    assert rates[0] < 0.01
+    assert 0 < rates[-1] < 1e-3
+    assert [warmed_up(0.3, step, 2) for step in (0, 1, 2)] == pytest.approx([0.1, 0.2, 0.3])
+
+
+def test_only_weights_decay() -> None:
+    model = models.create("small-cnn", 10, 1)
+    optimizer = build_optimizer(model, 0.1, 0.9, 5e-4)
+    set_rate(optimizer, 0.05)
+    decayed = {
+        id(parameter) for group in optimizer.param_groups if group["weight_decay"] for parameter in group["params"]
+    }
+    for name, parameter in model.named_parameters():
+        assert (id(parameter) in decayed) == (name.endswith("weight") and parameter.dim() > 1)
+    assert all(float(group["lr"]) == pytest.approx(0.05) for group in optimizer.param_groups)

@@ -1,0 +1,342 @@
+"""`evaluate` in 16 bits: the network alone is in them, in attacks and verdicts alike, and the result says so."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from evaluation_cases import Poisoned, assert_same, drifting_model, examples, small_net, snapshot
+from torch import Tensor, nn
+
+from rmcla_fast.attacks import evaluate
+from rmcla_fast.attacks import pgd_step as ascent
+from rmcla_fast.attacks.checked_model import CheckedModel, untouched
+from rmcla_fast.attacks.pgd import fool
+from rmcla_fast.attacks.suite import AttackResult
+from rmcla_fast.errors import UserError
+from rmcla_fast.evaluation.curves import loss_surface, over_epsilon, over_iterations
+from rmcla_fast.evaluation.report import explanation, remarks
+from rmcla_fast.precision import PRECISIONS, require_precision
+
+OWN = "clean,fgsm,ce20,cw100"
+EPSILON = 8 / 255
+SIXTEEN = pytest.mark.parametrize("precision", ["bf16", "fp16"])
+
+
+class Autocasting(nn.Module):
+    """What the network is in 16 bits, by its own doing."""
+
+    def __init__(self, model: nn.Module, precision: str) -> None:
+        super().__init__()
+        self.model, self.dtype = model, PRECISIONS[precision]
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, dtype=self.dtype):
+            return self.model(images).float()
+
+
+class Watched(nn.Module):
+    """Notes in which type it was asked, and whether what is cast would have been kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model, self.seen = small_net(), set[object]()
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.model(images)
+        self.seen.add((logits.dtype, torch.is_autocast_cache_enabled()))
+        return logits
+
+
+def labelled(model: nn.Module, count: int = 64) -> tuple[Tensor, Tensor]:
+    images, _ = examples(count)
+    with torch.no_grad():
+        return images, model(images).argmax(1)
+
+
+def confident(margin: float = 1500.0) -> nn.Module:
+    """A model whose classes are so far apart that the gradient of the loss is no number of float16."""
+    model = small_net()
+    with torch.no_grad():
+        for parameter in model[-1].parameters():
+            parameter.mul_(margin)
+    return model
+
+
+@SIXTEEN
+def test_it_is_the_network_that_autocasts_by_itself(precision: str) -> None:
+    model = small_net()
+    images, labels = labelled(model)
+    expected = evaluate(Autocasting(model, precision), images, labels, attacks=OWN, epsilon=EPSILON)
+    got = evaluate(model, images, labels, attacks=OWN, epsilon=EPSILON, precision=precision)
+    assert torch.equal(got["clean"].right, expected["clean"].right)
+    for name, result in got.items():
+        assert result.precision == precision
+        assert result.as_json()["precision"] == precision
+        # In fp16 the gradient is scaled on its way, and a sign may fall otherwise.
+        assert int((result.right != expected[name].right).sum()) <= (0 if precision == "bf16" else 1)
+    assert 0 < got["ce20"].accuracy < 100
+
+
+@SIXTEEN
+def test_the_network_alone_is_in_16_bits(precision: str) -> None:
+    dtype = PRECISIONS[precision]
+    model = Watched()
+    images, labels = labelled(small_net(), 16)
+    evaluate(model, images, labels, attacks=OWN, epsilon=EPSILON, precision=precision)
+    assert model.seen == {(dtype, False)}
+    assert torch.is_autocast_cache_enabled()
+    with untouched(model):
+        asked = CheckedModel(model, precision=precision)
+        assert asked(images).dtype == torch.float32
+        found, _ = fool(asked, images, labels, epsilon=EPSILON, step_size=EPSILON / 4, steps=3)
+    assert found.dtype == torch.float32
+    assert float((found - images).abs().max()) == pytest.approx(EPSILON, abs=1e-6)  # not rounded to 16 bits
+
+
+def test_fp32_is_what_it_was() -> None:
+    model = small_net()
+    images, labels = labelled(model, 16)
+    plain = evaluate(model, images, labels, attacks=OWN, epsilon=EPSILON)
+    named = evaluate(model, images, labels, attacks=OWN, epsilon=EPSILON, precision="fp32")
+    for name, result in plain.items():
+        assert torch.equal(result.right, named[name].right)
+        assert "precision" not in result.as_json()
+
+
+def test_the_callers_autocast_counts_for_fp32_alone() -> None:
+    model = Watched()
+    images, labels = labelled(small_net(), 8)
+    for precision, dtype in (("fp32", torch.float16), ("bf16", torch.bfloat16)):
+        model.seen.clear()
+        with torch.autocast("cpu", dtype=torch.float16):
+            evaluate(model, images, labels, attacks="fgsm", epsilon=EPSILON, precision=precision)
+            assert torch.get_autocast_dtype("cpu") == torch.float16
+        assert {seen for seen, _ in model.seen} == {dtype}
+
+
+def test_cast_weights_follow_the_weights() -> None:
+    model = small_net()
+    images, _ = examples(4)
+    asked = CheckedModel(model, precision="bf16")
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # within which PyTorch would keep what it cast
+        before = asked(images)
+        with torch.no_grad():
+            model[-1].weight.neg_()
+        after = asked(images)
+    assert not torch.equal(before, after)
+    assert torch.equal(after, CheckedModel(model, precision="bf16")(images))
+
+
+@SIXTEEN
+def test_the_gradient_of_a_confident_answer_does_not_vanish(precision: str) -> None:
+    model = confident()
+    images, labels = labelled(model)
+    settings = {"attacks": "fgsm,ce20", "epsilon": 12 / 255}
+    expected = evaluate(model, images, labels, **settings)
+    got = evaluate(model, images, labels, **settings, precision=precision)
+    for name, result in got.items():
+        assert result.accuracy == pytest.approx(expected[name].accuracy, abs=5)
+    if precision == "fp16":  # where the attack would stand still
+        alone = evaluate(Autocasting(model, precision), images, labels, **settings)
+        assert alone["ce20"].accuracy > got["ce20"].accuracy + 20
+
+
+def test_weights_and_autocast_in_float16_are_no_defence_either() -> None:
+    """Of the caller's own, with precision "fp32": the model computes in float16 all the same."""
+    model = confident()
+    images, labels = labelled(model)
+    settings = {"attacks": "ce20", "epsilon": 12 / 255}
+    expected = evaluate(model, images, labels, **settings)["ce20"].accuracy
+    half = confident().half()
+    for given in (images, images.half()):
+        assert evaluate(half, given, labels, **settings)["ce20"].accuracy == pytest.approx(expected, abs=5)
+        got = evaluate(model, given, labels, **settings, precision="fp16")["ce20"].accuracy
+        assert got == pytest.approx(expected, abs=5)
+    with torch.autocast("cpu", dtype=torch.float16):
+        assert evaluate(model, images, labels, **settings)["ce20"].accuracy == pytest.approx(expected, abs=5)
+
+
+def test_the_gradient_of_flat_images_is_unscaled() -> None:
+    model = nn.Linear(12, 3)
+    images = torch.rand(4, 12, requires_grad=True)
+    (expected,) = torch.autograd.grad(1e-9 * model(images).sum(), images)
+    (got,) = torch.autograd.grad(1e-9 * CheckedModel(model, precision="fp16")(images).sum(), images)
+    torch.testing.assert_close(got, expected, rtol=5e-3, atol=0)
+
+
+def test_the_scaled_gradient_is_the_gradient() -> None:
+    """Its size too, which DeepFool and Carlini-Wagner go by; also of the logits, and where a row has none."""
+    model = small_net()
+    images, labels = labelled(model, 6)
+    direction = torch.nn.functional.one_hot(labels, 10) * torch.tensor([1.0, 1e-9, 1e-20, 0.0, 1e3, 1.0])[:, None]
+    images.requires_grad_(True)
+    (expected,) = torch.autograd.grad(model(images), images, direction)
+    logits = CheckedModel(model, precision="fp16")(images)
+    got, of_logits = torch.autograd.grad(logits, (images, logits), direction, retain_graph=True)
+    assert torch.equal(of_logits, direction)
+    for row in range(6):
+        assert float((got[row] - expected[row]).norm()) <= 5e-3 * float(expected[row].norm())
+    (again,) = torch.autograd.grad(logits, images, torch.ones_like(direction))  # as libraries ask
+    (whole,) = torch.autograd.grad(model(images), images, torch.ones_like(direction))
+    torch.testing.assert_close(again, whole, atol=5e-3 * float(whole.abs().max()), rtol=0)
+
+
+def test_logits_beyond_float16_are_wrong_answers() -> None:
+    model = confident(1e7)
+    images, labels = labelled(model, 32)
+    results = evaluate(model, images, labels, attacks="clean,ce20", epsilon=EPSILON, precision="fp16")
+    assert results["clean"].nonfinite > 0
+    assert results["clean"].accuracy == pytest.approx(100 * (1 - results["clean"].nonfinite / 32))
+    assert evaluate(model, images, labels, attacks="clean", epsilon=EPSILON, precision="bf16")["clean"].nonfinite == 0
+
+
+@SIXTEEN
+def test_nan_is_a_wrong_answer(precision: str) -> None:
+    model = Poisoned()
+    images, labels = labelled(model.model)
+    bright = images[:, 0, 0, 0] > 0.5
+    results = evaluate(model, images, labels, attacks=OWN, epsilon=EPSILON, precision=precision)
+    assert results["clean"].nonfinite == int(bright.sum())
+    assert not results["ce20"].right[bright].any()
+
+
+@SIXTEEN
+def test_the_model_comes_back_as_it_went_in(precision: str) -> None:
+    model = drifting_model()
+    before = snapshot(model)
+    evaluate(model, *examples(16), attacks=OWN, epsilon=EPSILON, precision=precision)
+    assert_same(before, snapshot(model))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision"), [(torch.float64, "bf16"), (torch.float16, "bf16"), (torch.bfloat16, "fp16")]
+)
+def test_weights_of_another_type_are_named(dtype: torch.dtype, precision: str) -> None:
+    with pytest.raises(
+        ValueError, match=f"^precision '{precision}' needs weights in float32 or .*; the model's are {dtype}"
+    ):
+        evaluate(small_net().to(dtype), *examples(4), attacks="clean", epsilon=EPSILON, precision=precision)
+
+
+@SIXTEEN
+def test_weights_that_are_in_16_bits_already_and_images_in_float64(precision: str) -> None:
+    images, labels = labelled(small_net(), 32)
+    expected = evaluate(small_net(), images, labels, attacks="clean,ce20", epsilon=EPSILON, precision=precision)
+    for model, given in ((small_net().to(PRECISIONS[precision]), images), (small_net(), images.double())):
+        got = evaluate(model, given, labels, attacks="clean,ce20", epsilon=EPSILON, precision=precision)
+        for name, result in got.items():
+            assert result.accuracy == pytest.approx(expected[name].accuracy, abs=10)
+
+
+@pytest.mark.parametrize("precision", ["int8", None, ["bf16"]])
+def test_an_unknown_precision_is_named(precision: object) -> None:
+    with pytest.raises(ValueError, match=r"^precision must be one of 'fp32', 'bf16', 'fp16'; got"):
+        evaluate(small_net(), *examples(4), attacks="clean", epsilon=EPSILON, precision=precision)  # type: ignore[arg-type]
+
+
+def test_a_gpu_without_bf16_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a GPU from before bf16, which this test only pretends to have."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an old GPU")
+    cuda = torch.device("cuda")
+    with pytest.raises(UserError, match="--precision bf16 is not supported by an old GPU; use fp16 or fp32"):
+        require_precision("bf16", cuda)
+    for precision, device in (("fp16", cuda), ("fp32", cuda), ("bf16", torch.device("cpu"))):
+        require_precision(precision, device)
+
+
+def test_the_answerer_asks_whether_the_device_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, torch.device]] = []
+    monkeypatch.setattr(
+        "rmcla_fast.attacks.checked_model.require_precision", lambda name, device: asked.append((name, device))
+    )
+    CheckedModel(small_net(), precision="bf16")
+    assert asked == [("bf16", torch.device("cpu"))]
+
+
+def test_words_say_the_precision() -> None:
+    result = AttackResult(50.0, 4, 0.0, restarts=2, precision="bf16")
+    assert remarks(result) == "bf16; 2 restarts"
+    assert "The network computed in bf16; the accuracy to publish is that in fp32." in explanation(
+        {"clean": result}, {}, ""
+    )
+    assert "fp32" not in explanation({"clean": AttackResult(50.0, 4, 0.0)}, {}, "")
+
+
+@pytest.mark.parametrize("attack", ["mi", "cw-l2-a", "deepfool-l2", "autoattack"])
+def test_the_libraries_ask_the_same_network(attack: str) -> None:
+    pytest.importorskip("foolbox", reason="pip install 'rmcla-fast[eval]'")
+    pytest.importorskip("pyautoattack", reason="pip install 'rmcla-fast[eval]'")
+    model = small_net()
+    images, labels = labelled(model, 3)
+    expected = evaluate(Autocasting(model, "bf16"), images, labels, attacks=attack, epsilon=EPSILON)[attack]
+    got = evaluate(model, images, labels, attacks=attack, epsilon=EPSILON, precision="bf16")[attack]
+    assert torch.equal(got.right, expected.right)
+    assert (got.precision, got.distortion_median) == ("bf16", expected.distortion_median)
+
+
+def test_the_curves_are_of_the_same_network() -> None:
+    model = small_net()
+    images, labels = labelled(model, 32)
+    wrapped = Autocasting(model, "bf16")
+    assert over_epsilon(model, images, labels, [0.0, 0.02], precision="bf16") == over_epsilon(
+        wrapped, images, labels, [0.0, 0.02]
+    )
+    assert over_iterations(model, images, labels, 0.02, steps=5, precision="bf16") == over_iterations(
+        wrapped, images, labels, 0.02, steps=5
+    )
+    _, loss = loss_surface(model, images[0], int(labels[0]), 0.02, points=3, precision="bf16")
+    assert torch.equal(loss, loss_surface(wrapped, images[0], int(labels[0]), 0.02, points=3)[1])
+
+
+@SIXTEEN
+def test_the_captured_path_is_the_eager_one(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_net()
+    images, labels = labelled(model)
+    settings = {"attacks": "ce20,cw100", "epsilon": EPSILON, "precision": precision}
+    expected = evaluate(model, images, labels, **settings)
+    monkeypatch.setattr(ascent, "capture_for", lambda device: lambda step: (step(), step)[1])
+    got = evaluate(model, images, labels, **settings)
+    for name, result in got.items():  # other batch sizes round otherwise
+        assert result.accuracy == pytest.approx(expected[name].accuracy, abs=4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@SIXTEEN
+@pytest.mark.parametrize("margin", [1.0, 1500.0])
+def test_a_graph_is_eager(precision: str, margin: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = confident(margin).cuda()
+    images, labels = (part.cuda() for part in examples(64))
+    with torch.no_grad():
+        labels = model(images).argmax(1)
+    settings = {"attacks": "ce20,cw100", "epsilon": EPSILON, "precision": precision}
+    got = evaluate(model, images, labels, **settings)
+    again = evaluate(model, images, labels, **settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(ascent, "capture_for", lambda device: None)
+        expected = evaluate(model, images, labels, **settings)
+    for name, result in got.items():
+        assert result.accuracy == pytest.approx(expected[name].accuracy, abs=4)
+        assert again[name].accuracy == pytest.approx(result.accuracy, abs=4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_a_graph_follows_the_weights() -> None:
+    """Its casts are in it: the same capture attacks the network that the weights are when it is replayed."""
+    model = small_net().cuda()
+    images, labels = (part.cuda() for part in examples(64))
+    settings = {"epsilon": EPSILON, "step_size": EPSILON / 4, "steps": 25, "drop_fooled": False}
+    with untouched(model):
+        asked = CheckedModel(model, precision="bf16")
+        before, _ = fool(asked, images, labels, **settings)
+        captured = dict(asked.captured)
+        assert list(captured) == [64]
+        model[-1].weight.neg_()
+        after, _ = fool(asked, images, labels, **settings)
+        assert asked.captured == captured
+        fresh, _ = fool(CheckedModel(model, precision="bf16"), images, labels, **settings)
+    same = ((after - fresh).abs() < 1e-6).float().mean()
+    assert float(same) > 0.9
+    assert float(((after - before).abs() < 1e-6).float().mean()) < 0.6
