@@ -3,7 +3,7 @@
 A whole run is `pytest benchmarks`, without -k or -m: a part would replace the record in benchmarks/results/, so a part
 writes its figures where `--rows FILE` says. A GPU's minute, which tests/test_benchmarks.py keeps selecting something:
 
-    python -m pytest benchmarks/bench_{perturb_step,random_start,joint_gradient,soft_cross_entropy,augment_start}.py \\
+    python -m pytest benchmarks/bench_{perturb_step,random_start,joint_gradient,soft_cross_entropy,augment}.py \\
       -m compact -q --benchmark-disable-gc --references-for 30 --rows FILE
 """
 
@@ -32,7 +32,7 @@ COMPACT = re.compile(  # the cases of -m compact
     r"""bench_(perturb_step|random_start)\[
       | bench_joint_gradient\[(?!128x100\])
       | bench_soft_cross_entropy\[(128x10|4096x1000|64x21841)\]
-      | bench_augment_start\[(224-float32-contiguous|32-float32-channels_last)\]""",
+      | bench_augment\[(224-contiguous|32-channels_last)\]""",
     re.VERBOSE,
 )
 collect_ignore = ["bench_pgd.py", "bench_train_step.py"]  # programs of their own

@@ -22,7 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from rmcla_fast import recipes
 
-OURS = r"\b(warp_rows|block_rows|long_rows|step_elements|start_elements|augment_elements)\b|rmcla_fast::|^_kernel$"
+OURS = r"\b(warp_rows|block_rows|long_rows|step_elements|start_elements|augment_bytes)\b|rmcla_fast::|^_kernel$"
 CLASSES = (  # the first that a name matches
     ("ours", OURS),
     ("fused by torch.compile", r"^triton_"),  # batch norm, activation, addition: triton_{poi,red,per}_fused_OPERATORS

@@ -52,13 +52,11 @@ def elements(device: torch.device, backend: str) -> None:
     for size in (2, 9, 32):  # many images in a block, vectors that meet two images, one image in several blocks
         dataset = torch.zeros(7, 3, size, size, device=device, dtype=torch.uint8)
         index = torch.tensor([0, 6, 7, -1, 3], device=device).repeat(100)  # two of five are no image
-        radii = torch.full((len(index),), 0.1, device=device)
-        start = rmcla_fast.random_start(dataset, radii[:7], rng=rng, backend=backend)
-        rmcla_fast.perturb_step(start, dataset, start, step_size=radii[:7], epsilon=radii[:7], backend=backend)
+        radii = torch.full((len(dataset),), 0.1, device=device)
+        start = rmcla_fast.random_start(dataset, radii, rng=rng, backend=backend)
+        rmcla_fast.perturb_step(start, dataset, start, step_size=radii, epsilon=radii, backend=backend)
         for layout in (torch.contiguous_format, torch.channels_last):
-            for dtype in (torch.float32, torch.float16):
-                options = {"rng": rng, "epsilon": radii, "dtype": dtype, "memory_format": layout}
-                rmcla_fast.augment_start(dataset, index, **options, backend=backend)
+            rmcla_fast.augment(dataset, index, rng=rng, memory_format=layout, backend=backend)
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from rmcla_fast.adversarial_example import AdversarialExample, adversarial_examp
 from rmcla_fast.ops import (
     JointGradient,
     JointObjective,
-    augment_start,
+    augment,
     joint_gradient,
     joint_objective,
     perturb_step,
@@ -36,7 +36,7 @@ __all__ = [
     "Recipe",
     "adversarial_example",
     "attacks",
-    "augment_start",
+    "augment",
     "data",
     "joint_gradient",
     "joint_objective",

@@ -40,7 +40,7 @@ class Radii(NamedTuple):
 
 
 def adversarial_example(
-    model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe, *, rng: Tensor, start: Tensor | None = None
+    model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe, *, rng: Tensor
 ) -> AdversarialExample:
     """The images and labels that one update of `recipe` trains on.
 
@@ -53,7 +53,6 @@ def adversarial_example(
         labels: (B,) int64.
         recipe: a value of `rmcla_fast.recipes`.
         rng: int64 tensor (seed, step) on the images' device, for the random start and random targets.
-        start: where the attack starts, float, if it is drawn already (`augment_start`); it is overwritten.
 
     Returns:
         AdversarialExample: images in `images`' dtype (float32 for uint8), soft labels, targets.
@@ -65,7 +64,7 @@ def adversarial_example(
     check(model, images, labels, recipe)
     weight = last_linear(model) if recipe.target in ("mosa", "mix") else None
     with attack_mode(model, recipe.attack_mode):
-        return attack(model, images, labels, recipe, radii(recipe), rng=rng, weight=weight, start=start)
+        return attack(model, images, labels, recipe, radii(recipe), rng=rng, weight=weight)
 
 
 def attack(
@@ -77,7 +76,6 @@ def attack(
     *,
     rng: Tensor,
     weight: Tensor | None = None,
-    start: Tensor | None = None,
 ) -> AdversarialExample:
     """`adversarial_example` by a forward function in the right mode, and sizes that may be device tensors."""
     targets, soft_labels = labels, None
@@ -93,7 +91,7 @@ def attack(
             targets, soft_labels, rule = chosen.targets, chosen.soft_labels, {"label_scheme": "none"}
             aim = settled(recipe.target, targets)
 
-    moved = first_images(images, recipe, sizes, rng) if start is None else start
+    moved = first_images(images, recipe, sizes, rng)
     for step in range(recipe.steps):
         # One forward, one backward: the gradient in the logits is fed to autograd, which goes to the images alone.
         moved = moved.detach().requires_grad_()

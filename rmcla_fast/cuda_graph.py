@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 WARM_UP = 3  # runs before a capture: cuDNN picks its algorithms, modules compile, the optimizer makes its state
 Work = Callable[[], None]
-Update = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+Update = Callable[[Tensor, Tensor], Tensor]
 
 _BROKEN: list[torch.cuda.CUDAGraph] = []  # PyTorch's allocator may ask a graph whose capture broke for ever
 
@@ -114,7 +114,7 @@ def captured_work(device: torch.device, work: Work) -> Work:
 
 
 class CapturedUpdate:
-    """`update(images, labels, start)`, replayed as one CUDA graph once it is warm.
+    """`update(images, labels)`, replayed as one CUDA graph once it is warm.
 
     The first calls are real updates on a side stream; the first shapes that come a fourth time are captured there and
     replayed, as they are ever after. A batch of other shapes runs uncaptured. Learning rates are device tensors that
@@ -131,7 +131,7 @@ class CapturedUpdate:
         update: Update,
         optimizer: torch.optim.Optimizer,
         device: torch.device,
-        rehearse: Callable[[Tensor, Tensor, Tensor | None], None] | None = None,
+        rehearse: Callable[[Tensor, Tensor], None] | None = None,
     ) -> None:
         self._update = update
         self._rehearse = rehearse
@@ -153,9 +153,9 @@ class CapturedUpdate:
         self._graph, self._loss, self._inputs = None, None, []
         self._warm.clear()
 
-    def __call__(self, images: Tensor, labels: Tensor, start: Tensor | None = None) -> Tensor:
+    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         self._bind_learning_rates()
-        given = [images, labels] if start is None else [images, labels, start]
+        given = [images, labels]
         shapes = tuple((tensor.shape, tensor.dtype) for tensor in given)  # any strides are copied into the graph's
         hyper_parameters = self._hyper_parameters()
         if hyper_parameters != self._captured_with:
@@ -169,10 +169,10 @@ class CapturedUpdate:
                 self._warned = True
                 warnings.warn(
                     "an update runs uncaptured, since its batch differs from those that the graph was captured for in "
-                    "a dtype, or in whether it comes with a start",
+                    "shape or dtype",
                     stacklevel=3,
                 )
-            loss = self._on_side_stream(images, labels, start)
+            loss = self._on_side_stream(images, labels)
             self._warm[shapes] += 1
             return loss
         assert self._loss is not None
@@ -181,10 +181,10 @@ class CapturedUpdate:
         self._graph.replay()
         return self._loss.clone()  # the graph writes the next loss into the same memory
 
-    def _on_side_stream(self, images: Tensor, labels: Tensor, start: Tensor | None) -> Tensor:
+    def _on_side_stream(self, images: Tensor, labels: Tensor) -> Tensor:
         current = torch.cuda.current_stream(self._device)
         with self._beside(current):
-            loss = self._update(images, labels, start)
+            loss = self._update(images, labels)
         loss.record_stream(current)
         return loss
 
@@ -204,16 +204,15 @@ class CapturedUpdate:
         CaptureFailed leaves model and optimizer as they were.
         """
         inputs = [tensor.clone(memory_format=torch.preserve_format) for tensor in given]
-        images, labels, *others = inputs
-        start = others[0] if others else None
+        images, labels = inputs
         if self._rehearse is not None:
             with self._beside(torch.cuda.current_stream(self._device)), refusing_to_wait():
-                self._rehearse(images, labels, start)
+                self._rehearse(images, labels)
         optimizer = self._optimizer
         optimizer.zero_grad(set_to_none=True)
         states = {parameter: dict(state) for parameter, state in optimizer.state.items()}
         try:
-            self._graph, self._loss = record(self._device, self._stream, lambda: self._update(images, labels, start))
+            self._graph, self._loss = record(self._device, self._stream, lambda: self._update(images, labels))
         except CaptureFailed:
             # A state or gradient that the capture made was never written, and its memory is gone.
             optimizer.state.clear()

@@ -30,7 +30,7 @@ HEADERS = (
     "c10/cuda/CUDAStream.h",
 )
 OPERATORS = (
-    "augment_start.default",
+    "augment.default",
     "joint_gradient.default",
     "redistribute_labels.default",
     "redistribute_labels.out",

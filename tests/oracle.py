@@ -151,11 +151,11 @@ def random_unit(seed: int, step: int, index: int, stream: int = 0) -> np.float32
     return np.float32(2 * ((word >> 8) * 2.0**-24) - 1)
 
 
-def augment(dataset: Array, index: Sequence[int], seed: int, step: int, padding: int, flip: bool, fill: float) -> Array:
-    """The crops (B, C, H, W) float32 of uint8 images, pixel by pixel: image b draws from block b of stream 1."""
+def augment(dataset: Array, index: Sequence[int], seed: int, step: int, padding: int, flip: bool, fill: int) -> Array:
+    """Return the crops (B, C, H, W) uint8, pixel by pixel: image b draws from block b of stream 1."""
     _, channels, height, width = dataset.shape
     seed, step = seed % (1 << 64), step % (1 << 64)
-    result = np.full((len(index), channels, height, width), np.float32(fill))
+    result = np.full((len(index), channels, height, width), fill, np.uint8)
     for b, source in enumerate(index):
         words = philox4x32((b, 0, step % (1 << 32), 1), (seed % (1 << 32), seed >> 32))
         down, right = (word * (2 * padding + 1) // 2**32 - padding for word in words[:2])
@@ -163,5 +163,5 @@ def augment(dataset: Array, index: Sequence[int], seed: int, step: int, padding:
             for w in range(width):
                 row, column = h + down, (width - 1 - w if flip and words[2] >= 2**31 else w) + right
                 if 0 <= row < height and 0 <= column < width:
-                    result[b, :, h, w] = dataset[source, :, row, column].astype(np.float32) / np.float32(255)
+                    result[b, :, h, w] = dataset[source, :, row, column]
     return result

@@ -7,16 +7,18 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from rmcla_fast import cli
 from rmcla_fast.training import TrainConfig, checkpoint
-from rmcla_fast.training.loader import Batch, Loader
+from rmcla_fast.training.loader import Loader
 
+Batch = tuple[Tensor, Tensor]
 ROOT = Path(__file__).parents[1]
 SMALL = TrainConfig(  # on a CPU, which repeats a run to the bit, also where there is a GPU
     data="digits", images_per_class=20, epochs=2, batch_size=32, device="cpu", threads=1, monitor_every=1, log_every=2
@@ -27,15 +29,15 @@ def small(out: Path, **changes: Any) -> TrainConfig:
     return dataclasses.replace(SMALL, out=str(out), **changes)
 
 
-def at_step(monkeypatch: pytest.MonkeyPatch, step: int, happens: Callable[[Batch], Batch]) -> None:
-    """Whatever trains from now on is given what `happens` makes of the batch of this step."""
-    draw = Loader._batch
+def at_step(monkeypatch: pytest.MonkeyPatch, step: int, change: Callable[[Batch], Batch]) -> None:
+    """Give every run from now on what `change` makes of the batch of this step."""
+    epoch = Loader.epoch
 
-    def drawn(self: Loader, index: Any, on_device: Any, number: int) -> Batch:
-        batch = draw(self, index, on_device, number)
-        return happens(batch) if number == step else batch
+    def changed(self: Loader, number: int, first: int = 0) -> Iterator[Batch]:
+        for place, batch in enumerate(epoch(self, number, first), start=number * self.steps + first):
+            yield change(batch) if place == step else batch
 
-    monkeypatch.setattr(Loader, "_batch", drawn)
+    monkeypatch.setattr(Loader, "epoch", changed)
 
 
 def rmcla(*arguments: object) -> int:

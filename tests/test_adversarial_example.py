@@ -184,13 +184,6 @@ def test_float_images_are_the_same_and_stay_untouched() -> None:
         assert torch.equal(clean, kept), name
 
 
-def test_a_start_that_is_drawn_already() -> None:
-    model, (images, labels) = network(), batch()
-    start = random_start(images, EPSILON, rng=RNG)
-    drawn = adversarial_example(model, images, labels, recipe("r-mc-la"), rng=torch.tensor([0, 0]), start=start)
-    assert torch.equal(drawn.images, adversarial_example(model, images, labels, recipe("r-mc-la"), rng=RNG).images)
-
-
 def test_noise_is_a_function_of_seed_and_step() -> None:
     model, (images, labels) = network(), batch()
     for name in ("r-mc-la", "r-rand", "trades"):

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-OPERATORS = ("perturb_step", "random_start", "joint_gradient", "soft_cross_entropy", "augment_start")
+OPERATORS = ("perturb_step", "random_start", "joint_gradient", "soft_cross_entropy", "augment")
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -157,7 +157,7 @@ def test_info_names_every_operator_with_a_reason(capsys: pytest.CaptureFixture[s
     assert cli.run(["info"]) == 0
     text = capsys.readouterr().out
     devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
-    for name in ("joint_gradient", "perturb_step", "random_start", "soft_cross_entropy", "augment_start"):
+    for name in ("joint_gradient", "perturb_step", "random_start", "soft_cross_entropy", "augment"):
         lines = [line.split() for line in text.splitlines() if line.startswith(f"  {name} ")]
         for device, line in zip(devices, lines, strict=True):
             assert line[1] in ({"cpu", "reference"} if device == "cpu" else {"cuda", "triton", "reference"})

@@ -12,7 +12,6 @@ import rmcla_fast
 from rmcla_fast import reference
 from rmcla_fast.ops import dispatch, extension
 from rmcla_fast.ops.philox import philox4x32
-from rmcla_fast.ops.tensors import to_unit
 
 MISSING = "no CUDA device" if not torch.cuda.is_available() else extension.why_missing("cuda")
 RUNS = torch.cuda.is_available() and extension.has_kernels("cuda")
@@ -30,11 +29,9 @@ def every_operator(classes: int = 10, rows: int = 64) -> dict[str, Tensor]:
     rng = torch.arange(2, device="cuda")
     joint = rmcla_fast.joint_gradient(logits, labels, top_k=9, backend="cuda")
     assert joint.soft_labels is not None
-    crop = {"rng": rng, "epsilon": epsilon, "dtype": torch.float16, "memory_format": torch.channels_last}
-    augmented = rmcla_fast.augment_start((255 * images).byte(), labels, **crop, backend="cuda")
+    dataset, last = (255 * images).byte(), torch.channels_last
     return {
-        "augmented": augmented[0],
-        "augmented_start": augmented[1],
+        "augmented": rmcla_fast.augment(dataset, labels, rng=rng, memory_format=last, backend="cuda"),
         "objective": joint.objective,
         "grad_logits": joint.grad_logits,
         "soft_labels": joint.soft_labels,
@@ -192,15 +189,12 @@ def test_a_training_step_through_the_public_functions() -> None:
         assert (grads["cpu"] - grads["cuda"]).abs().max() <= 2e-6
 
 
-def test_augment_start_beyond_two_to_the_31_elements() -> None:
-    has_memory(20)
+def test_augment_beyond_two_to_the_31_elements() -> None:
+    has_memory(8)
     dataset = torch.randint(0, 256, (7, 3, 32, 40), dtype=torch.uint8, device="cuda")
     count = 2**31 // dataset[0].numel() + 3
     index = torch.arange(count, device="cuda") % 7
     rng = torch.tensor([11, 5], device="cuda")
-    images, start = rmcla_fast.augment_start(
-        dataset, index, rng=rng, epsilon=0.1, padding=0, flip=False, dtype=torch.float16, backend="cuda"
-    )
+    images = rmcla_fast.augment(dataset, index, rng=rng, padding=0, flip=False, backend="cuda")
     for end in (slice(0, 3), slice(count - 7, count)):
-        assert torch.equal(images[end], to_unit(dataset[index[end]]).half())
-    assert torch.equal(start, rmcla_fast.random_start(images, 0.1, rng=rng, backend="cuda"))
+        assert torch.equal(images[end], dataset[index[end]])

@@ -1,4 +1,4 @@
-"""perturb_step, random_start, augment_start: the CUDA kernels bit for bit as the reference, emulated and on a GPU."""
+"""perturb_step, random_start and augment: the CUDA kernels bit for bit as the reference, emulated and on a GPU."""
 
 from __future__ import annotations
 
@@ -157,39 +157,32 @@ def test_random_start_in_every_dtype_and_layout(kernels: Kernels, dtype: torch.d
 
 
 @pytest.mark.parametrize("shape", [(3, 3, 8, 8), (4, 1, 5, 7), (2, 3, 32, 40), (3, 2, 1, 1), (2, 5, 3, 4)], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_augment_start(kernels: Kernels, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """Images of a whole number of vectors and not, more in a block than it keeps plans of, and one over two blocks."""
+def test_augment(kernels: Kernels, shape: tuple[int, ...]) -> None:
+    """Images of whole vectors and of parts of one, more in a block than it keeps plans of, and one over two blocks."""
     dataset = pixels(torch.uint8, shape)
-    index = torch.randint(0, shape[0], (70,), generator=torch.Generator().manual_seed(1))
+    index = torch.randint(0, shape[0], (300,), generator=torch.Generator().manual_seed(1))
     rng = torch.tensor([[-5, 0], [2**33 + 1, 2**62 + 7]])
-    counts = (70, 5) if dataset[0].numel() < 100 else (5,)
+    counts = (300, 5) if dataset[0].numel() < 100 else (5,)
     for count, channels_last, number in itertools.product(counts, (False, True), range(5)):
-        padding, flip = (4, 0, 1, 50, 2**30 - 1)[number], number != 1
-        radius = numbers((count,))[number]
-        crop = (padding, flip, 0.3, dtype, channels_last)
-        arguments: tuple[Any, ...] = (dataset, index[:count], rng[:, number % 2], *radius, *crop)
-        for got, expected in zip(
-            run(kernels, "augment_start", *arguments), reference.augment_start(*arguments), strict=True
-        ):
-            same_bits(got, expected)
+        crop = ((4, 0, 1, 50, 2**30 - 1)[number], number != 1, (77, 0, 255, 128, 1)[number], channels_last)
+        arguments = (dataset, index[:count], rng[:, number % 2], *crop)
+        same_bits(run(kernels, "augment", *arguments), reference.augment(*arguments))
 
 
-def test_augment_start_of_what_is_no_image(kernels: Kernels) -> None:
-    """A bad index is an image of NaN beside good ones, and reads nothing; an index may have gaps."""
+def test_augment_of_an_index_outside_the_data_set(kernels: Kernels) -> None:
+    """It gives an image of `fill` beside good ones, and reads nothing; an index may have gaps."""
     dataset, rng = pixels(torch.uint8, (4, 3, 8, 8)), torch.tensor([1, 2])
-    crop = (4, True, 0.5, torch.float32, False)
+    crop = (4, True, 99, False)
     index = torch.tensor([[3, 9], [-1, 9], [0, 9], [4, 9], [2**62, 9], [-(2**63), 9], [3, 9]])[:, 0]
     index = keep_layout(kernels, index)
-    bad = [False, True, False, True, True, True, False]
-    expected = reference.augment_start(dataset, torch.tensor([3, 0, 0, 0, 0, 0, 3]), rng, 0.1, None, *crop)
-    for got, wanted in zip(run(kernels, "augment_start", dataset, index, rng, 0.1, None, *crop), expected, strict=True):
-        same_bits(got, wanted.masked_fill(torch.tensor(bad)[:, None, None, None], NAN))
+    bad = torch.tensor([False, True, False, True, True, True, False])
+    expected = reference.augment(dataset, torch.tensor([3, 0, 0, 0, 0, 0, 3]), rng, *crop)
+    expected = expected.masked_fill(bad[:, None, None, None], 99)
+    same_bits(run(kernels, "augment", dataset, index, rng, *crop), expected)
     for images, places in (((4, 3, 8, 8), 0), ((0, 3, 8, 8), 0), ((4, 3, 0, 8), 2)):
-        arguments = (torch.zeros(images, dtype=torch.uint8), torch.zeros(places).long(), rng, 0.1, None, *crop)
-        assert run(kernels, "augment_start", *arguments)[1].shape == (places, *images[1:])
-    images, start = run(kernels, "augment_start", dataset[:0], torch.zeros(2).long(), rng, 0.1, None, *crop)
-    assert bool(images.isnan().all() & start.isnan().all())
+        arguments = (torch.zeros(images, dtype=torch.uint8), torch.zeros(places).long(), rng, *crop)
+        assert run(kernels, "augment", *arguments).shape == (places, *images[1:])
+    assert bool((run(kernels, "augment", dataset[:0], torch.zeros(2).long(), rng, *crop) == 99).all())
 
 
 def test_a_step_never_leaves_the_ball(kernels: Kernels) -> None:

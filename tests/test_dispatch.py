@@ -69,7 +69,7 @@ def test_the_built_extension_loads() -> None:
     assert "cpu" in available_backends()
     assert dispatch.resolve("cpu", "cpu") == "cpu"
     operators = ("joint_gradient", "redistribute_labels", "soft_cross_entropy")
-    for name in (*operators, "perturb_step", "random_start", "augment_start"):
+    for name in (*operators, "perturb_step", "random_start", "augment"):
         registered = torch._C._dispatch_dump(f"rmcla_fast::{name}")
         assert "\nCPU:" in registered, f"{name} has no CPU kernel:\n{registered}"
 
@@ -187,9 +187,9 @@ class _Extension(types.ModuleType):
     ],
 )
 def test_an_extension_that_cannot_be_used_says_why(monkeypatch: pytest.MonkeyPatch, loads: bool, reason: str) -> None:
-    extension = _Extension(loads)
-    extension.__spec__ = importlib.machinery.ModuleSpec("rmcla_fast._C", None)
-    monkeypatch.setitem(sys.modules, "rmcla_fast._C", extension)
+    unusable = _Extension(loads)
+    unusable.__spec__ = importlib.machinery.ModuleSpec("rmcla_fast._C", None)
+    monkeypatch.setitem(sys.modules, "rmcla_fast._C", unusable)
     config, said = extension._load()
     assert config is None
     assert said.startswith(reason)
@@ -205,7 +205,7 @@ def test_every_operator_is_registered_for_every_backend() -> None:
         "perturb_step",
         "perturb_step.out",
     } <= registered
-    assert {"random_start", "random_start.out", "soft_cross_entropy", "augment_start"} <= registered
+    assert {"random_start", "random_start.out", "soft_cross_entropy", "augment"} <= registered
     for name in registered:
         base, _, overload = name.partition(".")
         for qualified in (base, f"{base}_reference", f"{base}_triton"):

@@ -13,13 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from run_cases import at_step, small
+from run_cases import Batch, at_step, small
 
 import rmcla_fast
 from rmcla_fast.errors import Interrupted, RunFailed, UserError
 from rmcla_fast.training import TrainConfig, checkpoint, loop, train
 from rmcla_fast.training.config import DEFAULTS
-from rmcla_fast.training.loader import Batch
 from rmcla_fast.training.run_folder import read_metrics
 
 
@@ -166,7 +165,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
 
 
 def poisoned(batch: Batch) -> Batch:
-    return batch._replace(images=torch.full(batch.images.shape, math.nan))
+    images, labels = batch
+    return torch.full(images.shape, math.nan), labels
 
 
 def test_a_loss_that_is_not_finite_midway_leaves_a_run_to_resume(

@@ -82,7 +82,7 @@ def test_the_graph_holds_all_pieces_of_a_batch() -> None:
     for n in range(UPDATES):
         given = wide_batch(n, size=20 if n == UPDATES - 2 else 32)
         assert float(graph(*given)) == pytest.approx(float(eager(*given)), rel=1e-6)
-    assert graph._rng.tolist() == eager._rng.tolist() == [1, 2 * UPDATES]
+    assert graph.rng.tolist() == eager.rng.tolist() == [1, 2 * UPDATES]
     assert_same(graph, eager)
 
 
@@ -91,7 +91,7 @@ def test_the_graph_holds_all_pieces_of_a_batch_in_sixteen_bits() -> None:
     for n in range(UPDATES):
         given = batch(n, size=20 if n == UPDATES - 2 else 32)
         assert float(graph(*given)) == pytest.approx(float(eager(*given)), rel=0.05)
-    assert graph._rng.tolist() == eager._rng.tolist() == [1, 2 * UPDATES]
+    assert graph.rng.tolist() == eager.rng.tolist() == [1, 2 * UPDATES]
 
 
 @pytest.mark.parametrize("capture", ["eager", "compile", "cuda-graph"])
@@ -204,7 +204,7 @@ def test_a_model_that_waits_goes_on_uncaptured() -> None:
         given = wide_batch(n)
         assert float(auto(*given)) == pytest.approx(float(eager(*given)), rel=1e-6)
     assert auto.capture == "compile"
-    assert auto._rng.tolist() == eager._rng.tolist() == [1, UPDATES]
+    assert auto.rng.tolist() == eager.rng.tolist() == [1, UPDATES]
     assert torch.cuda.get_sync_debug_mode() == 0
     assert_same(auto, eager)
     asked = make_branching("cuda-graph")

@@ -99,7 +99,7 @@ def test_an_interruption_of_the_first_update_leaves_nothing(
 def test_auto_keeps_its_capture_where_the_batch_was_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     as_on_a_gpu(monkeypatch, "compile")
     step = make(network(), "auto")
-    images, labels, _ = given(0)
+    images, labels = given(0)
     with pytest.raises(ValueError, match="labels must lie in"):
         step(images, labels + 10)
     assert step.capture == "compile"
@@ -110,6 +110,6 @@ def test_auto_keeps_its_capture_where_the_batch_was_wrong(monkeypatch: pytest.Mo
 
 def test_updates_that_are_skipped_leave_an_expanded_buffer() -> None:
     step = make(Expanded(), "eager", skip_nonfinite=True)
-    images, labels, _ = given(0)
+    images, labels = given(0)
     step(torch.full_like(images, float("nan"), dtype=torch.float32), labels)
     assert int(step.skipped) == 1  # type: ignore[arg-type]

@@ -66,7 +66,6 @@ def test_the_reference_and_the_evaluation_convert_bytes_alike(device: torch.devi
         "as_images": as_images(pixels),
         "random_start": reference.random_start(pixels, 0.0, None, rng),
         "perturb_step": reference.perturb_step(still, pixels, still, 0.0, None, 0.0, None),
-        "augment_start": reference.augment_start(pixels, rng[:1], rng, 0.0, None, padding=0, flip=False)[0],
     }
     for name, value in converted.items():
         assert torch.equal(value.cpu(), exact), name

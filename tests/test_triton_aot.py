@@ -101,16 +101,14 @@ def element_variants() -> Iterator[Variant]:
 
 
 def augmentation_variants() -> Iterator[Variant]:
-    """`augment_start` of CIFAR's images, and of images smaller than a program's block."""
-    from rmcla_fast.triton_kernels import augment_start, elements
+    """`augment` of CIFAR's images, and of images smaller than a program's block."""
+    from rmcla_fast.triton_kernels import augment, elements
 
-    for dtype, side, per_image in ((torch.float32, 32, False), (torch.bfloat16, 32, True), (torch.float32, 8, True)):
-        types = {"dataset": "*u8", "index": "*i64", "images": POINTER[dtype], "start_images": POINTER[dtype]}
-        types |= {"radii": "*fp32", "rng": "*i64", "epsilon": "fp64", "fill": "fp64"}
-        constants = {"FLIP": True, "CHANNELS_LAST": per_image, "CHANNELS": 3, "HEIGHT": side, "WIDTH": side}
-        constants |= {"RADIUS_PER_IMAGE": per_image, "AUGMENTATION": 1, "RANDOM_START": 0, "ALIGNMENT": 16}
-        constants |= {"BLOCK": elements.BLOCK} | ({} if per_image else {"radii": None})
-        yield f"augment_start {dtype} {side}", augment_start._kernel, types, constants, elements.WARPS
+    types = {"dataset": "*u8", "index": "*i64", "images": "*u8", "rng": "*i64"}
+    for side, channels_last in ((32, False), (32, True), (8, True)):
+        constants = {"FLIP": True, "CHANNELS_LAST": channels_last, "CHANNELS": 3, "HEIGHT": side, "WIDTH": side}
+        constants |= {"STREAM": 1, "ALIGNMENT": 16, "BLOCK": elements.BLOCK}
+        yield f"augment {side} {channels_last}", augment._kernel, types, constants, elements.WARPS
 
 
 def compile_variant(variant: Variant, capability: int) -> dict[str, Any]:
@@ -160,16 +158,16 @@ def specializations(kernel: Any, **arguments: Any) -> list[Any]:
 
 def recompilations() -> dict[str, bool]:
     """For each kernel, whether numbers that change from call to call make it compile again."""
-    from rmcla_fast.triton_kernels import augment_start, joint_gradient, perturb_step, random_start, soft_cross_entropy
+    from rmcla_fast.triton_kernels import augment, joint_gradient, perturb_step, random_start, soft_cross_entropy
 
     numbers = {
-        augment_start: ("units", "batch", "size", "padding", "index_stride", "radii_stride", "rng_stride"),
+        augment: ("units", "batch", "size", "padding", "fill", "index_stride", "rng_stride"),
         joint_gradient: ("batch", "classes", "top_k", "logits_row", "labels_stride", "given_stride", "soft_row"),
         soft_cross_entropy: ("batch", "classes", "logits_row", "labels_row"),
         perturb_step: ("units", "batch", "image_size", "steps_stride", "radii_stride"),
         random_start: ("units", "batch", "image_size", "radii_stride", "rng_stride"),
     }
-    floats = ("beta", "gamma", "step_size", "epsilon", "lower", "upper", "fill")
+    floats = ("beta", "gamma", "step_size", "epsilon", "lower", "upper")
     result = {}
     for module, names in numbers.items():
         kernel = module._kernel
@@ -224,7 +222,7 @@ def test_elements_are_loaded_128_bits_at_once(report: dict[str, Any]) -> None:
 
 def test_elements_are_counted_in_64_bits(report: dict[str, Any]) -> None:
     """Their number is a 32-bit argument divided by ALIGNMENT: the product of 2^27 and 16 is no 32-bit integer."""
-    for operator in ("perturb_step", "random_start", "augment_start"):
+    for operator in ("perturb_step", "random_start", "augment"):
         for kernel in kernels(report, operator):
             assert not kernel["narrow_counts"], kernel
 
@@ -237,11 +235,11 @@ def test_rows_are_loaded_wide_where_the_number_of_classes_allows(report: dict[st
 
 def test_arithmetic_that_must_give_the_same_bits_everywhere(report: dict[str, Any]) -> None:
     """No multiply-add is fused and no subnormal flushed; uint8 is divided exactly; bfloat16 is rounded by the GPU."""
-    for operator in ("perturb_step", "random_start", "augment_start"):
+    for operator in ("perturb_step", "random_start"):
         for kernel in kernels(report, operator):
             words = kernel["instructions"]
             assert not [word for word in words if word.startswith("fma") or ".ftz" in word], kernel
-            if "uint8" in kernel["name"] or operator == "augment_start":
+            if "uint8" in kernel["name"]:
                 assert {"div.rn.f32", "div.rn.f64"} & set(words), kernel
             if "perturb_step torch.bfloat16" in kernel["name"]:
                 assert any(word.startswith("cvt.rn.bf16") for word in words), kernel

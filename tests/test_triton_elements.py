@@ -32,7 +32,7 @@ def assert_equal(result: Tensor, expected: Tensor, what: str) -> None:
     assert result.stride() == expected.stride(), what
 
 
-# Loader whose images are smaller and larger than a program's block, with the batch outermost, innermost and between.
+# Batches whose images are smaller and larger than a program's block, with the batch outermost, innermost and between.
 IMAGES = {
     "scalar": lambda: torch.rand(()),
     "empty": lambda: torch.rand(0, 3, 4, 4),

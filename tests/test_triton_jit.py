@@ -38,7 +38,7 @@ class Driver:
 
 def launches() -> Iterator[str]:
     """Makes one launch after another; yields its operator's name."""
-    from rmcla_fast.triton_kernels import augment_start, joint_gradient, perturb_step, random_start, soft_cross_entropy
+    from rmcla_fast.triton_kernels import augment, joint_gradient, perturb_step, random_start, soft_cross_entropy
 
     images, rng, radii = torch.rand(2, 3, 8, 8), torch.tensor([1, 2]), torch.rand(2)
     labels, dataset = torch.zeros(4, dtype=torch.int64), torch.zeros(5, 3, 8, 8, dtype=torch.uint8)
@@ -47,8 +47,8 @@ def launches() -> Iterator[str]:
         yield "perturb_step"
         random_start.random_start(images, number, None, rng, 0.0, number, False)
         yield "random_start"
-        augment_start.augment_start(dataset, labels, rng, number, None, 4, True, number, torch.float16, True)
-        yield "augment_start"
+        augment.augment(dataset, labels, rng, int(number), True, 255 * int(number), True)
+        yield "augment"
         for classes in (10, 5000):
             logits = torch.randn(4, classes)
             joint_gradient.joint_gradient(logits, labels, "mc", None, 9 + number, 1 + number, None, "main")
@@ -111,10 +111,8 @@ def test_a_number_that_changes_compiles_nothing(report: list[dict[str, Any]]) ->
 
 
 def test_noise_and_steps_are_compiled_without_fused_multiply_adds(report: list[dict[str, Any]]) -> None:
-    exact = [
-        launch for launch in report if launch["name"].split(",")[0] in ("perturb_step", "random_start", "augment_start")
-    ]
-    assert len(exact) == 14
+    exact = [launch for launch in report if launch["name"].split(",")[0] in ("perturb_step", "random_start")]
+    assert len(exact) == 11
     assert not any(launch["fused"] or launch["asked"] for launch in exact)
 
 

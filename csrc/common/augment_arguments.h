@@ -1,4 +1,4 @@
-// Guards of augment_start for C++ callers; Python has explained before.
+// Checks the arguments of augment once more, for callers from C++. Python's checks say more.
 #pragma once
 
 #include "common/arguments.h"
@@ -6,7 +6,7 @@
 namespace rmcla {
 
 inline void check_augmentation(const at::Tensor& dataset, const at::Tensor& index, const at::Tensor& rng,
-                               const std::optional<at::Tensor>& epsilons, int64_t padding, at::ScalarType dtype) {
+                               int64_t padding, int64_t fill) {
   TORCH_CHECK_TYPE(dataset.scalar_type() == at::kByte, "dataset must be uint8; got ", dataset.scalar_type());
   TORCH_CHECK_VALUE(dataset.dim() == 4 && dataset.is_contiguous(), "dataset must be contiguous (N, C, H, W); got ",
                     dataset.sizes(), ", ", dataset.strides());
@@ -19,10 +19,8 @@ inline void check_augmentation(const at::Tensor& dataset, const at::Tensor& inde
   TORCH_CHECK_TYPE(rng.scalar_type() == at::kLong, "rng must be int64; got ", rng.scalar_type());
   TORCH_CHECK_VALUE(rng.dim() == 1 && rng.size(0) == 2, "rng must have shape (2,), seed and step; got ", rng.sizes());
   TORCH_CHECK_VALUE(rng.device() == dataset.device(), "rng must be on ", dataset.device(), "; got ", rng.device());
-  check_per_image("epsilon", epsilons, index);
   TORCH_CHECK_VALUE(padding >= 0 && padding < int64_t{1} << 30, "padding must lie in [0, 2**30); got ", padding);
-  TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kHalf || dtype == at::kBFloat16,
-                   "dtype must be float32, float16 or bfloat16; got ", dtype);
+  TORCH_CHECK_VALUE(fill >= 0 && fill < 256, "fill must lie in [0, 256); got ", fill);
 }
 
 }  // namespace rmcla

@@ -29,7 +29,7 @@ struct Kernels {
   ArithmeticKernels<double> float64;
   // In [0, 1), of the elements 4 * block, ..., 4 * (block + blocks) - 1 of the memory, for `blocks` a multiple of 16.
   void (*uniforms)(int64_t seed, int64_t step, int64_t block, int64_t blocks, float* to);
-  void (*crop_lines)(const CroppedImage& image, int64_t first, int64_t last, uint8_t* bytes);
+  void (*crop_lines)(const CroppedImage& image, uint8_t* to);
   void (*widen_half)(const uint16_t* from, float* to, int64_t count);
   void (*narrow_half)(const float* from, uint16_t* to, int64_t count);
   void (*widen_bfloat)(const uint16_t* from, float* to, int64_t count);

@@ -4,7 +4,7 @@
 // set may be the one that the linker keeps for all.
 #pragma once
 
-#include "cpu/augment_start_lines.h"
+#include "cpu/augment_lines.h"
 #include "cpu/convert_elements.h"
 #include "cpu/joint_gradient_rows.h"
 #include "cpu/joint_gradient_short.h"

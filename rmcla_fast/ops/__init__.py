@@ -1,6 +1,6 @@
 """The fused operators, one file each: the public function, its checks, and its registration with PyTorch."""
 
-from rmcla_fast.ops.augment_start import augment_start
+from rmcla_fast.ops.augment import augment
 from rmcla_fast.ops.joint_gradient import (
     JointGradient,
     JointObjective,
@@ -15,7 +15,7 @@ from rmcla_fast.ops.soft_cross_entropy import soft_cross_entropy
 __all__ = [
     "JointGradient",
     "JointObjective",
-    "augment_start",
+    "augment",
     "joint_gradient",
     "joint_objective",
     "perturb_step",

@@ -3,14 +3,14 @@
 Their arguments are the registered schemas'; shapes and dtypes are checked by the public functions in `rmcla_fast.ops`.
 """
 
-from rmcla_fast.reference.augment_start import augment_start
+from rmcla_fast.reference.augment import augment
 from rmcla_fast.reference.joint_gradient import joint_gradient, redistribute_labels
 from rmcla_fast.reference.perturb_step import perturb_step
 from rmcla_fast.reference.random_start import random_start
 from rmcla_fast.reference.soft_cross_entropy import soft_cross_entropy
 
 __all__ = [
-    "augment_start",
+    "augment",
     "joint_gradient",
     "perturb_step",
     "random_start",

@@ -1,4 +1,4 @@
-"""From the options to the parts of a run: model, optimizer, update, batches and monitor."""
+"""Build the parts of a run from its options: model, optimizer, update, loader and monitor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 import rmcla_fast
 from rmcla_fast import models, recipes
-from rmcla_fast.adversarial_example import attack_mode, radii
+from rmcla_fast.adversarial_example import attack_mode
 from rmcla_fast.data.imagenet import centers
 from rmcla_fast.data.splits import DataSplits, ImageSet, StreamedSet, hold_out
 from rmcla_fast.epsilon import format_epsilon, parse_epsilon
@@ -21,7 +21,7 @@ from rmcla_fast.recipes import Recipe
 from rmcla_fast.training.config import TrainConfig
 from rmcla_fast.training.distributed import World
 from rmcla_fast.training.ema import ExponentialAverage
-from rmcla_fast.training.loader import Loader, StreamedLoader
+from rmcla_fast.training.loader import Loader, StreamedLoader, steps_in_epoch
 from rmcla_fast.training.monitor import Monitor
 from rmcla_fast.training.schedule import Schedule, build_optimizer
 from rmcla_fast.training.step import TrainStep
@@ -38,7 +38,7 @@ class Parts:
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     step: TrainStep
-    batches: Loader | StreamedLoader
+    loader: Loader | StreamedLoader
     monitor: Monitor | None
     warm_up_steps: int
     world: World
@@ -90,19 +90,13 @@ def build(config: TrainConfig, splits: DataSplits, device: torch.device, world: 
     train, held_out = _held_out(config, splits)
     if config.stop_on_overfitting and held_out is None:
         raise UserError("--stop-on-overfitting needs images to watch, and none are held out; give --monitor-images")
-    drawn = recipe.steps > 0 and recipe.start == "uniform"
-    batches: Loader | StreamedLoader
-    if isinstance(train, StreamedSet):
-        batches = StreamedLoader(train, batch_size, seed, device, config.augment, config.workers, world)
-    else:
-        batches = Loader(train, batch_size, seed, device, config.augment, config.data != "svhn", drawn, world)
-    batches.start_radius.fill_(radii(recipe).start if drawn else 0.0)
+    updates = steps_in_epoch(len(train), batch_size, world.size)
     torch.manual_seed(seed)
     model = create_model(config.model, splits.num_classes, splits.train.shape[0]).to(device)
     if device.type == "cuda":
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     _check_answer(model, config.model, splits, device)
-    schedule = Schedule(config.schedule, config.lr, config.epochs * batches.steps)
+    schedule = Schedule(config.schedule, config.lr, config.epochs * updates)
     optimizer = build_optimizer(model, schedule.rate(0), config.momentum, config.weight_decay)
     ema = ExponentialAverage(model, config.ema) if config.ema else None
     try:
@@ -120,14 +114,20 @@ def build(config: TrainConfig, splits: DataSplits, device: torch.device, world: 
         )
     except ValueError as error:
         raise UserError(str(error)) from error
+    loader: Loader | StreamedLoader
+    if isinstance(train, StreamedSet):
+        loader = StreamedLoader(train, batch_size, seed, device, config.augment, config.workers, world)
+    else:
+        flip = config.data != "svhn"  # a mirrored digit is no longer that digit
+        loader = Loader(train, batch_size, seed, device, step.rng, config.augment, flip, world)
     torch.manual_seed(world.torch_seed(seed))  # of what the network draws, in dropout for one
     monitor = (
         Monitor(held_out, recipe.epsilon, device, seed)
         if held_out is not None and len(held_out) and world.is_main
         else None
     )
-    warm_up_steps = config.epsilon_warmup * batches.steps
-    return Parts(device, recipe, model, ema, optimizer, schedule, step, batches, monitor, warm_up_steps, world)
+    warm_up_steps = config.epsilon_warmup * updates
+    return Parts(device, recipe, model, ema, optimizer, schedule, step, loader, monitor, warm_up_steps, world)
 
 
 def _held_out(config: TrainConfig, splits: DataSplits) -> tuple[ImageSet | StreamedSet, ImageSet | None]:

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from rmcla_fast import data as datasets
-from rmcla_fast.adversarial_example import radii
 from rmcla_fast.data.splits import DataSplits, require_classes
 from rmcla_fast.errors import Interrupted, RunFailed, UserError, need
 from rmcla_fast.training import checkpoint
@@ -118,7 +117,7 @@ class _Run:
     ) -> None:
         self.config, self.parts, self.folder, self.quiet = config, parts, folder, quiet
         self.described = describe(config, splits)
-        self.total_steps = config.epochs * parts.batches.steps
+        self.total_steps = config.epochs * parts.loader.steps
         if state is not None:
             require_classes(splits, state["config"], folder)
         self.at = RunState() if state is None else restored(state, parts, self.total_steps, folder)
@@ -158,16 +157,16 @@ class _Run:
     def _epoch(self, stop: StopRequest) -> None:
         parts, config = self.parts, self.config
         log_every, checkpoint_every = config.log_every, config.checkpoint_every
-        first = self.at.step - self.at.epoch * parts.batches.steps
+        first = self.at.step - self.at.epoch * parts.loader.steps
         self._warm_up()
-        for images, labels, start in parts.batches.epoch(self.at.epoch, first):
+        for images, labels in parts.loader.epoch(self.at.epoch, first):
             set_rate(parts.optimizer, parts.schedule.rate(self.at.step))
-            self.pending.append(parts.step(images, labels, start))
+            self.pending.append(parts.step(images, labels))
             self.at.step += 1
             self._warm_up()
             if self.at.step % log_every == 0:
                 self._log()
-            ended = self.at.step == (self.at.epoch + 1) * parts.batches.steps
+            ended = self.at.step == (self.at.epoch + 1) * parts.loader.steps
             if self._stops(stop) and not ended:
                 self._save()
                 self._interrupted(stop)
@@ -185,11 +184,10 @@ class _Run:
         return False
 
     def _warm_up(self) -> None:
-        """Sets the next update's epsilon, and the radius of the start that the next batch is drawn with."""
+        """Set the next update's epsilon while it grows."""
         parts = self.parts
         if parts.warm_up_steps and self.at.step <= parts.warm_up_steps:
             parts.step.epsilon = warmed_up(parts.recipe.epsilon, self.at.step, parts.warm_up_steps)
-            parts.batches.start_radius.fill_(radii(parts.recipe, parts.step.epsilon).start)
 
     def _interrupted(self, stop: StopRequest) -> None:
         number = stop.signal or signal.SIGINT  # another rank may have got it

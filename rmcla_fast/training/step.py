@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -91,7 +91,7 @@ class TrainStep:
         self._clip_norm = clip_norm
         self._passes = Passes(model, precision, compiled=capture in ("compile", "cuda-graph"))
         self._weight = last_linear(model) if recipe.target in ("mosa", "mix") else None
-        self._rng = torch.tensor([_signed(seed), 0], dtype=torch.int64, device=device)
+        self.rng = torch.tensor([_signed(seed), 0], dtype=torch.int64, device=device)
         self._radii = torch.tensor(radii(recipe), dtype=torch.float32, device=device)
         self._epsilon = recipe.epsilon
         self._guard: LossScale | None = None
@@ -104,31 +104,30 @@ class TrainStep:
         if capture == "cuda-graph":
             self._captured = CapturedUpdate(self._update, optimizer, device, self._rehearse)
 
-    def __call__(self, images: Tensor, labels: Tensor, start: Tensor | None = None) -> Tensor:
+    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         """One update.
 
         Args:
             images: (B, C, H, W) float in [0, 1], or uint8 that means value / 255, on the model's device.
             labels: (B,) int64.
-            start: where the attack starts, float32 (B, C, H, W), if it is drawn already; it is overwritten.
         """
         check(self.model, images, labels, self.recipe)
         if len(images) == 0:
             raise ValueError("images must hold at least one image; got an empty batch")
-        checks.same_device("images", images, self._rng, "the model")
+        checks.same_device("images", images, self.rng, "the model")
         if not self.model.training:
             self.model.train()
         update = self._update if self._captured is None else self._captured
         simpler = why = ""
         try:
-            loss = update(images, labels, start)
+            loss = update(images, labels)
         except (CaptureFailed, CompileFailed) as error:  # nothing of this update was done
             simpler, why = self._simpler_way(error)
         if simpler:  # only now is the memory free that the error held
             before = self.capture, self._captured
             self.capture, self._captured, self._passes.eager = simpler, None, simpler == "eager"
             try:
-                loss = self._update(images, labels, start)
+                loss = self._update(images, labels)
             except BaseException:  # the error is the caller's, or the model's own: the capture was not to blame
                 (self.capture, self._captured), self._passes.eager = before, False
                 raise
@@ -161,7 +160,7 @@ class TrainStep:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.calls = int(state["step"])
-        self._rng[1].fill_(self.calls * self.accumulate)
+        self.rng[1].fill_(self.calls * self.accumulate)
         self.epsilon = state["epsilon"]
         if self._guard is not None and "guard" in state:
             self._guard.load_state_dict(state["guard"])
@@ -177,11 +176,11 @@ class TrainStep:
             ) from error
         return simpler, f"{what}: {error}"
 
-    def _update(self, images: Tensor, labels: Tensor, start: Tensor | None = None) -> Tensor:
+    def _update(self, images: Tensor, labels: Tensor) -> Tensor:
         guard = self._guard
         before = [] if guard is None else guard.remember(self.model)
         compiles = self.capture in ("compile", "cuda-graph") and len(images) > self._tried
-        loss = (self._first_gradients if compiles else self._gradients)(images, labels, start)
+        loss = (self._first_gradients if compiles else self._gradients)(images, labels)
         if guard is not None:
             guard.unscale(self.optimizer)
         if self._clip_norm is not None:
@@ -193,24 +192,25 @@ class TrainStep:
             self.ema.update(self._passes.attacked)
         return loss
 
-    def _gradients(self, images: Tensor, labels: Tensor, start: Tensor | None) -> Tensor:
+    def _gradients(self, images: Tensor, labels: Tensor) -> Tensor:
         """Attack, forward and backward of each piece: all of an update that runs the model; returns the loss."""
         self.optimizer.zero_grad(set_to_none=True)
         count = max(1, min(self.accumulate, len(images) // 2))
         losses = []
-        for number, piece in enumerate(_cut(images, labels, start, count)):
+        pieces = zip(images.tensor_split(count), labels.tensor_split(count), strict=True)
+        for number, (some, of_them) in enumerate(pieces):
             with self._synchronised(last=number + 1 == count):
-                losses.append(self._piece(*piece, total=len(images)))
-            self._rng[1].add_(1)
+                losses.append(self._piece(some, of_them, total=len(images)))
+            self.rng[1].add_(1)
         if count < self.accumulate:
-            self._rng[1].add_(self.accumulate - count)
+            self.rng[1].add_(self.accumulate - count)
         return losses[0] if count == 1 else torch.stack(losses).sum()
 
-    def _first_gradients(self, images: Tensor, labels: Tensor, start: Tensor | None) -> Tensor:
+    def _first_gradients(self, images: Tensor, labels: Tensor) -> Tensor:
         """`_gradients`, whose passes compile as they run; CompileFailed, with nothing changed, where they cannot."""
-        restore = self._remembered(start)
+        restore = self._remembered()
         try:
-            loss = self._gradients(images, labels, start)
+            loss = self._gradients(images, labels)
         except BaseException as error:
             restore()
             if not isinstance(error, Exception):  # Ctrl-C
@@ -224,25 +224,24 @@ class TrainStep:
         self._tried = len(images)
         return loss
 
-    def _rehearse(self, images: Tensor, labels: Tensor, start: Tensor | None) -> None:
+    def _rehearse(self, images: Tensor, labels: Tensor) -> None:
         """Asks the model all that an update asks of it, and puts everything back."""
-        restore = self._remembered(start)
+        restore = self._remembered()
         try:
-            self._gradients(images, labels, start)
+            self._gradients(images, labels)
         finally:
             restore()
 
-    def _remembered(self, start: Tensor | None) -> Callable[[], None]:
+    def _remembered(self) -> Callable[[], None]:
         """A function that puts back what `_gradients` changes.
 
-        These are the noise counter, the start, torch's random states, and buffers, which a module may replace, too.
+        These are the noise counter, torch's random states, and buffers, which a module may replace, too.
         """
-        device = self._rng.device
+        device = self.rng.device
         drawn = torch.get_rng_state()  # dropout draws from torch's own generators
         drawn_on_gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
         buffers = [(module, dict(module._buffers)) for module in self.model.modules()]
-        changed = [*self.model.buffers(), self._rng, *([] if start is None else [start])]
-        changed = [tensor for tensor in changed if writable(tensor)]
+        changed = [tensor for tensor in (*self.model.buffers(), self.rng) if writable(tensor)]
         before = [tensor.detach().clone() for tensor in changed]
 
         @torch.no_grad()
@@ -263,7 +262,7 @@ class TrainStep:
         wrapped = isinstance(self.model, DistributedDataParallel)
         return self.model.no_sync() if wrapped and not last else nullcontext()  # type: ignore[operator]
 
-    def _piece(self, images: Tensor, labels: Tensor, start: Tensor | None, total: int) -> Tensor:
+    def _piece(self, images: Tensor, labels: Tensor, total: int) -> Tensor:
         """Attack and backward of some of the update's `total` images; returns their part of its loss."""
         images = self._passes.layout(images.detach())
         with attack_mode(self._passes.attacked, self.recipe.attack_mode):
@@ -273,9 +272,8 @@ class TrainStep:
                 labels,
                 self.recipe,
                 Radii(*self._radii.unbind()),
-                rng=self._rng,
+                rng=self.rng,
                 weight=self._weight,
-                start=start if start is None else self._passes.layout(start),
             )
         return self._backward(example, images, labels, total)
 
@@ -303,14 +301,6 @@ class TrainStep:
             grad_logits = (grad_logits.float() * (scale / total)).to(logits.dtype)
         logits.backward(grad_logits)
         return loss if share == 1 else loss * share
-
-
-def _cut(
-    images: Tensor, labels: Tensor, start: Tensor | None, count: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """The batch in `count` pieces, whose sizes differ by at most one image."""
-    starts = [None] * count if start is None else start.tensor_split(count)
-    return zip(images.tensor_split(count), labels.tensor_split(count), starts, strict=True)
 
 
 def _check_arguments(

@@ -1,4 +1,4 @@
-"""Reference of `augment_start` in plain torch: gather, crop with padding, flip, and the random start."""
+"""Reference of `augment` in plain torch: gather, crop with padding, and flip."""
 
 from __future__ import annotations
 
@@ -6,24 +6,19 @@ import torch
 from torch import Tensor
 
 from rmcla_fast.ops.philox import STREAM_AUGMENTATION, philox_words
-from rmcla_fast.ops.tensors import to_unit
 from rmcla_fast.reference.labels import in_range
-from rmcla_fast.reference.random_start import random_start
 
 
-def augment_start(
+def augment(
     dataset: Tensor,
     index: Tensor,
     rng: Tensor,
-    epsilon: float,
-    epsilons: Tensor | None,
     padding: int = 4,
     flip: bool = True,
-    fill: float = 0.5,
-    dtype: torch.dtype = torch.float32,
+    fill: int = 128,
     channels_last: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Augmented images (B, C, H, W) and `random_start` of them; image b draws its crop and flip from Philox block b."""
+) -> Tensor:
+    """Return cropped and flipped images (B, C, H, W) uint8; image b draws its crop and flip from Philox block b."""
     _, channels, height, width = dataset.shape
     valid = in_range("index", index, dataset.shape[0])
     words = philox_words(rng, torch.arange(len(index), device=index.device), STREAM_AUGMENTATION)
@@ -40,9 +35,7 @@ def augment_start(
         rows.clamp(0, height - 1)[:, None, :, None],
         columns.clamp(0, width - 1)[:, None, None, :],
     ]
-    images = to_unit(pixels, torch.float32).masked_fill(~inside[:, None], fill)
-    images = images.masked_fill(~valid[:, None, None, None], float("nan"))
+    images = pixels.masked_fill(~(inside & valid[:, None, None])[:, None], fill)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     # Not `contiguous`: with one channel both layouts are the same memory, and it would keep the strides of the other.
-    images = torch.empty(images.shape, dtype=dtype, device=images.device, memory_format=layout).copy_(images)
-    return images, random_start(images, epsilon, epsilons, rng)
+    return torch.empty(images.shape, dtype=torch.uint8, device=images.device, memory_format=layout).copy_(images)

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "common/augment_start.h"
+#include "common/augment.h"
 
 namespace rmcla {
 
@@ -30,19 +30,7 @@ struct CroppedImage {
   RMCLA_SHARED int64_t in_line() const { return interleaved ? channels : 1; }
   RMCLA_SHARED int64_t line_size() const { return in_line() * width; }
   RMCLA_SHARED int64_t lines() const { return interleaved ? height : channels * height; }
-
-  // visit(channel, source row) for the lines [first, last) in the order of memory.
-  template <class Visit>
-  RMCLA_SHARED void each_line(int64_t first, int64_t last, Visit visit) const {
-    int64_t channel = interleaved ? 0 : first / height, row = first - channel * height;
-    for (int64_t line = first; line < last; ++line) {
-      visit(channel, int64_t(source_row(crop, uint32_t(row))));
-      if (++row == height) {
-        row = 0;
-        ++channel;
-      }
-    }
-  }
+  RMCLA_SHARED bool whole() const { return crop.down == 0 && end - begin == width; }  // no border in the crop
 };
 
 // A run of a row, forwards or mirrored: eight bytes at a time, the last eight over what is there already.
@@ -84,14 +72,16 @@ RMCLA_SHARED void interleave_three(const uint8_t* from, int64_t plane, bool mirr
   }
 }
 
-// The lines [first, last) as bytes; what lies beyond a border is left as it is.
+// The whole crop, in the order of the output's memory. What lies beyond a border is left as it is.
 template <int Bytes>
-RMCLA_SHARED void crop_lines(const CroppedImage& image, int64_t first, int64_t last, uint8_t* bytes) {
+RMCLA_SHARED void crop_lines(const CroppedImage& image, uint8_t* to) {
   const int64_t plane = image.height * image.width, step = image.in_line(), count = image.end - image.begin;
   const bool mirrored = image.crop.mirrored;
   if (count == 0) return;
-  uint8_t* to = bytes + image.begin * step;
-  image.each_line(first, last, [&](int64_t channel, int64_t row) __attribute__((always_inline)) {
+  to += image.begin * step;
+  int64_t channel = 0, line = 0;
+  for (int64_t left = image.lines(); left > 0; --left, to += image.line_size()) {
+    const int64_t row = int64_t(source_row(image.crop, uint32_t(line)));
     if (row < image.height) {
       const uint8_t* const from = image.pixels + channel * plane + row * image.width + image.from;
       if (step == 1) {
@@ -102,8 +92,11 @@ RMCLA_SHARED void crop_lines(const CroppedImage& image, int64_t first, int64_t l
         for (int64_t c = 0; c < step; ++c) scatter_run(from + c * plane, mirrored, to + c, count, step);
       }
     }
-    to += image.line_size();
-  });
+    if (++line == image.height) {
+      line = 0;
+      ++channel;
+    }
+  }
 }
 
 }  // namespace rmcla

@@ -1,4 +1,4 @@
-"""`augment_start` in Triton: gather, crop, flip and random start, each pixel read once and written twice."""
+"""`augment` in Triton: gather, crop and flip, each byte read once and written once."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rmcla_fast.ops.philox import STREAM_AUGMENTATION, STREAM_RANDOM_START
+from rmcla_fast.ops.philox import STREAM_AUGMENTATION
 from rmcla_fast.triton_kernels import elements
-from rmcla_fast.triton_kernels.conversion import alignment_of, narrow, scalar, widen
-from rmcla_fast.triton_kernels.elements import image_of, per_image, to_unit, valid_radius
-from rmcla_fast.triton_kernels.random_start import noise, philox_words
+from rmcla_fast.triton_kernels.conversion import alignment_of
+from rmcla_fast.triton_kernels.elements import image_of
+from rmcla_fast.triton_kernels.random_start import philox_words
 
 
 @triton.jit
@@ -24,31 +24,25 @@ def crop_of(rng, rng_stride, image, padding, STREAM: tl.constexpr):
     return (down.to(tl.int64) - padding).to(tl.int32), (right.to(tl.int64) - padding).to(tl.int32), word2 >> 31
 
 
-@triton.jit(do_not_specialize=["units", "batch", "size", "padding", "index_stride", "radii_stride", "rng_stride"])
+@triton.jit(do_not_specialize=["units", "batch", "size", "padding", "fill", "index_stride", "rng_stride"])
 def _kernel(
     dataset,  # (N, CHANNELS, HEIGHT, WIDTH) uint8
     index,  # (B,)
     images,
-    start_images,
-    radii,  # (), (B,) or None
     rng,
     units,  # elements / ALIGNMENT
     batch,
     size,  # N
     padding,
+    fill,
     index_stride,
-    radii_stride,
     rng_stride,
-    epsilon: tl.float64,
-    fill: tl.float64,
     FLIP: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     CHANNELS: tl.constexpr,
     HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr,
-    RADIUS_PER_IMAGE: tl.constexpr,
-    AUGMENTATION: tl.constexpr,  # the streams of noise
-    RANDOM_START: tl.constexpr,
+    STREAM: tl.constexpr,
     ALIGNMENT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -61,14 +55,14 @@ def _kernel(
 
     if IMAGE_SIZE >= BLOCK:  # a block meets two images at most: two draws, and not one an element
         first = start // image_size
-        down, right, mirrored = crop_of(rng, rng_stride, first, padding, AUGMENTATION)
-        next_down, next_right, next_mirrored = crop_of(rng, rng_stride, first + 1, padding, AUGMENTATION)
+        down, right, mirrored = crop_of(rng, rng_stride, first, padding, STREAM)
+        next_down, next_right, next_mirrored = crop_of(rng, rng_stride, first + 1, padding, STREAM)
         is_first = image == first
         down = tl.where(is_first, down, next_down)
         right = tl.where(is_first, right, next_right)
         mirrored = tl.where(is_first, mirrored, next_mirrored)
     else:
-        down, right, mirrored = crop_of(rng, rng_stride, image, padding, AUGMENTATION)
+        down, right, mirrored = crop_of(rng, rng_stride, image, padding, STREAM)
 
     within = (offsets - image * IMAGE_SIZE).to(tl.int32)
     if CHANNELS_LAST:
@@ -87,68 +81,45 @@ def _kernel(
     valid = (source >= 0) & (source < size)
     hit = (row >= 0) & (row < HEIGHT) & (column >= 0) & (column < WIDTH)
     place = source * IMAGE_SIZE + (channel * HEIGHT + row) * WIDTH + column
-    pixel = to_unit(tl.load(dataset + place, mask=inside & valid & hit, other=0), tl.float32)
-    pixel = tl.where(hit, pixel, scalar(fill, tl.float32))
-    pixel = narrow(tl.where(valid, pixel, float("nan")), images.dtype.element_ty)
+    pixel = tl.load(dataset + place, mask=inside & valid & hit, other=0)
+    pixel = tl.where(valid & hit, pixel, fill.to(tl.uint8))
     tl.store(images + offsets, pixel, mask=inside)
 
-    radius = per_image(epsilon, radii, radii_stride, start, batch, image_size, RADIUS_PER_IMAGE, tl.float32, BLOCK)
-    shift = valid_radius(radius) * noise(rng, rng_stride, start // 4, RANDOM_START, BLOCK)
-    moved = widen(pixel, tl.float32) + shift
-    tl.store(start_images + offsets, narrow(moved, images.dtype.element_ty), mask=inside)
 
-
-def augment_start(
-    dataset: Tensor,
-    index: Tensor,
-    rng: Tensor,
-    epsilon: float,
-    epsilons: Tensor | None,
-    padding: int,
-    flip: bool,
-    fill: float,
-    dtype: torch.dtype,
-    channels_last: bool,
-) -> tuple[Tensor, Tensor]:
-    """Augmented images (B, C, H, W) and `random_start` of them; image b draws its crop and flip from Philox block b."""
+def augment(
+    dataset: Tensor, index: Tensor, rng: Tensor, padding: int, flip: bool, fill: int, channels_last: bool
+) -> Tensor:
+    """Return cropped and flipped images (B, C, H, W) uint8; image b draws its crop and flip from Philox block b."""
     size, channels, height, width = dataset.shape
     batch = index.shape[0]
     layout = torch.channels_last if channels_last else torch.contiguous_format
     shape = (batch, channels, height, width)
-    images = torch.empty(shape, dtype=dtype, device=dataset.device, memory_format=layout)
-    start = torch.empty_like(images)
+    images = torch.empty(shape, dtype=torch.uint8, device=dataset.device, memory_format=layout)
     count = images.numel()
     if count == 0:
-        return images, start
+        return images
     alignment = alignment_of(count)
     with torch.cuda.device_of(dataset):
         _kernel[(triton.cdiv(count, elements.BLOCK),)](
             dataset,
             index,
             images,
-            start,
-            epsilons,
             rng,
             count // alignment,
             batch,
             size,
             padding,
-            index.stride(0),
-            elements.value_stride(epsilons),
-            rng.stride(0),
-            epsilon,
             fill,
+            index.stride(0),
+            rng.stride(0),
             FLIP=flip,
             CHANNELS_LAST=channels_last,
             CHANNELS=channels,
             HEIGHT=height,
             WIDTH=width,
-            RADIUS_PER_IMAGE=epsilons is not None and epsilons.dim() == 1,
-            AUGMENTATION=STREAM_AUGMENTATION,
-            RANDOM_START=STREAM_RANDOM_START,
+            STREAM=STREAM_AUGMENTATION,
             ALIGNMENT=alignment,
             BLOCK=elements.BLOCK,
             num_warps=elements.WARPS,
-            enable_fp_fusion=False,
         )
-    return images, start
+    return images

@@ -1,4 +1,4 @@
-// How augment_start draws a crop and where an output pixel comes from, for host and device.
+// How augment draws a crop, and where each output pixel comes from, for host and device.
 #pragma once
 
 #include <cstdint>

@@ -1,0 +1,156 @@
+// augment on a GPU: each byte is read once and written once, sixteen to a thread. What an image has one of (its place
+// in the data set, its crop) is worked out once a block and kept in shared memory.
+#include "common/augment.h"
+#include "cuda/elements.cuh"
+#include "cuda/tensors.h"
+
+#if !defined(__CUDA_ARCH__)
+#include "common/augment_arguments.h"
+#endif
+
+namespace rmcla {
+namespace {
+
+struct AugmentRule {
+  const uint8_t* dataset;  // (size, channels, height, width)
+  const int64_t* index;    // index_stride apart
+  int64_t index_stride, size;
+  const int64_t* rng;  // (seed, step), rng_stride apart
+  int64_t rng_stride;
+  ImageIndex image;
+  uint32_t channels, height, width, padding;
+  uint8_t fill;
+  bool flip, channels_last;
+};
+
+struct ImagePlan {
+  const uint8_t* pixels;  // null where the index is no image
+  Crop crop;
+};
+
+__device__ __forceinline__ ImagePlan plan_of(const AugmentRule& rule, int64_t image) {
+  const int64_t source = rule.index[image * rule.index_stride];
+  const bool known = source >= 0 && source < rule.size;
+  const int64_t image_size = int64_t(rule.channels) * rule.height * rule.width;
+  return {known ? rule.dataset + source * image_size : nullptr,
+          crop_of(rule.rng[0], rule.rng[rule.rng_stride], image, rule.padding, rule.flip)};
+}
+
+struct Place {
+  uint32_t channel, row, column;
+};
+
+__device__ __forceinline__ Place place_of(const AugmentRule& rule, uint32_t within) {
+  if (rule.channels_last) {
+    const uint32_t pixel = within / rule.channels, row = pixel / rule.width;
+    return {within - pixel * rule.channels, row, pixel - row * rule.width};
+  }
+  const uint32_t line = within / rule.width, channel = line / rule.height;
+  return {channel, line - channel * rule.height, within - line * rule.width};
+}
+
+// To the next element in memory, within an image.
+__device__ __forceinline__ void advance(const AugmentRule& rule, Place& at) {
+  if (rule.channels_last) {
+    if (++at.channel < rule.channels) return;
+    at.channel = 0;
+    if (++at.column < rule.width) return;
+    at.column = 0;
+    ++at.row;
+  } else {
+    if (++at.column < rule.width) return;
+    at.column = 0;
+    if (++at.row < rule.height) return;
+    at.row = 0;
+    ++at.channel;
+  }
+}
+
+__device__ __forceinline__ uint8_t cropped_pixel(const AugmentRule& rule, const ImagePlan& plan, const Place& at) {
+  const uint32_t row = source_row(plan.crop, at.row);
+  const uint32_t column = source_column(plan.crop, at.column, rule.width);
+  if (!plan.pixels || row >= rule.height || column >= rule.width) return rule.fill;
+  return plan.pixels[(at.channel * rule.height + row) * rule.width + column];
+}
+
+constexpr int kBytes = kVector<uint8_t>;  // of a thread
+
+__global__ void __launch_bounds__(kThreads) augment_bytes(uint8_t* images, int64_t count, AugmentRule rule) {
+  constexpr int kTile = kThreads * kBytes;
+  constexpr int kPlans = 64;
+  __shared__ ImagePlan plans[kPlans];
+  const int64_t tile = int64_t(blockIdx.x) * kTile;
+  const int64_t tile_end = tile + kTile < count ? tile + kTile : count;
+  const int64_t first_image = rule.image.of(tile);
+  const int64_t images_here = rule.image.of(tile_end - 1) - first_image + 1;
+  const bool planned = images_here <= kPlans;  // where images are tiny there are more, and each thread makes its own
+  if (planned) {
+    if (threadIdx.x < images_here) plans[threadIdx.x] = plan_of(rule, first_image + threadIdx.x);
+    __syncthreads();
+  }
+  const auto plan_at = [&](int64_t image) { return planned ? plans[image - first_image] : plan_of(rule, image); };
+
+  const int64_t first = tile + int64_t(threadIdx.x) * kBytes;
+  if (first >= count) return;
+  if (rule.image.stride % kBytes == 0) {  // then all sixteen are there, and lie in one image
+    const int64_t image = rule.image.of(first);
+    const ImagePlan plan = plan_at(image);
+    Place at = place_of(rule, uint32_t(first - image * rule.image.stride));
+    Pack<uint8_t, kBytes> bytes;
+#pragma unroll
+    for (int k = 0; k < kBytes; ++k) {
+      bytes.item[k] = cropped_pixel(rule, plan, at);
+      advance(rule, at);
+    }
+    *reinterpret_cast<Pack<uint8_t, kBytes>*>(images + first) = bytes;
+    return;
+  }
+  for (int64_t i = first; i < first + kBytes && i < count; ++i) {
+    const int64_t image = rule.image.of(i);
+    images[i] = cropped_pixel(rule, plan_at(image), place_of(rule, uint32_t(i - image * rule.image.stride)));
+  }
+}
+
+[[maybe_unused]] void launch(uint8_t* images, int64_t count, const AugmentRule& rule, cudaStream_t stream) {
+  const unsigned blocks = unsigned(ceil_div(count, kThreads * kBytes));
+  augment_bytes<<<blocks, kThreads, 0, stream>>>(images, count, rule);
+}
+
+#if !defined(__CUDA_ARCH__)
+
+at::Tensor augment(const at::Tensor& dataset, const at::Tensor& index, const at::Tensor& rng, int64_t padding,
+                   bool flip, int64_t fill, bool channels_last) {
+  const at::AutoDispatchBelowADInplaceOrView no_autograd;
+  check_augmentation(dataset, index, rng, padding, fill);
+  const c10::cuda::CUDAGuard device(dataset.device());
+  const int64_t channels = dataset.size(1), height = dataset.size(2), width = dataset.size(3), batch = index.size(0);
+  const at::Tensor images = at::empty({batch, channels, height, width}, dataset.options(),
+                                      channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous);
+  if (images.numel() == 0) return images;
+  const AugmentRule rule{dataset.const_data_ptr<uint8_t>(),
+                         index.const_data_ptr<int64_t>(),
+                         index.stride(0),
+                         dataset.size(0),
+                         rng.const_data_ptr<int64_t>(),
+                         rng.stride(0),
+                         {channels * height * width, batch},
+                         uint32_t(channels),
+                         uint32_t(height),
+                         uint32_t(width),
+                         uint32_t(padding),
+                         uint8_t(fill),
+                         flip,
+                         channels_last};
+  launch(images.mutable_data_ptr<uint8_t>(), images.numel(), rule, c10::cuda::getCurrentCUDAStream());
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  return images;
+}
+
+#endif
+
+}  // namespace
+}  // namespace rmcla
+
+#if !defined(__CUDA_ARCH__)
+TORCH_LIBRARY_IMPL(rmcla_fast, CUDA, m) { m.impl("augment", rmcla::augment); }
+#endif
