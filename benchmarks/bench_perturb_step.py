@@ -13,6 +13,7 @@ from torch import Tensor
 
 import rmcla_fast
 from rmcla_fast import reference
+from rmcla_fast.ops.tensors import to_unit
 
 EPSILON = 8 / 255
 
@@ -22,6 +23,7 @@ def by_reference(images: Tensor, origin: Tensor, grad: Tensor) -> Tensor:
 
 
 def plain(images: Tensor, origin: Tensor, grad: Tensor) -> Tensor:
+    origin = origin / 255 if origin.dtype == torch.uint8 else origin
     moved = images + EPSILON * grad.sign()
     return torch.clamp(torch.min(torch.max(moved, origin - EPSILON), origin + EPSILON), 0, 1)
 
@@ -35,16 +37,21 @@ def plain_into(images: Tensor, origin: Tensor, grad: Tensor, out: Tensor) -> Ten
 
 
 @pytest.mark.parametrize(
-    "dtype",
-    [pytest.param(torch.float32, id="float32"), pytest.param(torch.bfloat16, id="bfloat16")],
+    ("dtype", "from_bytes"),
+    [
+        pytest.param(torch.float32, False, id="float32"),
+        pytest.param(torch.bfloat16, False, id="bfloat16"),
+        pytest.param(torch.float32, True, id="uint8"),
+    ],
 )
 @pytest.mark.parametrize("shape", IMAGES)
 def bench_perturb_step(
-    benchmark: BenchmarkFixture, device: torch.device, shape: tuple[int, ...], dtype: torch.dtype
+    benchmark: BenchmarkFixture, device: torch.device, shape: tuple[int, ...], dtype: torch.dtype, from_bytes: bool
 ) -> None:
     generator = torch.Generator().manual_seed(0)
-    origin = torch.rand(shape, generator=generator).to(device, dtype)
-    images = (origin + EPSILON * (2 * torch.rand(shape, generator=generator).to(device) - 1)).to(dtype)
+    pixels = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8).to(device)
+    origin = pixels if from_bytes else to_unit(pixels).to(dtype)
+    images = (to_unit(pixels) + EPSILON * (2 * torch.rand(shape, generator=generator).to(device) - 1)).to(dtype)
     grad = torch.randn(shape, generator=generator).to(device, dtype)
     inputs = images, origin, grad
     out, kept, plain_kept = (torch.empty_like(images) for _ in range(3))
@@ -63,5 +70,8 @@ def bench_perturb_step(
         "plain": lambda: plain(*inputs),
         "plain, compiled": lambda: plain_compiled(*inputs, plain_kept),
     }
-    case = f"{' x '.join(map(str, shape))}, {str(dtype).removeprefix('torch.')}"
-    compare(benchmark, "perturb_step", case, rivals, check, like=images, bytes_moved=4 * images.nbytes)
+    case = f"{' x '.join(map(str, shape))}, {str(dtype).removeprefix('torch.')}" + (
+        ", uint8 origin" if from_bytes else ""
+    )
+    moved = 3 * images.nbytes + origin.nbytes  # images, gradient and origin are read, and the result is written
+    compare(benchmark, "perturb_step", case, rivals, check, like=images, bytes_moved=moved)

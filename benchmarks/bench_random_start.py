@@ -10,19 +10,25 @@ from torch import Tensor
 
 import rmcla_fast
 from rmcla_fast import reference
+from rmcla_fast.ops.tensors import to_unit
 
 EPSILON = 8 / 255
 
 
 def plain_into(images: Tensor, out: Tensor) -> Tensor:
-    return out.copy_(images + EPSILON * (2 * torch.rand_like(images) - 1))
+    clean = images / 255 if images.dtype == torch.uint8 else images
+    return out.copy_(clean + EPSILON * (2 * torch.rand_like(clean) - 1))
 
 
+@pytest.mark.parametrize("stored", [torch.float32, torch.uint8], ids=["float32", "uint8"])
 @pytest.mark.parametrize("shape", IMAGES)
-def bench_random_start(benchmark: BenchmarkFixture, device: torch.device, shape: tuple[int, ...]) -> None:
-    images = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device)
+def bench_random_start(
+    benchmark: BenchmarkFixture, device: torch.device, shape: tuple[int, ...], stored: torch.dtype
+) -> None:
+    pixels = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8).to(device)
+    images = to_unit(pixels) if stored == torch.float32 else pixels
     rng = torch.tensor([1, 2], device=device)
-    out, noise, kept = (torch.empty_like(images) for _ in range(3))
+    out, noise, kept = (torch.empty_like(images, dtype=torch.float32) for _ in range(3))
     wanted = reference.random_start(images, EPSILON, None, rng)
     plain_compiled = compiled(plain_into, images)
 
@@ -30,15 +36,17 @@ def bench_random_start(benchmark: BenchmarkFixture, device: torch.device, shape:
         if name in ("ours", "eager"):
             assert torch.equal(result, wanted)
         else:  # other noise: of the same distribution
-            moved = result - images
+            moved = result - to_unit(images)
             assert moved.abs().max() <= EPSILON + 1e-6
-            torch.testing.assert_close(moved.std(), (wanted - images).std(), rtol=0.02, atol=0)
+            torch.testing.assert_close(moved.std(), (wanted - to_unit(images)).std(), rtol=0.02, atol=0)
 
     rivals = {
         "ours": lambda: rmcla_fast.random_start(images, EPSILON, rng=rng, out=out),
         "eager": lambda: reference.random_start(images, EPSILON, None, rng),
-        "plain": lambda: torch.add(images, noise.uniform_(-EPSILON, EPSILON), out=out),
+        "plain": lambda: torch.add(
+            images if stored == torch.float32 else images / 255, noise.uniform_(-EPSILON, EPSILON), out=out
+        ),
         "plain, compiled": lambda: plain_compiled(images, kept),
     }
-    case = " x ".join(map(str, shape))
-    compare(benchmark, "random_start", case, rivals, check, like=images, bytes_moved=2 * images.nbytes)
+    case = " x ".join(map(str, shape)) + ("" if stored == torch.float32 else ", uint8")
+    compare(benchmark, "random_start", case, rivals, check, like=out, bytes_moved=images.nbytes + out.nbytes)

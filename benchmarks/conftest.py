@@ -35,7 +35,7 @@ COMPACT = re.compile(  # the cases of -m compact
       | bench_augment\[(224-contiguous|32-channels_last)\]""",
     re.VERBOSE,
 )
-collect_ignore = ["bench_pgd.py", "bench_train_step.py"]  # programs of their own
+collect_ignore = ["bench_fed_update.py", "bench_pgd.py", "bench_train_step.py"]  # programs of their own
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

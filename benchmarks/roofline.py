@@ -18,7 +18,7 @@ def copies(like: Tensor, bytes_moved: int) -> dict[str, tuple[Run, int]]:
     A plain copy of `like`, and by device: on a CPU one past the caches; on a GPU one by an element-wise kernel, and one
     that moves as much as the operator, so that the start and the end of a kernel weigh the same.
     """
-    source, target = torch.rand_like(like), torch.empty_like(like)
+    source, target = like.clone(), torch.empty_like(like)
     moved = 2 * like.nbytes
     rivals: dict[str, tuple[Run, int]] = {"plain copy": (lambda: target.copy_(source), moved)}
     if uses_graphs(like.device):
