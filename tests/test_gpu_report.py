@@ -1,4 +1,4 @@
-"""What docs/h100.md says is what the committed command prints from the committed raw files."""
+"""The tables in README.md and docs/ are what the committed command prints from the committed raw files."""
 
 from __future__ import annotations
 
@@ -12,33 +12,66 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import gpu_report  # noqa: E402
 
-RAW = ROOT / "benchmarks/results/nvidia-h100-80gb-hbm3-2026-11-26"
-PAGE = (ROOT / "docs/h100.md").read_text()
+RESULTS = ROOT / "benchmarks/results"
+RUNS = [  # on a GPU, from the first to the last
+    RESULTS / "nvidia-h100-80gb-hbm3-2026-11-26",
+    RESULTS / "nvidia-h100-80gb-hbm3-2026-11-26-652542a",
+]
+RAW = RUNS[0]  # it has a file of every kind
+STEPS_ON_A_CPU = {
+    name: RESULTS / f"train_step_cpu_{name}_preact-resnet18.json"
+    for name in ("compile_bf16", "eager_fp32", "compile_fp32")
+}
+STEP = "One update of preact-resnet18, batch 128"
 
 
-@pytest.mark.parametrize("title", gpu_report.tables(RAW))
-def test_the_page_has_the_table(title: str) -> None:
-    assert gpu_report.tables(RAW)[title] in PAGE
+def page(path: str) -> str:
+    return (ROOT / path).read_text()
 
 
-@pytest.mark.parametrize("title", ["One update of preact-resnet18, batch 128", "Operators", "Training"])
-def test_the_readme_has_the_table(title: str) -> None:
-    assert gpu_report.tables(RAW)[title] in (ROOT / "README.md").read_text()
+def last_tables() -> dict[str, str]:
+    """Each table of the last run that measured it."""
+    return {title: table for run in RUNS for title, table in gpu_report.tables(run).items()}
 
 
-@pytest.mark.parametrize("name", ["compile_bf16", "eager_fp32", "compile_fp32"])
-def test_the_readme_has_the_table_of_a_step_on_a_cpu(name: str) -> None:
-    (table,) = gpu_report.tables(ROOT / f"benchmarks/results/train_step_cpu_{name}_preact-resnet18.json").values()
-    assert table in (ROOT / "README.md").read_text()
+@pytest.mark.parametrize("title", last_tables())
+def test_the_page_about_the_h100_has_the_table_of_the_last_run_that_measured_it(title: str) -> None:
+    assert last_tables()[title] in page("docs/h100.md")
 
 
-def test_the_readmes_operators_on_a_cpu_are_rows_of_the_table() -> None:
-    raw = ROOT / "benchmarks/results/operators-intel-r-xeon-r-processor-2-threads.json"
-    (table,) = gpu_report.tables(raw).values()
-    on_a_cpu = (ROOT / "README.md").read_text().split("### On a CPU")[1]
+def test_the_page_about_the_h100_has_the_options_of_every_run() -> None:
+    for run in RUNS:
+        assert gpu_report.variants(run) in page("docs/h100.md")
+
+
+def test_the_page_of_results_has_the_table_of_the_trainings_on_the_h100() -> None:
+    assert last_tables()["Training"] in page("docs/results.md")
+
+
+@pytest.mark.parametrize("name", STEPS_ON_A_CPU)
+def test_the_page_of_results_has_the_table_of_a_step_on_a_cpu(name: str) -> None:
+    (table,) = gpu_report.tables(STEPS_ON_A_CPU[name]).values()
+    assert table in page("docs/results.md")
+
+
+def test_the_operators_on_a_cpu_are_rows_of_the_raw_table() -> None:
+    (table,) = gpu_report.tables(RESULTS / "operators-intel-r-xeon-r-processor-2-threads.json").values()
+    on_a_cpu = page("docs/results.md").split("## Operators on a CPU")[1]
     shown = [line for line in on_a_cpu.splitlines() if line.startswith("| `")]
     assert len(shown) > 15
     assert set(shown) <= set(table.splitlines())
+
+
+def test_the_readme_has_the_steps_of_the_last_run_on_a_gpu_beside_those_on_a_cpu() -> None:
+    (on_a_cpu,) = gpu_report.tables(STEPS_ON_A_CPU["compile_bf16"]).values()
+    gpu, cpu = (
+        {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ") for line in table.splitlines()}
+        for table in (last_tables()[STEP], on_a_cpu)
+    )
+    ours = [f"{recipe} step" for recipe in ("standard", "r-mc-la", "r-mc-la+")]
+    for name in (*ours, "lean step compiled", "public step compiled", "public step"):
+        cells = [name, gpu[name][1], *gpu[name][-2:], *cpu[name][1:]]
+        assert f"| {' | '.join(cells)} |" in page("README.md")
 
 
 def test_an_archive_of_some_steps_is_enough(tmp_path: Path) -> None:

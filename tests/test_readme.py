@@ -1,29 +1,46 @@
-"""The README's code runs, and its two columns are the same method."""
+"""The README's code runs, and the accuracies in docs/results.md are those of the raw files."""
 
 from __future__ import annotations
 
 import copy
+import json
 import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
-from rmcla_fast import models, random_start
+from rmcla_fast import models, random_start, recipes
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+LOOP, FUSED, PLAIN, _ = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+RESULTS = (ROOT / "docs/results.md").read_text()
+ATTACKS = ("clean", "fgsm", "ce20", "cw100", "autoattack")
+
+
+def test_the_loop_trains_the_model_and_advances_rng() -> None:
+    torch.manual_seed(0)
+    model = models.create("small-cnn", 10, 1)
+    weights = [parameter.detach().clone() for parameter in model.parameters()]
+    batch = torch.randint(0, 256, (8, 1, 8, 8), dtype=torch.uint8), torch.randint(0, 10, (8,))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    names: dict[str, Any] = {"model": model, "loader": [batch] * 3, "optimizer": optimizer, "device": "cpu"}
+    exec(LOOP, names)
+    assert names["rng"].tolist() == [0, 3]
+    assert names["loss"].isfinite()
+    assert all(not torch.equal(before, now) for before, now in zip(weights, model.parameters(), strict=True))
 
 
 def test_the_operators_and_the_plain_pytorch_beside_them_agree() -> None:
-    fused, plain = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[:2]
     drawn = "torch.empty_like(x).uniform_(-eps, eps)"
-    assert drawn in plain
+    assert drawn in PLAIN
     torch.manual_seed(0)
     images, labels, rng = torch.rand(16, 1, 8, 8), torch.randint(0, 10, (16,)), torch.tensor([7, 3])
     noise = random_start(torch.zeros_like(images), 8 / 255, rng=rng)
     names: dict[str, Any] = {"NOISE": noise}
-    exec(fused, names)
-    exec(plain.replace(drawn, "NOISE"), names)
+    exec(FUSED, names)
+    exec(PLAIN.replace(drawn, "NOISE"), names)
     ours = models.create("preact-resnet18", 10, 1)
     theirs = copy.deepcopy(ours)
     losses, gradients = [], []
@@ -36,3 +53,26 @@ def test_the_operators_and_the_plain_pytorch_beside_them_agree() -> None:
         gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-5 * float(gradients[1].abs().max()))
+
+
+def digits() -> list[tuple[str, list[float]]]:
+    rows = json.loads((ROOT / "benchmarks/results/digits-attacks.json").read_text())["rows"]
+    return [(row["recipe"], [row["figures"][attack]["ours"] for attack in ATTACKS]) for row in rows]
+
+
+def small_pictures() -> list[tuple[str, list[float]]]:
+    runs = json.loads((ROOT / "benchmarks/results/cifar10-jpeg/comparison.json").read_text())
+    return [(run["recipe"], [run["attacks"][attack]["accuracy"] for attack in ATTACKS]) for run in runs]
+
+
+@pytest.mark.parametrize("rows", [digits, small_pictures])
+def test_the_accuracies_are_those_of_the_raw_file(rows: Any) -> None:
+    for recipe, accuracies in rows():
+        cells = [f"`{recipe}`", f"{recipes.get(recipe).cost}F", *(f"{accuracy:.1f}" for accuracy in accuracies)]
+        assert f"| {' | '.join(cells)} |" in RESULTS
+
+
+def test_the_accuracies_over_seeds_are_those_of_the_raw_file() -> None:
+    made = (ROOT / "benchmarks/results/digits-seeds.md").read_text()
+    (table,) = re.findall(r"(?:^\|.*\n)+", made, re.MULTILINE)
+    assert table in RESULTS

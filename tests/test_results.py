@@ -249,7 +249,7 @@ def test_each_run_of_a_comparison_gets_its_own_factory(tmp_path: Path) -> None:
 
 def test_the_readmes_python_evaluates_a_run(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     readme = (Path(__file__).parents[1] / "README.md").read_text()
-    code = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)[2]
+    code = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)[-1]
     assert ",autoattack" in code
     data_dir = json.loads((trained / "config.json").read_text())["data_dir"]
     exec(code.replace('"RUN"', repr(str(trained))).replace('"IMAGES"', repr(data_dir)).replace(",autoattack", ""))
