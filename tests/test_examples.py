@@ -15,8 +15,8 @@ EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_trains_a_robust_network(path: Path) -> None:
-    done = subprocess.run([sys.executable, path, "--epochs", "12"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, path, "--epochs", "8"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     clean, pgd = map(float, re.findall(r"accuracy ([\d.]+) %", done.stdout))
-    assert clean > 90  # 10 % is chance
-    assert pgd > 55  # an undefended network falls below 10 %
+    assert clean > 85  # 10 % is chance
+    assert pgd > 45  # an undefended network falls below 10 %
