@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Eight recipes on a folder of 32x32 images (train/<class>/*, test/<class>/*), small enough for two CPU cores: the same 10 epochs
-# of small-cnn each, attacked on 1,000 test images. The figures in the README are of CIFAR-10 as JPEG. Stopped, it goes on.
+# of small-cnn each, attacked on 1,000 test images. The figures in docs/results.md are of CIFAR-10 as JPEG. Stopped, it goes on.
 #
 #   benchmarks/cifar10_jpeg.sh DATA_DIR [OUT]
 set -euo pipefail
