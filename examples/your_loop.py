@@ -45,7 +45,8 @@ def main(epochs: int) -> None:
     for _ in range(epochs):
         order = torch.randperm(len(labels), device=device)
         for index in order[: len(order) // BATCH_SIZE * BATCH_SIZE].split(BATCH_SIZE):
-            # The images stay bytes until here: the attack's random start reads uint8 and gives float32.
+            # The images are bytes here, and float32 in `example`. For photographs, `augment(images, index, rng=rng)`
+            # in place of `images[index]` would crop and flip them.
             example = adversarial_example(model, images[index], labels[index], recipe, rng=rng)
             loss = soft_cross_entropy(model(example.images), example.soft_labels)
             optimizer.zero_grad()
