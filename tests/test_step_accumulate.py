@@ -43,8 +43,8 @@ def test_pieces_make_the_whole_batch(name: str, accumulate: int, size: int) -> N
     assert float((change - expected).norm() / expected.norm()) < 2e-4
 
 
-@pytest.mark.parametrize("options", [{"clip_norm": 0.01}, {"skip_nonfinite": True}], ids=["clipped", "guarded"])
-def test_clipping_and_the_guard_see_the_whole_gradient(options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("options", [{"clip_norm": 0.01}, {"skip_nonfinite": True}], ids=["clipped", "skipping"])
+def test_clipping_and_skipping_see_the_whole_gradient(options: dict[str, Any]) -> None:
     losses, change = updated("r-mc-la", 4, 16, **options)
     expected_losses, expected = updated("r-mc-la", 1, 16, **options)
     assert losses == pytest.approx(expected_losses, rel=1e-5)
@@ -100,7 +100,7 @@ def test_no_piece_repeats_anothers_noise() -> None:
     assert len(everything.unique(dim=0)) == len(everything)
 
 
-# Statistics, the guard, ways to run.
+# Statistics, skipped updates, ways to run.
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])

@@ -90,7 +90,7 @@ def test_an_interruption_of_the_first_update_leaves_nothing(
     step = make(network(), "compile")
     before = state(step)
     with monkeypatch.context() as patch:
-        patch.setattr(step, "_backward", stopped)
+        patch.setattr(step._gradients, "_backward", stopped)
         with pytest.raises(kind):
             step(*given(0))
     assert same(state(step), before)

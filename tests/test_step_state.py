@@ -104,19 +104,19 @@ def test_the_loss_scale_halves_when_an_update_overflows(accumulate: int) -> None
     model = network()
     step = TrainStep(model, sgd(model, fused=True), recipe("r-mc-la"), precision="fp16", accumulate=accumulate)
     train(step, 1)
-    assert step._guard is not None
-    step._guard.scale.fill_(2.0**40)  # what no fp16 gradient survives
+    assert step._loss_scale is not None
+    step._loss_scale.scale.fill_(2.0**40)  # what no fp16 gradient survives
     before = copy.deepcopy(model.state_dict())
     train(step, 1)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert float(step._guard.scale) == 2.0**39
+    assert float(step._loss_scale.scale) == 2.0**39
     assert step.skipped is not None
     assert int(step.skipped) == 1
     state = step.state_dict()
     again = TrainStep(model, sgd(model, fused=True), recipe("r-mc-la"), precision="fp16")
     again.load_state_dict(state)
-    assert again._guard is not None
-    assert float(again._guard.scale) == 2.0**39
+    assert again._loss_scale is not None
+    assert float(again._loss_scale.scale) == 2.0**39
 
 
 @pytest.mark.parametrize(("accumulate", "image"), [(1, 0), (4, 0), (4, 12)])
@@ -136,9 +136,9 @@ def test_a_nonfinite_update_can_be_skipped(accumulate: int, image: int) -> None:
 
 
 @pytest.mark.parametrize("skip", [False, True])
-def test_the_guard_puts_buffers_back_to_the_bit(skip: bool) -> None:
+def test_a_skipped_update_puts_buffers_back_to_the_bit(skip: bool) -> None:
     """Of every dtype and layout, not finite ones too, in as many calls as there are dtypes and no more."""
-    model, guard = nn.Linear(2, 2), LossScale(torch.device("cpu"), scaled=False)
+    model, loss_scale = nn.Linear(2, 2), LossScale(torch.device("cpu"), scaled=False)
     old = {
         "running": torch.tensor([1.5, torch.nan, torch.inf, -0.0]),
         "other": torch.rand(2, 3, 4, 5).contiguous(memory_format=torch.channels_last),
@@ -150,13 +150,13 @@ def test_the_guard_puts_buffers_back_to_the_bit(skip: bool) -> None:
     }
     for name, value in old.items():
         model.register_buffer(name, value.clone(memory_format=torch.preserve_format))
-    before = guard.remember(model)
+    before = loss_scale.remember(model)
     new = {name: torch.ones_like(value) for name, value in old.items()}
     new["running"] = torch.tensor([torch.nan, 0.0, -torch.inf, 2.0])
     for name, value in new.items():
         model.get_buffer(name).copy_(value)
-    guard._found_inf.fill_(float(skip))
-    guard.settle(model, sgd(model, fused=True), before)
+    loss_scale._found_inf.fill_(float(skip))
+    loss_scale.settle(model, sgd(model, fused=True), before)
     for name, value in (old if skip else new).items():
         torch.testing.assert_close(model.get_buffer(name), value, rtol=0, atol=0, equal_nan=True)
         assert model.get_buffer(name).stride() == old[name].clone().stride()

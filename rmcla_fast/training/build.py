@@ -29,7 +29,7 @@ from rmcla_fast.training.step import TrainStep
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run is made of."""
+    """The parts of a run."""
 
     device: torch.device
     recipe: Recipe
@@ -45,12 +45,12 @@ class Parts:
 
     @property
     def watched(self) -> nn.Module:
-        """The weights that count: the average where there is one."""
+        """The model that is watched and loaded: the average where there is one."""
         return self.model if self.ema is None else self.ema.module
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The device by its name, or a GPU where there is one; a GPU with its index, as the tensors on it have it.
+    """Return the device of that name, or a GPU where there is one and none was named. A GPU comes with its index.
 
     Raises:
         UserError: no such device here.
@@ -64,7 +64,7 @@ def choose_device(name: str | None) -> torch.device:
 
 
 def choose_recipe(config: TrainConfig) -> Recipe:
-    """The recipe by its name, at the run's epsilon and beta; UserError where there is none of that name."""
+    """Return the run's recipe at its epsilon and beta; UserError where no recipe has that name."""
     try:
         return recipes.get(config.recipe).replace(epsilon=config.epsilon, beta=config.beta)
     except ValueError as error:
@@ -72,7 +72,7 @@ def choose_recipe(config: TrainConfig) -> Recipe:
 
 
 def build(config: TrainConfig, splits: DataSplits, device: torch.device, world: World) -> Parts:
-    """Everything that a run needs, at step 0; `config` is resolved.
+    """Return the parts of a run at step 0. `config` is resolved.
 
     Raises:
         UserError: one sentence: an unknown recipe or model, a precision that the device lacks, too few images, a
@@ -120,7 +120,7 @@ def build(config: TrainConfig, splits: DataSplits, device: torch.device, world: 
     else:
         flip = config.data != "svhn"  # a mirrored digit is no longer that digit
         loader = Loader(train, batch_size, seed, device, step.rng, config.augment, flip, world)
-    torch.manual_seed(world.torch_seed(seed))  # of what the network draws, in dropout for one
+    torch.manual_seed(world.torch_seed(seed))  # for what the network itself draws, as dropout does
     monitor = (
         Monitor(held_out, recipe.epsilon, device, seed)
         if held_out is not None and len(held_out) and world.is_main
@@ -131,7 +131,7 @@ def build(config: TrainConfig, splits: DataSplits, device: torch.device, world: 
 
 
 def _held_out(config: TrainConfig, splits: DataSplits) -> tuple[ImageSet | StreamedSet, ImageSet | None]:
-    """(images to train on, images to watch): at most a tenth of the training images are held out."""
+    """Return (images to train on, images to watch). At most a tenth of the training images are held out."""
     count = min(config.monitor_images, len(splits.train) // 10)
     if not count:
         return splits.train, None
@@ -142,7 +142,7 @@ def _held_out(config: TrainConfig, splits: DataSplits) -> tuple[ImageSet | Strea
 
 
 def create_model(name: str, num_classes: int, channels: int) -> nn.Module:
-    """The network by its name; UserError, with the names there are, where it cannot be had."""
+    """Return the network of that name; UserError, with the names there are, where there is none."""
     try:
         return models.create(name, num_classes, channels)
     except (ValueError, TypeError, ImportError) as error:
@@ -151,7 +151,7 @@ def create_model(name: str, num_classes: int, channels: int) -> nn.Module:
 
 @torch.no_grad()
 def _check_answer(model: nn.Module, name: str, splits: DataSplits, device: torch.device) -> None:
-    """UserError where the model, perhaps somebody's own, cannot take the images or answers other classes."""
+    """Raise a UserError where the model cannot take the images or answers another number of classes."""
     image = torch.zeros(1, *splits.train.shape, device=device)
     try:
         with attack_mode(model, "eval"):
@@ -166,7 +166,7 @@ def _check_answer(model: nn.Module, name: str, splits: DataSplits, device: torch
 
 
 def describe(config: TrainConfig, splits: DataSplits) -> dict[str, Any]:
-    """config.json: every option as it was resolved, and what the data set and the library were."""
+    """Return the content of config.json: every resolved option, and facts of the data set and the library."""
     channels, *size = splits.train.shape
     return {
         **dataclasses.asdict(config),

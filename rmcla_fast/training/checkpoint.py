@@ -11,13 +11,14 @@ from torch import nn
 
 from rmcla_fast.errors import RunFailed, UserError
 from rmcla_fast.files import replacing
+from rmcla_fast.training.build import create_model
 
 LAST, BEST = "checkpoint.pt", "best.pt"
 KEYS = ("model", "ema", "optimizer", "schedule", "rng", "epoch", "step", "config")
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
-    """Writes `state` so that `path` holds the old content or the new one, whole, whenever the process is killed.
+    """Write `state` so that `path` holds the old content or the new one, whole, whenever the process is killed.
 
     Raises:
         RunFailed: the disk is full or the folder cannot be written; the old content stands.
@@ -26,14 +27,14 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
         with replacing(path) as file:
             torch.save(dict(state), file)
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
-        cause = error if isinstance(error, OSError) else error.__context__  # what the writer was told by the system
+        cause = error if isinstance(error, OSError) else error.__context__  # the system's error, below torch's
         why = cause.strerror if isinstance(cause, OSError) else str(error).splitlines()[0]
         before = "the one before it still stands" if path.exists() else "there was none before it"
         raise RunFailed(f"{path} could not be written ({why}); {before}") from error
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The checkpoint in `path`, on the CPU. It is read without running any code that it might hold.
+    """Return the checkpoint in `path`, on the CPU. No code that it might hold is run.
 
     Raises:
         UserError: no file, a truncated one, or one that is no checkpoint of this library.
@@ -53,13 +54,13 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def load(run_folder: str | Path, which: str = "last", model: str | nn.Module | None = None) -> nn.Module:
-    """The trained model of a run: EMA weights where they were kept, evaluation mode, images in [0, 1] to logits.
+    """Return the trained model of a run, in evaluation mode: images in [0, 1] to logits. EMA weights where kept.
 
     Args:
         run_folder: what `rmcla train` wrote.
         which: "last", or "best": the highest PGD accuracy on the held-out images.
-        model: needed only where the run's model came from somebody's own factory: "package.module:factory" again, since
-            a checkpoint never decides what code is imported, or the module itself, whose weights are then replaced.
+        model: needed only where the run's model came from a factory of your own. It is "package.module:factory" again,
+            since a checkpoint never decides what code is imported, or the module itself, whose weights are replaced.
 
     Raises:
         UserError: one sentence: no such checkpoint, a truncated or foreign one, a factory that was not named again, or
@@ -79,8 +80,6 @@ def load(run_folder: str | Path, which: str = "last", model: str | nn.Module | N
 
 
 def _rebuild(path: Path, config: Mapping[str, Any], named: str | None) -> nn.Module:
-    from rmcla_fast.training.build import create_model
-
     recorded = config.get("model")
     if not isinstance(recorded, str) or not isinstance(config.get("num_classes"), int):
         raise UserError(f"{path} does not say which model its weights belong to")

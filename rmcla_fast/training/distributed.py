@@ -1,8 +1,8 @@
-"""One process a GPU, or a share of the cores, started by torchrun: equal shares of each batch, gradients averaged.
+"""Training by several processes that torchrun starts: they share each batch equally and average their gradients.
 
-`torchrun --nproc-per-node 8 -m rmcla_fast.cli train ...`. The batch size is that of all ranks together. The attack
-synchronises nothing, each rank draws its own noise, batch norm normalises by its rank's images (the running statistics
-are those of rank 0), and rank 0 watches and writes.
+`torchrun --nproc-per-node 8 -m rmcla_fast.cli train ...`. Each process has a GPU or a share of the
+cores, and the batch size is that of all ranks together. The attack synchronises nothing. Each rank draws its own noise.
+Batch norm normalises by its rank's images, and the running statistics are those of rank 0, which watches and writes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from rmcla_fast.errors import RunFailed, UserError
 
 Value = TypeVar("Value")
-TIMEOUT = timedelta(minutes=10)  # how long the others wait for a rank that is lost, or for rank 0 to watch and write
+TIMEOUT = timedelta(minutes=10)  # the ranks' patience with one that is lost, and with rank 0 while it writes
 
 
 @dataclass(frozen=True)
@@ -36,51 +36,51 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process watches and writes."""
+        """Whether this is the process that watches and writes."""
         return self.rank == 0
 
     def seed(self, seed: int) -> int:
-        """The rank's own seed: the rank in the upper 32 bits."""
+        """Return the rank's own seed, which has the rank in its upper 32 bits."""
         return (self.rank << 32) | seed
 
     def torch_seed(self, seed: int) -> int:
-        """The rank's own seed for torch's generators, of whose bits the CPU's takes the lower 32 alone."""
+        """Return the rank's own seed for torch's generators. The CPU's generator reads only the lower 32 bits."""
         return int(np.random.SeedSequence((seed, self.rank)).generate_state(1)[0])
 
     def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """The model whose gradients are averaged over the ranks; the model itself where there is one rank."""
+        """Return the model with gradients averaged over the ranks, or the model itself where there is one rank."""
         if self.size == 1:
             return model
         warnings.filterwarnings("ignore", "Grad strides do not match")  # where a size is 1, strides mean nothing
         return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
 
     def mean(self, values: Tensor) -> Tensor:
-        """Its mean over the ranks."""
+        """Return the mean of `values` over the ranks."""
         if self.size > 1:
             dist.all_reduce(values)
             values /= self.size
         return values
 
     def any(self, flag: bool, device: torch.device) -> bool:
-        """Whether it holds on any rank."""
+        """Return whether `flag` holds on any rank."""
         return flag if self.size == 1 else bool(self.mean(torch.tensor(float(flag), device=device)) > 0)
 
     def gathered(self, value: Value) -> list[Value]:
-        """Every rank's value, in their order."""
+        """Return every rank's value, in the order of the ranks."""
         values = [value] * self.size
         if self.size > 1:
             dist.all_gather_object(values, value)
         return values
 
     def wait(self) -> None:
-        """Until every rank is here."""
+        """Wait until every rank is here."""
         if self.size > 1:
             dist.barrier()
 
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[World]:
-    """The world that torchrun started this process in, left again at the end.
+    """Join the processes that torchrun started, and leave them at the end.
 
     Raises:
         UserError: torchrun's variables are incomplete, or the ranks do not find one another.
@@ -114,12 +114,12 @@ def joined(device: torch.device) -> Iterator[World]:
 
 
 def local_device(name: str | None) -> str | None:
-    """The device of this rank's own GPU where torchrun started several and none was named."""
+    """Return this rank's own GPU where torchrun started the process and no device was named; else `name`."""
     rank = os.environ.get("LOCAL_RANK")
     return f"cuda:{rank}" if name in (None, "cuda") and rank is not None and torch.cuda.is_available() else name
 
 
 def lost(error: RuntimeError) -> bool:
-    """Whether a collective failed because a peer is gone."""
+    """Return whether a collective failed because a peer is gone."""
     text = str(error).lower()
     return isinstance(error, dist.DistError) or any(word in text for word in ("gloo", "nccl", "peer", "timed out"))

@@ -1,4 +1,4 @@
-"""An exponential moving average of a model's weights: one fused pass over them, and nothing on the host."""
+"""The exponential moving average of a model's weights, updated in one fused pass and without the host."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class ExponentialAverage(nn.Module):
     """`average.module` is a copy of the model whose weights and buffers follow it: a <- decay a + (1 - decay) w.
 
     Args:
-        model: the model to follow; it is copied as it is now.
+        model: the model to follow; it is copied at once.
         decay: in [0, 1), per update.
     """
 
@@ -30,7 +30,7 @@ class ExponentialAverage(nn.Module):
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Moves towards the model's present weights; counters and other integers are copied."""
+        """Move towards the model's present weights. Counters and other integers are copied."""
         average, current, counters, counts = [], [], [], []
         for ours, theirs in zip(_tensors(self.module), _tensors(model), strict=True):
             if not writable(ours):

@@ -1,4 +1,4 @@
-"""The network's two passes: the attack's has no weight gradients, and the update's has no input gradient."""
+"""The network's two forward passes: the attack's needs no weight gradients, and the update's no image gradient."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ Signature = tuple[torch.Size, tuple[int, ...], torch.dtype]
 class Passes:
     """`attack(images)` and `update(images)` give logits, eager or compiled, in one precision and memory layout.
 
-    Eager autograd prunes what is not asked for; a compiled module with trainable parameters does not. So the compiled
-    attack sees detached views of them, which share their storage: it follows every update. What is compiled is compiled
-    for the largest batch's shape, since a run may be resumed at an epoch's last one; the others run eager.
+    Eager autograd computes only the gradients that are asked for. A compiled module with trainable parameters computes
+    theirs, too. So the compiled attack sees detached views of the parameters, which share their storage and therefore
+    follow every update. Both passes are compiled for the largest batch's shape, because a run may be resumed at an
+    epoch's last, smaller batch. Other shapes run eager.
     """
 
     def __init__(self, model: nn.Module, precision: str, compiled: bool) -> None:
@@ -40,11 +41,11 @@ class Passes:
         self._compiled_for: Signature | None = None
         self._compiled: tuple[Any, Any] | None = None
         self._warned = False
-        self.eager = False  # whether what was compiled is left alone
+        self.eager = False  # whether the compiled passes are not used
         if compiled:
-            # The whole update is captured by hand where it is captured at all. Every other option is as the process has
-            # it in torch._inductor.config. On an H100 combo_kernels gained 3 %, less than two processes differ by;
-            # programmatic dependent launch gained nothing, and cooperative_reductions lost (docs/h100.md).
+            # Inductor's own CUDA graphs are off, since the whole update is captured by hand. Its other options are as
+            # the process has set them in torch._inductor.config. On an H100 combo_kernels gained 3 %, programmatic
+            # dependent launch gained nothing, and cooperative_reductions lost (docs/h100.md).
             options: dict[str, Any] = {"triton.cudagraphs": False}
             self._compiled = (
                 torch.compile(self._detached_forward, dynamic=False, options=options),
@@ -52,15 +53,16 @@ class Passes:
             )
 
     def layout(self, images: Tensor) -> Tensor:
-        """Images in the weights' layout, and precise enough for the ball: a bf16 pixel near 1 is 6 % of epsilon off.
+        """Return the images in the weights' layout, in bytes or in float32 and wider.
 
-        Of one shape they always have the same strides, so that what was compiled for the first batch fits the others.
+        A bfloat16 pixel near 1 would be off by 6 % of epsilon. Images of one shape always get the same strides, so that
+        what was compiled for the first batch fits the others.
         """
         images = with_own_strides(images.contiguous(memory_format=self._memory_format))
         return images.float() if images.dtype in (torch.float16, torch.bfloat16) else images
 
     def attack(self, images: Tensor) -> Tensor:
-        """Logits from which autograd can reach the images."""
+        """Return logits from which autograd can reach the images."""
         compiled = self._compiled_pass(0, images)
         if compiled is not None:
             return compiled(images)
@@ -68,7 +70,7 @@ class Passes:
             return self.attacked(images)
 
     def update(self, images: Tensor) -> Tensor:
-        """Logits from which autograd can reach the weights."""
+        """Return logits from which autograd can reach the weights."""
         compiled = self._compiled_pass(1, images)
         return compiled(images) if compiled is not None else self._forward(images)
 
@@ -82,7 +84,7 @@ class Passes:
             return torch.func.functional_call(self.attacked, weights, (images,))
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        """One context a pass, so that weights cast for one pass are never kept for the next."""
+        """Return a context for one pass, so that weights cast for a pass are never kept for the next."""
         if self._dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self._dtype)

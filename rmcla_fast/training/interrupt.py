@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM let the update finish and the checkpoint be written; a second Ctrl-C stops at once."""
+"""Ctrl-C and SIGTERM: the update is finished and a checkpoint written first. A second signal stops at once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import FrameType, TracebackType
 
 
 class StopRequest:
-    """`with StopRequest() as stop:` -- `stop.signal` is the signal that asked to stop, or None."""
+    """Within `with StopRequest() as stop:`, `stop.signal` is the signal that asked to stop, or None."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None

@@ -1,4 +1,4 @@
-"""`train(config)`: the run from the first update to the last, with what is watched, logged and saved along the way."""
+"""`train(config)`: a run from the first update to the last, which is watched, logged and saved along the way."""
 
 from __future__ import annotations
 
@@ -31,20 +31,21 @@ from rmcla_fast.training.schedule import set_rate, warmed_up
 
 
 def train(config: TrainConfig, *, quiet: bool = True) -> Path:
-    """Trains as `config` says and returns the run folder; the command `rmcla train` is this function.
+    """Train as `config` says and return the run folder. The command `rmcla train` is this function.
 
     Killed at any instant and called again with `resume`, a run on the CPU ends with the bits of an uninterrupted one.
-    On a GPU, cuDNN measures which of its algorithms are the fastest (`torch.backends.cudnn.benchmark`) while the run
-    lasts, unless deterministic ones are asked for; this setting and torch's number of threads are put back at the end.
+    On a GPU, cuDNN measures which of its algorithms are the fastest (`torch.backends.cudnn.benchmark`), unless
+    deterministic ones are asked for. This setting and torch's number of threads are put back at the end.
 
     Args:
-        config: the options; what is None becomes the default for the data set.
-        quiet: show no progress.
+        config: the options. None means the default for the data set.
+        quiet: whether to show no progress.
 
     Raises:
-        UserError: the run cannot start: one sentence, nothing written.
-        RunFailed: it stopped midway (a loss that is not finite, catastrophic overfitting where asked, a full disk).
-        Interrupted: by Ctrl-C or SIGTERM, after the checkpoint was written.
+        UserError: the run cannot start, in one sentence; nothing was written.
+        RunFailed: the run stopped midway: a loss that is not finite, a full disk, or catastrophic overfitting where
+            `stop_on_overfitting` is set.
+        Interrupted: Ctrl-C or SIGTERM stopped it, after the checkpoint was written.
     """
     named, (config, state) = config.model, open_run(config)
     folder = Path(config.out)
@@ -61,7 +62,7 @@ def train(config: TrainConfig, *, quiet: bool = True) -> Path:
     torch.set_num_threads(config.threads or threads)
     try:
         with _fastest_convolutions(device), joined(device) as world:
-            for module in ("matplotlib", "rich", "torch.utils.tensorboard"):  # before hours of work, not after
+            for module in ("matplotlib", "rich", "torch.utils.tensorboard"):  # now, and not after hours of work
                 need(module, "train", "a run")
             choose_recipe(config)
             splits = _load(config, world, quiet)
@@ -75,7 +76,7 @@ def train(config: TrainConfig, *, quiet: bool = True) -> Path:
 
 @contextmanager
 def _fastest_convolutions(device: torch.device) -> Iterator[None]:
-    """cuDNN tries its algorithms once for each new shape; not where somebody wants the same bits of every run."""
+    """Let cuDNN try its algorithms once for each new shape, unless the process asks for deterministic ones."""
     cudnn = torch.backends.cudnn
     before = cudnn.benchmark
     if device.type == "cuda":
@@ -87,7 +88,7 @@ def _fastest_convolutions(device: torch.device) -> Iterator[None]:
 
 
 def _load(config: TrainConfig, world: World, quiet: bool) -> DataSplits:
-    """The data set; where there are several ranks the first one packs what has to be packed."""
+    """Return the data set. With several ranks, rank 0 loads it first and packs what has to be packed."""
     if not world.is_main:
         world.wait()
     splits = datasets.load(
@@ -104,7 +105,7 @@ def _load(config: TrainConfig, world: World, quiet: bool) -> DataSplits:
 
 
 class _Run:
-    """A run at some step: what is trained, where it stands, and what it writes."""
+    """A run at some step: its parts, its state, and the files that it writes."""
 
     def __init__(
         self,
@@ -128,13 +129,13 @@ class _Run:
         self.files = RunFolder(self.folder, self.described, self.at.step) if parts.world.is_main else None
         self.display = Display(self.total_steps, self.at.step, quiet=self.quiet)
         self.since, self.since_step = time.perf_counter(), self.at.step
-        # Signals are held back while the files are closed, too: torchrun sends them where a rank was lost.
+        # Signals are also held back while the files are closed, since torchrun sends them when a rank is lost.
         with StopRequest() as stop:
             try:
                 with self.display:
                     self._epochs(stop)
             except BaseException:
-                with suppress(RunFailed):  # the first error is the one to tell
+                with suppress(RunFailed):  # the first error is the one to report
                     self._finish()
                 raise
             self._finish()
@@ -177,7 +178,7 @@ class _Run:
             self._interrupted(stop)
 
     def _stops(self, stop: StopRequest, ended: bool = False) -> bool:
-        """Whether a signal asks to stop; several ranks agree on the step, and so may ask only now and then."""
+        """Return whether a signal asks to stop. Several ranks must agree on the step, so they ask only now and then."""
         world = self.parts.world
         if world.size == 1 or ended or self.at.step % self.config.log_every == 0:
             return world.any(stop.signal is not None, self.parts.device)
@@ -199,7 +200,7 @@ class _Run:
         )
 
     def _read_losses(self) -> None:
-        """The losses of the updates since it was last called, in one transfer; the only place where the host waits."""
+        """Read the losses since the last call, in one transfer. This is the only place where the host waits."""
         if not self.pending:
             return
         first = self.at.step - len(self.pending)
@@ -210,7 +211,9 @@ class _Run:
                 self.at.recent.append(loss)
                 self.at.epoch_loss += loss
                 self.at.epoch_count += 1
-            elif not self.config.skip_nonfinite:  # fp16 skips on its own, where its gradients overflow; not a loss
+            elif (
+                not self.config.skip_nonfinite
+            ):  # fp16 skips by itself where gradients overflow, but a loss is another matter
                 self._not_finite(f"the loss of step {first + place} is {loss}", first + place)
 
     def _not_finite(self, what: str, step: int) -> None:

@@ -1,4 +1,4 @@
-"""Updates that overflow are skipped on the device: the fp16 loss scale, the guard against non-finite gradients."""
+"""The loss scale of fp16, and skipped updates: both stay on the device, and the host never reads a gradient."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ FIRST_SCALE = 2.0**16
 
 
 class LossScale:
-    """Holds back an update whose gradients are not finite, without the host ever reading them.
+    """Skips an update whose gradients are not finite.
 
-    A fused optimizer skips by a tensor, `found_inf`. With `scaled` (fp16) the loss is multiplied by a scale that halves
-    when an update is skipped and doubles after 2,000 that were not; without it the scale stays 1.
+    A fused optimizer skips its step by itself where the tensor `found_inf` is not 0. With `scaled` (fp16) the loss is
+    multiplied by `scale`, which halves when an update is skipped and doubles after 2,000 updates that were not.
+    Without it the scale stays 1.
     """
 
     def __init__(self, device: torch.device, scaled: bool) -> None:
@@ -26,7 +27,7 @@ class LossScale:
         self.skipped = torch.zeros((), dtype=torch.int64, device=device)
         self._found_inf = torch.zeros((), device=device)
         self._growth = torch.zeros((), dtype=torch.int32, device=device)
-        self._first: list[nn.Parameter] = []  # those that this update gives their momentum
+        self._first: list[nn.Parameter] = []  # parameters whose momentum this update makes
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"scale": self.scale.cpu(), "growth": self._growth.cpu(), "skipped": self.skipped.cpu()}
@@ -38,7 +39,7 @@ class LossScale:
 
     @torch.no_grad()
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
-        """Divides the gradients by the scale, and tells the optimizer whether to skip."""
+        """Divide the gradients by the scale, and tell the optimizer whether to skip."""
         self._found_inf.zero_()
         inverse = self.scale.reciprocal()
         moved = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -49,12 +50,12 @@ class LossScale:
 
     @torch.no_grad()
     def remember(self, model: nn.Module) -> list[Tensor]:
-        """The buffers' values before an update, one flat tensor a dtype: a few kernels for however many."""
+        """Return the buffers' values before an update, in one flat tensor a dtype, so that few kernels copy them."""
         return [_flat(buffers) for buffers in _by_dtype(model)]
 
     @torch.no_grad()
     def settle(self, model: nn.Module, optimizer: torch.optim.Optimizer, before: list[Tensor]) -> None:
-        """After the optimizer: takes the buffers back if the update was skipped, counts it, and moves the scale."""
+        """Put the buffers back if the update was skipped, count it, and move the scale. Call it after the optimizer."""
         skip = self._found_inf > 0
         for parameter in self._first:  # fused SGD allocates the momentum, and when it skips leaves it unwritten
             momentum = optimizer.state[parameter].get("momentum_buffer")

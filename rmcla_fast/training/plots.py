@@ -1,4 +1,4 @@
-"""curves.png: loss, learning rate and the watched accuracies over the epochs, drawn from metrics.jsonl."""
+"""The picture curves.png: loss, learning rate and watched accuracies over the epochs, from metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from rmcla_fast.training.run_folder import CURVES, METRICS, read_metrics
 
 
 def draw_curves(folder: Path) -> Path | None:
-    """Draws RUN/curves.png; None where no epoch has ended yet.
+    """Draw RUN/curves.png and return its path, or None where no epoch has ended yet.
 
     Raises:
-        RunFailed: it cannot be written; the picture before it still stands.
+        RunFailed: it cannot be written; the earlier picture stays.
     """
     epochs = [row for row in read_metrics(folder / METRICS) if row["kind"] == "epoch"]
     if not epochs:

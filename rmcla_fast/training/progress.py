@@ -1,4 +1,4 @@
-"""What a run shows while it trains: a bar with rate, time left, loss and accuracies, or plain lines."""
+"""The progress of a run: a bar with rate, time left, loss and accuracies, or plain lines without a terminal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rmcla_fast.training.monitor import Watched
 
 
 class Display:
-    """A rich progress bar on stderr; without a terminal one line for each watched epoch; nothing when `quiet`."""
+    """A progress bar on stderr. Without a terminal it is a line for each watched epoch, and with `quiet` nothing."""
 
     def __init__(self, total_steps: int, step: int, *, quiet: bool = False) -> None:
         console_module = need("rich.console", "train", "the progress bar")
@@ -38,12 +38,12 @@ class Display:
         self._bar.stop()
 
     def update(self, step: int, epoch: str, loss: float, images_per_second: float) -> None:
-        """After a logged step."""
+        """Show the figures of a logged step."""
         self._status = f"loss {loss:.3f} {images_per_second:,.0f} img/s"
         self._bar.update(self._task, completed=step, epoch=epoch, status=self._status + self._watched)
 
     def watched(self, step: int, epoch: str, loss: float, seen: Watched, seconds_left: float) -> None:
-        """After a watched epoch; its mean loss stands where no step has been logged yet."""
+        """Show the accuracies of a watched epoch, and its mean loss where no step has been logged yet."""
         self._status = self._status or f"loss {loss:.3f}"
         self._watched = f" clean {seen.clean:.1f} FGSM {seen.fgsm:.1f} PGD {seen.pgd:.1f} %"
         self._bar.update(self._task, completed=step, epoch=epoch, status=self._status + self._watched)
@@ -51,18 +51,18 @@ class Display:
             self.say(f"epoch {epoch} {self._status}{self._watched} {seconds_left:.0f} s left")
 
     def say(self, text: str) -> None:
-        """A line that stays, above the bar."""
+        """Print a line above the bar."""
         self._console.print(text, markup=False, soft_wrap=True)
 
 
 def say(text: str, *, quiet: bool) -> None:
-    """A line on stderr."""
+    """Print a line on stderr."""
     need("rich.console", "train", "the progress bar").Console(stderr=True, quiet=quiet, highlight=False).print(
         text, markup=False, soft_wrap=True
     )
 
 
 def shown(paths: Sequence[Path], what: str) -> Iterator[Path]:
-    """The files, behind a bar on stderr, for data sets that are decoded once."""
+    """Yield the files of a data set that is being decoded, with a progress bar on stderr."""
     console = need("rich.console", "train", "the progress bar").Console(stderr=True)
     yield from need("rich.progress", "train", "the progress bar").track(paths, description=what, console=console)

@@ -1,4 +1,4 @@
-"""The run folder: config.json, metrics.jsonl, TensorBoard events, the checkpoints, and their agreement after a kill."""
+"""The run folder: config.json, metrics.jsonl, TensorBoard events and checkpoints, which agree also after a kill."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CONFIG, METRICS, CURVES = "config.json", "metrics.jsonl", "curves.png"
 
 
 def open_run(asked: TrainConfig) -> tuple[TrainConfig, dict[str, Any] | None]:
-    """The run's options and the checkpoint to go on from (None: from the start); nothing is written yet.
+    """Return the run's options and the checkpoint to go on from, or None at the start. Nothing is written.
 
     Raises:
         UserError: the folder holds something and `resume` was not asked for, a damaged checkpoint, or an option that
@@ -48,10 +48,10 @@ def open_run(asked: TrainConfig) -> tuple[TrainConfig, dict[str, Any] | None]:
 
 
 class RunFolder:
-    """Writes what a run leaves behind; metrics.jsonl holds one object a logged step and one an epoch, with its step."""
+    """Writes what a run leaves behind. metrics.jsonl has one object for each logged step and one for each epoch."""
 
     def __init__(self, path: Path, config: dict[str, Any], step: int) -> None:
-        """Opens the folder at `step`: whatever was logged beyond it, by a run that was killed, is cut off."""
+        """Open the folder at `step`. Lines of later steps, which a killed run logged, are removed."""
         self.path = path
         board = need("torch.utils.tensorboard", "train", "the record of a run")
         try:
@@ -64,30 +64,30 @@ class RunFolder:
             raise UserError(f"the run folder {path} cannot be written: {error.strerror}") from error
 
     def record(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """One line of metrics.jsonl and the numbers among `values` as events. `kind`: "step" or "epoch"."""
-        with self._said(METRICS):
+        """Write one line of metrics.jsonl, and the numbers among `values` as events. `kind` is "step" or "epoch"."""
+        with self._one_sentence(METRICS):
             self._metrics.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
             self._metrics.flush()
-        with self._said("the TensorBoard events"):
+        with self._one_sentence("the TensorBoard events"):
             for name, value in values.items():
                 if isinstance(value, float):
                     self._events.add_scalar(f"{kind}/{name}", value, step)
 
     def save(self, state: dict[str, Any], *, best: bool = False) -> None:
-        """Writes the checkpoint, after the metrics and events that belong to it are on disk."""
-        with self._said("the record of the run"):
+        """Write the checkpoint, after the metrics and events that belong to it are on disk."""
+        with self._one_sentence("the record of the run"):
             os.fsync(self._metrics.fileno())
             self._events.flush()
         checkpoint.save(self.path / (checkpoint.BEST if best else checkpoint.LAST), state)
 
     def close(self) -> None:
-        with self._said("the record of the run"):
+        with self._one_sentence("the record of the run"):
             self._metrics.close()
             self._events.close()
 
     @contextmanager
-    def _said(self, what: str) -> Iterator[None]:
-        """What the system refuses, a full disk for one, as one sentence."""
+    def _one_sentence(self, what: str) -> Iterator[None]:
+        """Turn an error of the system, such as a full disk, into one sentence."""
         try:
             yield
         except OSError as error:
@@ -97,7 +97,7 @@ class RunFolder:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The objects of a metrics.jsonl, without a line that a kill cut short."""
+    """Return the objects of a metrics.jsonl, up to a line that a kill cut short."""
     rows = []
     for line in path.read_text().splitlines():
         try:

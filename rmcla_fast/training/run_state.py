@@ -1,4 +1,4 @@
-"""Where a run stands, and the checkpoint that takes it up again: everything that the rest of the run depends on."""
+"""The state of a run, and the checkpoint that resumes it: everything that the rest of the run depends on."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class RunState:
     def state(
         self, parts: Parts, total_steps: int, described: dict[str, Any], ranks: list[dict[str, Any]]
     ) -> dict[str, Any]:
-        """The checkpoint. `described`: config.json's content; `ranks`: what `own_state` is on each of them."""
+        """Return the checkpoint. `described` is the content of config.json, and `ranks` every rank's `own_state`."""
         return {
             "model": parts.model.state_dict(),
             "ema": None if parts.ema is None else parts.ema.module.state_dict(),
@@ -56,14 +56,14 @@ class RunState:
 
 
 def own_state(parts: Parts) -> dict[str, Any]:
-    """What is a rank's own: the state of torch's generators and, beside rank 0, the network's running statistics."""
+    """Return the state that each rank has for itself: torch's generators and, except on rank 0, the buffers."""
     cuda = [torch.cuda.get_rng_state(parts.device)] if parts.device.type == "cuda" else []
     buffers = {} if parts.world.is_main else {"buffers": [buffer.cpu() for buffer in parts.model.buffers()]}
     return {"torch": torch.get_rng_state(), "cuda": cuda, **buffers}
 
 
 def restored(state: dict[str, Any], parts: Parts, total_steps: int, folder: Path) -> RunState:
-    """Puts a checkpoint's content into the parts, and says where the run stands.
+    """Put a checkpoint's content into the parts, and return the run's state.
 
     Raises:
         UserError: it belongs to another model or data set, or to a run of more or fewer processes.
@@ -92,7 +92,7 @@ def restored(state: dict[str, Any], parts: Parts, total_steps: int, folder: Path
                 buffer.copy_(value)
         kept = state["schedule"]
         planned = kept["total_steps"]
-        standing = RunState(
+        at = RunState(
             epoch=state["epoch"],
             step=state["step"],
             best=kept["best"],
@@ -109,4 +109,4 @@ def restored(state: dict[str, Any], parts: Parts, total_steps: int, folder: Path
         raise UserError(
             f"the data set has changed since {folder} was started: {planned} updates were planned, now {total_steps}"
         )
-    return standing
+    return at

@@ -1,4 +1,4 @@
-"""The optimizer and its learning rate: SGD with weight decay on weights only, a piecewise or a one-cycle schedule."""
+"""The optimizer (SGD with weight decay on weights only) and its learning rate, piecewise or one-cycle."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import Tensor, nn
 from rmcla_fast.models import weight_groups
 
 SCHEDULES = ("piecewise", "one-cycle")
-MILESTONES = (0.5, 0.75)  # the paper: 0.1 times after epochs 100 and 150 of 200
+MILESTONES = (0.5, 0.75)  # the paper divides by 10 after epochs 100 and 150 of 200
 WARM_UP = 0.3  # of one cycle
 ONE_CYCLE_START, ONE_CYCLE_END = 0.04, 0.001  # of the peak
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The learning rate as a function of the step alone, so that a resumed run needs no more than the step.
+    """The learning rate as a function of the step alone, so that a resumed run needs only the step.
 
-    "piecewise": `peak`, a tenth of it from half of the steps on, a hundredth from three quarters on. "one-cycle": a
-    straight line up to `peak` over the first 30 % and down to a thousandth of it.
+    "piecewise" is `peak`, a tenth of it from half of the steps on, and a hundredth from three quarters on. "one-cycle"
+    rises in a straight line to `peak` over the first 30 % and falls in one to a thousandth of it.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Schedule:
     total_steps: int
 
     def rate(self, step: int) -> float:
-        """The learning rate of update `step`, counted from 0."""
+        """Return the learning rate of update `step`, counted from 0."""
         done = step / self.total_steps
         if self.name == "piecewise":
             return self.peak * 0.1 ** sum(done >= milestone for milestone in MILESTONES)
@@ -38,12 +38,12 @@ class Schedule:
 
 
 def warmed_up(epsilon: float, step: int, warm_up_steps: int) -> float:
-    """The bound of update `step` while it grows in a straight line from 0 over `warm_up_steps`."""
+    """Return the epsilon of update `step`, which grows in a straight line from 0 over `warm_up_steps`."""
     return epsilon if step >= warm_up_steps else epsilon * (step + 1) / (warm_up_steps + 1)
 
 
 def build_optimizer(model: nn.Module, rate: float, momentum: float, weight_decay: float) -> torch.optim.Optimizer:
-    """Fused SGD with the learning rate as a tensor on the model's device, which a captured graph reads."""
+    """Return fused SGD whose learning rate is a tensor on the model's device, which a captured graph reads."""
     device = next(model.parameters()).device
     return torch.optim.SGD(
         weight_groups(model, weight_decay), lr=torch.tensor(rate, device=device), momentum=momentum, fused=True
@@ -51,7 +51,7 @@ def build_optimizer(model: nn.Module, rate: float, momentum: float, weight_decay
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Writes the learning rate, in place where it is a tensor."""
+    """Write the learning rate, in place where it is a tensor."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(rate)

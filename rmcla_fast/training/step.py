@@ -1,65 +1,71 @@
-"""One update of adversarial training, for every recipe: attack, loss, backward, optimizer, average."""
+"""One update of adversarial training, for every recipe: gradients, optimizer and average, captured where possible."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from rmcla_fast.adversarial_example import AdversarialExample, Radii, attack, attack_mode, check, radii, writable
+from rmcla_fast.adversarial_example import check
 from rmcla_fast.cuda_graph import CapturedUpdate, CaptureFailed, first_line, is_fused, resolve_capture
 from rmcla_fast.errors import UserError
-from rmcla_fast.ops import checks, dispatch, soft_cross_entropy
-from rmcla_fast.ops.tensors import to_unit
+from rmcla_fast.ops import checks
 from rmcla_fast.precision import check_precision
 from rmcla_fast.recipes import Recipe
-from rmcla_fast.target_classes import last_linear
 from rmcla_fast.training.ema import ExponentialAverage
 from rmcla_fast.training.forward import Passes
+from rmcla_fast.training.gradients import Gradients
 from rmcla_fast.training.loss_scale import LossScale
 
 CAPTURES = ("auto", "eager", "compile", "cuda-graph")
 
 
 class CompileFailed(Exception):
-    """Why the passes cannot be compiled, in one sentence."""
+    """The passes cannot be compiled. The message says why in one sentence."""
 
 
 class TrainStep:
-    """`step(images, labels)` is one update of the model; it returns the loss, a detached scalar on the device.
+    """`step(images, labels)` is one update of the model. It returns the loss, a detached scalar on the device.
 
-    The attack computes the gradient of the images alone, in the recipe's mode; the update computes the gradients of the
-    weights alone, in training mode, so that batch norm's statistics move once (for "trades", whose update has two
-    forward passes, once in each). No call reads a tensor on the host, so a GPU never waits.
+    The attack computes the gradient of the images alone, in the recipe's mode. The update computes the gradients of the
+    weights alone, in training mode, so that batch norm's statistics move once ("trades" has two forward passes in its
+    update, and moves them in each). No call reads a tensor on the host, so that a GPU never waits.
 
-    With `accumulate` pieces the memory is a piece's and the update is the batch's: its gradients are the mean over all
-    images, each piece draws noise of its own, DistributedDataParallel sums the ranks' gradients once. Batch norm sees
-    the pieces: it normalises by each, and its statistics move once a piece.
+    `accumulate` cuts a batch into pieces, which lowers the memory to that of a piece. It is still one update: its
+    gradients are the mean over all images, and DistributedDataParallel sums the ranks' gradients once. Each piece draws
+    noise of its own. Batch norm normalises by each piece, and its statistics move once a piece.
 
     Args:
         model: maps images in [0, 1] to logits; may be wrapped in DistributedDataParallel (not with "cuda-graph").
-        optimizer: over the model's parameters. Fused (`fused=True`) for "cuda-graph", "fp16" and `skip_nonfinite`.
+        optimizer: over the model's parameters. It must be fused (`fused=True`) for "cuda-graph", "fp16" and
+            `skip_nonfinite`.
         recipe: a value of `rmcla_fast.recipes`.
         ema: follows the weights after each update.
-        precision: "fp32", "bf16" or "fp16": the passes run under autocast; weights, images and loss stay float32.
-            "fp16" multiplies the loss by a scale that lives on the device. In "fp32" a GPU computes convolutions in
-            TF32, as PyTorch does by default (`torch.backends.cudnn.allow_tf32`), and the linear layers where
-            `torch.set_float32_matmul_precision` allows it, which by default it does not.
-        capture: "eager"; "compile": the passes as two compiled modules that share the weights; "cuda-graph": the whole
-            update, around these two, as one CUDA graph; "auto": "cuda-graph" on a GPU where model and optimizer allow
-            it, "compile" on a GPU where not, else "eager". The numbers agree within rounding. A batch of another shape
-            than the largest runs eager. What turns out to fail is a UserError; with "auto" it is a warning, and the
-            update, of which nothing was done, and the later ones take the next simpler way, which is `capture` then.
-        seed: of the noise; the n-th call draws from (seed, n), with pieces from (seed, n `accumulate` + piece). A rank
-            goes into the upper 32 bits.
-        clip_norm: gradients are scaled down to this norm, where given.
-        skip_nonfinite: an update whose gradients are not finite leaves the model as it was; `skipped` counts them.
-        accumulate: pieces that a batch is cut into, one after the other; fewer where they would be single images.
+        precision: "fp32", "bf16" or "fp16". In 16 bits the passes run under autocast; weights, images and loss stay
+            float32. "fp16" multiplies the loss by a scale that lives on the device. In "fp32" a GPU computes
+            convolutions in TF32, as PyTorch does by default (`torch.backends.cudnn.allow_tf32`), and linear layers only
+            where `torch.set_float32_matmul_precision` allows it.
+        capture: how the update runs; the numbers agree within rounding. "eager" runs it as it is. "compile" compiles
+            the passes as two modules that share the weights. "cuda-graph" captures the whole update, around these two,
+            as one CUDA graph. "auto" is "cuda-graph" on a GPU where model and optimizer allow it, "compile" on a GPU
+            where they do not, and "eager" elsewhere. A batch of another shape than the largest runs eager. What turns
+            out to fail is a UserError. With "auto" it is a warning instead: this update, of which nothing was done, and
+            all later ones run the next simpler way, which `capture` then names.
+        seed: of the noise. The n-th call draws from (seed, n), and its pieces from (seed, n `accumulate` + piece). A
+            rank goes into the upper 32 bits.
+        clip_norm: the norm that gradients are scaled down to, where they exceed it.
+        skip_nonfinite: whether an update whose gradients are not finite leaves the model as it was; `skipped` counts
+            them.
+        accumulate: how many pieces a batch is cut into; fewer where a piece would be a single image.
+
+    Attributes:
+        rng: int64 (seed, step) on the device, from which the next call draws. The call advances it. Augmentation draws
+            from it, too, in a stream of its own.
+        capture: the way that the update runs.
+        calls: the number of updates so far.
 
     Raises:
         TypeError, ValueError: one sentence that names the argument.
@@ -79,33 +85,48 @@ class TrainStep:
         skip_nonfinite: bool = False,
         accumulate: int = 1,
     ) -> None:
-        _check_arguments(model, optimizer, recipe, ema, precision, capture, seed, clip_norm, accumulate)
-        self.model, self.optimizer, self.recipe, self.ema = model, optimizer, recipe, ema
-        self.accumulate = accumulate
-        self.calls = 0
+        kinds = {"model": nn.Module, "optimizer": torch.optim.Optimizer, "recipe": Recipe, "seed": int}
+        kinds |= {"accumulate": int} | ({} if ema is None else {"ema": ExponentialAverage})
+        given = locals()
+        for name, kind in kinds.items():
+            if not isinstance(given[name], kind):
+                raise TypeError(f"{name} must be of type {kind.__name__}; got {type(given[name]).__name__}")
+        if next(model.parameters(), None) is None:
+            raise ValueError("model must have parameters; it has none")
+        check_precision(precision)
+        if capture not in CAPTURES:
+            raise ValueError(f"capture must be one of {', '.join(map(repr, CAPTURES))}; got {capture!r}")
+        if not -(2**63) <= seed < 2**64:
+            raise ValueError(f"seed must fit 64 bits; got {seed}")
+        if accumulate < 1:
+            raise ValueError(f"accumulate must be at least 1; got {accumulate}")
+        if clip_norm is not None:
+            checks.positive("clip_norm", clip_norm)
+        if (precision == "fp16" or skip_nonfinite) and not is_fused(optimizer):
+            what = 'precision "fp16"' if precision == "fp16" else "skip_nonfinite"
+            raise ValueError(f"{what} needs an optimizer made with fused=True, which can skip an update by itself")
         device = next(model.parameters()).device
+        self.model, self.optimizer, self.recipe, self.ema = model, optimizer, recipe, ema
+        self.calls = 0
+        self.capture = resolve_capture(capture, model, optimizer, device)
         self._auto = capture == "auto"
-        capture = resolve_capture(capture, model, optimizer, device)
-        self.capture = capture  # "auto" becomes what it turns out to be
-        self._tried = 0  # images of the largest batch whose passes were compiled
         self._clip_norm = clip_norm
-        self._passes = Passes(model, precision, compiled=capture in ("compile", "cuda-graph"))
-        self._weight = last_linear(model) if recipe.target in ("mosa", "mix") else None
-        self.rng = torch.tensor([_signed(seed), 0], dtype=torch.int64, device=device)
-        self._radii = torch.tensor(radii(recipe), dtype=torch.float32, device=device)
+        self._accumulate = accumulate
         self._epsilon = recipe.epsilon
-        self._guard: LossScale | None = None
+        self._loss_scale: LossScale | None = None
         if precision == "fp16" or skip_nonfinite:
-            if not is_fused(optimizer):
-                what = 'precision "fp16"' if precision == "fp16" else "skip_nonfinite"
-                raise ValueError(f"{what} needs an optimizer made with fused=True, which can skip an update by itself")
-            self._guard = LossScale(device, scaled=precision == "fp16")
+            self._loss_scale = LossScale(device, scaled=precision == "fp16")
+        self._passes = Passes(model, precision, compiled=self.capture in ("compile", "cuda-graph"))
+        scale = None if self._loss_scale is None else self._loss_scale.scale
+        self._gradients = Gradients(model, optimizer, recipe, self._passes, seed, accumulate, scale)
+        self.rng = self._gradients.rng
+        self._compiled_images = 0  # in the largest batch whose passes were compiled
         self._captured: CapturedUpdate | None = None
-        if capture == "cuda-graph":
+        if self.capture == "cuda-graph":
             self._captured = CapturedUpdate(self._update, optimizer, device, self._rehearse)
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
-        """One update.
+        """Make one update.
 
         Args:
             images: (B, C, H, W) float in [0, 1], or uint8 that means value / 255, on the model's device.
@@ -123,12 +144,12 @@ class TrainStep:
             loss = update(images, labels)
         except (CaptureFailed, CompileFailed) as error:  # nothing of this update was done
             simpler, why = self._simpler_way(error)
-        if simpler:  # only now is the memory free that the error held
+        if simpler:  # not in the handler, where the error would still hold its memory
             before = self.capture, self._captured
             self.capture, self._captured, self._passes.eager = simpler, None, simpler == "eager"
             try:
                 loss = self._update(images, labels)
-            except BaseException:  # the error is the caller's, or the model's own: the capture was not to blame
+            except BaseException:  # it fails this way, too: the capture was not to blame
                 (self.capture, self._captured), self._passes.eager = before, False
                 raise
             warnings.warn(f"training goes on with capture {simpler!r}, since {why}", stacklevel=2)
@@ -137,7 +158,7 @@ class TrainStep:
 
     @property
     def epsilon(self) -> float:
-        """The radius of the next update. Setting it scales the attack's step and start too, and recaptures nothing."""
+        """The radius of the next update. Setting it also scales the attack's step and start, and recaptures nothing."""
         return self._epsilon
 
     @epsilon.setter
@@ -145,28 +166,28 @@ class TrainStep:
         if value == self._epsilon:  # a schedule may set it before every update
             return
         self._epsilon = checks.not_negative("epsilon", value)
-        for place, size in enumerate(radii(self.recipe, value)):
-            self._radii[place].fill_(size)
+        self._gradients.set_epsilon(self._epsilon)
 
     @property
     def skipped(self) -> Tensor | None:
-        """How many updates were skipped, an int64 scalar on the device; None where none can be."""
-        return None if self._guard is None else self._guard.skipped
+        """The number of skipped updates, an int64 scalar on the device; None where none can be skipped."""
+        return None if self._loss_scale is None else self._loss_scale.skipped
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next call depends on beside model, optimizer and average: the count of calls and the loss scale."""
-        guard = {} if self._guard is None else {"guard": self._guard.state_dict()}
-        return {"step": self.calls, "epsilon": self._epsilon, **guard}
+        """Return what the next call depends on beside model, optimizer and average: calls, epsilon and loss scale."""
+        scale = {} if self._loss_scale is None else {"loss_scale": self._loss_scale.state_dict()}
+        return {"step": self.calls, "epsilon": self._epsilon, **scale}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where the step whose `state_dict` this is would have gone on."""
         self.calls = int(state["step"])
-        self.rng[1].fill_(self.calls * self.accumulate)
+        self.rng[1].fill_(self.calls * self._accumulate)
         self.epsilon = state["epsilon"]
-        if self._guard is not None and "guard" in state:
-            self._guard.load_state_dict(state["guard"])
+        if self._loss_scale is not None and "loss_scale" in state:
+            self._loss_scale.load_state_dict(state["loss_scale"])
 
     def _simpler_way(self, error: Exception) -> tuple[str, str]:
-        """The capture that needs not what failed, and why it is taken; UserError if another was asked for."""
+        """Return the capture that does without what failed, and why it is taken; UserError unless capture is "auto"."""
         failed, simpler, what = "cuda-graph", "compile", "the update cannot be captured in a CUDA graph"
         if isinstance(error, CompileFailed):
             failed, simpler, what = self.capture, "eager", "torch.compile cannot compile the model"
@@ -177,166 +198,46 @@ class TrainStep:
         return simpler, f"{what}: {error}"
 
     def _update(self, images: Tensor, labels: Tensor) -> Tensor:
-        guard = self._guard
-        before = [] if guard is None else guard.remember(self.model)
-        compiles = self.capture in ("compile", "cuda-graph") and len(images) > self._tried
-        loss = (self._first_gradients if compiles else self._gradients)(images, labels)
-        if guard is not None:
-            guard.unscale(self.optimizer)
+        scale = self._loss_scale
+        before = [] if scale is None else scale.remember(self.model)
+        compiles = self.capture in ("compile", "cuda-graph") and len(images) > self._compiled_images
+        loss = (self._compile_gradients if compiles else self._gradients)(images, labels)
+        if scale is not None:
+            scale.unscale(self.optimizer)
         if self._clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self._clip_norm)
         self.optimizer.step()
-        if guard is not None:
-            guard.settle(self.model, self.optimizer, before)
+        if scale is not None:
+            scale.settle(self.model, self.optimizer, before)
         if self.ema is not None:
             self.ema.update(self._passes.attacked)
         return loss
 
-    def _gradients(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Attack, forward and backward of each piece: all of an update that runs the model; returns the loss."""
-        self.optimizer.zero_grad(set_to_none=True)
-        count = max(1, min(self.accumulate, len(images) // 2))
-        losses = []
-        pieces = zip(images.tensor_split(count), labels.tensor_split(count), strict=True)
-        for number, (some, of_them) in enumerate(pieces):
-            with self._synchronised(last=number + 1 == count):
-                losses.append(self._piece(some, of_them, total=len(images)))
-            self.rng[1].add_(1)
-        if count < self.accumulate:
-            self.rng[1].add_(self.accumulate - count)
-        return losses[0] if count == 1 else torch.stack(losses).sum()
+    def _compile_gradients(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Compute the gradients with passes that compile as they run.
 
-    def _first_gradients(self, images: Tensor, labels: Tensor) -> Tensor:
-        """`_gradients`, whose passes compile as they run; CompileFailed, with nothing changed, where they cannot."""
-        restore = self._remembered()
+        Where they cannot be compiled, CompileFailed is raised and nothing has changed.
+        """
+        restore = self._gradients.remember()
         try:
             loss = self._gradients(images, labels)
         except BaseException as error:
             restore()
             if not isinstance(error, Exception):  # Ctrl-C
                 raise
-            from torch._dynamo.exc import TorchDynamoException  # slow to import, and here it is already
+            from torch._dynamo.exc import TorchDynamoException  # slow to import; by now it has been imported
 
-            # Where there is another way, it shows whether the error is the model's own.
+            # With "auto" the next simpler way tells whether the error is the model's own.
             if self._auto or isinstance(error, TorchDynamoException):
                 raise CompileFailed(first_line(getattr(error, "inner_exception", error))) from error
             raise
-        self._tried = len(images)
+        self._compiled_images = len(images)
         return loss
 
     def _rehearse(self, images: Tensor, labels: Tensor) -> None:
-        """Asks the model all that an update asks of it, and puts everything back."""
-        restore = self._remembered()
+        """Run all of an update that runs the model, and undo it."""
+        restore = self._gradients.remember()
         try:
             self._gradients(images, labels)
         finally:
             restore()
-
-    def _remembered(self) -> Callable[[], None]:
-        """A function that puts back what `_gradients` changes.
-
-        These are the noise counter, torch's random states, and buffers, which a module may replace, too.
-        """
-        device = self.rng.device
-        drawn = torch.get_rng_state()  # dropout draws from torch's own generators
-        drawn_on_gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-        buffers = [(module, dict(module._buffers)) for module in self.model.modules()]
-        changed = [tensor for tensor in (*self.model.buffers(), self.rng) if writable(tensor)]
-        before = [tensor.detach().clone() for tensor in changed]
-
-        @torch.no_grad()
-        def restore() -> None:
-            for module, held in buffers:
-                module._buffers.update(held)
-            for tensor, value in zip(changed, before, strict=True):
-                tensor.copy_(value)
-            torch.set_rng_state(drawn)
-            if drawn_on_gpu is not None:
-                torch.cuda.set_rng_state(drawn_on_gpu, device)
-            self.optimizer.zero_grad(set_to_none=True)
-
-        return restore
-
-    def _synchronised(self, last: bool) -> AbstractContextManager[Any]:
-        """The ranks' gradients are summed in the last piece's backward: by then each rank holds its own sum."""
-        wrapped = isinstance(self.model, DistributedDataParallel)
-        return self.model.no_sync() if wrapped and not last else nullcontext()  # type: ignore[operator]
-
-    def _piece(self, images: Tensor, labels: Tensor, total: int) -> Tensor:
-        """Attack and backward of some of the update's `total` images; returns their part of its loss."""
-        images = self._passes.layout(images.detach())
-        with attack_mode(self._passes.attacked, self.recipe.attack_mode):
-            example = attack(
-                self._passes.attack,
-                images,
-                labels,
-                self.recipe,
-                Radii(*self._radii.unbind()),
-                rng=self.rng,
-                weight=self._weight,
-            )
-        return self._backward(example, images, labels, total)
-
-    def _backward(self, example: AdversarialExample, images: Tensor, labels: Tensor, total: int) -> Tensor:
-        """The forward in training mode, the loss, and the weights' gradients (times the loss scale)."""
-        share = len(labels) / total
-        scale = None if self._guard is None else self._guard.scale
-        if self.recipe.outer_loss == "trades":
-            clean, adversarial = self._passes.update(to_unit(images)), self._passes.update(example.images)
-            divergence = nn.functional.kl_div(
-                adversarial.float().log_softmax(1), clean.float().log_softmax(1), reduction="batchmean", log_target=True
-            )
-            loss = soft_cross_entropy(clean, labels) + self.recipe.trades_weight * divergence
-            loss = loss if share == 1 else loss * share
-            (loss if scale is None else loss * scale).backward()
-            return loss.detach()
-        logits = self._passes.update(example.images)
-        targets = labels if example.soft_labels is None else example.soft_labels
-        # Loss and gradient leave one pass: no node of autograd stands between the operator and the network.
-        operator = dispatch.choose("soft_cross_entropy", logits, None)
-        loss, grad_logits, _ = operator(logits.detach(), targets, "mean", False)
-        if scale is None:
-            grad_logits.div_(total)
-        else:  # in float32: some devices round a scalar to the tensor's dtype, and the scale may be beyond float16
-            grad_logits = (grad_logits.float() * (scale / total)).to(logits.dtype)
-        logits.backward(grad_logits)
-        return loss if share == 1 else loss * share
-
-
-def _check_arguments(
-    model: Any,
-    optimizer: Any,
-    recipe: Any,
-    ema: Any,
-    precision: Any,
-    capture: Any,
-    seed: Any,
-    clip_norm: Any,
-    accumulate: Any,
-) -> None:
-    for name, value, kind in (
-        ("model", model, nn.Module),
-        ("optimizer", optimizer, torch.optim.Optimizer),
-        ("recipe", recipe, Recipe),
-        ("ema", ema, ExponentialAverage),
-        ("seed", seed, int),
-        ("accumulate", accumulate, int),
-    ):
-        if not isinstance(value, kind) and not (name == "ema" and value is None):
-            raise TypeError(f"{name} must be of type {kind.__name__}; got {type(value).__name__}")
-    if next(model.parameters(), None) is None:
-        raise ValueError("model must have parameters; it has none")
-    check_precision(precision)
-    if capture not in CAPTURES:
-        raise ValueError(f"capture must be one of {', '.join(map(repr, CAPTURES))}; got {capture!r}")
-    if not -(2**63) <= seed < 2**64:
-        raise ValueError(f"seed must fit 64 bits; got {seed}")
-    if accumulate < 1:
-        raise ValueError(f"accumulate must be at least 1; got {accumulate}")
-    if clip_norm is not None:
-        checks.positive("clip_norm", clip_norm)
-
-
-def _signed(seed: int) -> int:
-    """The int64 with the seed's 64 bits."""
-    return seed - 2**64 if seed >= 2**63 else seed
