@@ -152,9 +152,11 @@ def standard_normal(shape: torch.Size, rng: Tensor) -> Tensor:
 
 @contextmanager
 def attack_mode(model: nn.Module, mode: str) -> Iterator[None]:
-    """The model in evaluation or training mode, and then as it was; what training mode does to buffers is undone.
+    """Put the model into evaluation or training mode inside, and undo that and what training mode does to buffers.
 
     In mode "train" a model that is training already keeps the modes of its parts, frozen batch norms for example.
+    Nothing here reads a value, so a CUDA graph can hold it. `attacks.checked_model.untouched` uses this for the mode
+    and undoes more, which costs reads.
     """
     modes = [(module, module.training) for module in model.modules()]
     buffers = [buffer for buffer in model.buffers() if writable(buffer)] if mode == "train" else []
@@ -172,7 +174,7 @@ def attack_mode(model: nn.Module, mode: str) -> Iterator[None]:
 
 
 def writable(tensor: Tensor) -> bool:
-    """Whether PyTorch writes into it: not where several elements share their memory, so such a value never changes."""
+    """Return whether PyTorch can write into the tensor: it refuses where several elements share their memory."""
     return not any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
@@ -184,6 +186,11 @@ def check(model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe) -> N
         raise TypeError(
             f"recipe must be a Recipe, as rmcla_fast.recipes.get(name) gives it; got {type(recipe).__name__}"
         )
+    check_images_and_labels(images, labels)
+
+
+def check_images_and_labels(images: Tensor, labels: Tensor) -> None:
+    """Check shapes, dtypes and devices, and read no value: reading one would stall a GPU."""
     checks.floating("images", images, uint8=True)
     if images.dim() != 4:
         raise ValueError(f"images must have shape (B, C, H, W); got {tuple(images.shape)}")

@@ -1,4 +1,4 @@
-"""Models and images for the tests of the evaluation: small, closed-form, counting, drifting and poisoned ones."""
+"""Models and images for the tests of attacks and evaluation."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def linear_model(classes: int = 5, pixels: int = 12) -> tuple[nn.Module, Tensor]
 
 
 class Counting(nn.Module):
-    """Counts the images that it is asked about."""
+    """A model that notes how many images each call asks about."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Counting(nn.Module):
 
 
 class Drifting(nn.Module):
-    """Has everything that an attack could leave changed: statistics, dropout, a counter, a hidden gradient."""
+    """A model with everything that an attack could change: batch statistics, dropout, and a counter of its calls."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,6 +63,7 @@ class Drifting(nn.Module):
 
 
 def snapshot(model: nn.Module) -> list[object]:
+    """Return copies of weights, buffers, modes, requires-grad flags and gradients."""
     return [
         {name: value.clone() for name, value in model.state_dict().items()},
         [module.training for module in model.modules()],
@@ -76,6 +77,7 @@ def assert_same(before: list[object], after: list[object]) -> None:
 
 
 def drifting_model() -> nn.Module:
+    """Return a `Drifting` model with mixed modes and flags, and with a gradient that is there already."""
     torch.manual_seed(0)
     model = Drifting().train()
     model.features[1].eval()
@@ -85,7 +87,7 @@ def drifting_model() -> nn.Module:
 
 
 class Poisoned(nn.Module):
-    """Answers NaN for images whose first pixel is bright."""
+    """A model that answers NaN for images whose first pixel is bright."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,7 +98,7 @@ class Poisoned(nn.Module):
 
 
 def hide_extras(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if no library of the extra [eval] were installed."""
+    """Let no library of the extra [eval] be found."""
     found = importlib.util.find_spec
     hidden = ("foolbox", "pyautoattack", "autoattack")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name in hidden else found(name, *a))

@@ -110,17 +110,17 @@ def test_what_l2_attacks_count_is_said_only_of_them() -> None:
     ("clean", "chance", "knows"),
     [(74.0, 50.0, True), (54.0, 50.0, False), (91.0, 90.0, False), (2.0, 1.0, True), (12.0, 10.0, False)],
 )
-def test_what_is_no_more_than_chance(clean: float, chance: float, knows: bool) -> None:
+def test_a_model_near_chance_is_not_called_robust(clean: float, chance: float, knows: bool) -> None:
     found = masking.verdict({"clean": clean}, (), 0.0, chance)
     assert found.startswith("no sign") == knows
 
 
 @pytest.mark.parametrize(("chance", "left", "sign"), [(50.0, 80.0, True), (50.0, 55.0, False), (90.0, 90.0, False)])
-def test_what_no_epsilon_breaks_is_seen_with_few_and_uneven_classes(chance: float, left: float, sign: bool) -> None:
+def test_accuracy_at_a_large_epsilon_is_compared_with_chance(chance: float, left: float, sign: bool) -> None:
     assert bool(masking.signs({"clean": 99.0}, (), left, chance)) == sign
 
 
-def test_one_or_two_images_are_no_sign() -> None:
+def test_two_images_fooled_by_fgsm_alone_are_no_sign() -> None:
     found = {"clean": 90.0, "fgsm": 50.0, "ce20": 50.0 + 2 * 100 / 60}
     assert not masking.signs(found, images=60)
     assert masking.signs(found, images=1000)

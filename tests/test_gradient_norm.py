@@ -1,4 +1,4 @@
-"""`gradient_norm`: its closed form on a linear model, both of its scales, and a model left as it was."""
+"""`gradient_norm` has its closed form on a linear model and both of its scales, and leaves the model as it was."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from evaluation_cases import Poisoned, assert_same, drifting_model, examples, li
 from rmcla_fast.attacks.gradient_norm import GradientNorm, gradient_norm
 
 
-def test_closed_form_on_a_linear_model() -> None:
+def test_a_linear_model_has_a_closed_form() -> None:
     model, weight = linear_model()
     images, labels = examples(30, 5)
     images = images[:, :, :2, :2]
@@ -20,7 +20,7 @@ def test_closed_form_on_a_linear_model() -> None:
     torch.testing.assert_close(got.squared, expected, rtol=1e-5, atol=1e-9)
 
 
-def test_both_scales_and_their_summary() -> None:
+def test_the_summary_has_both_scales() -> None:
     got = GradientNorm(torch.tensor([510.0, 1020.0, float("nan")], dtype=torch.float64))
     assert got.summary() == {
         "images": 3,
@@ -40,14 +40,14 @@ def test_the_strict_scale_is_the_gradient_for_pixels_up_to_255() -> None:
     torch.testing.assert_close(got.strict, expected)
 
 
-def test_the_model_comes_back_as_it_went_in() -> None:
+def test_the_model_stays_as_it_was() -> None:
     model = drifting_model()
     before = snapshot(model)
     gradient_norm(model, *examples(8))
     assert_same(before, snapshot(model))
 
 
-def test_nan_answers_are_counted_and_left_out() -> None:
+def test_images_with_nan_answers_are_counted_and_left_out() -> None:
     images, labels = examples(32)
     got = gradient_norm(Poisoned(), images, labels)
     bright = images[:, 0, 0, 0] > 0.5
@@ -55,13 +55,13 @@ def test_nan_answers_are_counted_and_left_out() -> None:
     assert got.summary()["nonfinite"] == int(bright.sum())
 
 
-def test_a_batch_of_none_is_named() -> None:
+def test_a_batch_size_of_0_is_refused() -> None:
     images, labels = examples(4)
     with pytest.raises(ValueError, match=r"^batch_size must be a whole number of at least 1; got 0"):
         gradient_norm(small_net(), images, labels, batch_size=0)
 
 
-def test_labels_out_of_range_are_named() -> None:
+def test_labels_out_of_range_are_refused() -> None:
     images, labels = examples(4)
     with pytest.raises(ValueError, match=r"^labels must lie in"):
         gradient_norm(small_net(), images, labels + 7)

@@ -1,7 +1,8 @@
-"""Watching a run: accuracy on held-out images, catastrophic overfitting said and stopped, the progress bar."""
+"""A run is watched: accuracy on held-out images, catastrophic overfitting reported and stopped, the progress bar."""
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from run_cases import small
 
 from rmcla_fast import data, models
+from rmcla_fast.attacks import pgd
 from rmcla_fast.errors import RunFailed
 from rmcla_fast.training import checkpoint, train
 from rmcla_fast.training.monitor import Monitor, Watched
@@ -18,7 +20,7 @@ from rmcla_fast.training.progress import Display
 from rmcla_fast.training.run_folder import read_metrics
 
 
-def test_catastrophic_overfitting_is_said_and_stops(
+def test_catastrophic_overfitting_is_reported_and_can_stop_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(Monitor, "measure", lambda self, model: Watched(99.0, 95.0, 3.0))
@@ -32,18 +34,40 @@ def test_catastrophic_overfitting_is_said_and_stops(
     train(small(tmp_path / "c", stop_on_overfitting=True, recipe="standard"))  # not adversarial training
 
 
-def test_what_counts_as_overfitting() -> None:
+def test_overfitting_is_a_large_gap_between_fgsm_and_pgd() -> None:
     assert Watched(99, 95, 10).overfitted
     assert not Watched(91, 70, 55).overfitted  # the paper's R-MC-LA on CIFAR-10
     assert not Watched(69, 31, 23).overfitted  # and on CIFAR-100
     assert not Watched(20, 5, 1).overfitted  # the first epochs
 
 
-def test_the_monitor_leaves_the_model_as_it_was() -> None:
+def test_the_accuracies_are_those_of_pgd() -> None:
+    model = models.create("small-cnn", 10, 1)
+    held_out = data.load("digits", images_per_class=30).train
+    images, labels = held_out.images, held_out.labels
+    seen = Monitor(held_out, 0.15, torch.device("cpu"), 5).measure(model)
+    model.eval()
+    expected = [images.float() / 255]
+    expected.append(pgd(model, images, labels, epsilon=0.15, step_size=0.15, steps=1, random_start=False))
+    batches = zip(images.split(256), labels.split(256), strict=True)  # every batch has the noise of the same seed
+    settings = {"epsilon": 0.15, "step_size": 0.15 / 4, "steps": 10, "seed": 5}
+    expected.append(torch.cat([pgd(model, *batch, **settings) for batch in batches]))
+    right = [100 * (model(shown).argmax(1) == labels).double().mean().item() for shown in expected]
+    assert dataclasses.astuple(seen) == pytest.approx(right, abs=0.4)  # one image of 300
+
+
+def test_epsilon_0_leaves_the_clean_accuracy() -> None:
+    held_out = data.load("digits", images_per_class=3).train
+    seen = Monitor(held_out, 0.0, torch.device("cpu"), 0).measure(models.create("small-cnn", 10, 1))
+    assert seen.clean == seen.fgsm == seen.pgd
+
+
+def test_the_monitor_leaves_the_model_and_the_random_state_as_they_were() -> None:
     model = models.create("small-cnn", 10, 1)
     model.train()
     model.features.eval()  # type: ignore[operator,union-attr]
     before = {name: value.clone() for name, value in model.state_dict().items()}
+    random_state = torch.get_rng_state()
     monitor = Monitor(data.load("digits", images_per_class=30).train, 0.15, torch.device("cpu"), 0)
     seen = monitor.measure(model)
     assert seen == monitor.measure(model)
@@ -51,10 +75,11 @@ def test_the_monitor_leaves_the_model_as_it_was() -> None:
     assert model.training
     assert not model.features.training  # type: ignore[union-attr]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+    assert torch.equal(torch.get_rng_state(), random_state)
 
 
-def test_the_display_fits_80_columns_and_says_the_loss_of_a_short_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_display_fits_80_columns_and_shows_the_loss_of_a_short_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     console = pytest.importorskip("rich.console", reason="pip install 'rmcla-fast[train]'")
     written = io.StringIO()
     made = console.Console

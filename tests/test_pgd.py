@@ -1,4 +1,4 @@
-"""`pgd`: equal to other libraries' image by image, to its closed form on a linear model, and harmless to the model."""
+"""`pgd` equals other libraries' PGD and its closed form on a linear model, and leaves the model as it was."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from evaluation_cases import (
 from torch import Tensor, nn
 
 from rmcla_fast.attacks import pgd
-from rmcla_fast.attacks.checked_model import CheckedModel, untouched
-from rmcla_fast.attacks.pgd import fool
+from rmcla_fast.attacks.checked_model import checked
+from rmcla_fast.attacks.pgd import PGDAttack
+from rmcla_fast.attacks.pgd_settings import PGDSettings
 from rmcla_fast.ops import random_start
 
 
@@ -76,12 +77,12 @@ def test_two_class_linear_model_has_a_closed_form(objective: str) -> None:
     torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
 
 
-def test_the_margin_hinge_stops_past_its_margin() -> None:
+def test_the_margin_objective_stops_past_its_margin() -> None:
     model, _ = linear_model(classes=2)
     images, _ = examples(20, 2)
     images = images[:, :, :2, :2]
     model[1].weight.data.mul_(1e4)
-    wrong = model(images).argmax(1)  # fooled by 50 and more from the start: no gradient, no step
+    wrong = model(images).argmax(1)  # 1 - wrong is past the margin of 50 from the start, so its gradient is 0
     gap = (model(images)[:, 0] - model(images)[:, 1]).abs()
     far = gap > 50
     assert far.any()
@@ -91,7 +92,7 @@ def test_the_margin_hinge_stops_past_its_margin() -> None:
     assert torch.equal(got[far], images[far])
 
 
-def test_the_ball_and_the_range_are_never_left() -> None:
+def test_images_stay_in_the_ball_and_in_the_pixel_range() -> None:
     images, labels = examples(32)
     images = images.round(decimals=1)
     for dtype in (torch.float32, torch.float64):
@@ -103,7 +104,7 @@ def test_the_ball_and_the_range_are_never_left() -> None:
         assert got.max() <= 1
 
 
-def test_same_seed_same_images_and_another_seed_others() -> None:
+def test_the_seed_decides_the_images() -> None:
     model = small_net()
     images, labels = examples()
     first, again, other = (
@@ -121,7 +122,7 @@ def test_uint8_images_mean_value_over_255() -> None:
     assert torch.equal(pgd(model, raw, labels, **settings), pgd(model, raw.float() / 255, labels, **settings))
 
 
-def test_fooled_images_leave_and_restarts_run_on_survivors() -> None:
+def test_fooled_images_leave_the_batch_and_restarts_run_on_the_others() -> None:
     model = Counting(small_net())
     images, _ = examples(200)
     labels = model(images).argmax(1)
@@ -142,18 +143,24 @@ def test_fooled_images_leave_and_restarts_run_on_survivors() -> None:
     assert bool((fooled | (model(plain).argmax(1) == labels)).all())  # dropping is never weaker
 
 
-def test_the_verdict_of_fool_is_the_models_own() -> None:
+@pytest.mark.parametrize("drop_fooled", [False, True])
+@pytest.mark.parametrize("restarts", [1, 2])
+def test_the_result_says_which_images_the_model_gets_right(drop_fooled: bool, restarts: int) -> None:
     model = small_net()
     images, _ = examples(100)
     labels = model(images).argmax(1)
-    with untouched(model):
-        found, right = fool(CheckedModel(model), images, labels, epsilon=0.02, step_size=0.005, steps=5, restarts=2)
-    assert right is not None
+    labels[:5] = (labels[:5] + 1) % 10
+    settings = PGDSettings(0.02, step_size=0.005, steps=5, restarts=restarts, drop_fooled=drop_fooled)
+    with checked(model) as asked:
+        attack = PGDAttack(asked)
+        found, right = attack.run(images, labels, settings)
+        assert torch.equal(attack.perturb(images, labels, settings), found)
     assert torch.equal(right, model(found).argmax(1) == labels)
+    assert 0 < int(right.sum()) < 95
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_the_model_comes_back_as_it_went_in(fails: bool) -> None:
+def test_the_model_and_the_random_state_stay_as_they_were(fails: bool) -> None:
     model = drifting_model()
     before = snapshot(model)
     gradient = model.head.bias.grad
@@ -180,7 +187,7 @@ def test_pgd_runs_inside_no_grad_and_inference_mode() -> None:
         assert torch.equal(pgd(model, images.clone(), labels.clone(), **settings), expected)
 
 
-def test_bf16_model_and_autocast() -> None:
+def test_a_bf16_model_and_one_under_autocast_give_float32_images() -> None:
     images, labels = examples(8)
     settings = {"epsilon": EPSILON, "step_size": STEP, "steps": 3}
     got = pgd(small_net().bfloat16(), images, labels, **settings)
@@ -190,7 +197,7 @@ def test_bf16_model_and_autocast() -> None:
         assert pgd(small_net(), images, labels, **settings).dtype == torch.float32
 
 
-def test_a_model_that_answers_nan_gives_no_images_with_nan() -> None:
+def test_images_have_no_nan_where_the_model_answers_nan() -> None:
     images, labels = examples(32)
     got = pgd(Poisoned(), images, labels, epsilon=EPSILON, step_size=STEP, steps=3, random_start=False)
     assert got.isfinite().all()
@@ -198,7 +205,7 @@ def test_a_model_that_answers_nan_gives_no_images_with_nan() -> None:
     assert torch.equal(got[bright], images[bright])
 
 
-def test_an_empty_batch_is_an_empty_batch() -> None:
+def test_an_empty_batch_gives_no_images() -> None:
     images, labels = examples(4)
     got = pgd(small_net(), images[:0], labels[:0], epsilon=EPSILON, step_size=STEP, steps=3)
     assert got.shape == (0, 3, 8, 8)
@@ -217,11 +224,17 @@ def test_an_empty_batch_is_an_empty_batch() -> None:
         ({"margin": -1.0}, "margin"),
     ],
 )
-def test_bad_settings_are_named(change: dict[str, object], name: str) -> None:
+def test_the_error_names_a_bad_setting(change: dict[str, object], name: str) -> None:
     images, labels = examples(4)
     settings = {"epsilon": EPSILON, "step_size": STEP, "steps": 3, **change}
     with pytest.raises((ValueError, TypeError), match=rf"^{name} "):
         pgd(small_net(), images, labels, **settings)
+
+
+def test_attacks_with_the_same_step_have_the_same_step_settings() -> None:
+    settings = PGDSettings(EPSILON, STEP, 20, restarts=3, drop_fooled=True)
+    assert settings.one_step == PGDSettings(EPSILON, STEP, 100, drop_fooled=True).one_step
+    assert settings.one_step != PGDSettings(EPSILON, STEP, 20, drop_fooled=False).one_step
 
 
 @pytest.mark.parametrize(
@@ -237,12 +250,12 @@ def test_bad_settings_are_named(change: dict[str, object], name: str) -> None:
         (torch.rand(4, 3, 8, 8), [0, 1, 2, 3], "labels"),
     ],
 )
-def test_bad_examples_are_named(images: Tensor, labels: Tensor, name: str) -> None:
+def test_the_error_names_bad_images_and_labels(images: Tensor, labels: Tensor, name: str) -> None:
     with pytest.raises((ValueError, TypeError), match=rf"^{name} "):
         pgd(small_net(), images, labels, epsilon=EPSILON, step_size=STEP, steps=3)
 
 
-def test_a_model_that_answers_no_logits_is_named() -> None:
+def test_a_model_that_answers_no_logits_is_refused() -> None:
     images, labels = examples(4)
     with pytest.raises(ValueError, match=r"^model must answer logits"):
         pgd(nn.Identity(), images, labels, epsilon=EPSILON, step_size=STEP, steps=3)

@@ -1,4 +1,4 @@
-"""PGD replayed from a CUDA graph is PGD: the same images and verdicts, with buffers that stay and chunks of steps.
+"""PGD replayed from a CUDA graph gives the images and verdicts of PGD run step by step.
 
 On a CPU the captured step is called instead of replayed; everything around it is the code that a GPU runs.
 """
@@ -9,36 +9,44 @@ import gc
 import warnings
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from evaluation_cases import EPSILON, STEP, Counting, Poisoned, examples, linear_model, small_net
 from torch import Tensor, nn
 
-from rmcla_fast.attacks import evaluate, pgd
-from rmcla_fast.attacks import pgd_step as ascent
-from rmcla_fast.attacks.checked_model import CheckedModel, as_images, untouched
-from rmcla_fast.attacks.pgd import fool
+from rmcla_fast.attacks import evaluate, pgd, pgd_step
+from rmcla_fast.attacks.batches import as_images
+from rmcla_fast.attacks.checked_model import checked
+from rmcla_fast.attacks.pgd import PGDAttack
+from rmcla_fast.attacks.pgd_settings import PGDSettings
+from rmcla_fast.cuda_graph import CaptureFailed, Work
 from rmcla_fast.evaluation.curves import over_iterations
 
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
 SETTINGS = {"epsilon": EPSILON, "step_size": STEP, "steps": 25, "seed": 3}
+DROPPING = PGDSettings(EPSILON, STEP, 25, drop_fooled=True)
+SEED = 3
 
 
-def called_instead(step: ascent.Step) -> ascent.Step:
-    """A capture that runs the step, as a warm-up does, and gives it back."""
+def called_instead(step: Work) -> Work:
+    """Run the step, as the warm-up of a capture does, and return it in place of a graph."""
     step()
     return step
 
 
 @pytest.fixture
 def captured(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """From the call on, attacks on the CPU take the captured path."""
-    return lambda: monkeypatch.setattr(ascent, "capture_for", lambda device: called_instead)
+    """Return a function after whose call attacks on the CPU take the captured path."""
+    return lambda: monkeypatch.setattr(pgd_step, "capture_for", lambda device: called_instead)
 
 
 def robust_examples(count: int = 64) -> tuple[nn.Module, Tensor, Tensor]:
-    """A float64 model, in which no batch size rounds a sign away, that some images withstand and others do not."""
+    """Return a float64 model, whose gradients have the same signs in every batch size, and images for it.
+
+    The attacks here fool the model on some of the images and not on others.
+    """
     model = small_net().double()
     images, _ = examples(count)
     images = images.double()
@@ -50,79 +58,75 @@ def robust_examples(count: int = 64) -> tuple[nn.Module, Tensor, Tensor]:
 @pytest.mark.parametrize("drop_fooled", [False, True])
 @pytest.mark.parametrize("objective", ["ce", "margin"])
 @pytest.mark.parametrize("restarts", [1, 3])
-def test_the_captured_path_is_the_eager_one(
+def test_the_captured_path_gives_the_eager_images_and_verdicts(
     captured: Callable[[], None], objective: str, drop_fooled: bool, restarts: int
 ) -> None:
     model, images, labels = robust_examples()
-    settings = {**SETTINGS, "epsilon": 0.02, "step_size": 0.005, "objective": objective, "restarts": restarts}
+    settings = PGDSettings(0.02, 0.005, 25, objective, restarts=restarts, drop_fooled=drop_fooled)
     steps: dict[str, list[tuple[int, int]]] = {"eager": [], "captured": []}
     results = {}
-    with untouched(model):
+    with checked(model) as asked:
         for name, calls in steps.items():
             if name == "captured":
                 captured()
-            results[name] = fool(
-                CheckedModel(model),
-                images,
-                labels,
-                drop_fooled=drop_fooled,
-                step_done=lambda *call, calls=calls: calls.append(call),
-                **settings,
+            results[name] = PGDAttack(asked).run(
+                images, labels, settings, seed=SEED, step_done=lambda *call, calls=calls: calls.append(call)
             )
-    torch.testing.assert_close(results["captured"][0], results["eager"][0], atol=1e-12, rtol=0)
+    torch.testing.assert_close(results["captured"].images, results["eager"].images, atol=1e-12, rtol=0)
     assert steps["captured"] == steps["eager"]
-    if drop_fooled:
-        assert torch.equal(results["captured"][1], results["eager"][1])
-        assert 0 < int(results["eager"][1].sum()) < 61
+    assert torch.equal(results["captured"].right, results["eager"].right)
+    assert 0 < int(results["eager"].right.sum()) < 61
 
 
-def test_captures_shrink_with_the_survivors_and_serve_the_next_batch(captured: Callable[[], None]) -> None:
+def test_captured_batches_shrink_with_the_images_left_and_are_used_again(
+    captured: Callable[[], None],
+) -> None:
     captured()
     inner, images, labels = robust_examples(200)
     labels[:120] = (labels[:120] + 1) % 10
     model = Counting(inner)
-    asked = CheckedModel(model)
-    settings = {**SETTINGS, "epsilon": 0.01, "step_size": 0.001, "steps": 60}
-    with untouched(model):
-        fool(asked, images, labels, **settings)
-        sizes = sorted(asked.captured)
+    settings = PGDSettings(0.01, 0.001, 60, drop_fooled=True)
+    with checked(model) as asked:
+        attack = PGDAttack(asked)
+        attack.run(images, labels, settings, seed=SEED)
+        sizes = sorted(attack.pool.captured)
         assert sizes[-1] == 200
         assert len(sizes) == 2
         assert sizes[0] <= 100
         model.sizes.clear()
-        fool(asked, images[:190], labels[:190], **settings)
-        assert sorted(asked.captured) == sizes
+        attack.run(images[:190], labels[:190], settings, seed=SEED)
+        assert sorted(attack.pool.captured) == sizes
         assert model.sizes[:10] == [200] * 10
-        fool(asked, images, labels, **{**settings, "epsilon": 0.02})
-        assert sizes[-1] in asked.captured
-        assert asked.captured_for[0].epsilon == 0.02
+        attack.run(images, labels, replace(settings, epsilon=0.02), seed=SEED)
+        assert attack.pool.captured[200].settings.epsilon == 0.02
 
 
 def test_few_steps_are_not_worth_a_capture(captured: Callable[[], None]) -> None:
     captured()
     model, images, labels = robust_examples(8)
-    asked = CheckedModel(model)
-    with untouched(model):
-        fool(asked, images, labels, epsilon=EPSILON, step_size=EPSILON, steps=1)
-    assert not asked.captured
+    with checked(model) as asked:
+        attack = PGDAttack(asked)
+        attack.run(images, labels, PGDSettings(EPSILON, EPSILON, 1, drop_fooled=True))
+    assert not attack.pool.captured
 
 
-def test_rows_that_only_fill_up_are_never_read(captured: Callable[[], None]) -> None:
+def test_rows_beyond_the_images_are_never_read(captured: Callable[[], None]) -> None:
     captured()
     model, images, labels = robust_examples(20)
-    asked = CheckedModel(model)
-    with untouched(model):
-        fool(asked, images, labels, **SETTINGS, drop_fooled=False)
-        for one in asked.captured.values():
+    settings = replace(DROPPING, drop_fooled=False)
+    with checked(model) as asked:
+        attack = PGDAttack(asked)
+        attack.perturb(images, labels, settings, seed=SEED)
+        for one in attack.pool.captured.values():
             one.images.fill_(float("nan"))
             one.origin.fill_(float("nan"))
-        few, _ = fool(asked, images[:15], labels[:15], **SETTINGS, drop_fooled=False)
-    assert list(asked.captured) == [20]
+        few = attack.perturb(images[:15], labels[:15], settings, seed=SEED)
+    assert list(attack.pool.captured) == [20]
     expected = pgd(model, images[:15], labels[:15], **SETTINGS)
     torch.testing.assert_close(few, expected, atol=1e-12, rtol=0)
 
 
-def test_a_model_that_answers_nan_is_no_worse_captured(captured: Callable[[], None]) -> None:
+def test_a_model_that_answers_nan_gives_the_same_images_captured(captured: Callable[[], None]) -> None:
     images, labels = examples(32)
     eager = pgd(Poisoned(), images, labels, **SETTINGS, random_start=False, drop_fooled=True)
     captured()
@@ -131,7 +135,7 @@ def test_a_model_that_answers_nan_is_no_worse_captured(captured: Callable[[], No
     torch.testing.assert_close(got, eager, atol=1e-6, rtol=0)
 
 
-def test_the_curve_over_iterations_is_exact_in_chunks(captured: Callable[[], None]) -> None:
+def test_the_curve_over_iterations_is_exact_when_steps_are_replayed(captured: Callable[[], None]) -> None:
     model, images, labels = robust_examples()
     eager = over_iterations(model, images, labels, 0.02, steps=40)
     captured()
@@ -143,11 +147,11 @@ def test_a_model_that_cannot_be_captured_runs_eagerly_with_one_warning(monkeypat
     settings = {"attacks": "ce20,ce100", "epsilon": EPSILON, "batch_size": 16}
     expected = evaluate(model, images, labels, **settings)
 
-    def refuse(step: ascent.Step) -> ascent.Step:
+    def refuse(step: Work) -> Work:
         step()
-        raise ascent.CaptureFailed("called a synchronizing CUDA operation")
+        raise CaptureFailed("called a synchronizing CUDA operation")
 
-    monkeypatch.setattr(ascent, "capture_for", lambda device: refuse)
+    monkeypatch.setattr(pgd_step, "capture_for", lambda device: refuse)
     with pytest.warns(UserWarning, match="without a CUDA graph.*called a synchronizing") as caught:
         got = evaluate(model, images, labels, **settings)
     assert len(caught) == 1
@@ -155,17 +159,17 @@ def test_a_model_that_cannot_be_captured_runs_eagerly_with_one_warning(monkeypat
         assert torch.equal(got[name].right, result.right)
 
 
-def test_captures_go_with_the_attack(captured: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[weakref.ref[ascent.CapturedAscent]] = []
-    create = ascent.CapturedAscent.__init__
+def test_captured_batches_are_freed_with_their_attack(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[pgd_step.CapturedBatch]] = []
+    create = pgd_step.CapturedBatch.__init__
 
-    def recorded(self: ascent.CapturedAscent, *arguments: object) -> None:
+    def recorded(self: pgd_step.CapturedBatch, *arguments: object) -> None:
         made.append(weakref.ref(self))
         create(self, *arguments)
 
-    monkeypatch.setattr(ascent.CapturedAscent, "__init__", recorded)
-    # As a graph does, it keeps what it was captured from alive no longer than the capture.
-    monkeypatch.setattr(ascent, "capture_for", lambda device: lambda step: (step(), lambda: None)[1])
+    monkeypatch.setattr(pgd_step.CapturedBatch, "__init__", recorded)
+    # A graph holds no reference to the step that it was captured from, so the stand-in must not hold one either.
+    monkeypatch.setattr(pgd_step, "capture_for", lambda device: lambda step: (step(), lambda: None)[1])
     gc.collect()
     gc.disable()
     try:
@@ -187,7 +191,7 @@ def test_images_of_one_channel_get_their_plain_strides() -> None:
 
 
 class Branching(nn.Module):
-    """Control flow that waits for the values: no graph can hold it."""
+    """A model whose control flow waits for its values, so that no graph can hold it."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -199,8 +203,9 @@ class Branching(nn.Module):
 
 
 def eagerly(monkeypatch: pytest.MonkeyPatch, run: Callable[[], Tensor]) -> Tensor:
+    """Return what `run` returns without a CUDA graph."""
     with monkeypatch.context() as patch:
-        patch.setattr(ascent, "capture_for", lambda device: None)
+        patch.setattr(pgd_step, "capture_for", lambda device: None)
         return run()
 
 
@@ -210,7 +215,7 @@ class TestOnAGPU:
     @pytest.mark.parametrize("drop_fooled", [False, True])
     @pytest.mark.parametrize("objective", ["ce", "margin"])
     @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-    def test_a_graph_is_eager(
+    def test_a_graph_gives_the_eager_images(
         self,
         deterministic_convolutions: None,
         monkeypatch: pytest.MonkeyPatch,
@@ -228,7 +233,7 @@ class TestOnAGPU:
 
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            # PyTorch says so where a thread of autograd is the first to multiply matrices on a GPU.
+            # PyTorch warns where a thread of autograd is the first to multiply matrices on a GPU.
             warnings.filterwarnings("ignore", message="Attempting to run cuBLAS")
             got = run()
         torch.testing.assert_close(got, eagerly(monkeypatch, run), atol=1e-12, rtol=0)
@@ -244,12 +249,14 @@ class TestOnAGPU:
     def test_a_graph_was_captured_and_serves_every_attack(self) -> None:
         model, images, labels = robust_examples()
         model, images, labels = model.cuda(), images.cuda(), labels.cuda()
-        asked = CheckedModel(model)
-        with untouched(model):
+        with checked(model) as asked:
+            attack, kept = PGDAttack(asked), None
             for steps in (20, 50):
-                fool(asked, images, labels, **{**SETTINGS, "steps": steps})
-                assert not asked.uncapturable
-                assert 64 in asked.captured
+                attack.run(images, labels, replace(DROPPING, steps=steps), seed=SEED)
+                assert not attack.pool.uncapturable
+                assert 64 in attack.pool.captured
+                kept = kept or attack.pool.captured[64]
+                assert attack.pool.captured[64] is kept
 
     def test_a_branching_model_runs_eagerly_with_one_warning(self, monkeypatch: pytest.MonkeyPatch) -> None:
         model, images, labels = robust_examples()

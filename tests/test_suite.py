@@ -1,4 +1,4 @@
-"""`evaluate` on any model: what each PGD attack is, what is counted, how bad input is named."""
+"""`evaluate` on any model: which PGD each attack is, what counts as fooled, and which errors bad input raises."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from evaluation_cases import (
 from torch import Tensor, nn
 
 from rmcla_fast.attacks import ATTACKS, evaluate, pgd
+from rmcla_fast.attacks.pgd_settings import PGDSettings
 from rmcla_fast.attacks.suite import GRADIENT_ATTACKS, AttackResult, attack_names
 from rmcla_fast.attacks.third_party import EXTERNAL
 from rmcla_fast.errors import UserError
@@ -62,16 +63,16 @@ def test_accuracies_are_those_of_pgd() -> None:
 
 
 def test_the_settings_are_the_papers() -> None:
-    assert {name: (a.steps, a.step_ratio, a.objective, a.random_start) for name, a in GRADIENT_ATTACKS.items()} == {
-        "fgsm": (1, 1.0, "ce", False),
-        "ce20": (20, 0.25, "ce", True),
-        "ce100": (100, 0.25, "ce", True),
-        "ce1000": (1000, 0.25, "ce", True),
-        "cw100": (100, 0.25, "margin", True),
+    assert {name: attack.settings(0.1, restarts=3) for name, attack in GRADIENT_ATTACKS.items()} == {
+        "fgsm": PGDSettings(0.1, 0.1, 1, random_start=False, drop_fooled=True),
+        "ce20": PGDSettings(0.1, 0.025, 20, restarts=3, drop_fooled=True),
+        "ce100": PGDSettings(0.1, 0.025, 100, restarts=3, drop_fooled=True),
+        "ce1000": PGDSettings(0.1, 0.025, 1000, restarts=3, drop_fooled=True),
+        "cw100": PGDSettings(0.1, 0.025, 100, "margin", 50.0, restarts=3, drop_fooled=True),
     }
 
 
-def test_batches_change_the_noise_alone() -> None:
+def test_the_batch_size_changes_nothing_but_the_noise() -> None:
     model = small_net()
     images, labels = correct_examples(model)
     whole = evaluate(model, images, labels, attacks="clean,fgsm", epsilon=EPSILON)
@@ -97,7 +98,7 @@ def test_misclassified_images_are_not_attacked() -> None:
     assert model.sizes[:2] == [100, 90]
 
 
-def test_a_model_that_gets_everything_wrong_is_reported_as_such() -> None:
+def test_a_model_that_gets_everything_wrong_has_accuracy_0() -> None:
     model = small_net()
     images, _ = examples(10)
     labels = (model(images).argmax(1) + 1) % 10
@@ -105,7 +106,7 @@ def test_a_model_that_gets_everything_wrong_is_reported_as_such() -> None:
         assert result.accuracy == 0
 
 
-def test_nan_counts_as_misclassified_and_is_said() -> None:
+def test_nan_counts_as_misclassified_and_is_reported() -> None:
     model = Poisoned()
     images, _ = examples(64)
     labels = model.model(images).argmax(1)
@@ -117,7 +118,7 @@ def test_nan_counts_as_misclassified_and_is_said() -> None:
     assert "NaN" in explanation(results, {}, "")
 
 
-def test_the_model_comes_back_as_it_went_in() -> None:
+def test_the_model_stays_as_it_was() -> None:
     model = drifting_model()
     before = snapshot(model)
     evaluate(model, *examples(16), attacks=OWN, epsilon=EPSILON)
@@ -125,7 +126,7 @@ def test_the_model_comes_back_as_it_went_in() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_other_precisions(dtype: torch.dtype) -> None:
+def test_models_in_other_types_are_evaluated(dtype: torch.dtype) -> None:
     model = small_net().to(dtype)
     images, _ = examples(32)
     labels = model(images.to(dtype)).argmax(1)
@@ -152,7 +153,7 @@ def test_progress_runs_from_zero_to_one_for_each_attack() -> None:
         assert fractions[-1] == 1
 
 
-def test_the_json_is_the_documented_one() -> None:
+def test_the_json_has_the_documented_form() -> None:
     model = small_net()
     images, labels = correct_examples(model)
     results = evaluate(model, images, labels, attacks=["clean"], epsilon=8 / 255)
@@ -164,7 +165,7 @@ def test_the_json_is_the_documented_one() -> None:
     assert document["attacks"]["clean"]["seconds"] >= 0
 
 
-def test_names_come_in_the_order_of_the_tables() -> None:
+def test_attack_names_are_put_in_the_order_of_the_tables() -> None:
     assert attack_names(" CW100, clean ") == ["clean", "cw100"]
     assert attack_names(reversed(ATTACKS)) == list(ATTACKS)
     with pytest.raises(ValueError, match=r"^attacks must be among clean, fgsm, .*autoattack; got 'pgd7'"):
@@ -196,7 +197,7 @@ def test_names_come_in_the_order_of_the_tables() -> None:
         ({"l2_budget": 0.0}, "^l2_budget must"),
     ],
 )
-def test_bad_input_is_named(change: dict[str, object], message: str) -> None:
+def test_the_error_names_bad_input(change: dict[str, object], message: str) -> None:
     images, labels = examples(4)
     arguments = {
         "model": small_net(),
@@ -210,14 +211,14 @@ def test_bad_input_is_named(change: dict[str, object], message: str) -> None:
         evaluate(model, images, labels, **arguments)
 
 
-def test_a_model_with_another_number_of_classes_than_the_data_is_named() -> None:
+def test_a_model_with_another_number_of_classes_than_the_data_is_refused() -> None:
     images, labels = examples(8)
     with pytest.raises(ValueError, match=r"^model must answer 12 classes, as the data have; got 10"):
         evaluate(small_net(), images, labels, attacks="clean", epsilon=EPSILON, num_classes=12)
 
 
 @pytest.mark.parametrize("attack", EXTERNAL)
-def test_a_missing_library_is_one_sentence_with_the_install_command(
+def test_the_error_for_a_missing_library_is_one_sentence_with_the_install_command(
     attack: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hide_extras(monkeypatch)
@@ -230,7 +231,7 @@ def test_a_missing_library_is_one_sentence_with_the_install_command(
 
 
 class Fickle(nn.Module):
-    """Answers another number of classes from the second call on."""
+    """A model that answers another number of classes from the second call on."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -242,7 +243,7 @@ class Fickle(nn.Module):
         return self.models[min(self.calls - 1, 1)](images)
 
 
-def test_a_model_that_changes_its_number_of_classes_is_named() -> None:
+def test_a_model_that_changes_its_number_of_classes_is_refused() -> None:
     images, labels = examples(8)
     with pytest.raises(ValueError, match=r"^model must answer 10 classes, as the data have; got 7"):
         evaluate(Fickle(), images, labels, attacks="fgsm", epsilon=EPSILON, batch_size=4)

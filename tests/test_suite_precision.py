@@ -1,4 +1,4 @@
-"""`evaluate` in 16 bits: the network alone is in them, in attacks and verdicts alike, and the result says so."""
+"""`evaluate` in 16 bits: only the network computes in them, in attacks and verdicts alike, and the result says so."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import torch
 from evaluation_cases import Poisoned, assert_same, drifting_model, examples, small_net, snapshot
 from torch import Tensor, nn
 
-from rmcla_fast.attacks import evaluate
-from rmcla_fast.attacks import pgd_step as ascent
-from rmcla_fast.attacks.checked_model import CheckedModel, untouched
-from rmcla_fast.attacks.pgd import fool
+from rmcla_fast.attacks import evaluate, pgd_step
+from rmcla_fast.attacks.checked_model import CheckedModel, checked
+from rmcla_fast.attacks.pgd import PGDAttack
+from rmcla_fast.attacks.pgd_settings import PGDSettings
 from rmcla_fast.attacks.suite import AttackResult
 from rmcla_fast.errors import UserError
 from rmcla_fast.evaluation.curves import loss_surface, over_epsilon, over_iterations
@@ -23,7 +23,7 @@ SIXTEEN = pytest.mark.parametrize("precision", ["bf16", "fp16"])
 
 
 class Autocasting(nn.Module):
-    """What the network is in 16 bits, by its own doing."""
+    """A network that puts itself under autocast."""
 
     def __init__(self, model: nn.Module, precision: str) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Autocasting(nn.Module):
 
 
 class Watched(nn.Module):
-    """Notes in which type it was asked, and whether what is cast would have been kept."""
+    """A network that notes the type of its logits, and whether autocast would keep the weights that it casts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ def labelled(model: nn.Module, count: int = 64) -> tuple[Tensor, Tensor]:
 
 
 def confident(margin: float = 1500.0) -> nn.Module:
-    """A model whose classes are so far apart that the gradient of the loss is no number of float16."""
+    """Return a model whose logits are so far apart that the gradient of the loss is below the smallest float16."""
     model = small_net()
     with torch.no_grad():
         for parameter in model[-1].parameters():
@@ -63,7 +63,7 @@ def confident(margin: float = 1500.0) -> nn.Module:
 
 
 @SIXTEEN
-def test_it_is_the_network_that_autocasts_by_itself(precision: str) -> None:
+def test_the_results_are_those_of_a_network_that_autocasts_itself(precision: str) -> None:
     model = small_net()
     images, labels = labelled(model)
     expected = evaluate(Autocasting(model, precision), images, labels, attacks=OWN, epsilon=EPSILON)
@@ -72,28 +72,27 @@ def test_it_is_the_network_that_autocasts_by_itself(precision: str) -> None:
     for name, result in got.items():
         assert result.precision == precision
         assert result.as_json()["precision"] == precision
-        # In fp16 the gradient is scaled on its way, and a sign may fall otherwise.
+        # In fp16 the gradient is scaled on its way, so a sign may differ.
         assert int((result.right != expected[name].right).sum()) <= (0 if precision == "bf16" else 1)
     assert 0 < got["ce20"].accuracy < 100
 
 
 @SIXTEEN
-def test_the_network_alone_is_in_16_bits(precision: str) -> None:
+def test_only_the_network_computes_in_16_bits(precision: str) -> None:
     dtype = PRECISIONS[precision]
     model = Watched()
     images, labels = labelled(small_net(), 16)
     evaluate(model, images, labels, attacks=OWN, epsilon=EPSILON, precision=precision)
     assert model.seen == {(dtype, False)}
     assert torch.is_autocast_cache_enabled()
-    with untouched(model):
-        asked = CheckedModel(model, precision=precision)
+    with checked(model, precision=precision) as asked:
         assert asked(images).dtype == torch.float32
-        found, _ = fool(asked, images, labels, epsilon=EPSILON, step_size=EPSILON / 4, steps=3)
+        found = PGDAttack(asked).perturb(images, labels, PGDSettings(EPSILON, EPSILON / 4, 3))
     assert found.dtype == torch.float32
     assert float((found - images).abs().max()) == pytest.approx(EPSILON, abs=1e-6)  # not rounded to 16 bits
 
 
-def test_fp32_is_what_it_was() -> None:
+def test_fp32_is_the_default_precision() -> None:
     model = small_net()
     images, labels = labelled(model, 16)
     plain = evaluate(model, images, labels, attacks=OWN, epsilon=EPSILON)
@@ -103,7 +102,7 @@ def test_fp32_is_what_it_was() -> None:
         assert "precision" not in result.as_json()
 
 
-def test_the_callers_autocast_counts_for_fp32_alone() -> None:
+def test_the_callers_autocast_takes_effect_only_with_fp32() -> None:
     model = Watched()
     images, labels = labelled(small_net(), 8)
     for precision, dtype in (("fp32", torch.float16), ("bf16", torch.bfloat16)):
@@ -114,11 +113,11 @@ def test_the_callers_autocast_counts_for_fp32_alone() -> None:
         assert {seen for seen, _ in model.seen} == {dtype}
 
 
-def test_cast_weights_follow_the_weights() -> None:
+def test_a_change_of_the_weights_changes_the_answer_under_autocast() -> None:
     model = small_net()
     images, _ = examples(4)
     asked = CheckedModel(model, precision="bf16")
-    with torch.autocast("cpu", dtype=torch.bfloat16):  # within which PyTorch would keep what it cast
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # within which PyTorch would keep the weights that it cast
         before = asked(images)
         with torch.no_grad():
             model[-1].weight.neg_()
@@ -136,13 +135,13 @@ def test_the_gradient_of_a_confident_answer_does_not_vanish(precision: str) -> N
     got = evaluate(model, images, labels, **settings, precision=precision)
     for name, result in got.items():
         assert result.accuracy == pytest.approx(expected[name].accuracy, abs=5)
-    if precision == "fp16":  # where the attack would stand still
+    if precision == "fp16":  # in which the attack stands still without the scale of the gradient
         alone = evaluate(Autocasting(model, precision), images, labels, **settings)
         assert alone["ce20"].accuracy > got["ce20"].accuracy + 20
 
 
-def test_weights_and_autocast_in_float16_are_no_defence_either() -> None:
-    """Of the caller's own, with precision "fp32": the model computes in float16 all the same."""
+def test_the_callers_own_float16_does_not_weaken_the_attack() -> None:
+    """With precision "fp32", float16 weights or the caller's autocast make the model compute in float16, too."""
     model = confident()
     images, labels = labelled(model)
     settings = {"attacks": "ce20", "epsilon": 12 / 255}
@@ -156,7 +155,7 @@ def test_weights_and_autocast_in_float16_are_no_defence_either() -> None:
         assert evaluate(model, images, labels, **settings)["ce20"].accuracy == pytest.approx(expected, abs=5)
 
 
-def test_the_gradient_of_flat_images_is_unscaled() -> None:
+def test_the_gradient_of_images_without_height_and_width_is_scaled_back() -> None:
     model = nn.Linear(12, 3)
     images = torch.rand(4, 12, requires_grad=True)
     (expected,) = torch.autograd.grad(1e-9 * model(images).sum(), images)
@@ -164,8 +163,8 @@ def test_the_gradient_of_flat_images_is_unscaled() -> None:
     torch.testing.assert_close(got, expected, rtol=5e-3, atol=0)
 
 
-def test_the_scaled_gradient_is_the_gradient() -> None:
-    """Its size too, which DeepFool and Carlini-Wagner go by; also of the logits, and where a row has none."""
+def test_the_scale_does_not_change_the_gradient_of_images_and_logits() -> None:
+    """Its size is right, too, which DeepFool and Carlini-Wagner use, also where a row's gradient is zero."""
     model = small_net()
     images, labels = labelled(model, 6)
     direction = torch.nn.functional.one_hot(labels, 10) * torch.tensor([1.0, 1e-9, 1e-20, 0.0, 1e3, 1.0])[:, None]
@@ -176,12 +175,12 @@ def test_the_scaled_gradient_is_the_gradient() -> None:
     assert torch.equal(of_logits, direction)
     for row in range(6):
         assert float((got[row] - expected[row]).norm()) <= 5e-3 * float(expected[row].norm())
-    (again,) = torch.autograd.grad(logits, images, torch.ones_like(direction))  # as libraries ask
+    (again,) = torch.autograd.grad(logits, images, torch.ones_like(direction))  # as other libraries do
     (whole,) = torch.autograd.grad(model(images), images, torch.ones_like(direction))
     torch.testing.assert_close(again, whole, atol=5e-3 * float(whole.abs().max()), rtol=0)
 
 
-def test_logits_beyond_float16_are_wrong_answers() -> None:
+def test_logits_beyond_float16_count_as_wrong_answers() -> None:
     model = confident(1e7)
     images, labels = labelled(model, 32)
     results = evaluate(model, images, labels, attacks="clean,ce20", epsilon=EPSILON, precision="fp16")
@@ -191,7 +190,7 @@ def test_logits_beyond_float16_are_wrong_answers() -> None:
 
 
 @SIXTEEN
-def test_nan_is_a_wrong_answer(precision: str) -> None:
+def test_nan_counts_as_a_wrong_answer(precision: str) -> None:
     model = Poisoned()
     images, labels = labelled(model.model)
     bright = images[:, 0, 0, 0] > 0.5
@@ -201,7 +200,7 @@ def test_nan_is_a_wrong_answer(precision: str) -> None:
 
 
 @SIXTEEN
-def test_the_model_comes_back_as_it_went_in(precision: str) -> None:
+def test_the_model_stays_as_it_was(precision: str) -> None:
     model = drifting_model()
     before = snapshot(model)
     evaluate(model, *examples(16), attacks=OWN, epsilon=EPSILON, precision=precision)
@@ -211,7 +210,7 @@ def test_the_model_comes_back_as_it_went_in(precision: str) -> None:
 @pytest.mark.parametrize(
     ("dtype", "precision"), [(torch.float64, "bf16"), (torch.float16, "bf16"), (torch.bfloat16, "fp16")]
 )
-def test_weights_of_another_type_are_named(dtype: torch.dtype, precision: str) -> None:
+def test_weights_of_another_type_are_refused(dtype: torch.dtype, precision: str) -> None:
     with pytest.raises(
         ValueError, match=f"^precision '{precision}' needs weights in float32 or .*; the model's are {dtype}"
     ):
@@ -219,7 +218,7 @@ def test_weights_of_another_type_are_named(dtype: torch.dtype, precision: str) -
 
 
 @SIXTEEN
-def test_weights_that_are_in_16_bits_already_and_images_in_float64(precision: str) -> None:
+def test_16_bit_weights_and_float64_images_give_similar_results(precision: str) -> None:
     images, labels = labelled(small_net(), 32)
     expected = evaluate(small_net(), images, labels, attacks="clean,ce20", epsilon=EPSILON, precision=precision)
     for model, given in ((small_net().to(PRECISIONS[precision]), images), (small_net(), images.double())):
@@ -229,13 +228,13 @@ def test_weights_that_are_in_16_bits_already_and_images_in_float64(precision: st
 
 
 @pytest.mark.parametrize("precision", ["int8", None, ["bf16"]])
-def test_an_unknown_precision_is_named(precision: object) -> None:
+def test_an_unknown_precision_is_refused(precision: object) -> None:
     with pytest.raises(ValueError, match=r"^precision must be one of 'fp32', 'bf16', 'fp16'; got"):
         evaluate(small_net(), *examples(4), attacks="clean", epsilon=EPSILON, precision=precision)  # type: ignore[arg-type]
 
 
-def test_a_gpu_without_bf16_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a GPU from before bf16, which this test only pretends to have."""
+def test_a_gpu_without_bf16_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test only pretends to have a GPU from before bf16."""
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an old GPU")
     cuda = torch.device("cuda")
@@ -245,7 +244,7 @@ def test_a_gpu_without_bf16_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         require_precision(precision, device)
 
 
-def test_the_answerer_asks_whether_the_device_can(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_model_is_refused_where_its_device_lacks_the_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, torch.device]] = []
     monkeypatch.setattr(
         "rmcla_fast.attacks.checked_model.require_precision", lambda name, device: asked.append((name, device))
@@ -254,7 +253,7 @@ def test_the_answerer_asks_whether_the_device_can(monkeypatch: pytest.MonkeyPatc
     assert asked == [("bf16", torch.device("cpu"))]
 
 
-def test_words_say_the_precision() -> None:
+def test_the_report_says_the_precision() -> None:
     result = AttackResult(50.0, 4, 0.0, restarts=2, precision="bf16")
     assert remarks(result) == "bf16; 2 restarts"
     assert "The network computed in bf16; the accuracy to publish is that in fp32." in explanation(
@@ -275,7 +274,7 @@ def test_the_libraries_ask_the_same_network(attack: str) -> None:
     assert (got.precision, got.distortion_median) == ("bf16", expected.distortion_median)
 
 
-def test_the_curves_are_of_the_same_network() -> None:
+def test_the_curves_ask_the_same_network() -> None:
     model = small_net()
     images, labels = labelled(model, 32)
     wrapped = Autocasting(model, "bf16")
@@ -290,14 +289,14 @@ def test_the_curves_are_of_the_same_network() -> None:
 
 
 @SIXTEEN
-def test_the_captured_path_is_the_eager_one(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_captured_path_gives_the_eager_accuracy(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = small_net()
     images, labels = labelled(model)
     settings = {"attacks": "ce20,cw100", "epsilon": EPSILON, "precision": precision}
     expected = evaluate(model, images, labels, **settings)
-    monkeypatch.setattr(ascent, "capture_for", lambda device: lambda step: (step(), step)[1])
+    monkeypatch.setattr(pgd_step, "capture_for", lambda device: lambda step: (step(), step)[1])
     got = evaluate(model, images, labels, **settings)
-    for name, result in got.items():  # other batch sizes round otherwise
+    for name, result in got.items():  # batches of other sizes round differently
         assert result.accuracy == pytest.approx(expected[name].accuracy, abs=4)
 
 
@@ -305,7 +304,7 @@ def test_the_captured_path_is_the_eager_one(precision: str, monkeypatch: pytest.
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 @SIXTEEN
 @pytest.mark.parametrize("margin", [1.0, 1500.0])
-def test_a_graph_is_eager(precision: str, margin: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_gives_the_eager_accuracy(precision: str, margin: float, monkeypatch: pytest.MonkeyPatch) -> None:
     model = confident(margin).cuda()
     images, labels = (part.cuda() for part in examples(64))
     with torch.no_grad():
@@ -314,7 +313,7 @@ def test_a_graph_is_eager(precision: str, margin: float, monkeypatch: pytest.Mon
     got = evaluate(model, images, labels, **settings)
     again = evaluate(model, images, labels, **settings)
     with monkeypatch.context() as patch:
-        patch.setattr(ascent, "capture_for", lambda device: None)
+        patch.setattr(pgd_step, "capture_for", lambda device: None)
         expected = evaluate(model, images, labels, **settings)
     for name, result in got.items():
         assert result.accuracy == pytest.approx(expected[name].accuracy, abs=4)
@@ -323,20 +322,20 @@ def test_a_graph_is_eager(precision: str, margin: float, monkeypatch: pytest.Mon
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-def test_a_graph_follows_the_weights() -> None:
-    """Its casts are in it: the same capture attacks the network that the weights are when it is replayed."""
+def test_a_graph_attacks_the_weights_of_its_replay() -> None:
+    """The casts of the weights are in the graph, so it does not keep the weights of its capture."""
     model = small_net().cuda()
     images, labels = (part.cuda() for part in examples(64))
-    settings = {"epsilon": EPSILON, "step_size": EPSILON / 4, "steps": 25, "drop_fooled": False}
-    with untouched(model):
-        asked = CheckedModel(model, precision="bf16")
-        before, _ = fool(asked, images, labels, **settings)
-        captured = dict(asked.captured)
+    settings = PGDSettings(EPSILON, EPSILON / 4, 25)
+    with checked(model, precision="bf16") as asked:
+        attack = PGDAttack(asked)
+        before = attack.perturb(images, labels, settings)
+        captured = dict(attack.pool.captured)
         assert list(captured) == [64]
         model[-1].weight.neg_()
-        after, _ = fool(asked, images, labels, **settings)
-        assert asked.captured == captured
-        fresh, _ = fool(CheckedModel(model, precision="bf16"), images, labels, **settings)
+        after = attack.perturb(images, labels, settings)
+        assert attack.pool.captured == captured
+        fresh = PGDAttack(asked).perturb(images, labels, settings)
     same = ((after - fresh).abs() < 1e-6).float().mean()
     assert float(same) > 0.9
     assert float(((after - before).abs() < 1e-6).float().mean()) < 0.6

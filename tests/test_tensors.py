@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from rmcla_fast import reference
-from rmcla_fast.attacks.checked_model import as_images
+from rmcla_fast.attacks.batches import as_images
 from rmcla_fast.ops.tensors import to_unit, with_own_strides
 
 BYTES = torch.arange(256, dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""The library attacks: their own results, their known answers, their traps, and what is said where one is missing."""
+"""The attacks of other libraries: they give the libraries' own results and known answers, and avoid their traps."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import torch
 from evaluation_cases import assert_same, drifting_model, examples, linear_model, small_net, snapshot
 
 from rmcla_fast.attacks import evaluate
-from rmcla_fast.attacks.checked_model import CheckedModel, untouched
-from rmcla_fast.attacks.third_party import EXTERNAL
+from rmcla_fast.attacks.checked_model import checked
+from rmcla_fast.attacks.third_party import EXTERNAL, Task
 
 pytest.importorskip("foolbox", reason="pip install 'rmcla-fast[eval]'")
 pytest.importorskip("pyautoattack", reason="pip install 'rmcla-fast[eval]'")
@@ -30,7 +30,7 @@ def labelled(count: int = 16, classes: int = 10) -> tuple[torch.nn.Module, torch
     return model, images, model(images).argmax(1)
 
 
-def test_autoattack_is_the_librarys_own() -> None:
+def test_autoattack_gives_the_librarys_own_result() -> None:
     import pyautoattack
 
     model, images, labels = labelled(12)
@@ -43,14 +43,14 @@ def test_autoattack_is_the_librarys_own() -> None:
 
 
 @pytest.mark.parametrize("classes", [2, 3, 4, 6])
-def test_autoattack_with_few_classes(classes: int) -> None:
+def test_autoattack_runs_with_few_classes_and_says_what_it_left_out(classes: int) -> None:
     model, images, labels = labelled(4, classes)
     result = evaluate(model, images, labels, attacks="autoattack", epsilon=1 / 255)["autoattack"]
     assert any("needs 4 classes" in note for note in result.notes) == (classes < 4)
     assert not any("more target classes" in note for note in result.notes)
 
 
-def test_autoattack_is_given_its_real_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_autoattack_runs_with_its_standard_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     import pyautoattack
 
     seen = []
@@ -70,7 +70,7 @@ def test_autoattack_is_given_its_real_settings(monkeypatch: pytest.MonkeyPatch) 
     assert (attack.epsilon, attack.norm) == (EPSILON, "Linf")
 
 
-def test_mi_fgsm_is_foolbox_own() -> None:
+def test_mi_fgsm_gives_foolbox_own_result() -> None:
     import foolbox
 
     model, images, labels = labelled(64)
@@ -90,16 +90,16 @@ def test_deepfool_on_a_linear_model_reaches_the_nearest_boundary() -> None:
     gap = logits.gather(1, labels[:, None]) - logits
     distance = gap / (weight[labels][:, None] - weight[None]).norm(dim=2).clamp_min(1e-12)
     expected = distance.masked_fill(torch.nn.functional.one_hot(labels, 5).bool(), float("inf")).amin(1)
-    with untouched(model):
-        verdict = EXTERNAL["deepfool-l2"].run(CheckedModel(model), images, labels, 0.1, 0, lambda _: None)
+    with checked(model) as asked:
+        verdict = EXTERNAL["deepfool-l2"].run(Task(asked, images, labels, 0.1, 0, lambda _: None))
     assert not verdict.right.any()
     assert verdict.distortion is not None
-    # its overshoot is 2 %, and 1e-4 is added to the distance in logits over the norm
+    # DeepFool overshoots by 2 %, and adds 1e-4 to the distance in logits over the norm.
     torch.testing.assert_close(verdict.distortion, expected * 1.02, rtol=5e-3, atol=5e-4)
 
 
 def test_carlini_wagner_that_finds_nothing_leaves_the_image_right() -> None:
-    """Foolbox answers a black image there; a model that is wrong on black images must not make that a success."""
+    """Foolbox returns a black image there. That is no success, even where the model is wrong on black images."""
 
     class Certain(torch.nn.Module):
         def __init__(self) -> None:
@@ -131,7 +131,7 @@ def test_l2_attacks_report_distortion_and_the_accuracy_within_a_budget() -> None
     assert wide.accuracy_in_budget == 0
 
 
-def test_the_model_and_the_random_state_come_back_as_they_went_in() -> None:
+def test_the_model_and_the_random_states_stay_as_they_were() -> None:
     model = drifting_model()
     images, labels = examples(8)
     before = snapshot(model)
@@ -157,14 +157,14 @@ def test_nothing_is_printed(capfd: pytest.CaptureFixture[str], caplog: pytest.Lo
     assert not logging.getLogger("auto-attack").handlers
 
 
-def test_seeds_are_fixed() -> None:
+def test_the_same_seed_gives_the_same_result() -> None:
     model, images, labels = labelled(8)
     first, again = (evaluate(model, images, labels, attacks="cw-l2-a,autoattack", epsilon=12 / 255) for _ in range(2))
     for name in first:
         assert torch.equal(first[name].right, again[name].right)
 
 
-def test_bf16_models() -> None:
+def test_every_library_attacks_a_bf16_model() -> None:
     model = small_net().bfloat16()
     images, _ = examples(6)
     labels = model(images.bfloat16()).argmax(1)
@@ -173,7 +173,7 @@ def test_bf16_models() -> None:
 
 
 def test_the_reference_package_is_accepted_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its signature (github.com/fra31/auto-attack): `bs`, `return_labels`, `verbose`, `attacks_to_run`."""
+    """The stand-in has the signature of github.com/fra31/auto-attack."""
     calls = []
 
     class Reference:
@@ -217,7 +217,7 @@ def test_the_reference_package_is_accepted_where_it_is_installed(monkeypatch: py
 
 
 @pytest.mark.parametrize("name", ["mi", "cw-l2-a", "deepfool-l2"])
-def test_a_foolbox_attack_says_how_far_it_is(name: str) -> None:
+def test_a_foolbox_attack_reports_its_progress(name: str) -> None:
     fractions: list[float] = []
     images, _ = examples(8)
     model = small_net()

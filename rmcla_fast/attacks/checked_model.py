@@ -1,6 +1,6 @@
-"""Runs someone else's model and gives it back as it came: mode, weights, buffers, gradients, flags, random state.
+"""`checked` opens the one door to somebody's model: its answers are checked, and it is left as it was.
 
-`untouched` is the guard around every attack, and `CheckedModel` the one way in which an attack asks the model.
+Mode, weights, buffers, gradients, requires-grad flags and the global random states are put back at the end.
 """
 
 from __future__ import annotations
@@ -9,29 +9,45 @@ import random
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rmcla_fast.ops.tensors import to_unit, with_own_strides
+from rmcla_fast.adversarial_example import attack_mode
 from rmcla_fast.precision import PRECISIONS, check_precision, require_precision
 
 MISCLASSIFIED = -1
+"""The class that stands for an answer with NaN or infinity; no label equals it."""
+
+
+@contextmanager
+def checked(model: nn.Module, *, num_classes: int | None = None, precision: str = "fp32") -> Iterator[CheckedModel]:
+    """Return the model as a `CheckedModel` inside, and leave it as it was.
+
+    Args:
+        model: images in [0, 1] to logits; asked in evaluation mode.
+        num_classes: the number of classes that it must answer; None accepts any from 2 up.
+        precision: "fp32", "bf16" or "fp16"; see `CheckedModel`.
+    """
+    with untouched(model):
+        yield CheckedModel(model, num_classes, precision)
 
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """The model is in evaluation mode with frozen parameters inside, and exactly as it came outside, errors included.
+    """Put the model into evaluation mode with frozen parameters inside, and restore all that an attack may change.
 
-    Frozen: no attack needs the gradient of a weight, and the libraries that ask for one would leave it behind. The
-    global random states, the gradient mode and the trace function are put back too: the libraries set all of them.
+    Parameters are frozen because no attack needs the gradient of a weight, and because the libraries that ask for one
+    would leave it behind. The global random states, the gradient mode and the trace function are restored, too, since
+    the libraries set all of them. All of this happens after an error as well.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
-    modes = [(module, module.training) for module in model.modules()]
     parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    # `attack_mode` restores buffers only after training mode, and writes every one of them. A foreign model may change
+    # buffers in evaluation mode and replace their tensors. What did not change is not written here: autograd would
+    # refuse the backward pass of a graph that the caller built before, and inference-mode tensors refuse every write.
     buffers = [
         (module, name, buffer, buffer.detach().clone())
         for module in model.modules()
@@ -39,43 +55,45 @@ def untouched(model: nn.Module) -> Iterator[None]:
         if buffer is not None
     ]
     python_state, numpy_state, trace = random.getstate(), np.random.get_state(), sys.gettrace()
+    gpus = range(torch.cuda.device_count())  # fork_rng warns where there are several and none is named
     try:
-        model.eval()
         for parameter, _, _ in parameters:
             parameter.requires_grad_(False)
             parameter.grad = None
-        gpus = range(torch.cuda.device_count())  # named, since several of them unnamed earn a warning
-        with torch.random.fork_rng(devices=gpus), torch.inference_mode(False), torch.enable_grad():
+        with (
+            attack_mode(model, "eval"),
+            torch.random.fork_rng(devices=gpus),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+        ):
             yield
     finally:
-        if sys.gettrace() is not trace:  # the check for dynamic defences of AutoAttack unsets it
+        if sys.gettrace() is not trace:  # AutoAttack unsets it when it checks for dynamic defences
             sys.settrace(trace)
         random.setstate(python_state)
         np.random.set_state(numpy_state)
         with torch.no_grad():
             for module, name, buffer, value in buffers:
                 module._buffers[name] = buffer
-                if not same_bits(buffer, value):
+                if not same_values(buffer, value):
                     buffer.copy_(value)
         for parameter, requires_grad, grad in parameters:
             parameter.requires_grad_(requires_grad)
             parameter.grad = grad
-        for module, mode in modes:
-            module.training = mode
 
 
-def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Whether the tensors hold the same values, NaN equal to NaN."""
+def same_values(a: Tensor, b: Tensor) -> bool:
+    """Return whether the tensors hold the same values; NaN equals NaN."""
     return bool(torch.equal(a, b) or (a.shape == b.shape and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)))
 
 
 class CheckedModel(nn.Module):
-    """The model, asked in its own floating-point type and answering checked logits (B, C), C >= 2.
+    """The model, asked in its own floating-point type, whose answer is checked to be logits (B, C) with C >= 2.
 
-    Images keep the attack's arithmetic (float32) and are converted at the door, inside the graph; a model under the
-    caller's autocast converts by itself. With `precision` "bf16" or "fp16" it is asked under an autocast of our own,
-    and answers float32; its weights must be float32 or of that type, since autocast leaves float64 as it is. The graphs
-    that ascent.py captures stay with an answerer, which has one precision.
+    Attacks compute images in float32. The images are converted to the model's type here, inside the autograd graph; a
+    model under the caller's autocast converts them by itself. With `precision` "bf16" or "fp16" the model is asked
+    under an autocast of our own and its answer is converted to float32. Its weights must then be float32 or of that
+    type, since autocast leaves float64 as it is.
     """
 
     def __init__(self, model: nn.Module, num_classes: int | None = None, precision: str = "fp32") -> None:
@@ -92,10 +110,12 @@ class CheckedModel(nn.Module):
                     f"precision {precision!r} needs weights in float32 or {PRECISIONS[precision]}; the model's are "
                     f"{self.dtype}, in which it is asked with 'fp32'"
                 )
-        self.captured_for: Any = None  # what the graphs of `captured` are for; see ascent.py
-        self.captured: dict[int, Any] = {}
-        self.uncapturable = False
         self.train(model.training)
+
+    def device_for(self, images: Tensor) -> torch.device:
+        """Return the device of the model; that of the images where it has no parameter."""
+        parameter = next(self.model.parameters(), None)
+        return images.device if parameter is None else parameter.device
 
     def forward(self, images: Tensor) -> Tensor:
         by_itself = self.precision == "fp32" and torch.is_autocast_enabled(images.device.type)
@@ -103,7 +123,7 @@ class CheckedModel(nn.Module):
         if by_itself:
             computes_in = torch.get_autocast_dtype(images.device.type)
         scale = _GradientScale() if computes_in == torch.float16 and _differentiated(images) else None
-        inputs = images if scale is None else scale.undone(images)
+        inputs = images if scale is None else scale.with_unscaling_hook(images)
         if self.dtype is not None and not by_itself:
             inputs = inputs.to(self.dtype)
         with self._autocast(images.device.type):
@@ -117,17 +137,17 @@ class CheckedModel(nn.Module):
             raise ValueError(f"model must answer {self.num_classes} classes, as the data have; got {logits.shape[1]}")
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
-        return logits if scale is None else scale.done(logits)
+        return logits if scale is None else scale.with_scaling_hook(logits)
 
-    def _autocast(self, device_type: str) -> AbstractContextManager[Any]:
-        """Without autocast's cache: a CUDA graph that replays must cast the weights that are there by then."""
+    def _autocast(self, device_type: str) -> AbstractContextManager[object]:
+        """Return an autocast without its cache: the weights may change until a CUDA graph replays, which casts them."""
         if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(device_type, dtype=PRECISIONS[self.precision], cache_enabled=False)
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
-        """(B,) int64: the class of the largest logit; -1 where a logit is NaN or infinite."""
+        """Return (B,) int64, the classes of the largest logits; -1 where a logit is NaN or infinite."""
         return predictions(self(images))
 
 
@@ -136,26 +156,29 @@ def _differentiated(tensor: Tensor) -> bool:
 
 
 class _GradientScale:
-    """Scales the gradient within a float16 network to 1 at the logits, image by image, and back at the images.
+    """A scale of the gradient within a float16 network: its largest element is 1 at the logits, image by image.
 
-    The gradient of a confident answer is below what float16 can hold (6e-8): it would vanish on its way, the attack
-    would stand still, and the model would look robust. Float32 holds it on either side. Each image has its own scale,
-    since one that an attack leaves alone must not decide for the others. That is exact for first derivatives of a
-    network that answers each image by itself.
+    The gradient of a confident answer is below the smallest float16 (6e-8). It would vanish on its way, the attack
+    would stand still, and the model would look robust. Float32 holds it before and after the network, so it is scaled
+    at the logits and scaled back at the images. Each image has its own scale, since one that an attack leaves alone
+    must not decide for the others. That is exact for first derivatives of a network that answers each image by itself.
     """
 
     def __init__(self) -> None:
-        self._largest = torch.ones(())  # (B,), of the backward pass that is under way
+        self._largest = torch.ones(())  # (B,) once a backward pass has reached the logits
 
-    def done(self, logits: Tensor) -> Tensor:
-        """The logits, whose gradient is scaled behind them."""
+    def with_scaling_hook(self, logits: Tensor) -> Tensor:
+        """Return the logits with a hook that scales the gradient as it enters the network."""
         if not _differentiated(logits):
             return logits
         logits.register_hook(self._scale)
         return logits.view_as(logits)
 
-    def undone(self, images: Tensor) -> Tensor:
-        """The images, of which the gradient comes unscaled; but float16 ones could not hold it, so it stays scaled."""
+    def with_unscaling_hook(self, images: Tensor) -> Tensor:
+        """Return the images with a hook that scales their gradient back, except for float16 images.
+
+        Those could not hold the gradient, so theirs stays scaled.
+        """
         inputs = images.view_as(images)
         if images.dtype != torch.float16:
             inputs.register_hook(self._undo)
@@ -166,26 +189,11 @@ class _GradientScale:
 
     def _scale(self, gradient: Tensor) -> Tensor:
         largest = gradient.detach().abs().amax(1)
-        # A row without a gradient, or with one that is no number, stays as it is.
+        # A row stays as it is where its gradient is zero or not finite.
         self._largest = largest.where((largest > 0) & largest.isfinite(), torch.ones_like(largest))
         return gradient / self._largest[:, None]
 
 
 def predictions(logits: Tensor) -> Tensor:
-    """(B,) int64 from logits (B, C): the largest class; -1, which is no label, where one is NaN or infinite."""
+    """Return (B,) int64 from logits (B, C): the classes of the largest logits; -1 where one is NaN or infinite."""
     return logits.argmax(1).masked_fill_(~logits.isfinite().all(1), MISCLASSIFIED)
-
-
-def as_images(images: Tensor, *, widen: bool = True) -> Tensor:
-    """uint8 means value / 255; 16-bit floats become float32 if `widen`: a bfloat16 pixel near 1 is 6 % of 8/255 off.
-
-    Never an inference-mode tensor, which autograd refuses.
-
-    Their strides are those of `with_own_strides`: images of one channel with the stride of channels_last would have
-    convolutions answer in that layout, and every step of an attack mix the two.
-    """
-    images = to_unit(images)
-    if widen and images.dtype in (torch.float16, torch.bfloat16):
-        images = images.float()
-    images = images.clone() if images.is_inference() else images.detach()
-    return with_own_strides(images)

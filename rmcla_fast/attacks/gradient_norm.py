@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rmcla_fast.attacks.checked_model import CheckedModel, as_images, untouched
-from rmcla_fast.attacks.pgd import check_examples
+from rmcla_fast.attacks.batches import batches
+from rmcla_fast.attacks.checked_model import checked
+from rmcla_fast.attacks.checks import check_classes, check_count, check_examples
 from rmcla_fast.ops import soft_cross_entropy
 
 PAPER_DIVISOR = 510.0
@@ -24,13 +25,13 @@ WHY_TWO_SCALES = (
 
 @dataclass(frozen=True)
 class GradientNorm:
-    """`squared`: (N,) float64, ||d CE / d image||^2 on [0, 1] images; NaN where the model's answer is not finite."""
+    """The squared gradient norms of N images, in the scale of [0, 1] images and in the two scales of the paper."""
 
-    squared: Tensor
+    squared: Tensor  # (N,) float64, ||d CE / d image||^2; NaN where the model's answer is not finite
 
     @property
     def paper(self) -> Tensor:
-        """(N,) in the scale of the paper's table 4 (inferred)."""
+        """(N,) in the scale of the paper's table 4, as we infer it."""
         return self.squared / PAPER_DIVISOR
 
     @property
@@ -40,10 +41,11 @@ class GradientNorm:
 
     @property
     def finite(self) -> Tensor:
+        """(N,) bool: the norm is a finite number."""
         return self.squared.isfinite()
 
     def summary(self) -> dict[str, Any]:
-        """Max and mean in both scales over the finite images, and how many of the images were not."""
+        """Return maximum and mean of the finite norms in both scales, and how many norms are not finite."""
         some = bool(self.finite.any())
 
         def scale(values: Tensor) -> dict[str, float | None]:
@@ -66,7 +68,7 @@ def gradient_norm(
     batch_size: int = 256,
     progress: Callable[[float], None] | None = None,
 ) -> GradientNorm:
-    """||d CE(model(x), label) / d x||^2 for every image, by one forward and one backward pass.
+    """Return ||d CE(model(x), label) / d x||^2 for every image, by one forward and one backward pass.
 
     Args:
         model: images (B, C, H, W) in [0, 1] to logits (B, classes); asked in evaluation mode, and left as it was.
@@ -79,25 +81,18 @@ def gradient_norm(
         TypeError, ValueError: an argument of the wrong kind, shape or range, or a model that answers something else.
     """
     check_examples(images, labels)
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size must be a whole number of at least 1; got {batch_size!r}")
+    check_count("batch_size", batch_size)
     norms = []
-    with untouched(model):
-        asked = CheckedModel(model)
-        parameter = next(model.parameters(), None)
-        device = images.device if parameter is None else parameter.device
-        for first in range(0, len(labels), batch_size):
-            batch = as_images(images[first : first + batch_size].to(device)).requires_grad_(True)
-            logits = asked(batch)
-            true = labels[first : first + batch_size].to(device)
-            if int(true.max()) >= logits.shape[1]:
-                raise ValueError(f"labels must lie in [0, {logits.shape[1]}); got {int(true.max())}")
-            loss = soft_cross_entropy(
-                logits, true, reduction="sum"
-            )  # images do not mix: the sum's gradient is each one's
-            (gradient,) = torch.autograd.grad(loss, batch)
+    with checked(model) as asked:
+        for batch in batches(asked, images, labels, batch_size):
+            inputs = batch.images.requires_grad_(True)
+            logits = asked(inputs)
+            check_classes(batch.labels, logits)
+            # The images do not mix, so the gradient of the sum holds each image's own.
+            loss = soft_cross_entropy(logits, batch.labels, reduction="sum")
+            (gradient,) = torch.autograd.grad(loss, inputs)
             squared = gradient.double().square().flatten(1).sum(1)
             norms.append(squared.masked_fill(~logits.detach().isfinite().all(1), float("nan")).cpu())
             if progress is not None:
-                progress(min(1.0, (first + batch_size) / len(labels)))
+                progress(batch.rows.stop / len(labels))
     return GradientNorm(torch.cat(norms) if norms else torch.zeros(0, dtype=torch.float64))

@@ -1,18 +1,22 @@
-"""The named attacks of the evaluation, with the settings of the paper, and `evaluate`, which runs them on any model."""
+"""The named attacks of an evaluation, with the settings of the paper, and `evaluate`, which runs them on any model."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rmcla_fast.attacks.checked_model import MISCLASSIFIED, CheckedModel, as_images, untouched
-from rmcla_fast.attacks.pgd import check_epsilon, check_examples, fool
-from rmcla_fast.attacks.third_party import EXTERNAL, Verdict, require
+from rmcla_fast.attacks.batches import batches
+from rmcla_fast.attacks.checked_model import MISCLASSIFIED, CheckedModel, checked, predictions
+from rmcla_fast.attacks.checks import check_classes, check_count, check_epsilon, check_examples
+from rmcla_fast.attacks.pgd import PGDAttack
+from rmcla_fast.attacks.pgd_settings import PGDSettings
+from rmcla_fast.attacks.third_party import EXTERNAL, Task, Verdict, require
 from rmcla_fast.ops import checks
 
 BATCH_SIZE = 256
@@ -20,13 +24,25 @@ BATCH_SIZE = 256
 
 @dataclass(frozen=True)
 class GradientAttack:
-    """A setting of `pgd`: the step in units of epsilon, and whether it starts at random."""
+    """PGD as the paper names it: its settings at any epsilon."""
 
     title: str
     steps: int
-    step_ratio: float
+    step_ratio: float  # the step over epsilon
     objective: str = "ce"
     random_start: bool = True
+
+    def settings(self, epsilon: float, restarts: int = 1) -> PGDSettings:
+        """Return the settings at this epsilon; without a random start there is one start only."""
+        return PGDSettings(
+            epsilon,
+            self.step_ratio * epsilon,
+            self.steps,
+            self.objective,
+            restarts=restarts if self.random_start else 1,
+            random_start=self.random_start,
+            drop_fooled=True,
+        )
 
 
 GRADIENT_ATTACKS = {
@@ -50,10 +66,11 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True)
 class AttackResult:
-    """What one attack left of a model: `accuracy` in %, over `images` images, in `seconds`.
+    """The `accuracy` in % of a model under one attack, over `images` images, measured in `seconds`.
 
-    `distortion_*` are of the successful l2 attacks, in the unit of [0, 1] images; the accuracy of such an attack counts
-    success at any distortion, as the paper does, and `accuracy_in_budget` only success within `l2_budget`.
+    An l2 attack has more: `accuracy` counts its successes at any distortion, as the paper does, and
+    `accuracy_in_budget` only those within `l2_budget`. `distortion_median` and `distortion_mean` are of its successes,
+    in the unit of [0, 1] images.
     """
 
     accuracy: float
@@ -71,7 +88,7 @@ class AttackResult:
     right: Tensor | None = field(default=None, repr=False, compare=False)  # (N,) bool on the CPU, image by image
 
     def as_json(self) -> dict[str, Any]:
-        """The fields that say something, as JSON values."""
+        """Return the fields as JSON values, without those that are empty or as usual."""
         entries = {name: value for name, value in asdict(self).items() if name != "right"}
         entries["seconds"] = round(self.seconds, 3)
         entries["notes"] = list(self.notes)
@@ -96,7 +113,7 @@ def evaluate(
     progress: Progress | None = None,
     precision: str = "fp32",
 ) -> dict[str, AttackResult]:
-    """The accuracy that each attack leaves, on any model, which comes back exactly as it went in.
+    """Return the accuracy of any model under each attack, and leave the model exactly as it was.
 
     Step sizes, starts and libraries are the paper's (Wang and Zhang, ICCV 2019, section "Attacks"): FGSM without a
     random start; CE20, CE100, CE1000 and CW100 (margin 50) with step epsilon/4 from a uniform start; MI-FGSM, the two
@@ -110,24 +127,25 @@ def evaluate(
         attacks: names of ATTACKS, or one string with commas between them.
         epsilon: the l-infinity radius in [0, 1] pixels (8/255), in (0, 1].
         restarts: of the attacks that start at random (CE and CW); each runs on the survivors of those before it.
-        batch_size: images attacked together.
+        batch_size: how many images are attacked together.
         seed: of every random start, in [0, 2^32).
         l2_budget: for `accuracy_in_budget` of the l2 attacks; None: the l2 norm of a perturbation of epsilon/4 in every
             pixel.
-        num_classes: of the data, where that is known: a model that answers another number is refused.
+        num_classes: of the data, where it is known: a model that answers another number of classes is refused.
         progress: called with (attack, fraction done) from time to time.
         precision: "fp32" asks the model as it is, in the type of its weights; "bf16" or "fp16" asks it under autocast,
             in the attacks and in the verdicts. That is the accuracy of the 16-bit network; the one to publish is that
-            of float32 weights with "fp32". Images, balls and losses are float32 (float64 for such images) in any case.
+            of float32 weights with "fp32". Images, balls and losses are float32 in any case (float64 for float64
+            images).
 
     Returns:
         For each attack, in the order of ATTACKS, its AttackResult. A model that answers NaN or infinity is counted as
-        wrong on that image, and `nonfinite` says how often that happened on the clean images.
+        wrong on that image, and `nonfinite` says for how many clean images that happened.
 
     Raises:
         TypeError, ValueError: an argument of the wrong kind, shape or range, an attack that does not exist, a model
-            that answers something else than (B, classes), a 16-bit precision with weights in another type than it and
-            float32.
+            that answers something else than (B, classes), or a 16-bit precision with weights that are neither in that
+            type nor in float32.
         rmcla_fast.errors.UserError: the library of an attack is not installed, or the GPU has no bf16.
     """
     names = attack_names(attacks)
@@ -135,9 +153,8 @@ def evaluate(
     check_examples(images, labels)
     if not len(labels):
         raise ValueError("images must hold at least one image; got none")
-    for name, value in (("restarts", restarts), ("batch_size", batch_size)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}")
+    check_count("restarts", restarts)
+    check_count("batch_size", batch_size)
     for name in names:
         if name in EXTERNAL:
             require(name)
@@ -150,17 +167,17 @@ def evaluate(
 
     report = progress or (lambda name, fraction: None)
     results: dict[str, AttackResult] = {}
-    with untouched(model):
-        session = _Session(CheckedModel(model, num_classes, precision), images, labels, epsilon, batch_size, seed)
-        session.ask_clean(lambda fraction: report("clean", fraction))
+    with checked(model, num_classes=num_classes, precision=precision) as asked:
+        evaluation = _Evaluation(asked, images, labels, epsilon, batch_size, seed)
+        evaluation.ask_clean(partial(report, "clean"))
         for name in names:
-            results[name] = session.run(name, restarts, l2_budget, report)
+            results[name] = evaluation.run(name, restarts, l2_budget, partial(report, name))
             report(name, 1.0)
     return results
 
 
 def attack_names(attacks: str | Iterable[str]) -> list[str]:
-    """The wanted names in the order of ATTACKS; ValueError, with the list, for one that does not exist."""
+    """Return the wanted names in the order of ATTACKS; ValueError, with the list, for one that does not exist."""
     parts = attacks.split(",") if isinstance(attacks, str) else attacks or ()
     wanted = [name for name in (str(part).strip().lower() for part in parts) if name]
     for name in wanted:
@@ -171,53 +188,42 @@ def attack_names(attacks: str | Iterable[str]) -> list[str]:
     return [name for name in ATTACKS if name in wanted]
 
 
-class _Session:
-    """One model and one data set: the clean answers are asked once; every attack starts from the right ones."""
+class _Evaluation:
+    """One model on one data set: the clean answers are asked once, and attacks get the images that were right."""
 
     def __init__(
         self, model: CheckedModel, images: Tensor, labels: Tensor, epsilon: float, batch_size: int, seed: int
     ) -> None:
-        parameter = next(model.parameters(), None)
-        self.model, self.images, self.labels = model, images, labels
-        self.epsilon, self.batch_size, self.seed = epsilon, batch_size, seed
-        self.device = images.device if parameter is None else parameter.device
-        self.count = len(labels)
+        self.model, self.epsilon, self.seed = model, epsilon, seed
+        self.pgd = PGDAttack(model)
+        self.labels = labels.cpu()
+        self.batches = partial(batches, model, images, labels, batch_size)
+        self.clean = torch.empty(0, dtype=torch.int64)  # (N,) the clean answers, once `ask_clean` has run
         self.clean_seconds = 0.0
-        self.clean = torch.empty(0)
-
-    def batches(self) -> Iterable[tuple[slice, Tensor, Tensor]]:
-        for first in range(0, self.count, self.batch_size):
-            rows = slice(first, first + self.batch_size)
-            yield rows, as_images(self.images[rows].to(self.device)), self.labels[rows].to(self.device)
 
     def ask_clean(self, report: Callable[[float], None]) -> None:
         started = time.perf_counter()
         answers = []
-        for rows, images, labels in self.batches():
+        for batch in self.batches():
             with torch.no_grad():
-                logits = self.model(images)
-            if int(labels.max()) >= logits.shape[1]:
-                raise ValueError(
-                    f"labels must lie in [0, {logits.shape[1]}), the classes that the model answers;"
-                    f" got {int(labels.max())}"
-                )
+                logits = self.model(batch.images)
+            check_classes(batch.labels, logits)
             self.model.num_classes = logits.shape[1]
-            finite = logits.isfinite().all(1)
-            answers.append(logits.argmax(1).masked_fill(~finite, MISCLASSIFIED).cpu())
-            report(min(1.0, rows.stop / self.count))
+            answers.append(predictions(logits).cpu())
+            report(batch.rows.stop / len(self.labels))
         self.clean = torch.cat(answers)
         self.clean_seconds = time.perf_counter() - started
 
-    def run(self, name: str, restarts: int, l2_budget: float, report: Progress) -> AttackResult:
+    def run(self, name: str, restarts: int, l2_budget: float, report: Callable[[float], None]) -> AttackResult:
         nonfinite = int((self.clean == MISCLASSIFIED).sum())
         notes: tuple[str, ...] = ()
         if nonfinite:
             notes = (f"the model answered NaN or infinity on {nonfinite} clean images, which count as misclassified",)
-        right = self.clean == self.labels.cpu()
+        right = self.clean == self.labels
         if name == "clean":
             return self._result(right, self.clean_seconds, nonfinite=nonfinite, notes=notes)
         started = time.perf_counter()
-        verdict = self._attack(name, right, restarts, lambda fraction: report(name, fraction))
+        verdict = self._attack(name, right, restarts, report)
         seconds = time.perf_counter() - started
         extras: dict[str, Any] = {}
         if verdict.distortion is not None:
@@ -235,61 +241,49 @@ class _Session:
 
     def _result(self, right: Tensor, seconds: float, **extras: Any) -> AttackResult:
         accuracy = 100 * right.double().mean().item()
-        extras["precision"] = self.model.precision
-        return AttackResult(accuracy=accuracy, images=self.count, seconds=seconds, right=right, **extras)
+        return AttackResult(accuracy, len(right), seconds, right=right, precision=self.model.precision, **extras)
 
     def _attack(self, name: str, right: Tensor, restarts: int, report: Callable[[float], None]) -> Verdict:
-        """The verdict on all images; those that are wrong already are not attacked."""
-        remaining = torch.zeros(self.count, dtype=torch.bool)
-        distortion = torch.full((self.count,), float("inf"))
+        """Return the verdict on all images, of which those that are right without an attack are attacked."""
+        remaining = torch.zeros_like(right)
+        distortion = torch.full(right.shape, float("inf"))
         notes: dict[str, None] = {}
         library, has_distortion = None, False
         attacked, total = 0, max(1, int(right.sum()))
-        for number, (rows, images, labels) in enumerate(self.batches()):
-            chosen = right[rows].to(self.device)
+        for batch in self.batches():
+            chosen = right[batch.rows].to(batch.labels.device)
             size = int(chosen.sum())
             if not size:
                 continue
 
-            def part(fraction: float, before: int = attacked, size: int = size) -> None:
+            def report_part(fraction: float, before: int = attacked, size: int = size) -> None:
                 report((before + fraction * size) / total)
 
-            seed = self.seed + (number << 32)  # the upper half of a Philox seed tells the batches apart
+            images, labels = batch.images[chosen], batch.labels[chosen]
             if name in GRADIENT_ATTACKS:
-                verdict = self._gradient_attack(name, images[chosen], labels[chosen], restarts, seed, part)
-            else:
-                verdict = EXTERNAL[name].run(
-                    self.model, images[chosen], labels[chosen], self.epsilon, self.seed + number, part
-                )
-            where = torch.arange(self.count)[rows][right[rows]]
+                task = Task(self.model, images, labels, self.epsilon, batch.seed(self.seed), report_part)
+                verdict = self._gradient_attack(GRADIENT_ATTACKS[name].settings(self.epsilon, restarts), task)
+            else:  # the libraries take seeds of 32 bits
+                task = Task(self.model, images, labels, self.epsilon, self.seed + batch.number, report_part)
+                verdict = EXTERNAL[name].run(task)
+            where = torch.arange(len(right))[batch.rows][right[batch.rows]]
             remaining[where] = verdict.right.cpu()
             if verdict.distortion is not None:
                 has_distortion = True
                 distortion[where] = verdict.distortion.cpu().to(distortion.dtype)
             library = verdict.library
             notes.update(dict.fromkeys(verdict.notes))
+            report_part(1.0)
             attacked += size
-            part(1.0, attacked - size)
         return Verdict(remaining, distortion if has_distortion else None, library, tuple(notes))
 
-    def _gradient_attack(
-        self, name: str, images: Tensor, labels: Tensor, restarts: int, seed: int, report: Callable[[float], None]
-    ) -> Verdict:
-        attack = GRADIENT_ATTACKS[name]
-        restarts = restarts if attack.random_start else 1
-        work = restarts * attack.steps
-        _, right = fool(
-            self.model,
-            images,
-            labels,
-            epsilon=self.epsilon,
-            step_size=attack.step_ratio * self.epsilon,
-            steps=attack.steps,
-            objective=attack.objective,
-            restarts=restarts,
-            start_at_random=attack.random_start,
-            seed=seed,
-            step_done=lambda taken, attacked: report(taken / work),
+    def _gradient_attack(self, settings: PGDSettings, task: Task) -> Verdict:
+        work = settings.restarts * settings.steps
+        found = self.pgd.run(
+            task.images,
+            task.labels,
+            settings,
+            seed=task.seed,
+            step_done=lambda taken, attacked: task.report(taken / work),
         )
-        assert right is not None  # where fooled images are dropped, the survivors are always asked
-        return Verdict(right)
+        return Verdict(found.right)

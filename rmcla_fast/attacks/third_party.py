@@ -1,8 +1,8 @@
-"""Attacks that come from libraries: MI-FGSM, Carlini-Wagner l2 and DeepFool l2 by foolbox; AutoAttack by its own.
+"""Attacks of other libraries: MI-FGSM, Carlini-Wagner l2 and DeepFool l2 by foolbox, and AutoAttack by its own package.
 
-Their traps, found in their sources, and closed here: foolbox' Carlini-Wagner answers a black image where it found
-nothing, and its own success flag then asks the model about that image; AutoAttack logs, seeds the global generators,
-unsets the trace function, and needs 4 classes. The guard around the evaluation gives model and random state back.
+The libraries have traps, found in their sources and avoided here. Where foolbox' Carlini-Wagner finds nothing, it
+returns a black image, and its success flag then asks the model about that image. AutoAttack logs, seeds the global
+generators, unsets the trace function, and needs 4 classes. `checked` restores the model and the random states.
 """
 
 from __future__ import annotations
@@ -21,12 +21,23 @@ from rmcla_fast.attacks.checked_model import CheckedModel
 from rmcla_fast.errors import UserError
 
 INSTALL = "pip install 'rmcla-fast[eval]'"
-Report = Callable[[float], None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What an attack is given: a batch that the model gets right, and where to say how far it is."""
+
+    model: CheckedModel
+    images: Tensor  # (B, C, H, W), as `as_images` returns them
+    labels: Tensor  # (B,) int64
+    epsilon: float  # the l-infinity radius, which the l2 attacks do not use
+    seed: int
+    report: Callable[[float], None]  # called with the fraction done
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of an attack on images that the model gets right."""
+    """What an attack found on images that the model gets right."""
 
     right: Tensor  # (B,) bool: the attack failed
     distortion: Tensor | None = None  # (B,) l2 norm of the perturbation, infinite where the attack failed
@@ -36,15 +47,15 @@ class Verdict:
 
 @dataclass(frozen=True)
 class ExternalAttack:
-    """`run(model, images, labels, epsilon, seed, report)` on images that the model gets right."""
+    """An attack of another library, and the packages of which one must be installed."""
 
     title: str
     packages: tuple[str, ...]
-    run: Callable[[CheckedModel, Tensor, Tensor, float, int, Report], Verdict]
+    run: Callable[[Task], Verdict]
 
 
 def require(name: str) -> str:
-    """The package that runs attack `name`: the first of its packages that is installed; UserError where none is."""
+    """Return the package that runs the attack, the first of its packages that is installed; UserError without any."""
     attack = EXTERNAL[name]
     for package in attack.packages:
         if importlib.util.find_spec(package) is not None:
@@ -59,66 +70,54 @@ def _version(package: str) -> str:
     return f"{package} {getattr(module, '__version__', '')}".strip()
 
 
-def _foolbox(
-    make: Callable[[Any], Any],
-    epsilon: float | None,
-    model: CheckedModel,
-    images: Tensor,
-    labels: Tensor,
-    seed: int,
-    asked: Callable[[int], None],
-) -> Tensor:
-    """The images that a foolbox attack found, clipped to [0, 1]; `epsilon` None: as near as it could.
+def _foolbox(make: Callable[[Any], Any], task: Task, *, expected_calls: int, epsilon: float | None = None) -> Tensor:
+    """Return the images that a foolbox attack found, clipped to [0, 1].
 
-    foolbox tells nothing while it runs: `asked` is called with how often the model has been.
+    Args:
+        make: from the module `foolbox.attacks` to the attack.
+        task: what to attack.
+        expected_calls: how often the attack asks the model. foolbox says nothing while it runs, so the calls are
+            counted for the progress.
+        epsilon: the radius; None for the nearest images that it finds.
     """
     foolbox = importlib.import_module("foolbox")
-    torch.manual_seed(seed)
-    wrapped = foolbox.models.PyTorchModel(_Float32(model, asked), bounds=(0, 1), device=images.device)
+    torch.manual_seed(task.seed)
+    asked = _Float32(task.model, lambda calls: task.report(min(1.0, calls / expected_calls)))
+    wrapped = foolbox.models.PyTorchModel(asked, bounds=(0, 1), device=task.images.device)
     attack = make(foolbox.attacks)
-    criterion = foolbox.criteria.Misclassification(labels)
-    found = attack.run(wrapped, images.float(), criterion, **({} if epsilon is None else {"epsilon": epsilon}))
-    return found.detach().to(images.dtype).clamp_(0, 1)
+    criterion = foolbox.criteria.Misclassification(task.labels)
+    radius = {} if epsilon is None else {"epsilon": epsilon}
+    found: Tensor = attack.run(wrapped, task.images.float(), criterion, **radius)
+    return found.detach().to(task.images.dtype).clamp_(0, 1)
 
 
-def _mi(model: CheckedModel, images: Tensor, labels: Tensor, epsilon: float, seed: int, report: Report) -> Verdict:
-    """MI-FGSM (Dong et al., CVPR 2018): 10 steps of epsilon/5 with decay 1, from the image itself."""
+def _mi(task: Task) -> Verdict:
+    """Run MI-FGSM (Dong et al., CVPR 2018): 10 steps of epsilon/5 with decay 1, from the image itself."""
     found = _foolbox(
         lambda attacks: attacks.LinfMomentumIterativeFastGradientMethod(
             momentum=1.0, rel_stepsize=0.2, steps=10, random_start=False
         ),
-        epsilon,
-        model,
-        images,
-        labels,
-        seed,
-        lambda calls: report(min(1.0, calls / 10)),
+        task,
+        expected_calls=10,
+        epsilon=task.epsilon,
     )
-    return Verdict(model.predict(found) == labels, library=_version("foolbox"))
+    return Verdict(task.model.predict(found) == task.labels, library=_version("foolbox"))
 
 
-def _l2(
-    make: Callable[[Any], Any],
-    model: CheckedModel,
-    images: Tensor,
-    labels: Tensor,
-    seed: int,
-    calls: int,
-    report: Report,
-) -> Verdict:
-    """An attack that asks the model about `calls` times."""
-    found = _foolbox(make, None, model, images, labels, seed, lambda made: report(min(1.0, made / calls)))
-    nothing = (found == 0).flatten(1).all(1)  # Carlini-Wagner's answer where it found nothing
-    found = torch.where(nothing[:, None, None, None], images, found)
-    right = model.predict(found) == labels
-    distortion = (found - images).flatten(1).norm(dim=1).masked_fill(right, float("inf"))
+def _l2(make: Callable[[Any], Any], task: Task, *, expected_calls: int) -> Verdict:
+    """Run an l2 attack of foolbox."""
+    found = _foolbox(make, task, expected_calls=expected_calls)
+    nothing = (found == 0).flatten(1).all(1)  # what Carlini-Wagner returns where it found nothing
+    found = torch.where(nothing[:, None, None, None], task.images, found)
+    right = task.model.predict(found) == task.labels
+    distortion = (found - task.images).flatten(1).norm(dim=1).masked_fill(right, float("inf"))
     return Verdict(right, distortion, _version("foolbox"))
 
 
-def _carlini_wagner(steps: int, step_size: float) -> Callable[..., Verdict]:
-    """Carlini and Wagner's l2 attack with a constant of 100 and no search for it, as the paper runs it ("Ori-CW")."""
+def _carlini_wagner(steps: int, step_size: float) -> Callable[[Task], Verdict]:
+    """Return Carlini and Wagner's l2 attack with the fixed constant 100, as the paper runs it ("Ori-CW")."""
 
-    def run(model: CheckedModel, images: Tensor, labels: Tensor, epsilon: float, seed: int, report: Report) -> Verdict:
+    def run(task: Task) -> Verdict:
         return _l2(
             lambda attacks: attacks.L2CarliniWagnerAttack(
                 binary_search_steps=1,
@@ -128,29 +127,23 @@ def _carlini_wagner(steps: int, step_size: float) -> Callable[..., Verdict]:
                 initial_const=100,
                 abort_early=False,
             ),
-            model,
-            images,
-            labels,
-            seed,
-            steps,
-            report,
+            task,
+            expected_calls=steps,
         )
 
     return run
 
 
-def _deepfool(
-    model: CheckedModel, images: Tensor, labels: Tensor, epsilon: float, seed: int, report: Report
-) -> Verdict:
-    """DeepFool l2 (Moosavi-Dezfooli et al., CVPR 2016): 50 steps, the 10 most likely classes, overshoot 0.02."""
+def _deepfool(task: Task) -> Verdict:
+    """Run DeepFool l2 (Moosavi-Dezfooli et al., CVPR 2016): 50 steps, the 10 most likely classes, overshoot 0.02."""
     root = logging.getLogger()
     silenced = _Silence()
-    root.addFilter(silenced)  # it logs to the root logger, whose first message would also configure it
+    root.addFilter(silenced)  # DeepFool logs to the root logger, whose first message would also configure it
     had_handlers = list(root.handlers)
     try:
-        classes = min(10, model.num_classes or 10)
-        calls = 50 * classes  # at most: it ends when every image is fooled
-        return _l2(lambda attacks: attacks.L2DeepFoolAttack(), model, images, labels, seed, calls, report)
+        classes = min(10, task.model.num_classes or 10)
+        # 50 steps at most: it ends when every image is fooled.
+        return _l2(lambda attacks: attacks.L2DeepFoolAttack(), task, expected_calls=50 * classes)
     finally:
         root.removeFilter(silenced)
         for handler in set(root.handlers) - set(had_handlers):
@@ -158,7 +151,10 @@ def _deepfool(
 
 
 class _Float32(nn.Module):
-    """The model with float32 logits: the libraries sort and compare them, and give them to numpy."""
+    """The model with float32 logits, since the libraries sort and compare them, and give them to numpy.
+
+    `asked` is called with the number of calls so far.
+    """
 
     def __init__(self, model: CheckedModel, asked: Callable[[int], None] | None = None) -> None:
         super().__init__()
@@ -174,14 +170,16 @@ class _Float32(nn.Module):
 
 
 class _Silence(logging.Filter):
+    """A filter that lets no message through."""
+
     def filter(self, record: logging.LogRecord) -> bool:
         return False
 
 
 class _AutoAttackLog(logging.Handler):
-    """Turns AutoAttack's log into progress and, where it warns, into notes."""
+    """A handler that turns AutoAttack's log into progress, and its warnings into notes."""
 
-    def __init__(self, attacks: list[str], report: Report) -> None:
+    def __init__(self, attacks: list[str], report: Callable[[float], None]) -> None:
         super().__init__(logging.DEBUG)
         self.attacks, self.report, self.notes = attacks, report, dict[str, None]()
 
@@ -195,13 +193,11 @@ class _AutoAttackLog(logging.Handler):
                 self.report(self.attacks.index(name) / len(self.attacks))
 
 
-def _autoattack(
-    model: CheckedModel, images: Tensor, labels: Tensor, epsilon: float, seed: int, report: Report
-) -> Verdict:
-    """AutoAttack (Croce and Hein, ICML 2020), standard, l-infinity; with fewer than 4 classes what of it can run."""
+def _autoattack(task: Task) -> Verdict:
+    """Run standard l-infinity AutoAttack (Croce and Hein, ICML 2020); with fewer than 4 classes, what of it can run."""
     package = require("autoattack")
-    classes = model.num_classes
-    assert classes is not None  # the clean images have been asked
+    classes = task.model.num_classes
+    assert classes is not None  # `evaluate` knows it from the clean images
     notes = []
     choice: dict[str, Any] = {"version": "standard"}
     attacks = ["apgd-ce", "apgd-t", "fab-t", "square"]
@@ -213,33 +209,32 @@ def _autoattack(
         )
     module = importlib.import_module(package)
     logger = logging.getLogger("auto-attack")
-    log = _AutoAttackLog(attacks, report)
+    log = _AutoAttackLog(attacks, task.report)
     before = (logger.level, logger.propagate)
     logger.addHandler(log)
     logger.setLevel(logging.DEBUG)
     logger.propagate = False
-    inputs, asked = images.float(), _Float32(model)  # its arithmetic is float32 throughout
+    images = task.images.float()  # AutoAttack computes in float32 throughout
+    if package == "autoattack":  # the reference package prints instead of logging
+        choice["verbose"] = False
     try:
-        if package == "pyautoattack":
-            attack = module.AutoAttack(asked, norm="Linf", eps=epsilon, seed=seed, device=images.device, **choice)
-        else:  # the reference package prints instead of logging
-            attack = module.AutoAttack(
-                asked, norm="Linf", eps=epsilon, seed=seed, device=images.device, verbose=False, **choice
-            )
+        attack = module.AutoAttack(
+            _Float32(task.model), norm="Linf", eps=task.epsilon, seed=task.seed, device=images.device, **choice
+        )
         targets = min(9, classes - 1)
         attack.apgd_targeted.n_target_classes = targets
         attack.fab.n_target_classes = targets
-        if classes < 4:  # the standard version's settings, which the custom one does not make
+        if classes < 4:  # the custom version does not make these settings of the standard one
             attack.apgd.n_restarts = attack.fab.n_restarts = 1
         if package == "pyautoattack":
-            _, answers = attack.run_standard_evaluation(inputs, labels, batch_size=len(labels))
+            _, answers = attack.run_standard_evaluation(images, task.labels, batch_size=len(images))
         else:
-            _, answers = attack.run_standard_evaluation(inputs, labels, bs=len(labels), return_labels=True)
+            _, answers = attack.run_standard_evaluation(images, task.labels, bs=len(images), return_labels=True)
     finally:
         logger.removeHandler(log)
         logger.setLevel(before[0])
         logger.propagate = before[1]
-    return Verdict(answers == labels, library=_version(package), notes=tuple(notes) + tuple(log.notes))
+    return Verdict(answers == task.labels, library=_version(package), notes=(*notes, *log.notes))
 
 
 EXTERNAL = {

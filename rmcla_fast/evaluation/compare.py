@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmcla_fast.attacks.checked_model import CheckedModel, as_images
+from rmcla_fast.attacks.batches import as_images
+from rmcla_fast.attacks.checked_model import CheckedModel
 from rmcla_fast.attacks.suite import BATCH_SIZE, TITLES, AttackResult
 from rmcla_fast.epsilon import format_epsilon
 from rmcla_fast.errors import UserError

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rmcla_fast.attacks.checked_model import CheckedModel, as_images, untouched
-from rmcla_fast.attacks.pgd import fool
+from rmcla_fast.attacks.batches import as_images, batches
+from rmcla_fast.attacks.checked_model import checked
+from rmcla_fast.attacks.pgd import PGDAttack
 from rmcla_fast.attacks.pgd_step import image_gradient
+from rmcla_fast.attacks.suite import GRADIENT_ATTACKS
 from rmcla_fast.ops import soft_cross_entropy
+from rmcla_fast.training.run_folder import METRICS, read_metrics
 
 Report = Callable[[float], None]
 ITERATIONS = 100
-CURVE_STEPS = 20
 
 
 def over_epsilon(
@@ -30,28 +32,18 @@ def over_epsilon(
     report: Report | None = None,
     precision: str = "fp32",
 ) -> list[float]:
-    """Accuracy in % under CE20 for each epsilon; 0 is the clean accuracy."""
+    """Return the accuracy in % under CE20 for each epsilon; that for 0 is the clean accuracy."""
     accuracies = []
-    with untouched(model):
-        asked = CheckedModel(model, precision=precision)
+    with checked(model, precision=precision) as asked:
+        attack = PGDAttack(asked)
         for number, epsilon in enumerate(epsilons):
             right = 0
-            for batch, true, batch_seed in _batches(asked, images, labels, batch_size, seed):
-                kept = asked.predict(batch) == true
+            for batch in batches(asked, images, labels, batch_size):
+                kept = asked.predict(batch.images) == batch.labels
                 if epsilon > 0:
-                    _, survived = fool(
-                        asked,
-                        batch[kept],
-                        true[kept],
-                        epsilon=epsilon,
-                        step_size=epsilon / 4,
-                        steps=CURVE_STEPS,
-                        seed=batch_seed,
-                    )
-                    assert survived is not None
-                    right += int(survived.sum())
-                else:
-                    right += int(kept.sum())
+                    settings = GRADIENT_ATTACKS["ce20"].settings(epsilon)
+                    kept = attack.run(batch.images[kept], batch.labels[kept], settings, seed=batch.seed(seed)).right
+                right += int(kept.sum())
             accuracies.append(100 * right / len(labels))
             if report is not None:
                 report((number + 1) / len(epsilons))
@@ -70,44 +62,25 @@ def over_iterations(
     report: Report | None = None,
     precision: str = "fp32",
 ) -> list[float]:
-    """Accuracy in % after 1, 2, ..., `steps` steps of one CE-PGD attack (step epsilon/4, uniform start).
+    """Return the accuracy in % after 1, 2, ..., `steps` steps of one CE-PGD attack (step epsilon/4, uniform start).
 
-    One attack gives the whole curve: an image leaves the batch at the first iterate that fools the model.
+    One attack gives the whole curve, since an image leaves the batch at the first iterate that fools the model.
     """
-    remaining = torch.zeros(steps + 1)
-    with untouched(model):
-        asked = CheckedModel(model, precision=precision)
-        done = 0
-        for batch, true, batch_seed in _batches(asked, images, labels, batch_size, seed):
-            kept = asked.predict(batch) == true
+    settings = replace(GRADIENT_ATTACKS["ce20"].settings(epsilon), steps=steps)
+    remaining = [0] * (steps + 1)  # how many images are right after 0, 1, ..., `steps` steps
 
-            def step_done(taken: int, attacked: int) -> None:
-                remaining[taken - 1] += attacked  # what is right after taken - 1 steps takes the next one
+    def count(taken: int, attacked: int) -> None:
+        remaining[taken - 1] += attacked  # the images that are right after `taken - 1` steps take the next one
 
-            _, survived = fool(
-                asked,
-                batch[kept],
-                true[kept],
-                epsilon=epsilon,
-                step_size=epsilon / 4,
-                steps=steps,
-                seed=batch_seed,
-                step_done=step_done,
-            )
-            assert survived is not None
-            remaining[steps] += survived.sum().cpu()
-            done += len(true)
+    with checked(model, precision=precision) as asked:
+        attack = PGDAttack(asked)
+        for batch in batches(asked, images, labels, batch_size):
+            kept = asked.predict(batch.images) == batch.labels
+            found = attack.run(batch.images[kept], batch.labels[kept], settings, seed=batch.seed(seed), step_done=count)
+            remaining[steps] += int(found.right.sum())
             if report is not None:
-                report(done / len(labels))
-    return (100 * remaining[1:] / len(labels)).tolist()
-
-
-def _batches(asked: CheckedModel, images: Tensor, labels: Tensor, batch_size: int, seed: int) -> Any:
-    parameter = next(asked.parameters(), None)
-    device = images.device if parameter is None else parameter.device
-    for number, first in enumerate(range(0, len(labels), batch_size)):
-        rows = slice(first, first + batch_size)
-        yield as_images(images[rows].to(device)), labels[rows].to(device), seed + (number << 32)
+                report(batch.rows.stop / len(labels))
+    return [100 * count / len(labels) for count in remaining[1:]]
 
 
 def loss_surface(
@@ -120,30 +93,28 @@ def loss_surface(
     seed: int = 0,
     precision: str = "fp32",
 ) -> tuple[Tensor, Tensor]:
-    """Cross entropy on image + a * sign(gradient) + b * random signs, for a and b from -epsilon to epsilon.
+    """Return the cross entropy on image + a * sign(gradient) + b * random signs, for a and b from -epsilon to epsilon.
 
     Args:
         model: images to logits.
         image: (C, H, W) float in [0, 1], or uint8.
         label: its true class.
         epsilon: half the side of the square.
-        points: a side; odd, so that the image itself is one of them.
+        points: how many a side has; odd, so that the image itself is one of them.
         seed: of the random direction.
         precision: as for `evaluate`.
 
     Returns:
-        The coordinates (points,), and the loss (points, points) with a down the rows, float32 on the CPU. A smooth
-        slope upwards in a is what sound training leaves; a loss that is flat or jagged along the gradient and rises
-        elsewhere is the sign of a masked gradient.
+        The coordinates (points,), and the loss (points, points), float32 on the CPU, where a grows from row to row.
+        After sound training the loss rises smoothly with a. A loss that is flat or jagged along the gradient and rises
+        elsewhere is a sign of gradient masking.
     """
     grid = torch.linspace(-epsilon, epsilon, points)
-    with untouched(model):
-        asked = CheckedModel(model, precision=precision)
-        parameter = next(asked.parameters(), None)
-        device = image.device if parameter is None else parameter.device
+    with checked(model, precision=precision) as asked:
+        device = asked.device_for(image)
         center = as_images(image[None].to(device))
         true = torch.tensor([label], device=device)
-        _, gradient = image_gradient(asked, center, true, "ce", 50.0)
+        gradient = image_gradient(asked, center, true)
         generator = torch.Generator().manual_seed(seed)
         other = (torch.randint(0, 2, center.shape, generator=generator) * 2 - 1).to(center)
         rows = []
@@ -158,9 +129,7 @@ def loss_surface(
 
 
 def training_minutes(folder: Path) -> tuple[list[float], list[float]]:
-    """(minutes since the start, PGD accuracy in % on held-out training images) of each epoch that the run watched."""
-    from rmcla_fast.training.run_folder import METRICS, read_metrics
-
+    """Return minutes since the start, and PGD accuracy in % on held-out images, of each epoch that the run watched."""
     path = folder / METRICS
     rows = [row for row in read_metrics(path) if "pgd" in row and "seconds" in row] if path.exists() else []
     return [row["seconds"] / 60 for row in rows], [row["pgd"] for row in rows]

@@ -1,4 +1,4 @@
-"""What an attack did, as a picture: the image, the perturbation magnified, the adversarial image, and both labels."""
+"""A picture of an attack's results: images, magnified perturbations, adversarial images, and both classes."""
 
 from __future__ import annotations
 
@@ -8,27 +8,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmcla_fast.attacks.checked_model import CheckedModel, as_images, untouched
-from rmcla_fast.attacks.pgd import fool
+from rmcla_fast.attacks.batches import as_images
+from rmcla_fast.attacks.checked_model import checked
+from rmcla_fast.attacks.pgd import PGDAttack
+from rmcla_fast.attacks.suite import GRADIENT_ATTACKS
 from rmcla_fast.evaluation import plots
 from rmcla_fast.evaluation.report import setting
 from rmcla_fast.evaluation.run import Run, spaced
 
-STEPS = 20
-
 
 def draw(run: Run, epsilon: float, path: Path, *, count: int = 8, seed: int = 0, precision: str = "fp32") -> Path:
-    """Of some test images that the model gets right, `count`, fooled ones first, under CE20 (one column each)."""
+    """Draw `count` test images that the model gets right, attacked by CE20, one a column; fooled ones come first."""
     some = spaced(len(run.labels))
     images, labels = run.images[some], run.labels[some]
-    with untouched(run.model):
-        asked = CheckedModel(run.model, precision=precision)
-        device = next((p.device for p in run.model.parameters()), images.device)
+    with checked(run.model, precision=precision) as asked:
+        device = asked.device_for(images)
         origin, true = as_images(images.to(device)), labels.to(device)
         kept = asked.predict(origin) == true
         origin, true = origin[kept], true[kept]
-        found, right = fool(asked, origin, true, epsilon=epsilon, step_size=epsilon / 4, steps=STEPS, seed=seed)
-        assert right is not None
+        found, right = PGDAttack(asked).run(origin, true, GRADIENT_ATTACKS["ce20"].settings(epsilon), seed=seed)
         order = right.int().argsort(stable=True)[:count]
         answers = asked.predict(found[order])
     origin, found, true = origin[order].cpu(), found[order].cpu(), true[order].cpu()
@@ -37,12 +35,12 @@ def draw(run: Run, epsilon: float, path: Path, *, count: int = 8, seed: int = 0,
     for column in range(len(order)):
         rows = (origin[column], (found[column] - origin[column]) / (2 * epsilon) + 0.5, found[column])
         answer = int(answers[column])
-        held = answer == int(true[column])
+        withstood = answer == int(true[column])
         titles = (_class(run, int(true[column])), "", _class(run, answer))
         for row in range(3):
             _show(axes[row][column], rows[row])
             axes[row][column].set_title(
-                titles[row], fontsize=9, color="black" if row == 0 or held else plots.COLOURS[1]
+                titles[row], fontsize=9, color="black" if row == 0 or withstood else plots.COLOURS[1]
             )
     for row, name in enumerate(("image", f"perturbation\nx {0.5 / epsilon:.3g}, grey is 0", "adversarial")):
         axes[row][0].set_ylabel(name, fontsize=9)
@@ -56,13 +54,14 @@ def draw(run: Run, epsilon: float, path: Path, *, count: int = 8, seed: int = 0,
 
 
 def _class(run: Run, label: int) -> str:
+    """Return the name of a class."""
     if label < 0:
         return "NaN"
     return run.classes[label] if label < len(run.classes) else str(label)
 
 
 def _show(axes: Any, image: Tensor) -> None:
-    """(C, H, W) in [0, 1]; the first channel alone in grey where there are not three."""
+    """Show an image (C, H, W) in [0, 1]; where it has not three channels, the first of them in grey."""
     pixels = image.clamp(0, 1).float()
     if pixels.shape[0] == 3:
         axes.imshow(pixels.permute(1, 2, 0).numpy(), interpolation="nearest")

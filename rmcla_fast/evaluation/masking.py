@@ -1,22 +1,22 @@
-"""The signs of a model that only looks robust (gradient masking), as one line a model.
+"""The signs of gradient masking, which makes a model look more robust than it is, as one line a model.
 
 The signs are those of Athalye et al. (ICML 2018) and Carlini et al. ("On evaluating adversarial robustness", 2019): one
-step beats many, more iterations do not help, no epsilon is large enough, and AutoAttack finds what PGD does not.
+step fools more images than many steps do, more iterations do not help, no epsilon is large enough, and AutoAttack fools
+images that PGD does not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+# In points of accuracy:
 FGSM_MARGIN = 1.0
 USEFUL_GAIN = 0.5
 VISIBLE_DROP = 2.0
 AUTOATTACK_GAP = 5.0
 ABOVE_CHANCE = 10.0
-"""All in points of accuracy."""
-LUCKY_IMAGES = 2
-LARGE_EPSILON = 0.5
-"""The epsilon at which every pixel can be grey."""
+LUCKY_IMAGES = 2  # so many images fooled by FGSM alone are no sign
+LARGE_EPSILON = 0.5  # at which every pixel can become grey
 
 
 def signs(
@@ -26,14 +26,15 @@ def signs(
     chance: float = 0.0,
     images: int = 1000,
 ) -> list[str]:
-    """The signs that are there, in words.
+    """Return each sign of gradient masking that the figures show, in words.
 
     Args:
         accuracies: in %, by attack name: clean, fgsm, ce20, ..., autoattack, as far as they are known.
-        iterations: accuracy after 1, 2, ... steps of one PGD attack.
-        at_large_epsilon: accuracy under PGD with epsilon LARGE_EPSILON, where no model can know more than chance.
-        chance: the accuracy of a model that always answers the most frequent class.
-        images: that the accuracies are of: of few, one or two that FGSM happens to fool are no sign.
+        iterations: accuracies in % after 1, 2, ... steps of one PGD attack.
+        at_large_epsilon: accuracy in % under PGD with epsilon LARGE_EPSILON, where no model can do better than chance.
+        chance: the accuracy in % of a model that always answers the most frequent class.
+        images: how many images the accuracies are measured on. On few images, one or two that FGSM happens to fool
+            are no sign.
     """
     found = []
     pgd = {name: accuracies[name] for name in ("ce20", "ce100", "ce1000", "cw100") if name in accuracies}
@@ -42,7 +43,8 @@ def signs(
     if "fgsm" in accuracies and ce and accuracies["fgsm"] < min(ce) - margin - 1e-9:
         found.append(f"FGSM is stronger than PGD ({accuracies['fgsm']:.1f} against {min(ce):.1f})")
     never_enough = at_large_epsilon is not None and at_large_epsilon > chance + ABOVE_CHANCE
-    # A tiny epsilon leaves nothing to find either: only what one step broke, or what no epsilon breaks, is a sign.
+    # With a tiny epsilon more iterations find nothing either. That is no sign unless one step already lowered the
+    # accuracy, or no epsilon does.
     stuck = len(iterations) > 1 and iterations[0] - iterations[-1] < USEFUL_GAIN
     if stuck and (never_enough or accuracies.get("clean", 0.0) - iterations[0] >= VISIBLE_DROP):
         found.append(
@@ -64,7 +66,10 @@ def verdict(
     chance: float = 0.0,
     images: int = 1000,
 ) -> str:
-    """One line: the signs, or that there are none, and how far that can be trusted. Arguments as `signs`."""
+    """Return one line with the signs, or that there are none and whether AutoAttack confirms it.
+
+    The arguments are those of `signs`.
+    """
     if accuracies.get("clean", 100.0) <= min(1.5 * chance, chance + ABOVE_CHANCE / 2):
         return f"knows no more than chance ({accuracies['clean']:.1f} on clean images): there is nothing to attack"
     found = signs(accuracies, iterations, at_large_epsilon, chance, images)
