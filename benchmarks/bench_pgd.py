@@ -1,9 +1,10 @@
-"""PGD's throughput against torchattacks' PGD: checked to be the same attack, then interleaved, a process for each.
+"""Compare the throughput of PGD with that of torchattacks' PGD, after a check that both are the same attack.
 
     python benchmarks/bench_pgd.py [--threads 2] [--rounds 15] [--json benchmarks/results/bench_pgd.json]
 
-"ours" takes every step for every image, as torchattacks does; "ours, dropping" is what `evaluate` runs: an image that
-is fooled leaves the batch. torchattacks: pip install --no-deps torchattacks.
+"ours" takes every step for every image, as torchattacks does. "ours, dropping" is what `evaluate` runs: an image that
+fools the model leaves the batch. The rivals run in turn, each in a process of its own. torchattacks is installed by
+pip install --no-deps torchattacks.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ import torch
 import torchattacks
 from torch import Tensor, nn
 
-from rmcla_fast import data, models
+from rmcla_fast import data, load, models
 from rmcla_fast.attacks import evaluate, pgd
 from rmcla_fast.ops.dispatch import resolve
+from rmcla_fast.ops.tensors import to_unit
 from rmcla_fast.training import TrainConfig, train
 
 EPSILON, STEPS = 0.15, 20
@@ -35,16 +37,14 @@ RIVALS = ("torchattacks", "ours", "ours, dropping")
 
 
 def trained_model(folder: Path) -> nn.Module:
-    """A robust small-cnn on digits, trained once: dropping pays as much as a model is fooled."""
-    import rmcla_fast
-
-    return rmcla_fast.load(train(TrainConfig(data="digits", recipe="r-mc-la", epochs=10, out=str(folder), resume=True)))
+    """Return a robust small-cnn, trained once on digits: dropping saves the more, the more images fool the model."""
+    return load(train(TrainConfig(data="digits", recipe="r-mc-la", epochs=10, out=str(folder), resume=True)))
 
 
 def cases(folder: Path) -> dict[str, tuple[nn.Module, Tensor, Tensor]]:
-    """By name: a model, its images and labels."""
+    """Return a model, its images and their labels for each case by its name."""
     test = data.load("digits").test
-    images, labels = test.images.float() / 255, test.labels
+    images, labels = to_unit(test.images), test.labels
     torch.manual_seed(0)
     wide = models.create("small-cnn", 10, 3).eval()
     noise = torch.rand(64, 3, 32, 32)
@@ -55,7 +55,7 @@ def cases(folder: Path) -> dict[str, tuple[nn.Module, Tensor, Tensor]]:
 
 
 def check(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, float]:
-    """The attacks agree image by image without a random start; accuracies under each."""
+    """Return the accuracies under both attacks; exit where they differ image by image without a random start."""
     step = EPSILON / 4
     ours = pgd(model, images, labels, epsilon=EPSILON, step_size=step, steps=STEPS, random_start=False)
     theirs = torchattacks.PGD(model, eps=EPSILON, alpha=step, steps=STEPS, random_start=False)(images, labels)
@@ -78,7 +78,7 @@ def attack_of(rival: str, model: nn.Module, images: Tensor, labels: Tensor) -> C
 
 
 def serve(connection: Connection, rival: str, case: str, threads: int, clock: str, folder: Path) -> None:
-    """In a process of its own: one attack, and its seconds, whenever asked. Ends when asked with False."""
+    """Attack once, and send the seconds that it took, for every True that comes; end at the first False."""
     torch.set_num_threads(threads)
     now: Callable[[], float] = time.perf_counter if clock == "wall" else time.process_time
     run = attack_of(rival, *cases(folder)[case])
@@ -89,9 +89,10 @@ def serve(connection: Connection, rival: str, case: str, threads: int, clock: st
 
 
 def interleaved(case: str, rounds: int, threads: int, clock: str, folder: Path) -> dict[str, list[float]]:
-    """Seconds of each rival in each round, in turn, after one round that does not count.
+    """Return the seconds of each rival in each round; they take turns, after one round that does not count.
 
-    Each has a process of its own, as it would at a user's: how the allocator treats one depends on what ran before it.
+    Each has a process of its own, as it would have for a user, since the allocator behaves according to what ran
+    before in its process.
     """
     context = multiprocessing.get_context("spawn")
     workers = {}
@@ -135,7 +136,7 @@ def main() -> None:
     for name, (model, images, labels) in cases(options.runs).items():
         agreement = check(model, images, labels)
         seconds = interleaved(name, options.rounds, options.threads, options.clock, options.runs)
-        # The median of the rounds' own ratios: what slows a machine for a while slows rivals that take turns alike.
+        # The ratio is taken in each round, since what slows the machine for a while slows all rivals of a round.
         ratios = {
             rival: statistics.median(a / b for a, b in zip(seconds["torchattacks"], seconds[rival], strict=True))
             for rival in RIVALS

@@ -80,7 +80,7 @@ def over_iterations(
             remaining[steps] += int(found.right.sum())
             if report is not None:
                 report(batch.rows.stop / len(labels))
-    return [100 * count / len(labels) for count in remaining[1:]]
+    return [100 * right / len(labels) for right in remaining[1:]]
 
 
 def loss_surface(

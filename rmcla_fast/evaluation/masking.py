@@ -52,7 +52,7 @@ def signs(
         )
     if never_enough:
         found.append(
-            f"PGD leaves {at_large_epsilon:.1f} even with epsilon {LARGE_EPSILON:g}, where nothing can be known"
+            f"PGD leaves {at_large_epsilon:.1f} even with epsilon {LARGE_EPSILON:g}, where only chance should be left"
         )
     if "autoattack" in accuracies and pgd and accuracies["autoattack"] < min(pgd.values()) - AUTOATTACK_GAP:
         found.append(f"AutoAttack is far below PGD ({accuracies['autoattack']:.1f} against {min(pgd.values()):.1f})")

@@ -43,7 +43,7 @@ class Monitor:
         self.images = held_out.images.to(device)
         self.labels = held_out.labels.to(device)
         self.seed = seed
-        self.attacks: tuple[PGDSettings, ...] = ()  # FGSM and PGD; none where epsilon is 0 and nothing moves
+        self.attacks: tuple[PGDSettings, ...] = ()  # FGSM and PGD; none where epsilon is 0, which moves no image
         if epsilon > 0:
             self.attacks = (
                 PGDSettings(epsilon, step_size=epsilon, steps=1, random_start=False),
