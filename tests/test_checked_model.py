@@ -1,0 +1,57 @@
+"""`CheckedModel` in 16 bits: it asks the present weights, and the scale of its gradients cannot be seen outside."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from evaluation_cases import examples, small_net
+from torch import nn
+
+from rmcla_fast.attacks.checked_model import CheckedModel
+
+
+def test_a_change_of_the_weights_changes_the_answer_under_autocast() -> None:
+    model = small_net()
+    images, _ = examples(4)
+    asked = CheckedModel(model, precision="bf16")
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # within which PyTorch would keep the weights that it cast
+        before = asked(images)
+        with torch.no_grad():
+            model[-1].weight.neg_()
+        after = asked(images)
+    assert not torch.equal(before, after)
+    assert torch.equal(after, CheckedModel(model, precision="bf16")(images))
+
+
+def test_the_gradient_of_images_without_height_and_width_is_scaled_back() -> None:
+    model = nn.Linear(12, 3)
+    images = torch.rand(4, 12, requires_grad=True)
+    (expected,) = torch.autograd.grad(1e-9 * model(images).sum(), images)
+    (got,) = torch.autograd.grad(1e-9 * CheckedModel(model, precision="fp16")(images).sum(), images)
+    torch.testing.assert_close(got, expected, rtol=5e-3, atol=0)
+
+
+def test_the_scale_does_not_change_the_gradient_of_images_and_logits() -> None:
+    """Its size is right, too, which DeepFool and Carlini-Wagner use, also where a row's gradient is zero."""
+    model = small_net()
+    images, labels = examples(6)
+    direction = torch.nn.functional.one_hot(labels, 10) * torch.tensor([1.0, 1e-9, 1e-20, 0.0, 1e3, 1.0])[:, None]
+    images.requires_grad_(True)
+    (expected,) = torch.autograd.grad(model(images), images, direction)
+    logits = CheckedModel(model, precision="fp16")(images)
+    got, of_logits = torch.autograd.grad(logits, (images, logits), direction, retain_graph=True)
+    assert torch.equal(of_logits, direction)
+    for row in range(6):
+        assert float((got[row] - expected[row]).norm()) <= 5e-3 * float(expected[row].norm())
+    (again,) = torch.autograd.grad(logits, images, torch.ones_like(direction))  # as other libraries do
+    (whole,) = torch.autograd.grad(model(images), images, torch.ones_like(direction))
+    torch.testing.assert_close(again, whole, atol=5e-3 * float(whole.abs().max()), rtol=0)
+
+
+def test_the_model_is_refused_where_its_device_lacks_the_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, torch.device]] = []
+    monkeypatch.setattr(
+        "rmcla_fast.attacks.checked_model.require_precision", lambda name, device: asked.append((name, device))
+    )
+    CheckedModel(small_net(), precision="bf16")
+    assert asked == [("bf16", torch.device("cpu"))]
