@@ -211,9 +211,7 @@ class _Run:
                 self.at.recent.append(loss)
                 self.at.epoch_loss += loss
                 self.at.epoch_count += 1
-            elif (
-                not self.config.skip_nonfinite
-            ):  # fp16 skips by itself where gradients overflow, but a loss is another matter
+            elif not self.config.skip_nonfinite:  # fp16 skips overflowing gradients by itself, but not such a loss
                 self._not_finite(f"the loss of step {first + place} is {loss}", first + place)
 
     def _not_finite(self, what: str, step: int) -> None:
