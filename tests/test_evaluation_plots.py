@@ -90,7 +90,7 @@ def test_one_gradient_and_none_are_drawn(tmp_path: Path) -> None:
 
 def test_a_table_in_a_file_is_not_cut_off_nor_its_title_broken(capsys: pytest.CaptureFixture[str]) -> None:
     title = "run: preact-resnet18 on folder, r-mc-la-sup+, epsilon 8/255"
-    report.show(report.table({"clean": results()["clean"]}, title=title, published={}, source=""), "a line")
+    report.show(report.table({"clean": results()["clean"]}, title=title, published={}), "a line")
     report.show(report.comparison_table({name: results() for name in NAMES}, "epsilon 8/255"))
     printed = capsys.readouterr().out
     assert title in printed

@@ -1,4 +1,4 @@
-"""The published figures: complete, as printed, and found for a recipe."""
+"""Tests of the published figures: they are complete and as printed, and are found by recipe and data set."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PRINTED = {
 }
 
 
-def test_the_tables_hold_what_was_printed() -> None:
+def test_the_tables_are_as_printed() -> None:
     held = {
         (key, row.name): list(row.figures.values()) for key, table in published.TABLES.items() for row in table.rows
     }
@@ -43,16 +43,23 @@ def test_every_row_names_attacks_and_a_recipe_that_exist() -> None:
         assert recipes.get(recipe)
 
 
-def test_the_same_data_is_preferred_and_other_data_is_named() -> None:
-    figures, source = published.beside("r-mc-la9", "cifar100")
+def test_published_accuracies_are_those_of_the_same_data_set() -> None:
+    figures, source = published.accuracies_of("r-mc-la9", "cifar100")
     assert figures == {"clean": 68.7, "fgsm": 33.7, "ce20": 23.1, "ce100": 22.0, "cw100": 20.1}
     assert source == "R-MC-LA9, CIFAR-100, trained with 8/255"
-    figures, source = published.beside("r-mc-la+", "digits")
+    figures, source = published.accuracies_of("r-mc-la+", "cifar10")
     assert figures["ce20"] == 57.5
     assert figures["autoattack"] == 29.35
     assert source.startswith("R-MC-LA+ main, CIFAR-10")
     assert "trained with 4/255" in source
-    assert published.beside("standard", "digits") == ({}, "")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "data"),
+    [("r-mc-la+", "digits"), ("r-mc-la+", "folder"), ("n-fgsm", "cifar100"), ("standard", "cifar10")],
+)
+def test_no_accuracies_are_given_where_none_were_published(recipe: str, data: str) -> None:
+    assert published.accuracies_of(recipe, data) == ({}, "")
 
 
 @pytest.mark.parametrize(
@@ -60,12 +67,15 @@ def test_the_same_data_is_preferred_and_other_data_is_named() -> None:
     [
         ("standard", "svhn", ({"max": 267.9, "mean": 0.77}, "SVHN, undefended")),
         ("r-mc-la+", "cifar10", ({"max": 1.6, "mean": 0.0098}, "CIFAR-10, ours")),
-        ("r-mc-la", "digits", ({"max": 1.6, "mean": 0.0098}, "CIFAR-10, ours")),
+        ("r-mc-la", "svhn", ({"max": 3.4, "mean": 0.022}, "SVHN, ours")),
+        ("r-mc-la", "digits", ({}, "")),
         ("madry-pgd7-2", "imagenet", ({"max": 0.004, "mean": 0.000038}, "ImageNet, madry")),
         ("madry-pgd10-3", "imagenet", ({"max": 0.004, "mean": 0.000038}, "ImageNet, madry")),
         ("madry-pgd7-2", "svhn", ({"max": 15.3, "mean": 0.12}, "SVHN, madry")),
         ("fgsm-rs", "cifar10", ({}, "")),
     ],
 )
-def test_table_4(recipe: str, data: str, expected: tuple[dict[str, float], str]) -> None:
-    assert published.gradients_beside(recipe, data) == expected
+def test_gradients_are_found_by_recipe_and_data_set(
+    recipe: str, data: str, expected: tuple[dict[str, float], str]
+) -> None:
+    assert published.gradients_of(recipe, data) == expected

@@ -16,7 +16,7 @@ from rmcla_fast.cli.evaluation import own_factory
 from rmcla_fast.errors import UserError
 from rmcla_fast.evaluation import results as records
 from rmcla_fast.evaluation.compare import common_epsilon
-from rmcla_fast.evaluation.run import Run, checksum, open_run, spaced
+from rmcla_fast.evaluation.run import Run, checksum, evenly_spaced, open_run
 from rmcla_fast.training import TrainConfig, checkpoint, train
 
 pil = pytest.importorskip("PIL.Image", reason="pip install 'rmcla-fast[train]'")
@@ -230,8 +230,8 @@ def test_a_run_here_has_the_folders_name(run: Run, monkeypatch: pytest.MonkeyPat
 def test_chance_is_the_largest_class_and_a_share_is_spaced(run: Run) -> None:
     assert run.chance == 50
     assert dataclasses.replace(run, labels=torch.tensor([0, 1, 1, 1])).chance == 75
-    assert spaced(10, 4).tolist() == [0, 2, 5, 7]
-    assert spaced(3).tolist() == [0, 1, 2]
+    assert evenly_spaced(10, 4).tolist() == [0, 2, 5, 7]
+    assert evenly_spaced(3).tolist() == [0, 1, 2]
 
 
 def test_each_run_of_a_comparison_gets_its_own_factory(tmp_path: Path) -> None:

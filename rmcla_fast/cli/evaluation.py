@@ -143,9 +143,9 @@ def evaluate_command(
             raise Interrupted(
                 f"stopped; finished attacks are in {run / RECORD}, and the same command goes on from there", SIGINT
             ) from None
-    figures, source = published.beside(opened.recipe, opened.data)
+    figures, source = published.accuracies_of(opened.recipe, opened.data)
     title = f"{run.name}: {opened.description}, {setting(radius, precision)}"
-    show(table(results, title=title, published=figures, source=source), explanation(results, figures, source))
+    show(table(results, title=title, published=figures), explanation(results, figures, source))
     if json is not None:
         write_json(json, as_json(results, epsilon=radius, model=opened.config["model"], data=opened.data))
     accuracies = {name: result.accuracy for name, result in results.items()}
@@ -256,7 +256,7 @@ def gradients_command(
         if path is not None:
             write_json(path, document)
     title = f"{run.name}: {opened.description}"
-    figures, whose = published.gradients_beside(opened.recipe, opened.data)
+    figures, whose = published.gradients_of(opened.recipe, opened.data)
     lines = [WHY_TWO_SCALES]
     if document["nonfinite"]:
         lines.append(f"{document['nonfinite']} images, on which the model answers NaN or infinity, are left out.")

@@ -1,4 +1,4 @@
-"""What `rmcla info` prints: the build, versions, devices, and which backend each operator would take, and why."""
+"""Describe this installation for `rmcla info`: build, versions, devices, and the backend of each operator."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PACKAGES = (
 
 
 def report() -> str:
-    """Several lines of text; it never fails for what is missing, but says so."""
+    """Return several lines of text. A missing package or device is named and is no error."""
     lines = [f"rmcla_fast {rmcla_fast.__version__}, torch {torch.__version__}, Python {platform.python_version()}"]
     lines.append("packages: " + ", ".join(f"{name} {_version(name)}" for name in PACKAGES))
     if extension.build_config is None:
@@ -47,15 +47,15 @@ def report() -> str:
         built = "this torch is built without CUDA" if torch.version.cuda is None else "no usable GPU or driver is found"
         lines.append(f"cuda: none, {built}")
     for device_type in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
-        chosen, reason = choice(device_type)
+        chosen, reason = _chosen_backend(device_type)
         lines.append(f"operators on {device_type}:")
         operators = [name for name in ops.__all__ if name.islower()]
         lines += [f"  {name:<20} {chosen:<10} {reason}" for name in operators]
     return "\n".join(lines)
 
 
-def choice(device_type: str) -> tuple[str, str]:
-    """(backend, reason) for tensors of `device_type` where no backend is asked for."""
+def _chosen_backend(device_type: str) -> tuple[str, str]:
+    """Return the backend that runs on tensors of `device_type` if none is given, and the reason for it."""
     wanted = os.environ.get("RMCLA_BACKEND")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -66,7 +66,7 @@ def choice(device_type: str) -> tuple[str, str]:
     if wanted:
         return chosen, f"RMCLA_BACKEND={wanted}"
     better = ("cuda", "triton") if device_type == "cuda" else ("cpu",)
-    passed_over = [name for name in better[: better.index(chosen) if chosen in better else None]]
+    passed_over = better[: better.index(chosen)] if chosen in better else better
     reasons = [f"no {name}: {dispatch.why_not(device_type, name)}" for name in passed_over]
     return chosen, "; ".join(reasons) or "the fastest that this build has"
 

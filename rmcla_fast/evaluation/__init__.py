@@ -1,1 +1,1 @@
-"""Runs judged: their results, tables and pictures, one run or several side by side."""
+"""Evaluate trained runs: results, tables and pictures of one run, or of several runs next to each other."""

@@ -1,10 +1,10 @@
-"""Several runs side by side: the attacks, the curves that tell robust from seemingly robust, and a verdict each."""
+"""Compare several runs: their accuracy under each attack, their curves, and whether they show gradient masking."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,28 @@ from rmcla_fast.errors import UserError
 from rmcla_fast.evaluation import curves, masking, plots
 from rmcla_fast.evaluation.report import as_json, setting
 from rmcla_fast.evaluation.results import evaluate_run, known_results
-from rmcla_fast.evaluation.run import Run, spaced
+from rmcla_fast.evaluation.run import Run, evenly_spaced
 
 EPSILON_RATIOS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
-ALWAYS = ("clean", "fgsm", "ce20")
+ATTACKS_FOR_THE_VERDICT = ("clean", "fgsm", "ce20")
 Progress = Callable[[str, float], None]
 
 
 @dataclass
 class Compared:
-    """One run's part of a comparison; accuracies in %."""
+    """What was measured of one run. Accuracies are in %.
+
+    Attributes:
+        run: the run.
+        results: the result of each attack, by its name.
+        epsilons: the epsilons of the curve over epsilon.
+        at_epsilon: the accuracy under CE20 at each of `epsilons`.
+        at_iteration: the accuracy after 1, 2, ... iterations of one PGD attack.
+        minutes: the minutes of training at which accuracy was watched, and the accuracy under PGD then.
+        surface: the coordinates and the loss around one image, or None if no image is classified rightly by all runs.
+        at_large_epsilon: the accuracy under CE20 at an epsilon that hides every image.
+        name: the name of the run in tables and pictures.
+    """
 
     run: Run
     results: dict[str, AttackResult]
@@ -39,7 +51,7 @@ class Compared:
     minutes: tuple[list[float], list[float]]
     surface: tuple[Tensor, Tensor] | None
     at_large_epsilon: float
-    name: str = field(default="")
+    name: str
 
     @property
     def accuracies(self) -> dict[str, float]:
@@ -56,11 +68,10 @@ class Compared:
         )
 
     def as_json(self, epsilon: float) -> dict[str, Any]:
-        about = as_json(self.results, epsilon=epsilon, model=self.run.config["model"], data=self.run.data)
         return {
             "run": str(self.run.folder),
             "recipe": self.run.recipe,
-            **about,
+            **as_json(self.results, epsilon=epsilon, model=self.run.config["model"], data=self.run.data),
             "ce20_over_epsilon": dict(zip(map(format_epsilon, self.epsilons), self.at_epsilon, strict=True)),
             "pgd_over_iterations": self.at_iteration,
             "pgd_over_training_minutes": list(zip(*self.minutes, strict=True)),
@@ -69,7 +80,12 @@ class Compared:
 
 
 def common_epsilon(runs: Sequence[Run], asked: float | None) -> float:
-    """The epsilon that is asked for, or the one that all the runs were trained with; UserError where they differ."""
+    """Return the epsilon to attack all runs with: `asked`, or else the one that they were trained with.
+
+    Raises:
+        UserError: the runs have different data, one run is named twice, or `asked` is None and the runs were trained
+            with different epsilons.
+    """
     if len({(run.data, run.identity["images_sha256"]) for run in runs}) > 1:
         names = ", ".join(f"{run.folder} on {run.data} {run.config.get('data_dir') or ''}".strip() for run in runs)
         raise UserError(f"runs of different data cannot be compared: {names}")
@@ -87,7 +103,7 @@ def common_epsilon(runs: Sequence[Run], asked: float | None) -> float:
 
 
 def names_of(runs: Sequence[Run]) -> list[str]:
-    """The shortest names that tell the runs apart: folder names, or with their parents."""
+    """Return a different name for each run: the name of its folder, or the folder's path if two names are equal."""
     short = [run.name for run in runs]
     return short if len(set(short)) == len(short) else [str(run.folder) for run in runs]
 
@@ -102,8 +118,11 @@ def compare(
     progress: Progress | None = None,
     precision: str = "fp32",
 ) -> list[Compared]:
-    """Evaluates what is not known yet and measures the curves; the runs' own evaluation.json keeps the attacks."""
-    wanted = [name for name in TITLES if name in attacks or name in ALWAYS]
+    """Attack every run and measure its curves.
+
+    Known results are read from the evaluation.json of each run, and new ones are written to it.
+    """
+    wanted = [name for name in TITLES if name in attacks or name in ATTACKS_FOR_THE_VERDICT]
     names = names_of(runs)
     epsilons = sorted({min(1.0, ratio * epsilon) for ratio in EPSILON_RATIOS} | {masking.LARGE_EPSILON})
     shown = _common_image(runs, precision)
@@ -117,7 +136,7 @@ def compare(
         asked: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "precision": precision}
         results = evaluate_run(run, wanted, epsilon=epsilon, progress=part, **asked)
         before = known_results(run, epsilon, seed, precision)
-        if "autoattack" in before:  # the figure that counts is shown wherever it is known
+        if "autoattack" in before:  # the most reliable result is shown even if it was not asked for
             results |= {"autoattack": before["autoattack"]}
         data = (run.model, run.images, run.labels)
         over = curves.over_epsilon(*data, epsilons, report=partial(part, "over epsilon"), **asked)
@@ -144,8 +163,8 @@ def compare(
 
 
 def _common_image(runs: Sequence[Run], precision: str) -> int | None:
-    """The first of some test images that every model gets right."""
-    rows = spaced(len(runs[0].labels))
+    """Return the row of a test image that every model classifies rightly; None if none of 256 images is."""
+    rows = evenly_spaced(len(runs[0].labels))
     right = torch.ones(len(rows), dtype=torch.bool)
     for run in runs:
         device = next((p.device for p in run.model.parameters()), torch.device("cpu"))
@@ -155,9 +174,9 @@ def _common_image(runs: Sequence[Run], precision: str) -> int | None:
 
 
 def draw(found: Sequence[Compared], attacks: Sequence[str], epsilon: float, path: Path) -> Path:
-    """The one picture: accuracy under each attack, and over epsilon."""
+    """Draw comparison.png: accuracy under each attack on the left, and over epsilon on the right."""
     shown = [name for name in TITLES if name in attacks or name == "autoattack"]
-    left = max(6.4, 0.17 * len(shown) * len(found) + 1)  # inches: the figures above the bars must not meet
+    left = max(6.4, 0.17 * len(shown) * len(found) + 1)  # inches; the numbers above the bars must not overlap
     figure = plots.new_figure(left + 4.8, 4.2)
     bars, over = figure.subplots(1, 2, width_ratios=(left, 4.8))
     series: dict[str, dict[str, float | str]] = {c.name: {"autoattack": "not run", **c.accuracies} for c in found}
@@ -172,7 +191,7 @@ def draw(found: Sequence[Compared], attacks: Sequence[str], epsilon: float, path
 
 
 def draw_details(found: Sequence[Compared], epsilon: float, path: Path) -> Path:
-    """Accuracy over iterations and over training minutes, and the loss surface around one image for each run."""
+    """Draw details.png: accuracy over iterations and over minutes of training, and each run's loss surface."""
     columns = max(2, min(4, len(found)))
     rows = -(-len(found) // columns)
     figure = plots.new_figure(max(9.0, 3.3 * columns), 4.0 + 3.1 * rows)
@@ -195,7 +214,7 @@ def draw_details(found: Sequence[Compared], epsilon: float, path: Path) -> Path:
     minutes.set(xlabel="training minutes", ylabel="PGD-10 accuracy (%)", ylim=(0, 104), xlim=(0, None))
     minutes.set_title("while training, on held-out images", loc="left", fontsize=11)
     for axes in (iterations, minutes):
-        plots.quiet(axes)
+        plots.simplify_frame(axes)
     plots.legend_above(upper, iterations)
     lower.suptitle("loss around one image", x=0.01, ha="left", fontsize=11)
     _draw_surfaces(lower, found, rows, columns)
@@ -208,7 +227,7 @@ def _draw_surfaces(figure: Any, found: Sequence[Compared], rows: int, columns: i
         name = textwrap.fill(one.name, 36)
         if one.surface is None:
             axes.set_axis_off()
-            axes.set_title(f"{name}\n(no image that all get right)", fontsize=9)
+            axes.set_title(f"{name}\n(no image that all runs classify rightly)", fontsize=9)
             continue
         grid, loss = one.surface
         along, across = torch.meshgrid(grid, grid, indexing="ij")

@@ -14,12 +14,12 @@ from rmcla_fast.attacks.pgd import PGDAttack
 from rmcla_fast.attacks.suite import GRADIENT_ATTACKS
 from rmcla_fast.evaluation import plots
 from rmcla_fast.evaluation.report import setting
-from rmcla_fast.evaluation.run import Run, spaced
+from rmcla_fast.evaluation.run import Run, evenly_spaced
 
 
 def draw(run: Run, epsilon: float, path: Path, *, count: int = 8, seed: int = 0, precision: str = "fp32") -> Path:
     """Draw `count` test images that the model gets right, attacked by CE20, one a column; fooled ones come first."""
-    some = spaced(len(run.labels))
+    some = evenly_spaced(len(run.labels))
     images, labels = run.images[some], run.labels[some]
     with checked(run.model, precision=precision) as asked:
         device = asked.device_for(images)

@@ -1,6 +1,6 @@
-"""The pictures of an evaluation: bars under each attack, curves, and histograms of gradients.
+"""Draw the pictures of an evaluation: bars for each attack, curves, and histograms of gradients.
 
-The colours are an order that colour-blind readers can tell apart; a missing figure is written, never drawn as 0.
+Colour-blind readers can tell the colours apart. A missing value is written as a word and never drawn as 0.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FAINT = "#8A8A8A"
 
 
 def new_figure(width: float, height: float) -> Any:
-    """A matplotlib figure that draws to files alone; UserError with the install command where matplotlib is missing."""
+    """Create a matplotlib figure that can only be saved to a file; raise a UserError if matplotlib is missing."""
     need("matplotlib", "train", "drawing a picture")
     return need("matplotlib.figure", "train", "drawing a picture").Figure(
         figsize=(width, height), layout="constrained", dpi=120
@@ -30,7 +30,7 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def save(figure: Any, path: Path) -> Path:
-    """Writes the PNG whole or not at all; UserError where the path cannot be written."""
+    """Write a PNG file completely or not at all; raise a UserError if the path cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
@@ -40,8 +40,8 @@ def save(figure: Any, path: Path) -> Path:
     return path
 
 
-def quiet(axes: Any) -> None:
-    """A quiet frame: no top and right spine, a light grid behind the data."""
+def simplify_frame(axes: Any) -> None:
+    """Remove the top and right edges of the frame, and draw a light grid behind the data."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
@@ -49,7 +49,10 @@ def quiet(axes: Any) -> None:
 
 
 def accuracy_bars(axes: Any, series: Mapping[str, Mapping[str, float | str]], attacks: Sequence[str]) -> None:
-    """Grouped bars: one group an attack, one colour a series; a word is written where its bar would be."""
+    """Draw one group of bars for each attack, with one colour for each series.
+
+    A value that is a word, such as "not run", is written in place of its bar.
+    """
     width = 0.84 / max(1, len(series))
     size = 8 if width > 0.16 else 6
     for number, (name, values) in enumerate(series.items()):
@@ -66,20 +69,20 @@ def accuracy_bars(axes: Any, series: Mapping[str, Mapping[str, float | str]], at
     axes.set_xticks(range(len(attacks)), [TITLES[name] for name in attacks])
     axes.tick_params(axis="x", length=0)
     axes.set(ylabel="accuracy (%)", xlim=(-0.55, len(attacks) - 0.45), ylim=(0, 107), yticks=range(0, 101, 20))
-    quiet(axes)
+    simplify_frame(axes)
 
 
 def legend_above(figure: Any, axes: Any) -> None:
-    """One legend over the whole figure, in as many columns as its width has room for."""
+    """Draw one legend above the whole figure, in as many columns as fit its width."""
     handles, labels = axes.get_legend_handles_labels()
     if len(labels) > 1:
-        width = figure.bbox.width / figure.dpi  # inches; a character of the longest name takes 0.085 of them
+        width = figure.bbox.width / figure.dpi  # inches; a character takes 0.085 inches
         columns = max(1, int(width / (0.085 * max(map(len, labels)) + 0.65)))
         figure.legend(handles, labels, loc="outside upper left", ncols=min(columns, len(labels)), frameon=False)
 
 
 def lines(axes: Any, series: Mapping[str, tuple[Sequence[float], Sequence[float]]], **labels: Any) -> None:
-    """One line a series, with markers; accuracy in % upwards."""
+    """Draw one line with markers for each series of accuracies in %."""
     for number, (name, (x, y)) in enumerate(series.items()):
         axes.plot(
             x,
@@ -91,13 +94,13 @@ def lines(axes: Any, series: Mapping[str, tuple[Sequence[float], Sequence[float]
             label=name,
         )
     axes.set(ylim=(0, 104), yticks=range(0, 101, 20), **labels)
-    quiet(axes)
+    simplify_frame(axes)
 
 
 def evaluation(
     path: Path, accuracies: Mapping[str, float], published: Mapping[str, float], *, title: str, source: str
 ) -> Path:
-    """One run's bars, with the published figures beside where there are any."""
+    """Draw the accuracy of one run under each attack, and next to it the published accuracy if there is one."""
     attacks = [name for name in TITLES if name in accuracies or name == "autoattack"]
     series: dict[str, Mapping[str, float | str]] = {"this run": {"autoattack": "not run", **accuracies}}
     if published:
@@ -111,7 +114,7 @@ def evaluation(
 
 
 def gradient_histogram(path: Path, values: Any, published: Mapping[str, float], *, title: str) -> Path:
-    """How the squared input gradients (N,) are spread over the test images, on a log scale, with mean and maximum."""
+    """Draw a histogram of the squared input gradients (N,) on a log scale, and mark their mean and maximum."""
     figure = new_figure(6.6, 3.7)
     axes = figure.subplots()
     numbers = values[values > 0].double()
@@ -120,19 +123,19 @@ def gradient_histogram(path: Path, values: Any, published: Mapping[str, float], 
         axes.set_xscale("log")
         axes.hist(numbers.numpy(), bins=numpy.geomspace(lowest, highest, 41).tolist(), color=COLOURS[0])
         for name, value in (("mean", values.mean().item()), ("max", values.max().item())):
-            _mark(axes, value, f"{name} {value:.2g}", "black", 0.97)
+            _draw_marker(axes, value, f"{name} {value:.2g}", "black", 0.97)
         for name, value in published.items():
-            _mark(axes, value, f"published {name} {value:.2g}", COLOURS[1], 0.55)
+            _draw_marker(axes, value, f"published {name} {value:.2g}", COLOURS[1], 0.55)
     axes.set(xlabel=r"squared l2 norm of the input gradient, paper scale ($\|g\|^2 / 510$)", ylabel="test images")
     axes.set_title(title, loc="left", fontsize=11)
-    quiet(axes)
+    simplify_frame(axes)
     none = int((values <= 0).sum())
     if none:
         axes.text(0.01, 0.97, f"{none} images have gradient 0", transform=axes.transAxes, va="top", fontsize=8)
     return save(figure, path)
 
 
-def _mark(axes: Any, value: float, text: str, colour: str, height: float) -> None:
+def _draw_marker(axes: Any, value: float, text: str, colour: str, height: float) -> None:
     if value <= 0:
         return
     axes.axvline(value, color=colour, linewidth=1, linestyle="--")

@@ -1,4 +1,4 @@
-"""The progress of an evaluation: one bar an attack, with time left, on stderr."""
+"""Show the progress of an evaluation on stderr: one bar for each attack, with the time left."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rmcla_fast.errors import need
 
 
 class Bars:
-    """Called as `evaluate`'s progress: (attack, fraction done)."""
+    """Progress bars. Pass an instance as `progress` to `evaluate`, which calls it with (attack, fraction done)."""
 
     def __init__(self, prefix: str = "", *, quiet: bool = False) -> None:
         console = need("rich.console", "train", "the progress bar")
@@ -39,10 +39,11 @@ class Bars:
         if attack not in self._tasks:
             self._tasks[attack] = self._bars.add_task(f"{self._prefix}{attack}", total=1.0)
         self._bars.update(self._tasks[attack], completed=min(1.0, fraction))
-        if fraction >= 1 and attack not in self._done and not self._console.is_terminal:  # a log shows no bars
+        # Bars are not drawn in a log file, so it gets a line.
+        if fraction >= 1 and attack not in self._done and not self._console.is_terminal:
             self._done.add(attack)
             self.say(f"{self._prefix}{attack} done")
 
     def say(self, text: str) -> None:
-        """A line that stays, above the bars."""
+        """Print a line above the bars."""
         self._console.print(text, markup=False, soft_wrap=True)

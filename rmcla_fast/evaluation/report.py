@@ -1,4 +1,4 @@
-"""What an evaluation says: the JSON, the table with the published figures beside, and the plain words under it."""
+"""Present the results of an evaluation: as JSON, as a table, and as the sentences under the table."""
 
 from __future__ import annotations
 
@@ -20,31 +20,28 @@ from rmcla_fast.files import replacing
 NOT_RUN = "not run"
 
 
-def as_json(
-    results: Mapping[str, AttackResult], *, epsilon: float, model: str, data: str, **about: Any
-) -> dict[str, Any]:
-    """The document of `rmcla evaluate --json`: epsilon, attacks, model, data, and what else is known."""
+def as_json(results: Mapping[str, AttackResult], *, epsilon: float, model: str, data: str) -> dict[str, Any]:
+    """Return the document that `rmcla evaluate --json` writes: epsilon, attacks, model and data."""
     return {
         "epsilon": format_epsilon(epsilon),
         "attacks": {name: result.as_json() for name, result in results.items()},
         "model": model,
         "data": data,
-        **about,
     }
 
 
 def setting(epsilon: float, precision: str = "fp32") -> str:
-    """ "epsilon 8/255", and the precision where it is not the usual one: the end of a title."""
+    """Return the end of a title: "epsilon 8/255", followed by the precision if it is not fp32."""
     return f"epsilon {format_epsilon(epsilon)}" + ("" if precision == "fp32" else f", {precision}")
 
 
 def write_json(path: Path, document: Any) -> None:
-    """Writes the document whole or not at all; UserError where the path cannot be written."""
+    """Write a JSON file completely or not at all; raise a UserError if the path cannot be written."""
     write_text(path, json.dumps(document, indent=2) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes the text whole or not at all; UserError where the path cannot be written."""
+    """Write a text file completely or not at all; raise a UserError if the path cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
@@ -53,13 +50,16 @@ def write_text(path: Path, text: str) -> None:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def table(results: Mapping[str, AttackResult], *, title: str, published: Mapping[str, float], source: str) -> Table:
-    """One row an attack; AutoAttack's row is there even where it was not asked for, and says so."""
+def table(results: Mapping[str, AttackResult], *, title: str, published: Mapping[str, float]) -> Table:
+    """Return a table with one row for each attack, and a column of published accuracies if there are any.
+
+    AutoAttack always has a row. It says "not run" if AutoAttack was not run.
+    """
     shown = _titled(title)
     shown.add_column("attack")
     shown.add_column("accuracy %", justify="right", style="bold")
     if published:
-        shown.add_column(f"published %\n({source.split(', ')[1]})", justify="right")
+        shown.add_column("published %", justify="right")
     shown.add_column("seconds", justify="right")
     shown.add_column("remarks")
     for name in [name for name in TITLES if name in results or name == "autoattack"]:
@@ -73,7 +73,7 @@ def table(results: Mapping[str, AttackResult], *, title: str, published: Mapping
 
 
 def show(shown: Table, *lines: str) -> None:
-    """Prints a table and lines under it; a file gets the table as wide as it is, only a terminal has an edge."""
+    """Print a table and the lines under it. The table is fitted to a terminal's width, but not cut off in a file."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = max(console.width, console.measure(shown, options=console.options.update(width=1000)).maximum)
@@ -83,12 +83,12 @@ def show(shown: Table, *lines: str) -> None:
 
 
 def _titled(title: str) -> Table:
-    """A table under one line, as wide as that line at the least, which would be broken otherwise."""
+    """Return an empty table that is at least as wide as its title, so that the title stays on one line."""
     return Table(title=title, title_justify="left", title_style="bold", min_width=len(title), box=SIMPLE_HEAD)
 
 
 def remarks(result: AttackResult) -> str:
-    """Precision, restarts and distortions in a few words."""
+    """Return the precision, restarts and distortions of a result in a few words."""
     words = [] if result.precision == "fp32" else [result.precision]
     if result.restarts is not None and result.restarts > 1:
         words.append(f"{result.restarts} restarts")
@@ -100,23 +100,23 @@ def remarks(result: AttackResult) -> str:
 
 
 def explanation(results: Mapping[str, AttackResult], published: Mapping[str, float], source: str) -> str:
-    """What a reader must know to read the figures rightly."""
+    """Return the lines under the table, which say what its figures mean."""
     first = next(iter(results.values()))
     lines = [f"Accuracy on {first.images} test images."]
     if first.precision != "fp32":
         lines.append(f"The network computed in {first.precision}; the accuracy to publish is that in fp32.")
     if any(result.l2_budget is not None for result in results.values()):
-        lines[0] += " l2 attacks count success at any distortion, as the paper does."
+        lines[0] += " An l2 attack succeeds at any distortion, as in the paper."
     if published:
-        lines.append(f"Published: {source}.")
+        lines.append(f"The published accuracies are those of {source}.")
     if "autoattack" not in results:
-        lines.append("Without AutoAttack a robust accuracy may be overstated; add it with --attacks ...,autoattack.")
+        lines.append("Robust accuracy may be overstated without AutoAttack; add it with --attacks ...,autoattack.")
     lines += dict.fromkeys(note for result in results.values() for note in result.notes)
     return "\n".join(lines)
 
 
 def comparison_table(runs: Mapping[str, Mapping[str, AttackResult]], title: str) -> Table:
-    """One row a run, one column an attack; AutoAttack's column is always there."""
+    """Return a table with one row for each run and one column for each attack, always including AutoAttack."""
     known = {name for results in runs.values() for name in results} | {"autoattack"}
     names = [name for name in TITLES if name in known]
     shown = _titled(title)
@@ -130,7 +130,7 @@ def comparison_table(runs: Mapping[str, Mapping[str, AttackResult]], title: str)
 
 
 def gradient_table(found: GradientNorm, title: str, published: Mapping[str, float], whose: str) -> Table:
-    """Max and mean of the squared input gradient, in both scales, with the published figures beside."""
+    """Return a table of the maximum and mean squared input gradient in both scales, and as published if known."""
     summary = found.summary()
     shown = _titled(f"{title}, {summary['images']} images")
     shown.add_column("squared l2 norm")
@@ -139,12 +139,12 @@ def gradient_table(found: GradientNorm, title: str, published: Mapping[str, floa
         shown.add_column(f"published\n({whose})", justify="right")
     shown.add_column("strict scale, [0, 255]", justify="right")
     for name in ("max", "mean"):
-        cells = [_short(summary["paper_scale"][name])]
+        cells = [_three_digits(summary["paper_scale"][name])]
         if published:
-            cells.append(_short(published[name]))
-        shown.add_row(name, *cells, _short(summary["strict_scale"][name]))
+            cells.append(_three_digits(published[name]))
+        shown.add_row(name, *cells, _three_digits(summary["strict_scale"][name]))
     return shown
 
 
-def _short(value: float | None) -> str:
+def _three_digits(value: float | None) -> str:
     return "none" if value is None else f"{value:.3g}"

@@ -1,8 +1,8 @@
-"""RUN/evaluation.json: what is known about a run, attack by attack, so that a stopped command goes on where it was.
+"""Evaluate a run and keep the result of each attack in RUN/evaluation.json, so that a stopped command can go on.
 
-An entry counts only for the same weights, network, images, epsilon, seed and precision; anything else is attacked
-again. The last evaluation stands on top, and under "others" those with other settings, so that a quick look costs no
-long result.
+A stored result is reused only for the same weights, network, images, epsilon, seed and precision. The file holds the
+latest evaluation, and under "others" the evaluations with other settings. So a quick evaluation of a few images does
+not overwrite a long one.
 """
 
 from __future__ import annotations
@@ -40,15 +40,18 @@ def evaluate_run(
     fresh: bool = False,
     precision: str = "fp32",
 ) -> dict[str, AttackResult]:
-    """`evaluate` on a run, remembering each attack as soon as it is done; known results are reused unless `fresh`.
+    """Evaluate a run, and write the result of each attack to RUN/evaluation.json as soon as it is known.
 
-    Returns the wanted attacks, in the order of ATTACKS.
+    The arguments are those of `attacks.evaluate`, except `fresh`, which attacks again even if a result is stored.
+
+    Returns:
+        The result of each attack in `attacks`, in the order of `ATTACKS`.
     """
     names = attack_names(attacks)
     known = {} if fresh else known_results(run, epsilon, seed, precision)
     results = {}
     for name in names:
-        key = _key(name, restarts)
+        key = _attack_key(name, restarts)
         if key in known:
             results[name] = known[key]
             continue
@@ -65,25 +68,25 @@ def evaluate_run(
             progress=progress,
             precision=precision,
         )
-        _remember(run, epsilon, seed, precision, {key: results[name]})
+        _store(run, epsilon, seed, precision, {key: results[name]})
     return results
 
 
 def known_results(run: Run, epsilon: float, seed: int, precision: str = "fp32") -> dict[str, AttackResult]:
-    """What RUN/evaluation.json already knows for these settings, by attack; "ce20 x 100" is CE20 with 100 restarts."""
+    """Return the results in RUN/evaluation.json for these settings, by attack; "ce20 x 9" is CE20 with 9 restarts."""
     for document in _read(run.folder / RECORD):
         if document["settings"] == _settings(run, epsilon, seed, precision):
             return _results(document)
     return {}
 
 
-def _key(name: str, restarts: int) -> str:
+def _attack_key(name: str, restarts: int) -> str:
     many = restarts > 1 and name in GRADIENT_ATTACKS and GRADIENT_ATTACKS[name].random_start
     return f"{name} x {restarts}" if many else name
 
 
 def _settings(run: Run, epsilon: float, seed: int, precision: str) -> dict[str, Any]:
-    """What a result depends on."""
+    """Return everything that a result depends on, except the attack."""
     return {
         "which": run.which,
         **run.identity,
@@ -94,8 +97,8 @@ def _settings(run: Run, epsilon: float, seed: int, precision: str) -> dict[str, 
     }
 
 
-def _remember(run: Run, epsilon: float, seed: int, precision: str, new: dict[str, AttackResult]) -> None:
-    """Adds to what the file holds by now: another command may have written to it meanwhile."""
+def _store(run: Run, epsilon: float, seed: int, precision: str, new: dict[str, AttackResult]) -> None:
+    """Add results to the file. It is read again first, because another command may have written to it."""
     settings = _settings(run, epsilon, seed, precision)
     attacks, others = {}, []
     for document in _read(run.folder / RECORD):
@@ -103,7 +106,7 @@ def _remember(run: Run, epsilon: float, seed: int, precision: str, new: dict[str
         if theirs == settings:
             attacks = _results(document)
         elif theirs["which"] != run.which or theirs["checkpoint_sha256"] == settings["checkpoint_sha256"]:
-            others.append(document)  # the rest is of weights that are no longer there
+            others.append(document)  # results of weights that have been replaced are dropped
     attacks |= new
     ordered = {key: attacks[key] for title in TITLES for key in sorted(attacks) if key.split(" ")[0] == title}
     document = as_json(ordered, epsilon=epsilon, model=run.config["model"], data=run.data)
@@ -111,14 +114,14 @@ def _remember(run: Run, epsilon: float, seed: int, precision: str, new: dict[str
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    """The evaluations in the file, the last one first; none where it is missing, damaged or of another kind."""
+    """Return the evaluations in the file, the latest first, or none if it is missing, damaged or something else."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         others = document.pop("others")
         for one in (document, *others):
             if not {"which", "checkpoint_sha256"} <= set(one["settings"]):
                 return []
-            precision = one["settings"].setdefault("precision", "fp32")  # of a file from before there was a choice
+            precision = one["settings"].setdefault("precision", "fp32")  # older files have none
             if any(result.precision != precision for result in _results(one).values()):
                 return []
         return [document, *others]

@@ -1,4 +1,4 @@
-"""A model's entry in the field names of RobustBench's model_info JSON files, from an evaluation with AutoAttack."""
+"""Make a RobustBench entry (a model_info JSON file) from an evaluation that includes AutoAttack."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ ARCHITECTURES = {
     "wrn-34-10": "WideResNet-34-10",
     "resnet50": "ResNet-50",
 }
-"""Networks as RobustBench's entries call them."""
+"""The names that RobustBench uses for our networks."""
 
 
 def entry(run: Run, results: Mapping[str, AttackResult], epsilon: float) -> dict[str, Any]:
-    """The JSON of https://github.com/RobustBench/robustbench, model_info: accuracies are strings in %, eps "8/255".
+    """Return a model_info document as in https://github.com/RobustBench/robustbench.
 
-    `reported`, what the authors say, is AutoAttack's figure; authors and venue are for whoever hands the entry in.
+    Accuracies are strings in %, and eps is a string such as "8/255". `reported`, the accuracy that the authors claim,
+    is the one under AutoAttack. Authors and venue are left empty for the person who submits the entry.
 
     Raises:
-        UserError: clean or AutoAttack accuracy is not known: an entry without them says nothing.
+        UserError: `results` lacks the clean accuracy or the accuracy under AutoAttack.
     """
     missing = [name for name in ("clean", "autoattack") if name not in results]
     if missing:
@@ -47,6 +48,6 @@ def entry(run: Run, results: Mapping[str, AttackResult], epsilon: float) -> dict
         "reported": autoattack,
         "autoattack_acc": autoattack,
         "unreliable": False,
-        "footnote": f"trained with {format_epsilon(run.epsilon)} by rmcla_fast, {recipe.cost}F an image and epoch; "
-        f"{results['autoattack'].images} test images, {results['autoattack'].library}",
+        "footnote": f"trained with {format_epsilon(run.epsilon)} by rmcla_fast, {recipe.cost} forward passes per image "
+        f"and epoch; {results['autoattack'].images} test images, {results['autoattack'].library}",
     }

@@ -1,35 +1,54 @@
-"""A run folder as something to evaluate: its options, its model on a device, and the test images of its data."""
+"""Open a run folder for evaluation: read its options, load its model on a device, and load its test images."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rmcla_fast import data
 from rmcla_fast.data import DataSplits
 from rmcla_fast.data.splits import ImageSet, require_classes
 from rmcla_fast.epsilon import parse_epsilon
 from rmcla_fast.errors import UserError
+from rmcla_fast.training import checkpoint
+from rmcla_fast.training.build import choose_device
+from rmcla_fast.training.config import DEFAULTS, read_recorded
 
 
 @dataclass(frozen=True)
 class Run:
-    """What `rmcla train` left, ready to be attacked."""
+    """A trained model with the test images that it is evaluated on.
+
+    Attributes:
+        folder: the run folder that `rmcla train` wrote.
+        which: the checkpoint that the weights come from, "last" or "best".
+        epoch: the number of epochs after which these weights were saved.
+        config: the options of the run, from its config.json.
+        model: maps images in [0, 1] to logits.
+        images: the test images, uint8 (N, C, H, W) on the CPU.
+        labels: their classes, int64 (N,).
+        num_classes: the number of classes.
+        classes: the names of the classes.
+        identity: everything that the model's answers depend on: the SHA-256 of the checkpoint, the SHA-256 of the
+            images and labels, and the name of the network.
+    """
 
     folder: Path
     which: str
-    epoch: int  # that the weights are of
+    epoch: int
     config: dict[str, Any]
     model: nn.Module
-    images: Tensor  # (N, C, H, W) uint8, on the CPU
-    labels: Tensor  # (N,) int64
+    images: Tensor
+    labels: Tensor
     num_classes: int
     classes: tuple[str, ...]
-    identity: dict[str, str]  # what the answers depend on: SHA-256 of the checkpoint and of the images, the network
+    identity: dict[str, str]
 
     @property
     def name(self) -> str:
@@ -49,41 +68,45 @@ class Run:
 
     @property
     def description(self) -> str:
-        """ "small-cnn on digits, r-mc-la", and the epoch where that is not the last."""
+        """Describe the run in one line, such as "small-cnn on digits, r-mc-la"; `early` is added to it."""
         return f"{self.config['model']} on {self.data}, {self.recipe}{self.early}"
 
     @property
     def early(self) -> str:
-        """ " (epoch 3 of 30)", or nothing where the weights are those of the last epoch."""
+        """Return " (epoch 3 of 30)", or "" if the weights were saved after the last epoch."""
         epochs = int(self.config.get("epochs") or 0)
         return f" (epoch {self.epoch} of {epochs})" if self.epoch < epochs else ""
 
     @property
     def chance(self) -> float:
-        """The accuracy in % of a model that always answers the most frequent class."""
+        """Return the accuracy in % of a model that always answers the most frequent class."""
         return 100 * int(torch.bincount(self.labels).max()) / len(self.labels)
 
 
-_DATA: dict[tuple[str, str | None, bool], DataSplits] = {}
-_CHECKSUMS: dict[tuple[str, str | None, bool, int | None], str] = {}
-
-
+@lru_cache(maxsize=1)  # the runs of one command share their data, and two data sets may not fit in memory
 def load_data(name: str, data_dir: str | None, skip_unreadable: bool = False) -> DataSplits:
-    """The data set, once for all the runs of one command."""
-    from rmcla_fast import data
+    """Load a data set, and keep the last one that was loaded in memory."""
+    return data.load(name, data_dir=data_dir, skip_unreadable=skip_unreadable)
 
-    key = (name, data_dir, skip_unreadable)
-    if key not in _DATA:
-        _DATA.clear()  # one at a time: they may be large
-        _CHECKSUMS.clear()
-        _DATA[key] = data.load(name, data_dir=data_dir, skip_unreadable=skip_unreadable)
-    return _DATA[key]
+
+@lru_cache(maxsize=1)
+def _test_images(name: str, data_dir: str | None, skip_unreadable: bool, count: int | None) -> tuple[ImageSet, str]:
+    """Return `count` evenly spaced test images (None: all of them) and the SHA-256 of these images and labels."""
+    test = load_data(name, data_dir, skip_unreadable).test
+    if count is not None and count < len(test):
+        test = test.take(evenly_spaced(len(test), count))
+    digest = hashlib.sha256(repr(tuple(test.images.shape)).encode())
+    for part in (*test.images.split(1024), test.labels):  # in pieces, because images may be memory-mapped
+        digest.update(part.contiguous().numpy())
+    return test, digest.hexdigest()
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The run's options; UserError, in one sentence, where there is no run."""
-    from rmcla_fast.training.config import read_recorded
+    """Read the options of a run.
 
+    Raises:
+        UserError: the folder does not exist, or `rmcla train` did not write it.
+    """
     if not folder.is_dir():
         raise UserError(f"there is no run folder {folder}; train one first with: rmcla train --out {folder}")
     path = folder / "config.json"
@@ -105,24 +128,30 @@ def open_run(
     device: str | None = None,
     images: int | None = None,
 ) -> Run:
-    """The run in `folder`, its model on `device` (a GPU where there is one), its test images or `images` of them.
+    """Load a run's model and test images.
+
+    Args:
+        folder: the run folder that `rmcla train` wrote.
+        data_dir: where the data set is; None takes the place that the run was trained with.
+        model: "package.module:factory", needed if the run was trained with such a model.
+        which: the checkpoint to load, "last" or "best".
+        device: where the model is put; None takes a GPU if there is one.
+        images: the number of test images, evenly spaced; None takes all of them.
 
     Raises:
-        UserError: no run, no checkpoint, weights that do not fit, a data set that is not there, a device that is not.
+        UserError: the run, its checkpoint, its data set or the device does not exist, or the weights do not fit the
+            network, or the data set does not fit the run.
     """
-    from rmcla_fast.training.build import choose_device
-    from rmcla_fast.training.config import DEFAULTS
-
     folder = Path(folder)
     config = read_config(folder)
     if images is not None and images < 1:
         raise UserError(f"--images must be at least 1; got {images}")
-    if threads := DEFAULTS.get(config["data"], {}).get("threads"):  # as trained: small images are not worth sharing
+    if threads := DEFAULTS.get(config["data"], {}).get("threads"):  # the same number as in training
         torch.set_num_threads(threads)
     where = choose_device(device)
-    network, epoch, checkpoint = _load(folder, which, model)
+    network, epoch, checkpoint_sha256 = _load_checkpoint(folder, which, model)
     network = network.to(where)
-    if where.type == "cuda":  # cuDNN's tensor-core convolutions want this layout
+    if where.type == "cuda":  # cuDNN's convolutions on tensor cores are fastest in this layout
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     key = (config["data"], data_dir or config.get("data_dir"), bool(config.get("skip_unreadable")))
     try:
@@ -130,18 +159,15 @@ def open_run(
     except UserError as error:
         if data_dir is not None or key[1] is None:
             raise
-        raise UserError(f"{error}; that is where {folder} was trained, name another place with --data-dir") from error
+        raise UserError(
+            f"{error}; {folder} was trained with the data there, name another place with --data-dir"
+        ) from error
     require_classes(splits, config, folder)
     _require_shape(splits, config, folder)
-    test = splits.test
-    if images is not None and images < len(test):
-        test = test.take(spaced(len(test), images))
-    share = (*key, images)
-    if share not in _CHECKSUMS:
-        _CHECKSUMS[share] = _checksum_of_images(test)
+    test, images_sha256 = _test_images(*key, images)
     identity = {
-        "checkpoint_sha256": checkpoint,
-        "images_sha256": _CHECKSUMS[share],
+        "checkpoint_sha256": checkpoint_sha256,
+        "images_sha256": images_sha256,
         "network": model or str(config["model"]),
     }
     return Run(
@@ -158,26 +184,31 @@ def open_run(
     )
 
 
-def spaced(total: int, count: int = 256) -> Tensor:
-    """(min(count, total),) int64: rows evenly spaced among `total`, as a folder's first images are all of one class."""
+def evenly_spaced(total: int, count: int = 256) -> Tensor:
+    """Return min(count, total) row numbers, int64, evenly spaced among `total` rows.
+
+    The first rows alone would not do: in an image folder they all belong to one class.
+    """
     count = min(count, total)
     return torch.arange(count) * total // count
 
 
-def _load(folder: Path, which: str, model: str | None) -> tuple[nn.Module, int, str]:
-    """(network, epoch, SHA-256), all of one checkpoint, though a training run may be replacing it meanwhile."""
-    from rmcla_fast.training.checkpoint import BEST, LAST, load, read
+def _load_checkpoint(folder: Path, which: str, model: str | None) -> tuple[nn.Module, int, str]:
+    """Return the network, its epoch and the SHA-256 of its checkpoint file.
 
-    path = folder / (BEST if which == "best" else LAST)
+    A training run may replace the file in the meantime. Then everything is read again, until all three belong together.
+    """
+    path = folder / (checkpoint.BEST if which == "best" else checkpoint.LAST)
     while True:
-        before = checksum(path) if path.is_file() else ""  # `load` says what is missing
-        network, epoch = load(folder, which=which, model=model), int(read(path)["epoch"])
+        before = checksum(path) if path.is_file() else ""  # `checkpoint.load` reports a missing file
+        network = checkpoint.load(folder, which=which, model=model)
+        epoch = int(checkpoint.read(path)["epoch"])
         if checksum(path) == before:
             return network, epoch, before
 
 
 def _require_shape(splits: DataSplits, trained: dict[str, Any], run: Path) -> None:
-    """UserError where the test images are not of the shape that the run was trained on."""
+    """Raise a UserError if the test images have another shape than the images that the run was trained on."""
     shape = (trained.get("channels"), *(trained.get("image_size") or ()))
     if None not in shape and shape != splits.test.shape:
         before, now = ("x".join(map(str, size)) for size in (shape, splits.test.shape))
@@ -185,16 +216,9 @@ def _require_shape(splits: DataSplits, trained: dict[str, Any], run: Path) -> No
 
 
 def checksum(path: Path) -> str:
-    """SHA-256 of a file, read in pieces."""
+    """Return the SHA-256 of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(1 << 20):
             digest.update(piece)
-    return digest.hexdigest()
-
-
-def _checksum_of_images(test: ImageSet) -> str:
-    digest = hashlib.sha256(repr(tuple(test.images.shape)).encode())
-    for part in (*test.images.split(1024), test.labels):  # in pieces: images may be memory-mapped
-        digest.update(part.contiguous().numpy())
     return digest.hexdigest()

@@ -1,1 +1,1 @@
-"""The paper's tables: its published figures, and a reproduction of them beside."""
+"""Reproduce the tables of the paper, and compare the results with the published figures."""

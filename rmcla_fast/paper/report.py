@@ -1,4 +1,4 @@
-"""The Markdown and JSON of `rmcla reproduce`: the table, its cost, and in plain words what is not as in the paper."""
+"""Write the results of `rmcla reproduce` as Markdown and JSON: the table, its cost, and what differs from the paper."""
 
 from __future__ import annotations
 
@@ -12,44 +12,43 @@ from rmcla_fast.attacks.suite import BATCH_SIZE, TITLES
 from rmcla_fast.epsilon import format_epsilon
 from rmcla_fast.evaluation.run import load_data
 from rmcla_fast.paper import published
-from rmcla_fast.paper.plan import EVERY_RECIPE, GRADIENT_TABLE, Plan, Row, attack_epsilon, default_data
+from rmcla_fast.paper.plan import GRADIENT_TABLE, RECIPES_TABLE, Plan, ReproducedRow, attack_epsilon, default_data
 from rmcla_fast.paper.published import PAPER_EPOCHS, PAPER_NETWORK
 
 
-def differences(plan: Plan, rows: Sequence[Row]) -> list[str]:
-    """What is not as in the paper, in plain sentences."""
+def differences(plan: Plan, rows: Sequence[ReproducedRow]) -> list[str]:
+    """Return a sentence for everything that differs from the paper."""
     config = rows[0].config
     found = []
-    sources = {row.source.data for row in rows} if plan.table in published.TABLES else {default_data(plan.table)}
-    if plan.table != EVERY_RECIPE and plan.data not in sources:
+    paper_data = rows[0].source.data if plan.table in published.TABLES else default_data(plan.table)
+    if plan.table != RECIPES_TABLE and plan.data != paper_data:
         found.append(
-            f"Data: {plan.data}, where the paper has {published.DATA_TITLES[sources.pop()]}; the published figures are"
-            " shown for orientation, and the differences do not say how well a figure was reproduced."
+            f"Data: {plan.data}, while the paper has {published.DATA_TITLES[paper_data]}. The published figures are"
+            " only a rough guide, and the differences do not say how well a figure was reproduced."
         )
-    elif plan.table == EVERY_RECIPE and plan.data not in published.DATA_TITLES:
-        found.append(f"Data: {plan.data}; the published figures are of CIFAR-10 and shown for orientation alone.")
     if config.model != PAPER_NETWORK:
-        found.append(f"Network: {config.model}, where the paper trains {PAPER_NETWORK.upper()}.")
+        found.append(f"Network: {config.model}, while the paper trains {PAPER_NETWORK.upper()}.")
     if config.epochs != PAPER_EPOCHS:
-        found.append(f"Epochs: {config.epochs}, where the paper trains {PAPER_EPOCHS}.")
+        found.append(f"Epochs: {config.epochs}, while the paper trains for {PAPER_EPOCHS}.")
     if config.schedule != "piecewise":
-        found.append(f"Learning rate: {config.schedule}, where the paper divides by 10 after half and three quarters.")
+        found.append(
+            f"Learning rate: {config.schedule}, while the paper divides it by 10 at half and at three quarters."
+        )
     attacked = format_epsilon(attack_epsilon(plan))
     if plan.table != GRADIENT_TABLE and attacked != "8/255":
         trained = sorted({format_epsilon(float(row.config.epsilon or 0)) for row in rows})
-        found.append(f"Epsilon: trained with {' and '.join(trained)}, attacked with {attacked} (the paper: 8/255).")
+        found.append(f"Epsilon: trained with {' and '.join(trained)}, attacked with {attacked} (8/255 in the paper).")
     shares = {row.config.images_per_class for row in rows if row.config.images_per_class}
     if shares and plan.data != "cifar10":
-        found.append(
-            f"Images per class: all, and {' and '.join(map(str, sorted(shares, reverse=True)))}: the paper's shares."
-        )
+        counts = " and ".join(map(str, sorted(shares, reverse=True)))
+        found.append(f"Images per class: all, and {counts}, which are the same fractions as in the paper.")
     if any(recipes.get(row.source.recipe).top_k for row in rows) and _classes(plan) <= 10:
-        found.append(f"Top 9 of {_classes(plan)} classes is the full rule: those rows repeat the ones without it.")
-    found.append(f"Seeds: {', '.join(map(str, plan.seeds))}; the paper's tables do not state theirs.")
+        found.append(f"Top 9 of {_classes(plan)} classes keeps every class, so these rows repeat the rows without it.")
+    found.append(f"Seeds: {', '.join(map(str, plan.seeds))}; the paper does not say which seeds it used.")
     if plan.table != GRADIENT_TABLE:
-        found.append("An image counts as fooled from the first iterate of an attack that fools the model.")
+        found.append("An image counts as misclassified if any iterate of the attack fools the model.")
     if not plan.autoattack and plan.table != GRADIENT_TABLE:
-        found.append("AutoAttack was not run: robust accuracies without it may be overstated.")
+        found.append("AutoAttack was not run, so robust accuracies may be overstated.")
     return found
 
 
@@ -58,15 +57,15 @@ def _classes(plan: Plan) -> int:
 
 
 def title(plan: Plan) -> str:
-    if plan.table == EVERY_RECIPE:
-        return f"Every recipe under every attack, {plan.data}"
+    if plan.table == RECIPES_TABLE:
+        return f"The recipes under every attack, {plan.data}"
     if plan.table == GRADIENT_TABLE:
         return "Table 4: squared l2 norm of the input gradient over the test set, in the paper's scale"
     return published.TABLES[plan.table].title
 
 
 def command(plan: Plan) -> str:
-    """The command line that makes this table; where the data set lies is each reader's own."""
+    """Return the command line that makes this table, with a placeholder for the path of the data set."""
     words = ["rmcla reproduce", plan.table, "--data", plan.data]
     options = {
         "--data-dir": None if plan.data_dir is None else f"PATH_TO_{plan.data.upper()}",
@@ -83,7 +82,7 @@ def command(plan: Plan) -> str:
     return " ".join(words)
 
 
-def as_json(plan: Plan, rows: Sequence[Row]) -> dict[str, Any]:
+def as_json(plan: Plan, rows: Sequence[ReproducedRow]) -> dict[str, Any]:
     return {
         "table": plan.table,
         "title": title(plan),
@@ -97,17 +96,20 @@ def as_json(plan: Plan, rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def as_markdown(plan: Plan, rows: Sequence[Row], attacks: Sequence[str]) -> str:
-    """The table: in each cell ours (mean, and the standard deviation over several seeds), published, difference."""
+def as_markdown(plan: Plan, rows: Sequence[ReproducedRow], attacks: Sequence[str]) -> str:
+    """Return the table. Each cell has our figure, the published one and the difference.
+
+    With several seeds, our figure is the mean and the standard deviation.
+    """
     gradient = plan.table == GRADIENT_TABLE
     columns = ["max", "mean"] if gradient else [name for name in TITLES if name in attacks or name == "autoattack"]
     heads = columns if gradient else [TITLES[name] for name in columns]
     lines = [f"# {title(plan)}", "", f"Made by `{command(plan)}`.", ""]
     lines += [
-        "Each cell: ours / published / difference" + (" (mean and spread over seeds)." if len(plan.seeds) > 1 else "."),
+        f"Each cell: ours{' (mean ± standard deviation)' if len(plan.seeds) > 1 else ''} / published / difference.",
         "",
     ]
-    lines += ["| model | recipe | " + " | ".join(heads) + " | passes an image | training minutes |"]
+    lines += ["| model | recipe | " + " | ".join(heads) + " | passes per image | training minutes |"]
     lines += ["|---|---|" + "---|" * (len(heads) + 2)]
     for row in rows:
         cells = [_cell(row, name, gradient, plan) for name in columns]
@@ -126,8 +128,8 @@ def as_markdown(plan: Plan, rows: Sequence[Row], attacks: Sequence[str]) -> str:
     return "\n".join([*lines, *notes]) + "\n"
 
 
-def _cell(row: Row, name: str, gradient: bool, plan: Plan) -> str:
-    mean, known = row.mean(name), row.published.get(name)
+def _cell(row: ReproducedRow, name: str, gradient: bool, plan: Plan) -> str:
+    mean, known = row.mean(name), row.source.figures.get(name)
     if mean is None:
         if name == "autoattack" and not plan.autoattack:
             return "not run" + (f" / {known:.1f}" if known is not None else "")

@@ -1,6 +1,6 @@
-"""`rmcla reproduce`: the paper's tables again, on its data or on yours, beside the published figures.
+"""Reproduce a table of the paper, on its data set or another: train the models, attack them, and write the table.
 
-What is trained already is reused, a run that was stopped goes on, and the table is written anew after every model.
+Finished runs and known results are reused, a stopped run is resumed, and the table is written again after every model.
 """
 
 from __future__ import annotations
@@ -20,32 +20,52 @@ from rmcla_fast.evaluation.report import write_json, write_text
 from rmcla_fast.evaluation.results import evaluate_run
 from rmcla_fast.evaluation.run import Run, load_data, open_run
 from rmcla_fast.paper import published
-from rmcla_fast.paper.plan import EVERY_RECIPE, GRADIENT_TABLE, NAMES, Plan, Row, attack_epsilon
-from rmcla_fast.paper.published import PublishedRow, PublishedTable
+from rmcla_fast.paper.plan import GRADIENT_TABLE, NAMES, RECIPES_TABLE, Plan, ReproducedRow, attack_epsilon
+from rmcla_fast.paper.published import PublishedRow
 from rmcla_fast.paper.report import as_json, as_markdown
 from rmcla_fast.training import TrainConfig, train
 from rmcla_fast.training.config import resolve
 from rmcla_fast.training.run_folder import METRICS, read_metrics
 
-PAPER_IMAGES_PER_CLASS = 5000
-"""Of CIFAR-10: table 2's first row."""
+CIFAR10_IMAGES_PER_CLASS = 5000
+RECIPES = (
+    "standard",
+    "fgsm-rs",
+    "n-fgsm",
+    "madry-pgd7-2",
+    "trades",
+    "r-mc",
+    "r-mc-la",
+    "r-mc-la+",
+    "r-mc-la9",
+    "r-mc-la9+",
+    "r-mc-la-sup",
+    "r-mc-la-sup+",
+    "n-mc-la",
+    "n-fgsm-la",
+)
+"""The rows of the table of recipes."""
 
 
 def reproduce(plan: Plan, *, quiet: bool = True) -> tuple[Path, Path]:
-    """Trains what is missing, evaluates what is not known, and writes OUT/TABLE-DATA.md and .json.
+    """Train and evaluate the models of a table, and write OUT/TABLE-DATA.md and OUT/TABLE-DATA.json.
 
-    Returns the two paths. Stopped anywhere, the same call goes on from there.
+    If it is stopped, the same call goes on from there.
+
+    Returns:
+        The paths of the two files.
 
     Raises:
-        UserError: a table, data set, model or number of epochs that does not exist or fit, or no AutoAttack installed.
-        RunFailed: a training run stopped midway.
+        UserError: the table, data set or model does not exist, an option is out of range, or AutoAttack is not
+            installed.
+        RunFailed: a training run failed.
     """
     if plan.table not in NAMES:
         raise UserError(f"no table is called {plan.table!r}; there are {', '.join(NAMES)}")
     if not plan.seeds:
         raise UserError("--seeds must name at least one seed")
     if plan.table != GRADIENT_TABLE and plan.autoattack:
-        require("autoattack")  # now, and not after the first training
+        require("autoattack")  # checked now, and not only after the first training
     rows = [_row(plan, source) for source in _sources(plan)]
     attacks = _attacks(plan)
     markdown = plan.out / f"{plan.table}-{plan.data}.md"
@@ -68,8 +88,8 @@ def reproduce(plan: Plan, *, quiet: bool = True) -> tuple[Path, Path]:
     return markdown, document
 
 
-def _measure(plan: Plan, row: Row, run: Run, attacks: Sequence[str], bars: Bars) -> None:
-    """Adds one seed's figures to the row."""
+def _measure(plan: Plan, row: ReproducedRow, run: Run, attacks: Sequence[str], bars: Bars) -> None:
+    """Measure the figures of one seed and add them to the row."""
     if plan.table != GRADIENT_TABLE:
         epsilon = attack_epsilon(plan)
         results = evaluate_run(run, attacks, epsilon=epsilon, batch_size=plan.batch_size, progress=bars)
@@ -84,12 +104,13 @@ def _measure(plan: Plan, row: Row, run: Run, attacks: Sequence[str], bars: Bars)
 
 
 def _sources(plan: Plan) -> Sequence[PublishedRow]:
-    if plan.table == EVERY_RECIPE:
-        return [PublishedRow(name, name, published.beside(name, plan.data)[0], data=plan.data) for name in EVERY]
+    if plan.table == RECIPES_TABLE:
+        known = {name: published.accuracies_of(name, plan.data)[0] for name in RECIPES}
+        return [PublishedRow(name, name, figures, data=plan.data) for name, figures in known.items()]
     if plan.table == GRADIENT_TABLE:
-        known = published.GRADIENTS.get(plan.data, published.GRADIENTS["cifar10"])
+        gradients = published.GRADIENTS.get(plan.data, published.GRADIENTS["cifar10"])
         return [
-            PublishedRow(name, recipe, {figure: known[figure][i] for figure in ("max", "mean")}, data=plan.data)
+            PublishedRow(name, recipe, {figure: gradients[figure][i] for figure in ("max", "mean")}, data=plan.data)
             for i, (name, recipe) in enumerate(
                 zip(published.GRADIENT_MODELS, published.gradient_recipes(plan.data), strict=True)
             )
@@ -97,37 +118,19 @@ def _sources(plan: Plan) -> Sequence[PublishedRow]:
     return published.TABLES[plan.table].rows
 
 
-EVERY = (
-    "standard",
-    "fgsm-rs",
-    "n-fgsm",
-    "madry-pgd7-2",
-    "trades",
-    "r-mc",
-    "r-mc-la",
-    "r-mc-la+",
-    "r-mc-la9",
-    "r-mc-la9+",
-    "r-mc-la-sup",
-    "r-mc-la-sup+",
-    "n-mc-la",
-    "n-fgsm-la",
-)
-
-
 def _attacks(plan: Plan) -> list[str]:
     if plan.table == GRADIENT_TABLE:
         return []
-    table: PublishedTable | None = published.TABLES.get(plan.table)
+    table = published.TABLES.get(plan.table)
     names = list(TITLES) if table is None else [*table.attacks, "autoattack"]
     return [name for name in names if name != "autoattack" or plan.autoattack]
 
 
-def _row(plan: Plan, source: PublishedRow) -> Row:
+def _row(plan: Plan, source: PublishedRow) -> ReproducedRow:
     table = published.TABLES.get(plan.table)
     per_class = None
-    if source.images_per_class is not None and source.images_per_class < PAPER_IMAGES_PER_CLASS:
-        per_class = _images_per_class(plan, source.images_per_class / PAPER_IMAGES_PER_CLASS)
+    if source.images_per_class is not None and source.images_per_class < CIFAR10_IMAGES_PER_CLASS:
+        per_class = _images_per_class(plan, source.images_per_class / CIFAR10_IMAGES_PER_CLASS)
     asked = {
         "model": plan.model,
         "epochs": plan.epochs,
@@ -143,7 +146,7 @@ def _row(plan: Plan, source: PublishedRow) -> Row:
         device=plan.device,
         **{name: value for name, value in asked.items() if value is not None},  # type: ignore[arg-type]
     )
-    return Row(source, resolve(config), dict(source.figures))
+    return ReproducedRow(source, resolve(config))
 
 
 def _images_per_class(plan: Plan, fraction: float) -> int:
@@ -152,8 +155,8 @@ def _images_per_class(plan: Plan, fraction: float) -> int:
     return max(1, round(fraction * fewest))
 
 
-def _train(plan: Plan, row: Row, seed: int, quiet: bool) -> Path:
-    """The folder of the finished run: trained now, gone on with, or there already."""
+def _train(plan: Plan, row: ReproducedRow, seed: int, quiet: bool) -> Path:
+    """Train the model of a row, resume its run, or find it finished; return its run folder."""
     config = row.config
     epsilon = format_epsilon(float(config.epsilon or 0)).replace("/", "of")
     parts = [plan.data, str(config.model).replace(":", "."), row.source.recipe, f"eps{epsilon}", f"beta{config.beta:g}"]
