@@ -1,4 +1,4 @@
-"""The pictures and tables of an evaluation can be read: nothing is cut off, broken, or written over something else."""
+"""Tests that pictures and tables of an evaluation are readable: nothing is cut off, wrapped, or overlaps."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ATTACKS = ["clean", "fgsm", "ce20", "ce100", "cw100", "mi", "cw-l2-a", "deepfool
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The figures that were saved."""
+    """Collect the figures that are saved."""
     figures: list[Any] = []
     save = plots.save
 
@@ -36,43 +36,43 @@ def results(accuracy: float = 88.8) -> dict[str, AttackResult]:
     return {name: AttackResult(accuracy=accuracy, images=60, seconds=1.0) for name in ATTACKS}
 
 
-def compared(name: str) -> compare.Compared:
+def measured(name: str) -> compare.Compared:
     run: Any = SimpleNamespace(data="cifar10")
     surface = (torch.linspace(-0.1, 0.1, 5), torch.rand(5, 5))
     line = [float(value) for value in range(100)]
     return compare.Compared(run, results(), [0.0, 0.1], [9.0, 1.0], line, (line[:20], line[:20]), surface, 1.0, name)
 
 
-def inside(figure: Any, artist: Any) -> bool:
+def is_inside(figure: Any, artist: Any) -> bool:
     there = artist.get_window_extent()
     return bool(there.x0 >= 0 and there.x1 <= figure.bbox.x1 and there.y0 >= 0 and there.y1 <= figure.bbox.y1)
 
 
-def apart(boxes: list[Any]) -> bool:
+def do_not_overlap(boxes: list[Any]) -> bool:
     return not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
 
 
 def test_eight_runs_with_long_names_fit_in_one_picture(drawn: list[Any], tmp_path: Path) -> None:
-    compare.draw([compared(name) for name in NAMES], ATTACKS, 0.1, tmp_path / "c.png")
+    compare.draw([measured(name) for name in NAMES], ATTACKS, 0.1, tmp_path / "c.png")
     (figure,) = drawn
     bars, over = figure.axes
-    assert inside(figure, figure.legends[0])
-    assert inside(figure, over.title)
+    assert is_inside(figure, figure.legends[0])
+    assert is_inside(figure, over.title)
     assert len(bars.texts) == len(NAMES) * len(ATTACKS)
-    assert apart([text.get_window_extent() for text in bars.texts])
+    assert do_not_overlap([text.get_window_extent() for text in bars.texts])
 
 
-def test_the_details_of_eight_runs_fit_too(drawn: list[Any], tmp_path: Path) -> None:
-    compare.draw_details([compared(name) for name in NAMES], 0.1, tmp_path / "d.png")
+def test_the_details_of_eight_runs_with_long_names_fit_in_one_picture(drawn: list[Any], tmp_path: Path) -> None:
+    compare.draw_details([measured(name) for name in NAMES], 0.1, tmp_path / "d.png")
     (figure,) = drawn
-    assert inside(figure, figure.subfigs[0].legends[0])
+    assert is_inside(figure, figure.subfigs[0].legends[0])
     titles = [axes.title for axes in figure.subfigs[1].axes]
-    assert all(inside(figure, title) for title in titles)
-    assert apart([title.get_window_extent() for title in titles])
+    assert all(is_inside(figure, title) for title in titles)
+    assert do_not_overlap([title.get_window_extent() for title in titles])
 
 
 @pytest.mark.parametrize("spread", [1e-3, 1.0, 8.0])
-def test_a_histogram_names_each_place_once(drawn: list[Any], tmp_path: Path, spread: float) -> None:
+def test_a_histogram_has_no_two_equal_tick_labels(drawn: list[Any], tmp_path: Path, spread: float) -> None:
     values = 10 ** (torch.linspace(-spread, 0, 60) - 6)
     plots.gradient_histogram(tmp_path / "g.png", values.double(), {}, title="")
     (figure,) = drawn
@@ -83,12 +83,12 @@ def test_a_histogram_names_each_place_once(drawn: list[Any], tmp_path: Path, spr
     assert sum(bar.get_height() for bar in axes.patches) == 60
 
 
-def test_one_gradient_and_none_are_drawn(tmp_path: Path) -> None:
+def test_a_histogram_of_one_gradient_and_one_of_zeros_are_drawn(tmp_path: Path) -> None:
     plots.gradient_histogram(tmp_path / "one.png", torch.tensor([2.0]), {}, title="")
     plots.gradient_histogram(tmp_path / "none.png", torch.zeros(3), {}, title="")
 
 
-def test_a_table_in_a_file_is_not_cut_off_nor_its_title_broken(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_in_a_file_is_not_cut_off_and_its_title_is_not_wrapped(capsys: pytest.CaptureFixture[str]) -> None:
     title = "run: preact-resnet18 on folder, r-mc-la-sup+, epsilon 8/255"
     report.show(report.table({"clean": results()["clean"]}, title=title, published={}), "a line")
     report.show(report.comparison_table({name: results() for name in NAMES}, "epsilon 8/255"))
@@ -100,7 +100,7 @@ def test_a_table_in_a_file_is_not_cut_off_nor_its_title_broken(capsys: pytest.Ca
         assert name in line
 
 
-def test_what_l2_attacks_count_is_said_only_of_them() -> None:
+def test_how_l2_attacks_count_is_explained_only_if_one_was_run() -> None:
     assert "l2" not in report.explanation(results(), {}, "")
     known = {"cw-l2-a": AttackResult(accuracy=1.0, images=60, seconds=1.0, l2_budget=0.1, accuracy_in_budget=1.0)}
     assert "any distortion" in report.explanation(known, {}, "")

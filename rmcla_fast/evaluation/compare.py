@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rmcla_fast.attacks.batches import as_images
 from rmcla_fast.attacks.checked_model import CheckedModel
-from rmcla_fast.attacks.suite import BATCH_SIZE, TITLES, AttackResult
+from rmcla_fast.attacks.suite import BATCH_SIZE, TITLES, AttackResult, Progress
 from rmcla_fast.epsilon import format_epsilon
 from rmcla_fast.errors import UserError
 from rmcla_fast.evaluation import curves, masking, plots
@@ -24,7 +24,6 @@ from rmcla_fast.evaluation.run import Run, evenly_spaced
 
 EPSILON_RATIOS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 ATTACKS_FOR_THE_VERDICT = ("clean", "fgsm", "ce20")
-Progress = Callable[[str, float], None]
 
 
 @dataclass
@@ -38,7 +37,7 @@ class Compared:
         at_epsilon: the accuracy under CE20 at each of `epsilons`.
         at_iteration: the accuracy after 1, 2, ... iterations of one PGD attack.
         minutes: the minutes of training at which accuracy was watched, and the accuracy under PGD then.
-        surface: the coordinates and the loss around one image, or None if no image is classified rightly by all runs.
+        surface: the coordinates and the loss around one image, or None if no image is classified correctly by all runs.
         at_large_epsilon: the accuracy under CE20 at an epsilon that hides every image.
         name: the name of the run in tables and pictures.
     """
@@ -129,18 +128,18 @@ def compare(
     found = []
     for run, name in zip(runs, names, strict=True):
 
-        def part(title: str, fraction: float, name: str = name) -> None:
+        def report(part: str, fraction: float, name: str = name) -> None:
             if progress is not None:
-                progress(f"{name}: {title}", fraction)
+                progress(f"{name}: {part}", fraction)
 
         asked: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "precision": precision}
-        results = evaluate_run(run, wanted, epsilon=epsilon, progress=part, **asked)
+        results = evaluate_run(run, wanted, epsilon=epsilon, progress=report, **asked)
         before = known_results(run, epsilon, seed, precision)
         if "autoattack" in before:  # the most reliable result is shown even if it was not asked for
             results |= {"autoattack": before["autoattack"]}
         data = (run.model, run.images, run.labels)
-        over = curves.over_epsilon(*data, epsilons, report=partial(part, "over epsilon"), **asked)
-        steps = curves.over_iterations(*data, epsilon, report=partial(part, "over iterations"), **asked)
+        over = curves.over_epsilon(*data, epsilons, report=partial(report, "over epsilon"), **asked)
+        steps = curves.over_iterations(*data, epsilon, report=partial(report, "over iterations"), **asked)
         kept = [(e, a) for e, a in zip(epsilons, over, strict=True) if e <= 2 * epsilon + 1e-9]
         surface = None
         if shown is not None:
@@ -163,7 +162,7 @@ def compare(
 
 
 def _common_image(runs: Sequence[Run], precision: str) -> int | None:
-    """Return the row of a test image that every model classifies rightly; None if none of 256 images is."""
+    """Return the row of a test image that every model classifies correctly; None if none of 256 images is."""
     rows = evenly_spaced(len(runs[0].labels))
     right = torch.ones(len(rows), dtype=torch.bool)
     for run in runs:
@@ -227,7 +226,7 @@ def _draw_surfaces(figure: Any, found: Sequence[Compared], rows: int, columns: i
         name = textwrap.fill(one.name, 36)
         if one.surface is None:
             axes.set_axis_off()
-            axes.set_title(f"{name}\n(no image that all runs classify rightly)", fontsize=9)
+            axes.set_title(f"{name}\n(no image that all runs classify correctly)", fontsize=9)
             continue
         grid, loss = one.surface
         along, across = torch.meshgrid(grid, grid, indexing="ij")
