@@ -1,4 +1,4 @@
-"""joint_gradient and redistribute_labels against the reference and plain code, eager and compiled."""
+"""Time joint_gradient and redistribute_labels against the reference and against plain code, eager and compiled."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from rmcla_fast import reference
 BETA, GAMMA = 9.0, 0.01
 
 
-def inputs(batch: int, classes: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def make_inputs(batch: int, classes: int, device: torch.device) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(batch, classes, generator=generator) * 3
     return logits.to(device), torch.randint(classes, (batch,), generator=generator).to(device)
 
 
 def plain_labels(logits: Tensor, is_true: Tensor, top_k: int | None) -> Tensor:
-    """The labels without a rule for what is not finite."""
+    """Return redistributed labels (B, C) by plain code, which does not handle NaN or infinity."""
     share = logits.masked_fill(is_true, -torch.inf).amax(1, keepdim=True) - logits + GAMMA
     share = share.masked_fill(is_true, 0)
     if top_k:
@@ -36,7 +36,7 @@ def plain_labels(logits: Tensor, is_true: Tensor, top_k: int | None) -> Tensor:
 def bench_joint_gradient(
     benchmark: BenchmarkFixture, device: torch.device, batch: int, classes: int, top_k: int | None
 ) -> None:
-    logits, labels = inputs(batch, classes, device)
+    logits, labels = make_inputs(batch, classes, device)
 
     def by_reference(logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         return reference.joint_gradient(logits, labels, "mc", None, BETA, GAMMA, top_k, "main")
@@ -52,7 +52,7 @@ def bench_joint_gradient(
     wanted = by_reference(logits, labels)
 
     def check(name: str, result: tuple[Tensor, ...]) -> None:
-        slack = 10 if name.startswith("plain") else 1  # torch's log_softmax rounds more coarsely
+        slack = 10 if name.startswith("plain") else 1  # torch's log_softmax is less accurate
         torch.testing.assert_close(result[0], wanted[0], rtol=1e-6 * slack, atol=2e-6 * slack)
         torch.testing.assert_close(result[1], wanted[1], rtol=0, atol=1e-6 * slack)
         torch.testing.assert_close(result[2], wanted[2], rtol=0, atol=1e-6 * slack)
@@ -74,7 +74,7 @@ def bench_joint_gradient(
 def bench_redistribute_labels(
     benchmark: BenchmarkFixture, device: torch.device, batch: int, classes: int, top_k: int | None
 ) -> None:
-    logits, labels = inputs(batch, classes, device)
+    logits, labels = make_inputs(batch, classes, device)
     out, kept = torch.empty_like(logits), torch.empty_like(logits)
 
     def by_reference(logits: Tensor, labels: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a call costs besides the arithmetic: the public functions on tensors of a few elements, microseconds a call."""
+"""Time the public functions on tensors of a few elements, where a call costs little but its overhead."""
 
 from __future__ import annotations
 

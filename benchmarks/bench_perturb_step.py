@@ -1,6 +1,7 @@
-"""perturb_step into a given buffer against the reference and against plain code, eager and compiled.
+"""Time perturb_step with `out` against the reference and against plain code, eager and compiled.
 
-Compiled rivals write into a buffer of their own that is kept. The reference has a rule for NaN, the plain code none.
+Each compiled rival writes into a buffer of its own, which is used again in every call. The reference handles NaN, and
+the plain code does not.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def bench_perturb_step(
     reference_compiled, plain_compiled = compiled_reference(by_reference_into), compiled(plain_into, images)
 
     def check(name: str, result: Tensor) -> None:
-        # Plain code in 16 bits rounds after each operation.
+        # In 16 bits, plain code rounds after each operation.
         slack = 0 if name in ("ours", "eager") else 2 * torch.finfo(dtype).eps
         torch.testing.assert_close(result, wanted, rtol=0, atol=slack)
 

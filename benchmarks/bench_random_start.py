@@ -1,4 +1,4 @@
-"""random_start against the reference, and against what it replaces: the noise of torch's own generator, added."""
+"""Time random_start against the reference, and against code that adds noise from torch's own generator."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def bench_random_start(
     def check(name: str, result: Tensor) -> None:
         if name in ("ours", "eager"):
             assert torch.equal(result, wanted)
-        else:  # other noise: of the same distribution
+        else:  # the noise is different and has the same distribution
             moved = result - to_unit(images)
             assert moved.abs().max() <= EPSILON + 1e-6
             torch.testing.assert_close(moved.std(), (wanted - to_unit(images)).std(), rtol=0.02, atol=0)

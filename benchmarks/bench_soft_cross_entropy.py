@@ -1,8 +1,8 @@
-"""soft_cross_entropy and its backward against torch's cross_entropy and its backward, eager and compiled.
+"""Time soft_cross_entropy with its backward against torch's cross_entropy with its backward, eager and compiled.
 
-"eager" and "compile" are torch's cross_entropy; it is the plain code that a user would write. "by hand" makes loss and
-gradient without autograd, in plain code, and "by reference" likewise with the reference's rule for what is not finite;
-no backward of these can go on to a network.
+"eager" and "compile" are torch's cross_entropy, which is the plain code that a user would write. "by hand" computes the
+loss and the gradient without autograd in plain code, and "by reference" does the same with the reference, which also
+handles NaN and infinity. The last two are lower bounds: their result cannot be propagated back into a network.
 """
 
 from __future__ import annotations
@@ -47,20 +47,20 @@ def bench_soft_cross_entropy(benchmark: BenchmarkFixture, device: torch.device, 
     wanted = by_reference(logits, labels)
 
     def check(name: str, result: tuple[Tensor, Tensor]) -> None:
-        slack = 1 if name == "ours" else 10  # torch's log_softmax rounds more coarsely
+        slack = 1 if name == "ours" else 10  # torch's log_softmax is less accurate
         torch.testing.assert_close(result[0], wanted[0], rtol=1e-6 * slack, atol=2e-6 * slack)
         torch.testing.assert_close(result[1] * batch, wanted[1] * batch, rtol=0, atol=1e-6 * slack)
 
-    torchs, hand = compiled(cross_entropy, logits), compiled(by_hand, logits)
-    referenced = compiled_reference(by_reference)
+    cross_entropy_compiled, by_hand_compiled = compiled(cross_entropy, logits), compiled(by_hand, logits)
+    reference_compiled = compiled_reference(by_reference)
     rivals = {
         "ours": lambda: with_backward(rmcla_fast.soft_cross_entropy),
         "eager": lambda: with_backward(cross_entropy),
-        "compile": lambda: with_backward(torchs),
+        "compile": lambda: with_backward(cross_entropy_compiled),
         "by hand": lambda: by_hand(logits, labels),
-        "by hand, compiled": lambda: hand(logits, labels),
+        "by hand, compiled": lambda: by_hand_compiled(logits, labels),
         "by reference": lambda: by_reference(logits, labels),
-        "by reference, compiled": lambda: referenced(logits, labels),
+        "by reference, compiled": lambda: reference_compiled(logits, labels),
     }
     case = f"{batch} x {classes}, with backward"
     compare(benchmark, "soft_cross_entropy", case, rivals, check, like=logits, bytes_moved=3 * logits.nbytes)

@@ -1,4 +1,4 @@
-"""What the operator benchmarks share: the sizes, compiled rivals, and the record of a comparison."""
+"""Provide what the operator benchmarks share: input sizes, compiled rivals, and the comparison itself."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from roofline import copies, roof_seconds
-from timing import Run, figure, interleaved, reason, spread, uses_graphs
+from timing import Run, one_line, quartiles, time_interleaved, typical_seconds
 from torch import Tensor
 
 from rmcla_fast.ops.dispatch import resolve
@@ -33,67 +33,78 @@ IMAGES = [
 
 @dataclass
 class Row:
-    """One comparison; seconds a call."""
+    """The result of one comparison. Times are seconds per call.
+
+    Attributes:
+        operator: the name of the operator.
+        case: its input in words.
+        device: the device that it ran on.
+        backend: the backend of "ours".
+        cold: True if a call finds none of its inputs in the L2 cache; None on a CPU.
+        seconds: the time of each rival.
+        spread: the lower and upper quartile of the rounds for each rival.
+        missing: the rivals that could not be timed, and the reason.
+        roof: the time that the memory traffic alone takes.
+    """
 
     operator: str
     case: str
     device: str
-    backend: str  # of "ours"
-    cold: bool | None  # whether a call finds none of its inputs in L2; None on a CPU
+    backend: str
+    cold: bool | None
     seconds: dict[str, float]
-    spread: dict[str, tuple[float, float]]  # quartiles over the rounds
-    missing: dict[str, str] = field(default_factory=dict)  # the rivals that gave no figure, and why
-    roof: float | None = None  # seconds that the memory traffic alone takes
+    spread: dict[str, tuple[float, float]]
+    missing: dict[str, str] = field(default_factory=dict)
+    roof: float | None = None
 
     def ratio(self, rival: str) -> float:
+        """Return how many times as long as ours a rival takes."""
         return self.seconds[rival] / self.seconds["ours"]
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 rows: list[Row] = []
-references_until = float("inf")  # on `time.monotonic`; conftest.py sets it
+references_until = float("inf")  # a time of `time.monotonic`; conftest.py sets it
 
 
-def _comparison_only(name: str, labels: Tensor, num_classes: int) -> Tensor:
+def _in_range_without_reading_values(name: str, labels: Tensor, num_classes: int) -> Tensor:
     return (labels >= 0) & (labels < num_classes)
 
 
 for _stem in ("augment", "joint_gradient", "soft_cross_entropy"):
-    # The rivals are spared the check of label and index values: it reads them, so a compiled graph would break there.
-    importlib.import_module(f"rmcla_fast.reference.{_stem}").in_range = _comparison_only  # type: ignore[attr-defined]
+    # The references skip the check of label and index values: it reads them, which would break a compiled graph.
+    importlib.import_module(f"rmcla_fast.reference.{_stem}").in_range = _in_range_without_reading_values  # type: ignore[attr-defined]
 
 
-def _topk(z: Tensor, count: int) -> Tensor:
+def _smallest(z: Tensor, count: int) -> Tensor:
     return z.topk(count, largest=False).indices
 
 
-# And the stable sort, many times as slow: without ties torch.topk selects the same classes.
-importlib.import_module("rmcla_fast.reference.joint_gradient").smallest = _topk  # type: ignore[attr-defined]
+# The reference sorts to break ties. Without ties torch.topk selects the same classes, and is many times as fast.
+importlib.import_module("rmcla_fast.reference.joint_gradient").smallest = _smallest  # type: ignore[attr-defined]
 
 
 def is_large(tensor: Tensor) -> bool:
-    """Whether memory traffic decides the time: a roof is drawn, and on a GPU each call starts with a cold L2."""
-    return tensor.numel() >= (1 << 20 if uses_graphs(tensor.device) else 1 << 22)
+    """Return whether memory traffic decides the time. Then a copy is timed too, and on a GPU the L2 cache is cold."""
+    return tensor.numel() >= (1 << 20 if tensor.is_cuda else 1 << 22)
 
 
 def compiled(plain: Callable[..., Any], like: Tensor) -> Callable[..., Any]:
-    """torch.compile of plain code for static shapes; large work on a GPU is also tuned (on a CPU that tunes only gemm).
+    """Compile plain code for static shapes, with autotuning for large work on a GPU.
 
-    Not mode="max-autotune-no-cudagraphs": its coordinate descent compiles one candidate after the other.
+    On a CPU, autotuning would only affect matrix products. The mode "max-autotune-no-cudagraphs" is not used, because
+    its coordinate descent compiles one candidate after another.
     """
-    tuned = uses_graphs(like.device) and is_large(like) and time.monotonic() < references_until
+    tuned = like.is_cuda and is_large(like) and time.monotonic() < references_until
     return torch.compile(plain, fullgraph=True, dynamic=False, options={"max_autotune": True} if tuned else None)
 
 
 def compiled_reference(reference: Callable[..., Any]) -> Callable[..., Any]:
-    """torch.compile of a reference, or a rival that says why it is missing."""
+    """Compile a reference, or return a rival that raises a TimeoutError if there is no time left to compile it."""
     if time.monotonic() < references_until:
         return torch.compile(reference, fullgraph=True, dynamic=False)
 
     def too_late(*_: Any) -> None:
-        raise TimeoutError("not compiled, to keep within the time of --references-for")
+        raise TimeoutError("it was not compiled, because the time of --references-for was used up")
 
     return too_late
 
@@ -108,10 +119,15 @@ def compare(
     like: Tensor,
     bytes_moved: int,
 ) -> None:
-    """Checks each rival's result ("ours" is one), times them in turns, records the row, and tells pytest-benchmark.
+    """Check and time the rivals, of which "ours" is one, and add the result to `rows` and to pytest-benchmark's report.
 
-    `check(name, result)` raises where a result is wrong. `like` is a tensor of the size that the operator works on, and
-    `bytes_moved` what it must read and write. Only "ours" must succeed; a rival that does not is recorded as missing.
+    Args:
+        benchmark: pytest-benchmark's fixture.
+        operator, case: the name of the operator, and its input in words.
+        rivals: the functions to time, by name. "ours" must succeed; another one that fails is recorded as missing.
+        check: is called with the name and result of each rival, and raises an exception if the result is wrong.
+        like: a tensor of the size that the operator works on.
+        bytes_moved: the number of bytes that the operator must read and write.
     """
     device, large = like.device, is_large(like)
     runs: dict[str, Run] = {}
@@ -123,19 +139,19 @@ def compare(
         except Exception as error:
             if name == "ours":
                 raise
-            missing[name] = reason(error)
+            missing[name] = one_line(error)
     copied = copies(like, bytes_moved) if large else {}
-    samples, failed = interleaved({**runs, **{name: run for name, (run, _) in copied.items()}}, device, large)
+    samples, failed = time_interleaved({**runs, **{name: run for name, (run, _) in copied.items()}}, device, large)
     assert "ours" not in failed, failed["ours"]
-    seconds = {name: figure(values, device) for name, values in samples.items()}
-    spreads = {name: spread(values) for name, values in samples.items()}
+    seconds = {name: typical_seconds(values, device) for name, values in samples.items()}
+    spreads = {name: quartiles(values) for name, values in samples.items()}
     roof = roof_seconds(seconds, copied, bytes_moved)
     backend = resolve(device.type, None)
-    cold = large if uses_graphs(device) else None
+    cold = large if like.is_cuda else None
     row = Row(operator, case, str(device), backend, cold, seconds, spreads, {**missing, **failed}, roof)
     rows.append(row)
-    benchmark.extra_info.update(row.as_dict())
-    if uses_graphs(device):  # pytest-benchmark's clock sees the host alone
+    benchmark.extra_info.update(asdict(row))
+    if like.is_cuda:  # pytest-benchmark's clock measures only the host
         benchmark.pedantic(rivals["ours"], rounds=1)
     else:
         benchmark.pedantic(rivals["ours"], rounds=5, iterations=max(1, int(0.002 / seconds["ours"])))

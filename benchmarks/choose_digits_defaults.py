@@ -1,9 +1,9 @@
-"""Which learning rate, batch size and weight decay digits should be trained with: chosen on training images held out.
+"""Choose the learning rate, batch size and weight decay for digits on held-out training images.
 
     python benchmarks/choose_digits_defaults.py --json benchmarks/results/digits_defaults.json
 
-Trains R-MC-LA on nine tenths of the training images for every point of the grid and every seed, and ranks the points by
-PGD-10 accuracy on the tenth left out (another tenth for each seed). The test images are never looked at.
+R-MC-LA is trained on nine tenths of the training images for every point of the grid and every seed. The points are
+ranked by PGD-10 accuracy on the held-out tenth, which differs from seed to seed. The test images are not used.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Point = tuple[float, int, float]
 
 
 def held_out_accuracy(job: tuple[Point, int]) -> tuple[float, float]:
-    """Clean and PGD-10 accuracy, in %, after the last epoch."""
+    """Train one model; return its clean and PGD-10 accuracy in % on the held-out images after the last epoch."""
     (rate, batch_size, decay), seed = job
     with tempfile.TemporaryDirectory() as folder:
         run = train(
@@ -70,7 +70,12 @@ def main() -> None:
         rows.append({"lr": rate, "batch_size": batch_size, "weight_decay": decay, "clean": clean, "pgd10": robust})
     rows.sort(key=lambda row: -row["pgd10"])
     table = Table(
-        "lr", "batch size", "weight decay", "clean", "PGD-10", title=f"held out, mean of {options.seeds} seeds"
+        "lr",
+        "batch size",
+        "weight decay",
+        "clean",
+        "PGD-10",
+        title=f"held-out images, mean of {options.seeds} seeds",
     )
     for row in rows:
         rates = (f"{row['lr']:g}", str(row["batch_size"]), f"{row['weight_decay']:g}")

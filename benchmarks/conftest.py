@@ -1,7 +1,8 @@
-"""The options, the device, and at the end the table of ratios; of a whole run also the raw figures with their machine.
+"""Configure the operator benchmarks: options and the device, a table of ratios at the end, and the raw figures.
 
-A whole run is `pytest benchmarks`, without -k or -m: a part would replace the record in benchmarks/results/, so a part
-writes its figures where `--rows FILE` says. A GPU's minute, which tests/test_benchmarks.py keeps selecting something:
+`pytest benchmarks` without -k or -m runs all cases and writes benchmarks/results/. A part of the cases would replace
+the figures of the others there, so its figures are written only to `--rows FILE`. This command measures a GPU in one
+minute, and tests/test_benchmarks.py checks that it selects cases of every operator:
 
     python -m pytest benchmarks/bench_{perturb_step,random_start,joint_gradient,soft_cross_entropy,augment}.py \\
       -m compact -q --benchmark-disable-gc --references-for 30 --rows FILE
@@ -15,6 +16,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +30,14 @@ from rich.table import Table
 from rmcla_fast.files import replacing
 
 RESULTS = Path(__file__).parent / "results"
-COMPACT = re.compile(  # the cases of -m compact
+COMPACT = re.compile(  # the cases that -m compact selects
     r"""bench_(perturb_step|random_start)\[
       | bench_joint_gradient\[(?!128x100\])
       | bench_soft_cross_entropy\[(128x10|4096x1000|64x21841)\]
       | bench_augment\[(224-contiguous|32-channels_last)\]""",
     re.VERBOSE,
 )
-collect_ignore = ["bench_fed_update.py", "bench_pgd.py", "bench_train_step.py"]  # programs of their own
+collect_ignore = ["bench_fed_update.py", "bench_pgd.py", "bench_train_step.py"]  # programs, not tests
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -44,12 +46,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--references-for",
         type=float,
         default=float("inf"),
-        help="compile references, and tune compiled plain code on a GPU, only in this many first seconds",
+        help="compile references, and autotune plain code on a GPU, only during this many seconds",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "compact: what a GPU is measured with in a minute")
+    config.addinivalue_line("markers", "compact: the cases that measure a GPU in a minute")
     cases.references_until = time.monotonic() + config.getoption("--references-for")
 
 
@@ -65,57 +67,55 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-facts_at_start = functools.cache(machine.facts)
+machine_at_start = functools.cache(machine.describe_machine)
 
 
 @pytest.fixture(autouse=True)
-def _recorded(request: pytest.FixtureRequest, device: torch.device) -> Iterator[None]:
-    facts = facts_at_start(device)
+def _write_figures(request: pytest.FixtureRequest, device: torch.device) -> Iterator[None]:
+    about = machine_at_start(device)
     torch._dynamo.reset()  # each case compiles the same functions for its own shapes
     before = len(cases.rows)
     yield
     path = request.config.getoption("--rows")
     if path and len(cases.rows) > before:
-        write(path, facts)
+        write_rows(path, about)
 
 
-def write(path: Path, facts: dict[str, Any]) -> None:
-    """All rows so far; a run that is killed leaves a whole file."""
+def write_rows(path: Path, about: dict[str, Any]) -> None:
+    """Write all rows so far. A run that is killed leaves a complete file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
-        rows = [row.as_dict() for row in cases.rows]
-        file.write((json.dumps({"context": facts, "rows": rows}, indent=1) + "\n").encode())
+        rows = [asdict(row) for row in cases.rows]
+        file.write((json.dumps({"context": about, "rows": rows}, indent=1) + "\n").encode())
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     if not cases.rows:
         return
-    facts = facts_at_start(torch.device(cases.rows[0].device))
-    facts |= {"load average at the end": os.getloadavg(), "clocks at the end": machine.clocks()}
+    about = machine_at_start(torch.device(cases.rows[0].device))
+    about |= {"load average at the end": os.getloadavg(), "clocks at the end": machine.clocks()}
     terminalreporter.ensure_newline()
     console = Console(file=terminalreporter._tw._file, width=150)
-    console.print(table(facts))
+    console.print(ratio_table(about))
     for row in cases.rows:
         for rival, why in row.missing.items():
             console.print(f"missing: {row.operator}, {row.case}, {rival}: {why}", markup=False, highlight=False)
     config = terminalreporter.config
     if config.getoption("--rows"):
-        write(config.getoption("--rows"), facts)
+        write_rows(config.getoption("--rows"), about)
     partial = config.option.keyword or config.option.markexpr
     if partial or any(not Path(argument).is_dir() for argument in config.args):
         return
-    name = re.sub(r"[^a-z0-9]+", "-", facts["machine"].lower()).strip("-")
-    path = RESULTS / f"operators-{name}-{facts['threads']}-threads.json"
-    write(path, facts)
+    name = re.sub(r"[^a-z0-9]+", "-", about["machine"].lower()).strip("-")
+    path = RESULTS / f"operators-{name}-{about['threads']}-threads.json"
+    write_rows(path, about)
     console.print(f"raw figures: {path.relative_to(RESULTS.parent.parent)}")
 
 
-def table(facts: dict[str, Any]) -> Table:
-    load = facts["load average"][0]
-    title = f"{facts['machine']}, {facts['threads']} threads, load average {load:.1f}, torch {facts['torch']}"
-    caption = (
-        "ours: quartiles of the rounds in brackets; rivals: their seconds over ours; roof: share of a copy's bandwidth"
-    )
+def ratio_table(about: dict[str, Any]) -> Table:
+    load = about["load average"][0]
+    title = f"{about['machine']}, {about['threads']} threads, load average {load:.1f}, torch {about['torch']}"
+    caption = "ours: quartiles in brackets; rivals: their time divided by ours; roof: our share of a copy's bandwidth"
     result = Table(title=title, caption=caption)
     ratios = ("eager", "compile", "plain", "plain, compiled")
     for column in ("operator", "case", "ours, us", *ratios, "others", "roof"):

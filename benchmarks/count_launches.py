@@ -1,14 +1,15 @@
-"""How many kernels the two compiled passes of an update launch, counted without a GPU in the code Inductor generates.
+"""Count the kernels that the compiled passes of an update launch, without a GPU, in the code that Inductor generates.
 
     python benchmarks/count_launches.py --json benchmarks/results/launches.json
 
-It needs a torch built for CUDA, with triton; a GPU is neither needed nor used. The network holds fake tensors of device
-"cuda", and Inductor is told that it is an H100; its code is kept and never compiled or run. What it would decide by
-timing on the GPU is left out: matrix products are not padded. Kernels inside cuDNN and cuBLAS are not seen, so an
-extern call counts once; nor are the optimizer and our own operators, which are outside the passes.
+This needs a torch built for CUDA, with triton, but no GPU. The network holds fake tensors on the device "cuda", and
+Inductor is told that the device is an H100. Its code is kept, and never compiled or run. Three things are not counted:
+the padding of matrix products, which Inductor decides by timing them on the GPU; the kernels inside cuDNN and cuBLAS,
+so that a call of these libraries counts as one; and the optimizer and our own operators, which are outside the passes.
 
-Against the profiles of an H100 with the same torch 2.11.0 (step-main.json, step-wrn.json): wrn-28-10 has the same
-Triton kernels, name for name; so has preact-resnet18 once its classifier's product is padded, by a launch a forward.
+The counts were compared with the profiles of an H100 and the same torch 2.11.0 (step-main.json, step-wrn.json). For
+wrn-28-10, all Triton kernels have the same names. For preact-resnet18 they do too, except that the GPU pads the matrix
+product of the classifier, which adds one launch to each forward pass.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "pdl": {"triton.enable_pdl": True},  # what TORCHINDUCTOR_ENABLE_PDL=1 sets
 }
 PARTS = ("attack forward", "attack backward", "update forward", "update backward")
-H100 = SimpleNamespace(  # what Inductor asks of a device
+H100 = SimpleNamespace(  # the properties that Inductor reads from a device
     **{"name": "NVIDIA H100 80GB HBM3", "major": 9, "minor": 0, "multi_processor_count": 132, "warp_size": 32},
     **{"regs_per_multiprocessor": 65536, "max_threads_per_multi_processor": 2048, "max_threads_per_block": 1024},
     **{"shared_memory_per_block_optin": 232448, "total_memory": 80 * 2**30, "L2_cache_size": 50 * 2**20},
@@ -51,13 +52,13 @@ H100 = SimpleNamespace(  # what Inductor asks of a device
 
 
 class Generated(Exception):
-    """Raised in place of running generated code."""
+    """An exception that is raised in place of running generated code."""
 
 
 def count(code: str) -> dict[str, Any]:
-    """The launches of one generated module's `call`, which is straight-line code: each call in it runs exactly once."""
+    """Count the launches in `call` of a generated module, which has no branches or loops: each line runs once."""
     tree = ast.parse(code)
-    source = {  # of each kernel, by the name it is launched by
+    source = {  # the source of each kernel, by the name that launches it
         node.targets[0].id: ast.unparse(node.value)
         for node in tree.body
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
@@ -84,7 +85,7 @@ def count(code: str) -> dict[str, Any]:
 
 @contextmanager
 def pretended_h100() -> Iterator[list[tuple[bool, str]]]:
-    """While it lasts, Inductor generates code for an H100; gives the list where (is backward, code) arrive."""
+    """Make Inductor generate code for an H100; yield the list that collects (is backward, code)."""
     import torch._functorch.config
     import torch._inductor.config
     import torch.utils._triton
@@ -106,7 +107,7 @@ def pretended_h100() -> Iterator[list[tuple[bool, str]]]:
 
     fold = UniformValueConstantFolder.run
 
-    def fold_on_cpu(folder: Any, *args: Any) -> Any:  # it computes constants for real
+    def fold_on_cpu(folder: Any, *args: Any) -> Any:  # it computes constants, which needs a real device
         with OnCpu():
             return fold(folder, *args)
 
@@ -118,7 +119,7 @@ def pretended_h100() -> Iterator[list[tuple[bool, str]]]:
         (CudaInterface, device | {"is_available": lambda: True}),
         (CudaInterface.Worker, {"get_device_properties": lambda device=None: H100}),
         (torch.utils._triton, {"triton_backend": lambda: SimpleNamespace(hash=lambda: "sm_90")}),
-        # Without a device torch denies cuDNN's bfloat16, and falls back to a convolution that is not channels-last.
+        # Without a device torch rejects bfloat16 in cuDNN, and takes a convolution that is not channels-last.
         (torch._C, {"_select_conv_backend": lambda *args, **kwargs: torch._C._ConvBackend.Cudnn}),
         (UniformValueConstantFolder, {"run": fold_on_cpu}),
         (GraphLowering, {"_compile_to_module_lines": keep}),
@@ -129,17 +130,17 @@ def pretended_h100() -> Iterator[list[tuple[bool, str]]]:
             stack.enter_context(mock.patch.multiple(target, **names))
         stack.enter_context(torch._inductor.config.patch(config))
         stack.enter_context(torch._functorch.config.patch(force_non_lazy_backward_lowering=True))
-        stack.enter_context(torch.autograd.set_multithreading_enabled(False))  # the GPU's thread would need a GPU
-        stack.enter_context(no_contexts())
+        stack.enter_context(torch.autograd.set_multithreading_enabled(False))  # the thread of a GPU would need a GPU
+        stack.enter_context(without_device_contexts())
         yield codes
 
 
 @contextmanager
-def no_contexts() -> Iterator[None]:
-    """Autograd hears that no device has a context; to look, as it does before every backward, needs a driver.
+def without_device_contexts() -> Iterator[None]:
+    """Make torch report that no device has a context. Autograd asks before every backward, and that needs a driver.
 
-    No function in Python answers for it, so the answer is put into a copy of the table of virtual functions, at the
-    place that the header beside the library gives it, after the two destructors.
+    The question cannot be answered from Python. So a C function that returns False is put into a copy of the table of
+    virtual functions. Its place in the table, after the two destructors, is read from the header of the library.
     """
     folder, words = Path(torch.__file__).parent, ctypes.c_void_p * 66
     header = (folder / "include/ATen/detail/AcceleratorHooksInterface.h").read_text()
@@ -159,7 +160,7 @@ def no_contexts() -> Iterator[None]:
 
 
 def launches(name: str, batch: int, size: int, classes: int, inductor: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The counts of each of PARTS, in bfloat16 and channels_last."""
+    """Return the counts for each of PARTS, in bfloat16 and channels_last."""
     import torch._inductor.config
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -168,7 +169,7 @@ def launches(name: str, batch: int, size: int, classes: int, inductor: dict[str,
     with torch.device("meta"):
         model = models.create(name, classes).to(memory_format=torch.channels_last)
     with pretended_h100() as codes, torch._inductor.config.patch(inductor), FakeTensorMode():
-        for module in model.modules():  # Module.to() cannot turn its tensors into fake ones
+        for module in model.modules():  # Module.to() cannot make fake tensors
             for held in (module._parameters, module._buffers):
                 for key, tensor in held.items():
                     if tensor is not None:
@@ -176,16 +177,16 @@ def launches(name: str, batch: int, size: int, classes: int, inductor: dict[str,
                         held[key] = torch.nn.Parameter(fake) if held is module._parameters else fake
         passes = Passes(model, "bf16", compiled=True)
         images = passes.layout(torch.empty(batch, 3, size, size, device="cuda"))
-        for run, trained in ((passes.attack, False), (passes.update, True)):  # in the default recipe's modes
+        for run, trained in ((passes.attack, False), (passes.update, True)):  # the modes of the default recipe
             model.train(trained)
             with suppress(Generated):
                 run(images.detach().requires_grad_(not trained))
     if [backward for backward, _ in codes] != [False, True, False, True]:
-        raise SystemExit(f"{name}: each pass must be one forward and one backward graph; there are {len(codes)} graphs")
+        raise SystemExit(f"each pass of {name} must have one forward and one backward graph; got {len(codes)} graphs")
     return {part: count(code) for part, (_, code) in zip(PARTS, codes, strict=True)}
 
 
-def row(name: str, variant: str, parts: dict[str, dict[str, Any]]) -> str:
+def table_row(name: str, variant: str, parts: dict[str, dict[str, Any]]) -> str:
     triton, pdl, cooperative, copies = (
         sum(part[what] for part in parts.values()) for what in ("triton", "with PDL", "cooperative", "copies")
     )
@@ -202,11 +203,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--classes", type=int, default=10)
-    parser.add_argument("--json", type=Path, help="a file for all counts")
+    parser.add_argument("--json", type=Path, help="write all counts to this file")
     options = parser.parse_args()
     if torch.version.cuda is None or find_spec("triton") is None:
         lacks = "has no triton beside it" if torch.version.cuda else "is not built for CUDA"
-        raise SystemExit(f"torch {torch.__version__} {lacks}, so it can generate no CUDA code to count launches in")
+        raise SystemExit(f"torch {torch.__version__} {lacks}, so it cannot generate CUDA code to count launches in")
     columns = ("network", "Inductor", "Triton", *PARTS, "with PDL", "cooperative", "copies, fills", "extern calls")
     print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}", flush=True)
     found: dict[str, Any] = {}
@@ -214,7 +215,7 @@ def main() -> None:
         for variant in options.variants.split(","):
             parts = launches(name, options.batch, options.size, options.classes, VARIANTS[variant])
             found.setdefault(name, {})[variant] = parts
-            print(row(name, variant, parts), flush=True)
+            print(table_row(name, variant, parts), flush=True)
     if options.json:
         about = {"torch": torch.__version__, "batch": options.batch, "size": options.size, "classes": options.classes}
         options.json.write_text(json.dumps(about | {"launches": found}, indent=1) + "\n")

@@ -1,9 +1,10 @@
-"""Every recipe on digits, at two epsilons, over three seeds: does each step of the method show?
+"""Train every recipe on digits with two epsilons and three seeds, to see what each part of the method adds.
 
     python benchmarks/digits_recipes.py --out benchmarks/results/digits-recipes
 
-Trains each network anew with the defaults for digits and attacks it at the epsilon it was trained with, on the 360 test
-images: clean, FGSM and CE20 for every seed, AutoAttack (twenty times as slow) for the first. Writes OUT.json, OUT.md.
+Each network is trained with the defaults for digits, and attacked with its own epsilon on the 360 test images: clean,
+FGSM and CE20 for every seed, and AutoAttack, which takes twenty times as long, for the first seed. The results are
+written to OUT.json and OUT.md.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from conftest import context
+import torch
+from machine import describe_machine
 from rich.console import Console
 from rich.progress import track
 
@@ -28,11 +30,11 @@ from rmcla_fast.attacks import evaluate
 from rmcla_fast.training import TrainConfig, train
 
 Job = tuple[str, float, int]
-QUICK = ("clean", "fgsm", "ce20")
+FAST_ATTACKS = ("clean", "fgsm", "ce20")
 
 
 def accuracies(job: Job) -> dict[str, float]:
-    """Accuracy in % under each attack, and the minutes of training."""
+    """Train one model; return its accuracy in % under each attack, and the minutes of training."""
     recipe, epsilon, seed = job
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
@@ -40,22 +42,24 @@ def accuracies(job: Job) -> dict[str, float]:
         minutes = (time.perf_counter() - began) / 60
         model = rmcla_fast.load(run)
     test = rmcla_fast.data.load("digits").test
-    attacks = (*QUICK, "autoattack") if seed == 0 else QUICK
+    attacks = (*FAST_ATTACKS, "autoattack") if seed == 0 else FAST_ATTACKS
     found = evaluate(model, test.images, test.labels, attacks=attacks, epsilon=epsilon)
     return {name: result.accuracy for name, result in found.items()} | {"minutes": minutes}
 
 
-def markdown(rows: list[dict[str, Any]], about: dict[str, Any], seeds: int) -> str:
+def markdown_table(rows: list[dict[str, Any]], about: dict[str, Any], seeds: int) -> str:
     lines = [
-        f"Digits, {seeds} seeds: mean (least to most). AutoAttack: the first seed. {about['machine']}, "
-        f"{about['cores']} cores, torch {about['torch']}, commit {about['commit']}. "
+        f"Digits, {seeds} seeds: mean (lowest to highest). AutoAttack: only the first seed. "
+        f"{about['machine']}, {about['cores']} cores, torch {about['torch']}, commit {about['commit']}. "
         "Made by `python benchmarks/digits_recipes.py`.",
         "",
         "| recipe | passes | epsilon | clean | FGSM | CE20 | AutoAttack |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        cells = [f"{statistics.mean(row[name]):.1f} ({min(row[name]):.1f} to {max(row[name]):.1f})" for name in QUICK]
+        cells = [
+            f"{statistics.mean(row[name]):.1f} ({min(row[name]):.1f} to {max(row[name]):.1f})" for name in FAST_ATTACKS
+        ]
         cost = recipes.get(row["recipe"]).cost
         lines.append(
             f"| {row['recipe']} | {cost:g}F | {row['epsilon']:g} | {' | '.join(cells)} | {row['autoattack'][0]:.1f} |"
@@ -80,10 +84,10 @@ def main() -> None:
     rows = []
     for number, (recipe, epsilon) in enumerate(points):
         of_point = results[number * options.seeds : (number + 1) * options.seeds]
-        columns = {name: [result[name] for result in of_point] for name in (*QUICK, "minutes")}
+        columns = {name: [result[name] for result in of_point] for name in (*FAST_ATTACKS, "minutes")}
         rows.append({"recipe": recipe, "epsilon": epsilon, **columns, "autoattack": [of_point[0]["autoattack"]]})
-    about = context()
-    text = markdown(rows, about, options.seeds)
+    about = describe_machine(torch.device("cpu"))
+    text = markdown_table(rows, about, options.seeds)
     options.out.with_suffix(".json").write_text(json.dumps({"context": about, "rows": rows}, indent=1) + "\n")
     options.out.with_suffix(".md").write_text(text)
     print(text)

@@ -1,9 +1,9 @@
-"""The tables and the picture of what `gpu_quarter.sh` measured, from the files in its archive.
+"""Print the tables, and draw the picture, of what `gpu_quarter.sh` measured, from the files in its archive.
 
     python benchmarks/gpu_report.py benchmarks/results/nvidia-h100-80gb-hbm3-2026-11-26 --picture docs/h100.png
     python benchmarks/gpu_report.py benchmarks/results/train_step_cpu_eager_fp32_preact-resnet18.json  # of a CPU
 
-docs/h100.md and docs/results.md have these tables; tests/test_gpu_report.py holds them to what this prints.
+docs/h100.md and docs/results.md hold these tables, and tests/test_gpu_report.py checks that they equal what this prints.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's, whichever is installed
+sys.path.insert(0, str(Path(__file__).parents[1]))  # imports this checkout, even if another version is installed
 from rmcla_fast import recipes
 from rmcla_fast.errors import need
 
@@ -32,7 +32,7 @@ STEPS = ("main", "uncaptured", "preact-512", "wrn", "resnet50")
 ATTACKS = ("clean", "fgsm", "ce20", "cw100", "autoattack")
 
 
-def table(head: list[str], rows: list[list[str]]) -> str:
+def markdown_table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
 
 
@@ -40,22 +40,24 @@ def median(report: dict[str, Any], name: str) -> float:
     return statistics.median(report["seconds"][name]["wall"])
 
 
-def tests(folder: Path) -> str:
-    """Each selection of tests with its counts."""
+def tests_table(folder: Path) -> str:
+    """Return a table with the counts of each selection of tests."""
     rows = []
     for path in sorted(folder.glob("tests-*.log")):
         ended = re.findall(r"^((?:\d+ \w+, )*\d+ \w+) in ([\d.]+)s", path.read_text(), re.MULTILINE)
-        last = ended[-1] if ended else ("0 counted", "nan")  # it was stopped
+        last = ended[-1] if ended else ("0 counted", "nan")  # the tests were stopped
         counts = dict(reversed(count.split()) for count in last[0].split(", "))  # type: ignore[misc]
         kinds = [counts.get(kind, "0") for kind in ("passed", "failed", "skipped")]
         rows.append([path.stem.removeprefix("tests-"), *kinds, f"{float(last[1]):.0f}"])
-    return table(["selection", "passed", "failed", "skipped", "seconds"], rows)
+    return markdown_table(["selection", "passed", "failed", "skipped", "seconds"], rows)
 
 
-def step(report: dict[str, Any]) -> str:
-    """Every rival: milliseconds, images a second, TFLOP/s of the passes and their share of the matrix product's rate.
+def step_table(report: dict[str, Any]) -> str:
+    """Return a table with one row for each rival of a step on a GPU.
 
-    The last columns are ratios of medians to our steps, of r-mc-la and of r-mc-la+, whose method the public step is.
+    The columns are milliseconds, images per second, the TFLOP/s of the passes and their share of the rate of a matrix
+    product. The last columns are ratios of medians to our r-mc-la step, and to our r-mc-la+ step, which is the method
+    of the public step.
     """
     ours = [name for name in ("r-mc-la step", "r-mc-la+ step") if name in report["seconds"]]
     rows = []
@@ -73,13 +75,13 @@ def step(report: dict[str, Any]) -> str:
         fastest = f"{min(samples['wall']) * 1e3:.2f}"
         rows.append([name, f"{seconds * 1e3:.2f}", fastest, f"{images:,.0f}", flops, share, *ratios])
     head = ["one update", "ms, median", "fastest", "images/s", "TFLOP/s", "of the matrix product's rate"]
-    return table([*head, *(f"over the {name}" for name in ours)], rows)
+    return markdown_table([*head, *(f"over the {name}" for name in ours)], rows)
 
 
-def rounds(report: dict[str, Any]) -> str:
-    """Every rival of a step on a CPU: milliseconds, and how many times as long as our steps.
+def cpu_step_table(report: dict[str, Any]) -> str:
+    """Return a table with one row for each rival of a step on a CPU: milliseconds, and ratios to our steps.
 
-    The ratios are medians of the rounds' own: in a round all rivals meet the same busy neighbours.
+    A ratio is the median of the ratios of all rounds, because busy neighbours slow all rivals of a round.
     """
     ours = [name for name in ("r-mc-la step", "r-mc-la+ step") if name in report["seconds"]]
     walls = {name: samples["wall"] for name, samples in report["seconds"].items()}
@@ -87,11 +89,11 @@ def rounds(report: dict[str, Any]) -> str:
     for name, wall in walls.items():
         ratios = [statistics.median(a / b for a, b in zip(wall, walls[step], strict=True)) for step in ours]
         rows.append([name, f"{median(report, name) * 1e3:.0f}", *(f"{ratio:.2f}" for ratio in ratios)])
-    return table(["one update", "ms, median", *(f"over the {name}" for name in ours)], rows)
+    return markdown_table(["one update", "ms, median", *(f"over the {name}" for name in ours)], rows)
 
 
-def classes(report: dict[str, Any]) -> str:
-    """What the r-mc-la step's kernels are, and their share of the time that all kernels take."""
+def kernels_table(report: dict[str, Any]) -> str:
+    """Return a table of the kernels in an r-mc-la step by class, with their share of the time of all kernels."""
     found = {title: list(values) for title, values in report["kernels"]["by_class"].items()}
     casts = [
         taken
@@ -107,11 +109,11 @@ def classes(report: dict[str, Any]) -> str:
         for title in titles
         if found[title][1]
     ]
-    return table(["kernels", "in a step", "ms", "of all kernels"], rows)
+    return markdown_table(["kernels", "in a step", "ms", "of all kernels"], rows)
 
 
-def variants(folder: Path) -> str:
-    """The r-mc-la step under each option of Inductor and cuDNN, in processes of their own."""
+def options_table(folder: Path) -> str:
+    """Return a table of the r-mc-la step with each option of Inductor and cuDNN, each in a separate process."""
     medians = {}
     for name in VARIANTS:
         paths = sorted([*folder.glob(f"step-{name}.json"), *folder.glob(f"step-{name}-[2-9].json")])
@@ -124,14 +126,14 @@ def variants(folder: Path) -> str:
         each = ", ".join(f"{one * 1e3:.2f}" for one in sorted(processes))
         several = f" (of {each})" if len(processes) > 1 else ""
         rows.append([VARIANTS[name], f"{seconds * 1e3:.2f}{several}", f"{seconds / base:.3f}"])
-    return table(["r-mc-la step", "ms", "over as it is"], rows)
+    return markdown_table(["r-mc-la step", "ms", "over as it is"], rows)
 
 
-def operators(report: dict[str, Any]) -> str:
-    """Every operator: microseconds, rivals over ours, share of a copy's bandwidth."""
+def operators_table(report: dict[str, Any]) -> str:
+    """Return a table of the operators: microseconds, ratios of the rivals to ours, share of a copy's bandwidth."""
     rows = []
     for row in report["rows"]:
-        if len(row["seconds"]) == 1:  # what a call costs by itself
+        if len(row["seconds"]) == 1:  # the overhead of a call, without rivals
             continue
         seconds = row["seconds"]
         ours = seconds["ours"]
@@ -153,26 +155,27 @@ def operators(report: dict[str, Any]) -> str:
             ]
         )
     head = ["operator", "size", "ours, us", "plain", "plain, compiled", "reference", "reference, compiled", "of a copy"]
-    return table(head, rows)
+    return markdown_table(head, rows)
 
 
-def runs(folder: Path) -> dict[str, str]:
-    """The recipes that were trained, by the names of their files."""
+def trained_recipes(folder: Path) -> dict[str, str]:
+    """Return the recipes that were trained, by the beginnings of their file names."""
     found = sorted(path.name.removesuffix("-evaluation.json") for path in folder.glob("*-evaluation.json"))
     return {run: run.replace("-plus", "+") for run in found}
 
 
-def epochs(folder: Path, run: str) -> list[dict[str, Any]]:
+def epoch_rows(folder: Path, run: str) -> list[dict[str, Any]]:
+    """Return what the run logged at the end of each epoch."""
     lines = (folder / f"{run}-metrics.jsonl").read_text().splitlines()
     return [row for row in map(json.loads, lines) if row["kind"] == "epoch"]
 
 
-def training(folder: Path) -> str:
-    """Every run: seconds of training and accuracy under each attack."""
+def training_table(folder: Path) -> str:
+    """Return a table of the runs: seconds of training, and accuracy under each attack."""
     rows = []
-    for run, name in runs(folder).items():
-        ended = epochs(folder, run)
-        later = len(ended) - 1  # the first epoch compiles and captures
+    for run, name in trained_recipes(folder).items():
+        ended = epoch_rows(folder, run)
+        later = len(ended) - 1  # the first epoch also compiles and captures
         each = f"{(ended[-1]['seconds'] - ended[0]['seconds']) / later:.2f}" if later else ""
         attacks = json.loads((folder / f"{run}-evaluation.json").read_text())["attacks"]
         accuracies = [f"{attacks[attack]['accuracy']:.1f}" if attack in attacks else "not run" for attack in ATTACKS]
@@ -187,17 +190,17 @@ def training(folder: Path) -> str:
             ]
         )
     head = ["recipe", "passes", "epochs", "seconds of training", "seconds an epoch"]
-    return table([*head, "clean", "FGSM", "CE20", "CW100", "AutoAttack"], rows)
+    return markdown_table([*head, "clean", "FGSM", "CE20", "CW100", "AutoAttack"], rows)
 
 
 def tables(folder: Path) -> dict[str, str]:
-    """Each table whose files are there, by its title; or that of one file of a benchmark on a CPU."""
+    """Return all tables that can be made from the files in a folder, by title, or the table of a single file."""
     found: dict[str, str] = {}
     if folder.is_file():
         report = json.loads(folder.read_text())
-        return {folder.stem: operators(report) if "rows" in report else rounds(report)}
+        return {folder.stem: operators_table(report) if "rows" in report else cpu_step_table(report)}
     if list(folder.glob("tests-*.log")):
-        found["Tests"] = tests(folder)
+        found["Tests"] = tests_table(folder)
     for name in STEPS:
         path = folder / f"step-{name}.json"
         if path.exists():
@@ -205,33 +208,33 @@ def tables(folder: Path) -> dict[str, str]:
             options = report["context"]["options"]
             title = f"{options['model']}, batch {options['batch']}"
             title += "" if options["capture"] == "cuda-graph" else ", without a CUDA graph"
-            found[f"One update of {title}"] = step(report)
+            found[f"One update of {title}"] = step_table(report)
             if report.get("kernels"):
-                found[f"What an update of {title} is made of"] = classes(report)
+                found[f"What an update of {title} is made of"] = kernels_table(report)
     if (folder / "step-default.json").exists():
-        found["Options of Inductor and cuDNN"] = variants(folder)
+        found["Options of Inductor and cuDNN"] = options_table(folder)
     if (folder / "operators.json").exists():
-        found["Operators"] = operators(json.loads((folder / "operators.json").read_text()))
-    if runs(folder):
-        found["Training"] = training(folder)
+        found["Operators"] = operators_table(json.loads((folder / "operators.json").read_text()))
+    if trained_recipes(folder):
+        found["Training"] = training_table(folder)
     return found
 
 
-def picture(folder: Path, path: Path) -> None:
-    """Left: accuracy over seconds of training. Right: milliseconds an update of every rival."""
+def draw_picture(folder: Path, path: Path) -> None:
+    """Draw accuracy over seconds of training on the left, and milliseconds per update of each rival on the right."""
     need("matplotlib", "train", "the picture").use("agg")
     figure = need("matplotlib.figure", "train", "the picture").Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for number, (run, name) in enumerate(runs(folder).items()):
+    for number, (run, name) in enumerate(trained_recipes(folder).items()):
         colour = f"C{number}"
-        watched = [row for row in epochs(folder, run) if "pgd" in row]
+        watched = [row for row in epoch_rows(folder, run) if "pgd" in row]
         seconds = [row["seconds"] for row in watched]
         clean, pgd = ([row[name] for row in watched] for name in ("clean", "pgd"))
         left.plot(seconds, clean, color=colour, linestyle=":", label=f"{name}: clean, held-out images")
         left.plot(seconds, pgd, color=colour, label=f"{name}: PGD, held-out images")
         attacked = json.loads((folder / f"{run}-evaluation.json").read_text())["attacks"].get("autoattack")
         if attacked:
-            end = epochs(folder, run)[-1]["seconds"]
+            end = epoch_rows(folder, run)[-1]["seconds"]
             label = f"{name}: AutoAttack, {attacked['images']} test images"
             left.plot(end, attacked["accuracy"], "*", color=colour, markersize=13, label=label)
     left.set(xlabel="seconds of training", ylabel="accuracy in %", xlim=(0, None), ylim=(0, 100))
@@ -245,7 +248,7 @@ def picture(folder: Path, path: Path) -> None:
     ]
     bars = right.barh(names[::-1], milliseconds[::-1], color=colours[::-1])
     right.bar_label(bars, fmt="%.1f", padding=3)
-    right.set(xlabel="milliseconds an update of 128 images (ours blue)", xlim=(0, 1.12 * max(milliseconds)))
+    right.set(xlabel="milliseconds per update of 128 images (ours in blue)", xlim=(0, 1.12 * max(milliseconds)))
     right.set_title(report["context"]["machine"], fontsize=10)
     for axis in (left, right):
         axis.grid(alpha=0.3)
@@ -255,16 +258,16 @@ def picture(folder: Path, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--picture", type=Path)
+    parser.add_argument("folder", type=Path, help="the unpacked archive, or one JSON file")
+    parser.add_argument("--picture", type=Path, help="also draw this PNG file")
     options = parser.parse_args()
     found = tables(options.folder)
     if not found:
-        sys.exit(f"{options.folder} has none of the files that gpu_quarter.sh brings back in raw.tgz")
+        sys.exit(f"{options.folder} has none of the files that gpu_quarter.sh puts into raw.tgz")
     for title, text in found.items():
         print(f"## {title}\n\n{text}\n")
     if options.picture:
-        picture(options.folder, options.picture)
+        draw_picture(options.folder, options.picture)
 
 
 if __name__ == "__main__":

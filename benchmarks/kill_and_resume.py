@@ -1,10 +1,10 @@
-"""Kills a training run at random instants (SIGKILL), resumes it, and asks for the bits of the run that nobody killed.
+"""Kill a training run at random times, resume it, and check that it ends with the same bits as an uninterrupted run.
 
     python benchmarks/kill_and_resume.py --kills 50
 
-Each process is killed at an instant drawn over the time that a whole run takes, so that start-up, updates, checkpoints
-and the end are all hit; after every kill each checkpoint in the folder must be readable. A run that finishes is
-compared, and another begins.
+Each process is killed (SIGKILL) at a random time within the duration of a whole run, so that the kills hit start-up,
+updates, checkpoints and the end. After every kill, each checkpoint in the folder must be readable. A run that finishes
+is compared with the uninterrupted run, and another one begins.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ OPTIONS = [
     "cpu",
     "--quiet",
 ]
-TIMES = ("seconds", "images_per_second")
+MEASURED_TIMES = ("seconds", "images_per_second")
 
 
 def command(out: Path) -> list[str]:
     return [sys.executable, "-m", "rmcla_fast.cli", "train", *OPTIONS, "--resume", "--out", str(out)]
 
 
-def killed(out: Path, after: float) -> bool:
-    """Starts or resumes the run and kills it `after` seconds; False where it had finished by then."""
+def run_and_kill(out: Path, after: float) -> bool:
+    """Start or resume the run and kill it `after` seconds; return False if it had finished by then."""
     process = subprocess.Popen(command(out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
         _, said = process.communicate(timeout=after)
@@ -72,12 +72,12 @@ def killed(out: Path, after: float) -> bool:
 
 
 def differences(one: Any, other: Any, at: str = "checkpoint") -> list[str]:
-    """Where two checkpoints differ, times apart; bit for bit."""
+    """Return the places where two checkpoints differ in any bit, except for measured times."""
     if isinstance(one, torch.Tensor):
         same = isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
         return [] if same else [at]
     if isinstance(one, dict):
-        keys = (one.keys() | other.keys()) - {"out", "resume", *TIMES}
+        keys = (one.keys() | other.keys()) - {"out", "resume", *MEASURED_TIMES}
         return [
             found for key in sorted(keys, key=str) for found in differences(one.get(key), other.get(key), f"{at}.{key}")
         ]
@@ -94,11 +94,11 @@ def differences(one: Any, other: Any, at: str = "checkpoint") -> list[str]:
 
 def metrics(out: Path) -> list[dict[str, Any]]:
     rows = read_metrics(out / "metrics.jsonl")
-    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+    return [{name: value for name, value in row.items() if name not in MEASURED_TIMES} for row in rows]
 
 
 def compare(out: Path, whole: Path) -> list[str]:
-    """Where a run that was killed differs from one that was not: both checkpoints and metrics.jsonl."""
+    """Return the places where a killed run differs from the uninterrupted one: checkpoints and metrics.jsonl."""
     found = []
     for name in (checkpoint.LAST, checkpoint.BEST):
         found += differences(checkpoint.read(whole / name), checkpoint.read(out / name), name)
@@ -110,8 +110,8 @@ def compare(out: Path, whole: Path) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=0, help="of the instants")
-    parser.add_argument("--json", type=Path, help="write the result here")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random times")
+    parser.add_argument("--json", type=Path, help="write the result to this file")
     arguments = parser.parse_args()
     draw = random.Random(arguments.seed)
     folder = Path(tempfile.mkdtemp(prefix="rmcla-kill-"))
@@ -122,7 +122,7 @@ def main() -> None:
     steps: list[int] = []
     while kills < arguments.kills or (folder / "run").exists():
         wanted = kills < arguments.kills
-        if killed(folder / "run", draw.uniform(0, duration) if wanted else 3600):
+        if run_and_kill(folder / "run", draw.uniform(0, duration) if wanted else 3600):
             kills += 1
             last = folder / "run" / checkpoint.LAST
             for path in (last, folder / "run" / checkpoint.BEST):
@@ -135,7 +135,8 @@ def main() -> None:
         found = compare(folder / "run", folder / "whole")
         if found:
             raise SystemExit(
-                f"the resumed run differs in {', '.join(found[:5])}; killed at steps {steps}; see {folder}"
+                f"the resumed run differs in {', '.join(found[:5])} from the uninterrupted one; "
+                f"killed at steps {steps}; see {folder}"
             )
         runs += 1
         shutil.rmtree(folder / "run")

@@ -1,4 +1,4 @@
-"""What a report says about the machine and the code. Nothing here fails where git or nvidia-smi is missing."""
+"""Describe the machine and the code for a report. Nothing here fails if git or nvidia-smi is missing."""
 
 from __future__ import annotations
 
@@ -15,21 +15,25 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # this checkout's, whichever is installed
+sys.path.insert(0, str(ROOT))  # imports this checkout, even if another version is installed
 from rmcla_fast.ops.dispatch import resolve  # noqa: E402
 
 
 def commit() -> str:
-    """The environment variable COMMIT (for a copy without its history), else what git says, else "unknown"."""
+    """Return the environment variable COMMIT, or else the commit that git reports, or else "unknown".
+
+    COMMIT is for a copy of the checkout without its history.
+    """
     return os.environ.get("COMMIT") or _output("git", "describe", "--always", "--dirty") or "unknown"
 
 
 def clocks() -> str:
-    """The GPU's clocks, temperature and power at this moment; empty where nvidia-smi is missing."""
+    """Return the GPU's present clocks, temperature and power, or "" if nvidia-smi is missing."""
     return _nvidia_smi("clocks.sm,clocks.mem,temperature.gpu,power.draw")
 
 
-def machine(device: torch.device) -> str:
+def processor_name(device: torch.device) -> str:
+    """Return the name of the GPU or the CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
@@ -37,11 +41,11 @@ def machine(device: torch.device) -> str:
     return found[1] if found else platform.processor() or platform.machine()
 
 
-def facts(device: torch.device) -> dict[str, Any]:
-    """The machine, the versions, the commit and the load, for a JSON report."""
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """Return the machine, the versions, the commit and the load, for a JSON report."""
     about: dict[str, Any] = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": machine(device),
+        "machine": processor_name(device),
         "backend": resolve(device.type, None),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -56,7 +60,7 @@ def facts(device: torch.device) -> dict[str, Any]:
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         about |= {
-            "processor": machine(torch.device("cpu")),
+            "processor": processor_name(torch.device("cpu")),
             "compute capability": f"{properties.major}.{properties.minor}",
             "multiprocessors": properties.multi_processor_count,
             "memory bytes": properties.total_memory,
@@ -73,7 +77,7 @@ def _nvidia_smi(query: str) -> str:
 
 
 def _output(*command: str) -> str:
-    """What a command prints; empty where it is missing or fails."""
+    """Return what a command prints, or "" if the command is missing or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=20)
     except (OSError, subprocess.SubprocessError):

@@ -1,9 +1,9 @@
-"""Where the time of one captured update goes: its kernels by class, launches a step, and our own kernels one by one.
+"""Profile one captured update: its kernels by class, its launches, and each of our own kernels.
 
     python benchmarks/profile_step.py --batch 128 --channels-last --precision bf16 --recipe r-mc-la
 
-The kernels are timed under the profiler, so their sum is not the time of the step without it. On a CPU the operators of
-an eager step take the place of kernels.
+The profiler slows the kernels down, so their sum is not the time of the step without it. On a CPU, the operators of an
+eager step are shown in place of kernels.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from torch.profiler import ProfilerActivity, profile
 from rmcla_fast import recipes
 
 OURS = r"\b(warp_rows|block_rows|long_rows|step_elements|start_elements|augment_bytes)\b|rmcla_fast::|^_kernel$"
-CLASSES = (  # the first that a name matches
+CLASSES = (  # a kernel belongs to the first class whose pattern its name matches
     ("ours", OURS),
-    ("fused by torch.compile", r"^triton_"),  # batch norm, activation, addition: triton_{poi,red,per}_fused_OPERATORS
+    ("fused by torch.compile", r"^triton_"),  # their names are triton_{poi,red,per}_fused_OPERATORS
     ("copies", r"memcpy|memset|copy|fill|nchwTo|nhwcTo"),
     ("convolution, matrix product", r"conv|gemm|cudnn|cutlass|wgrad|dgrad|fprop|addmm|aten::mm|nchw|nhwc|splitK|xmma"),
     ("optimizer, average", r"multi_tensor|fused_sgd|FusedSgd|lerp|foreach"),
@@ -38,8 +38,8 @@ def class_of(name: str) -> str:
     return next(title for title, pattern in CLASSES if re.search(pattern, name, re.IGNORECASE))
 
 
-def kernels(run: Callable[[], object], steps: int, device: torch.device) -> dict[str, Any]:
-    """What `steps` calls of `run` consist of: milliseconds and kernels a step, by name and by class, and prints it."""
+def profile_kernels(run: Callable[[], object], steps: int, device: torch.device) -> dict[str, Any]:
+    """Profile `steps` calls of `run`; print and return the milliseconds and kernels per step by name and class."""
     on_gpu = device.type == "cuda"
 
     def all_steps() -> float:
@@ -50,7 +50,7 @@ def kernels(run: Callable[[], object], steps: int, device: torch.device) -> dict
             torch.cuda.synchronize()
         return (time.perf_counter() - started) / steps * 1e3
 
-    all_steps()  # compiles and captures
+    all_steps()  # compile and capture
     wall = min(all_steps() for _ in range(3))
     with profile(activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * on_gpu]) as profiler:
         all_steps()
@@ -59,7 +59,7 @@ def kernels(run: Callable[[], object], steps: int, device: torch.device) -> dict
     launches = 0.0
     for event in profiler.events():
         if on_gpu and event.device_type == DeviceType.CUDA and getattr(event, "is_user_annotation", False):
-            continue  # a span of kernels, which come themselves
+            continue  # spans of kernels are skipped, because the kernels are counted
         if event.device_type == (DeviceType.CUDA if on_gpu else DeviceType.CPU):
             taken = event.time_range.elapsed_us() if on_gpu else event.self_cpu_time_total
             milliseconds[event.name] += taken / 1e3 / steps
@@ -105,7 +105,7 @@ def main() -> None:
     options.capture = "cuda-graph" if options.device.startswith("cuda") else "eager"
     rivals = Rivals(options)
     print(f"{options.model}, {options.batch} images, {options.recipe}, {options.precision}")
-    kernels(rivals.step(recipes.get(options.recipe)), options.steps, rivals.device)
+    profile_kernels(rivals.step(recipes.get(options.recipe)), options.steps, rivals.device)
 
 
 if __name__ == "__main__":

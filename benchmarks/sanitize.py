@@ -1,4 +1,4 @@
-"""Every operator's kernels once, on sizes that reach each of their paths: what compute-sanitizer watches.
+"""Run the kernels of every operator once on each path through them, for compute-sanitizer to check.
 
 PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck python benchmarks/sanitize.py
 """
@@ -10,7 +10,8 @@ import torch
 import rmcla_fast
 from rmcla_fast.ops import dispatch
 
-# Rows in a warp, a block and shared memory; packed and not. Triton compiles for each dtype and many a size: fewer.
+# These sizes use rows in a warp, in a block and in shared memory, with and without packing. Triton gets fewer of them,
+# because it compiles for each dtype and most sizes.
 CLASSES = {"cuda": (2, 10, 100, 129, 1000, 1023, 21841), "triton": (10, 1000, 21841)}
 PIXELS = (0, 1, 1023, 12288, 1000001)
 DTYPES = {
@@ -26,7 +27,7 @@ def rows(device: torch.device, backend: str) -> None:
             logits = torch.randn(5, classes, device=device).to(dtype)
             logits[1] = float("nan")
             labels = torch.randint(0, classes, (5,), device=device)
-            labels[2] = classes  # no class: a row of NaN, and no read outside
+            labels[2] = classes  # it is no class, so the row becomes NaN and nothing outside is read
             for scheme, top_k in RULES:
                 options = {"top_k": top_k, "label_scheme": scheme, "backend": backend}
                 joint = rmcla_fast.joint_gradient(logits, labels, **options)
@@ -41,7 +42,7 @@ def elements(device: torch.device, backend: str) -> None:
     rng = torch.tensor([3, 5], device=device)
     for count in PIXELS:
         for dtype in DTYPES[backend]:
-            for first in (0, min(1, count)):  # at a boundary of 16 bytes, and after it
+            for first in (0, min(1, count)):  # aligned to 16 bytes, and not aligned
                 images = torch.rand(count, device=device).to(dtype)[first:]
                 grad = torch.randn(count, device=device).to(dtype)[first:]
                 start = rmcla_fast.random_start(images, 8 / 255, rng=rng, clip=True, backend=backend)
@@ -64,7 +65,7 @@ def main() -> None:
     for backend in ("cuda", "triton"):
         reason = dispatch.why_not("cuda", backend)
         if reason:
-            print(f"{backend}: not run, {reason}")
+            print(f"{backend}: not run, because {reason}")
             continue
         rows(device, backend)
         elements(device, backend)

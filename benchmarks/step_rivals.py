@@ -1,4 +1,4 @@
-"""The rivals of `bench_train_step.py`: our step, its passes, the public step, a lean one by hand, torchattacks."""
+"""Build the rivals of `bench_train_step.py`: our step, its passes alone, the public step, a lean step, torchattacks."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ Run = Callable[[], Any]
 EPSILON = 8 / 255
 
 
-class Crops(Dataset[tuple[Tensor, Tensor]]):
-    """Images cropped with a padding of 4 and flipped one by one, over and over."""
+class RepeatedCrops(Dataset[tuple[Tensor, Tensor]]):
+    """A data set that repeats some images, cropping (with a padding of 4) and flipping them one by one."""
 
     def __init__(self, images: Tensor, labels: Tensor, count: int) -> None:
         self.images, self.labels, self.count = images, labels, count
@@ -49,7 +49,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
 
 
 class Rivals:
-    """The network, the batch, and every rival as a function without arguments."""
+    """One batch of images, and methods that build each rival as a function without arguments."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
@@ -77,7 +77,7 @@ class Rivals:
         return lambda: step(self.images, self.labels)
 
     def passes(self, recipe: Recipe) -> Run:
-        """The recipe's forward and backward passes alone, on ready images with ready gradients, by the same means."""
+        """Build the recipe's passes alone, forward and backward, on fixed gradients, compiled like our step."""
         model, optimizer = self.network()
         options = self.options
         passes = Passes(model, options.precision, compiled=options.capture in ("compile", "cuda-graph"))
@@ -100,17 +100,17 @@ class Rivals:
             return logits.detach().sum()
 
         model.train()
-        return self._captured(update, optimizer)
+        return self._capture_if_asked(update, optimizer)
 
     def port(self) -> Run:
-        """The public code's step as it is: float32, an extra clean forward, weight gradients in the attack."""
+        """Build the public step as it is: float32, an extra clean forward pass, weight gradients in the attack."""
         return self._public_step(precision="fp32", compiled=False)
 
     def plain(self, compiled: bool) -> Run:
-        """The public step as a fast plain loop has it: under autocast, in the options' precision and layout.
+        """Build the public step as in a fast plain loop: under autocast, in the precision and layout of the options.
 
-        Compiled, both modes of the network are compiled, and where our step is one CUDA graph this one is, too. Its
-        method is that of r-mc-la+: it takes target and labels from a clean forward pass.
+        If `compiled`, the network is compiled in both modes, and the step is one CUDA graph if our step is. The method
+        is r-mc-la+, which takes the target and the labels from a clean forward pass.
         """
         return self._public_step(self.options.precision, compiled)
 
@@ -124,14 +124,14 @@ class Rivals:
             with self._autocast(precision):
                 return public_step(network, optimizer, clean, self.labels, noise, epsilon=EPSILON)
 
-        return self._captured(update, optimizer) if compiled else update
+        return self._capture_if_asked(update, optimizer) if compiled else update
 
     def lean(self) -> Run:
-        """R-MC-LA as an expert would write it without this library, with torch.compile as it comes.
+        """Build R-MC-LA as an expert would write it without this library, with default settings of torch.compile.
 
-        No clean forward; the attack's network sees frozen weights, so that no weight gradient is computed; the labels,
-        the logits' gradient, the noise and the signed step are compiled functions; where our step is one CUDA graph
-        this one is, too. Its attack starts from torch's own generator and from float images that are ready.
+        There is no clean forward pass. The network of the attack has frozen weights, so that no weight gradient is
+        computed. The labels, the gradient of the logits, the noise and the signed step are compiled functions. The step
+        is one CUDA graph if our step is. Its noise comes from torch's own generator, and its images are already float.
         """
         model, optimizer = self.network()
         compiled = partial(torch.compile, dynamic=False, fullgraph=True)
@@ -143,7 +143,7 @@ class Rivals:
                 return torch.func.functional_call(model, frozen, (start,))
 
         @compiled
-        def first(clean: Tensor) -> Tensor:
+        def random_start_of(clean: Tensor) -> Tensor:
             return clean + EPSILON * (2 * torch.rand_like(clean) - 1)
 
         @compiled
@@ -152,14 +152,14 @@ class Rivals:
                 logits = model(images)
             return nn.functional.cross_entropy(logits.float(), soft_labels)
 
-        aim, move = compiled(plain_labels), compiled(plain_move)
+        labels_and_gradient, move = compiled(plain_labels_and_gradient), compiled(plain_signed_step)
 
         def update(clean: Tensor, labels: Tensor, *_: Any) -> Tensor:
             optimizer.zero_grad(set_to_none=True)
-            start = first(clean).requires_grad_()
+            start = random_start_of(clean).requires_grad_()
             model.eval()
             logits = attack_logits(start)
-            grad_logits, soft_labels = aim(logits.detach(), labels)
+            grad_logits, soft_labels = labels_and_gradient(logits.detach(), labels)
             (grad,) = torch.autograd.grad(logits, start, grad_logits)
             moved = move(start.detach(), clean, grad)
             model.train()
@@ -168,10 +168,10 @@ class Rivals:
             optimizer.step()
             return loss.detach()
 
-        return self._captured(update, optimizer)
+        return self._capture_if_asked(update, optimizer)
 
-    def _captured(self, update: Callable[..., Tensor], optimizer: torch.optim.Optimizer) -> Run:
-        """The update on ready float images, as one CUDA graph where our own step is one."""
+    def _capture_if_asked(self, update: Callable[..., Tensor], optimizer: torch.optim.Optimizer) -> Run:
+        """Return a call of the update on float images, captured as one CUDA graph if our own step is."""
         clean = self.clean.contiguous(memory_format=self.layout)
         if self.options.capture != "cuda-graph":
             return lambda: update(clean, self.labels)
@@ -182,15 +182,15 @@ class Rivals:
         dtype = PRECISIONS[precision]
         return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
 
-    def fed(self) -> Run:
-        """The port as public loops feed it: a DataLoader crops and flips on the CPU, and the noise is drawn anew."""
+    def port_with_data_loader(self) -> Run:
+        """Build the public step in a usual loop, where a DataLoader crops and flips and each batch gets new noise."""
         model, optimizer = self.network()
         workers = min(8, os.cpu_count() or 1)
-        crops = Crops(self.images.cpu(), self.labels.cpu(), 100_000 * self.options.batch)
+        crops = RepeatedCrops(self.images.cpu(), self.labels.cpu(), 100_000 * self.options.batch)
         pin = self.device.type == "cuda"
         loader = DataLoader(crops, self.options.batch, num_workers=workers, pin_memory=pin, drop_last=True)
 
-        def batches_of() -> Iterator[list[Tensor]]:  # starts its processes when first asked
+        def batches_of() -> Iterator[list[Tensor]]:  # starts the worker processes at the first batch
             yield from loader
 
         batches = batches_of()
@@ -203,7 +203,7 @@ class Rivals:
         return run
 
     def unfused(self, recipe: Recipe) -> Run:
-        """Our eager step with the plain-torch reference of every operator."""
+        """Build our eager step with the plain-torch reference of every operator."""
         model, optimizer = self.network()
         step = TrainStep(model, optimizer, recipe, precision=self.options.precision, capture="eager")
 
@@ -221,7 +221,10 @@ class Rivals:
         return run
 
     def torchattacks_pgd(self, steps: int) -> Run | None:
-        """torchattacks' PGD in a plain loop; None where it is not installed (pip install --no-deps torchattacks)."""
+        """Build PGD by torchattacks in a plain loop, or return None if torchattacks is not installed.
+
+        To install it: pip install --no-deps torchattacks.
+        """
         try:
             import torchattacks
         except ImportError:
@@ -238,15 +241,15 @@ class Rivals:
 
         return run
 
-    def check(self) -> float:
-        """The step's loss against the port's over two updates in float32, before anything is timed."""
+    def compare_with_port(self) -> float:
+        """Return the largest relative difference in loss between our step and the port, over two float32 updates."""
         cudnn = torch.backends.cudnn
         before = cudnn.deterministic, cudnn.allow_tf32
         cudnn.deterministic, cudnn.allow_tf32 = True, False
         (ours, first), (theirs, second) = self.network(), self.network()
         step = TrainStep(ours, first, recipes.get("r-mc-la+"), capture="eager")
         images, labels, clean = self.images[:32], self.labels[:32], self.clean[:32]
-        still = torch.zeros_like(clean, memory_format=self.layout)  # the noise follows memory order
+        still = torch.zeros_like(clean, memory_format=self.layout)  # noise is drawn in memory order
         worst = 0.0
         for n in range(2):
             noise = random_start(still, EPSILON, rng=torch.tensor([0, n], device=self.device))
@@ -254,28 +257,30 @@ class Rivals:
             worst = max(worst, float((step(images, labels) - expected).abs() / expected))
         cudnn.deterministic, cudnn.allow_tf32 = before
         if worst > 2e-3:
-            raise SystemExit(f"the step and the independent port disagree by {worst:.1e}: nothing is timed")
+            raise SystemExit(f"nothing is timed: the losses of the step and the independent port differ by {worst:.1e}")
         return worst
 
-    def check_timed(self) -> float:
-        """Our step as it is timed, captured and in its precision, against itself eager: six updates from one state."""
+    def compare_with_eager(self) -> float:
+        """Return the largest relative difference in loss between the timed and the eager step, over six updates."""
         (ours, first), (theirs, second) = self.network(), self.network()
         recipe, precision = recipes.get("r-mc-la"), self.options.precision
         timed = TrainStep(ours, first, recipe, precision=precision, capture=self.options.capture)
         eager = TrainStep(theirs, second, recipe, precision=precision, capture="eager")
         worst = 0.0
-        for _ in range(6):  # three warm the graph up
+        for _ in range(6):  # the first three warm the graph up
             loss, expected = float(timed(self.images, self.labels)), float(eager(self.images, self.labels))
             worst = max(worst, abs(loss - expected) / expected)
         if not worst < (2e-3 if precision == "fp32" else 0.05):
-            raise SystemExit(f"the step that is timed and the eager one disagree by {worst:.1e}: nothing is timed")
+            raise SystemExit(f"nothing is timed: the losses of the timed and the eager step differ by {worst:.1e}")
         return worst
 
 
-def plain_labels(logits: Tensor, labels: Tensor, beta: float = 9.0, gamma: float = 0.01) -> tuple[Tensor, Tensor]:
-    """(gradient of -CE(z, most confusing class) in the logits, adversarial labels), in plain torch.
+def plain_labels_and_gradient(
+    logits: Tensor, labels: Tensor, beta: float = 9.0, gamma: float = 0.01
+) -> tuple[Tensor, Tensor]:
+    """Return the gradient of -CE(z, most confusing class) in the logits, and the adversarial labels.
 
-    It knows nothing of NaN and of ties, and needs logits of (B, C) and int64 labels (B,).
+    This is plain torch that does not handle NaN and ties. `logits` are (B, C), and `labels` are int64 (B,).
     """
     z = logits.float()
     true = nn.functional.one_hot(labels, z.shape[1]).bool()
@@ -288,7 +293,7 @@ def plain_labels(logits: Tensor, labels: Tensor, beta: float = 9.0, gamma: float
     return grad.to(logits.dtype), soft
 
 
-def plain_move(start: Tensor, clean: Tensor, grad: Tensor) -> Tensor:
-    """The clipped sign step in plain torch."""
+def plain_signed_step(start: Tensor, clean: Tensor, grad: Tensor) -> Tensor:
+    """Return the clipped signed step in plain torch."""
     moved = start + EPSILON * grad.sign()
     return torch.min(torch.max(moved, clean - EPSILON), clean + EPSILON).clamp(0, 1)

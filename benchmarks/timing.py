@@ -1,16 +1,18 @@
-"""Times rivals against one another in the same run, in turns: by the clock on a CPU, by CUDA graph replays on a GPU.
+"""Time rivals against one another in turns: with the clock on a CPU, and by replaying CUDA graphs on a GPU.
 
-On a GPU one call of a small operator takes less than the launch of the graph that holds it, and its time depends on
-what the L2 cache holds. So a graph holds many calls, another graph holds the same without the calls, and a call takes
-the difference of their medians over the number of calls.
+On a GPU, one call of a small operator takes less time than the launch of a graph that holds it, and its time depends on
+the contents of the L2 cache. So a graph holds many calls, a second graph holds the same without the calls, and the time
+of a call is the difference of their median times divided by the number of calls.
 
-* Large operators (`cold`): each call comes after a kernel that reads three times what L2 holds, so a call finds none of
-  its inputs there. It reads and does not write: after a write the call would also pay for bringing the cache's changed
-  lines to memory. What the call itself leaves to be written is written while the next such kernel reads, and counts.
-* Small operators: the calls follow one another and find their inputs in L2, as they do in a training step, where the
-  kernel before has just written them. The gap between two dependent kernels, about a microsecond, counts.
+* For large operators (`cold`), each call comes after a kernel that reads three times the size of the L2 cache. So the
+  call finds none of its inputs there. The kernel only reads: after a kernel that writes, the call would also pay for
+  writing the changed cache lines to memory. The lines that the call itself changes are written while the next such
+  kernel reads, and this time is counted.
+* For small operators, the calls follow one another and find their inputs in the L2 cache. So it is in training, where
+  the previous kernel has just written them. The gap of about a microsecond between two dependent kernels is counted.
 
-A rival that fails, synchronises with the host or cannot be captured is reported with the reason and stops no other.
+A rival that fails, synchronises with the host or cannot be captured is reported with the reason, and the others are
+still timed.
 """
 
 from __future__ import annotations
@@ -22,23 +24,22 @@ from collections.abc import Callable
 import torch
 
 Run = Callable[[], object]
-Samples = dict[str, list[float]]  # seconds a call of each rival, by round
+Samples = dict[str, list[float]]  # for each rival the seconds per call in each round
 
 ROUNDS = 40
-ROUND_SECONDS = 0.003  # short enough that many rounds fall between two interruptions
-LIMIT_SECONDS = 2.0  # of all rounds; slow rivals take fewer, at least five
+ROUND_SECONDS = 0.003  # short, so that most rounds are not interrupted
+LIMIT_SECONDS = 2.0  # for all rounds together; slow rivals get fewer rounds, but at least five
 GPU_LIMIT_SECONDS = 0.5
-COLD_CALLS, WARM_CALLS = 10, 20  # in one graph
-AHEAD_CYCLES = 500_000  # a quarter of a millisecond in which the host hands over the events and the graph
+COLD_CALLS, WARM_CALLS = 10, 20  # calls in one graph
+AHEAD_CYCLES = 500_000  # the GPU waits a quarter of a millisecond while the host submits the events and the graph
 
 
-def uses_graphs(device: torch.device) -> bool:
-    return device.type == "cuda"
+def time_interleaved(rivals: dict[str, Run], device: torch.device, cold: bool) -> tuple[Samples, dict[str, str]]:
+    """Time the rivals; return the samples, and the reason for each rival that could not be timed.
 
-
-def interleaved(rivals: dict[str, Run], device: torch.device, cold: bool) -> tuple[Samples, dict[str, str]]:
-    """The seconds of each rival, and why others have none; `cold` speaks of the GPU's L2."""
-    if uses_graphs(device):
+    `cold` makes every call on a GPU start with none of its inputs in the L2 cache.
+    """
+    if device.type == "cuda":
         return _on_gpu(rivals, device, cold)
     for run in rivals.values():
         for _ in range(3):
@@ -46,19 +47,19 @@ def interleaved(rivals: dict[str, Run], device: torch.device, cold: bool) -> tup
     return _on_cpu(rivals), {}
 
 
-def figure(samples: list[float], device: torch.device) -> float:
-    """The best on a CPU, where others' work only adds; the median of graph replays."""
-    return statistics.median(samples) if uses_graphs(device) else min(samples)
+def typical_seconds(samples: list[float], device: torch.device) -> float:
+    """Return the median on a GPU, and the minimum on a CPU, where other processes can only add time."""
+    return statistics.median(samples) if device.type == "cuda" else min(samples)
 
 
-def spread(samples: list[float]) -> tuple[float, float]:
-    """The quartiles."""
+def quartiles(samples: list[float]) -> tuple[float, float]:
+    """Return the lower and the upper quartile."""
     lower, _, upper = statistics.quantiles(samples, n=4, method="inclusive")
     return lower, upper
 
 
-def reason(error: Exception) -> str:
-    """An error in one line."""
+def one_line(error: Exception) -> str:
+    """Return the type and the first line of an error."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0]}"[:300]
 
@@ -92,7 +93,7 @@ def _on_gpu(rivals: dict[str, Run], device: torch.device, cold: bool) -> tuple[S
 
     def sequence(call: Run) -> Run:
         def cold_calls() -> None:
-            one.uniform_()  # torch launches two kernels more at a replay that draws: so each of them draws
+            one.uniform_()  # a replay that draws random numbers launches two more kernels, so every graph draws
             read()
             for _ in range(COLD_CALLS):
                 call()
@@ -105,34 +106,34 @@ def _on_gpu(rivals: dict[str, Run], device: torch.device, cold: bool) -> tuple[S
 
         return cold_calls if cold else warm_calls
 
-    base = _captured(read, sequence(lambda: None))
+    empty = _capture(read, sequence(lambda: None))
     graphs: dict[str, torch.cuda.CUDAGraph] = {}
     missing: dict[str, str] = {}
     for name, run in rivals.items():
         try:
-            graphs[name] = _captured(run, sequence(run))
+            graphs[name] = _capture(run, sequence(run))
         except Exception as error:
-            missing[name] = reason(error)
+            missing[name] = one_line(error)
 
-    for graph in (base, *graphs.values()):  # so that the clocks have risen before the first round
+    for graph in (empty, *graphs.values()):  # so that the clock rates have risen before the first round
         _replay_seconds(graph, cold)
-    base_seconds: list[float] = []
+    empty_seconds: list[float] = []
     seconds: Samples = {name: [] for name in graphs}
     start = time.perf_counter()
     for turn in range(ROUNDS):
         if turn >= 5 and time.perf_counter() - start > GPU_LIMIT_SECONDS:
             break
-        base_seconds.append(_replay_seconds(base, cold))
+        empty_seconds.append(_replay_seconds(empty, cold))
         for name, graph in graphs.items():
             seconds[name].append(_replay_seconds(graph, cold))
-    nothing, calls = statistics.median(base_seconds), COLD_CALLS if cold else WARM_CALLS
-    return {name: [(value - nothing) / calls for value in values] for name, values in seconds.items()}, missing
+    overhead, calls = statistics.median(empty_seconds), COLD_CALLS if cold else WARM_CALLS
+    return {name: [(value - overhead) / calls for value in values] for name, values in seconds.items()}, missing
 
 
 def _replay_seconds(graph: torch.cuda.CUDAGraph, cold: bool) -> float:
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     if not cold:
-        graph.replay()  # brings its tensors into L2
+        graph.replay()  # brings its tensors into the L2 cache
     torch.cuda._sleep(AHEAD_CYCLES)
     start.record()
     graph.replay()
@@ -141,14 +142,15 @@ def _replay_seconds(graph: torch.cuda.CUDAGraph, cold: bool) -> float:
     return start.elapsed_time(end) / 1e3
 
 
-def _captured(run: Run, sequence: Run) -> torch.cuda.CUDAGraph:
-    """The graph of `sequence`, which calls `run`."""
+def _capture(run: Run, sequence: Run) -> torch.cuda.CUDAGraph:
+    """Capture `sequence`, which calls `run`, into a CUDA graph."""
     current, side = torch.cuda.current_stream(), torch.cuda.Stream()
     side.wait_stream(current)
     with torch.cuda.stream(side):
         run()
         run()
-        # A capture that fails leaves the random generator and the stream unusable: what synchronises is found before.
+        # A failed capture leaves the random generator and the stream unusable, so a call that synchronises with the
+        # host must be found before the capture.
         torch.cuda.set_sync_debug_mode("error")
         try:
             run()

@@ -1,7 +1,7 @@
-"""The paper's public training step, ported to plain PyTorch line by line and apart from the library: a truth for tests.
+"""A port of the paper's public training step to plain PyTorch, independent of the library, for tests to compare with.
 
-It is straightforward on purpose, as the benchmark's rival: the labels come from -log p in eager torch, the attack's
-backward computes the gradients of the weights too, and the clean forward keeps its graph.
+It is straightforward on purpose, as it is also the rival of the benchmark: the labels come from -log p in eager torch,
+the backward pass of the attack also computes the gradients of the weights, and the clean forward pass keeps its graph.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ from torch.nn import functional
 
 
 def adversarial_labels(logits: Tensor, labels: Tensor, beta: float, gamma: float, top_k: int | None) -> Tensor:
-    """(B, n) by the paper's words: eps_y of the mass moves to the others, in proportion to v_k - v_MC + gamma."""
+    """Return (B, n) labels as the paper describes them.
+
+    A mass of eps_y moves from the true class to the others, in proportion to v_k - v_MC + gamma.
+    """
     v = -functional.log_softmax(logits, dim=1)
     n = logits.shape[1]
     other = functional.one_hot(labels, n) == 0
@@ -43,11 +46,15 @@ def public_step(
     attack_sign: float = -1.0,
     target: str = "mc",
 ) -> Tensor:
-    """One update; `clean_source` is the public code's extra forward. The last two arguments make it wrong."""
+    """Do one update and return its loss.
+
+    With `clean_source` the labels come from the clean forward pass, as in the public code. `attack_sign` and `target`
+    can make the step wrong, for tests that must notice it.
+    """
     model.eval()
     start = (images + noise).requires_grad_()
     logits = model(start)
-    clean_logits = model(images)  # the public code always runs it
+    clean_logits = model(images)  # the public code always runs this pass
     source = (clean_logits if clean_source else logits).detach()
     true = functional.one_hot(labels, source.shape[1]).bool()
     hidden = source.masked_fill(true, -torch.inf if target == "mc" else torch.inf)

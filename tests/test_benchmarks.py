@@ -1,4 +1,4 @@
-"""The benchmarks' own code, as far as it runs without a GPU: it is to work the first time on one."""
+"""Tests of the code of the benchmarks, as far as it runs without a GPU. It must work the first time on a GPU."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 OPERATORS = ("perturb_step", "random_start", "joint_gradient", "soft_cross_entropy", "augment")
 
 
-def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run_pytest(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=BENCHMARKS.parent)
 
@@ -26,16 +26,16 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_compact_selection_has_cases_of_every_operator() -> None:
     pytest.importorskip("pytest_benchmark")
     files = [f"benchmarks/bench_{operator}.py" for operator in OPERATORS]
-    listed = bench("--collect-only", "-m", "compact", *files).stdout
+    listed = run_pytest("--collect-only", "-m", "compact", *files).stdout
     counts = {operator: listed.count(f"::bench_{operator}[") for operator in OPERATORS}
     expected = (4, 2, 5, 3, 2)
     assert counts == dict(zip(OPERATORS, expected, strict=True)), listed
 
 
-def test_figures_are_written_for_a_part_of_the_cases(tmp_path: Path) -> None:
+def test_the_figures_of_a_part_of_the_cases_are_written(tmp_path: Path) -> None:
     pytest.importorskip("pytest_benchmark")
     path = tmp_path / "new" / "rows.json"
-    done = bench("benchmarks/bench_overhead.py", "-k", "torch.add", "--rows", str(path))
+    done = run_pytest("benchmarks/bench_overhead.py", "-k", "torch.add", "--rows", str(path))
     assert done.returncode == 0, done.stdout
     written = json.loads(path.read_text())
     assert [row["operator"] for row in written["rows"]] == ["a call"]
@@ -43,7 +43,7 @@ def test_figures_are_written_for_a_part_of_the_cases(tmp_path: Path) -> None:
     assert {"machine", "torch", "commit"} <= set(written["context"])
 
 
-def test_commit_of_a_copy_without_history(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commit_of_a_copy_without_history_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(BENCHMARKS)
     import machine
 
@@ -56,7 +56,7 @@ def test_commit_of_a_copy_without_history(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 class Clock:
-    """Stands in for the GPU: what is called in a capture is counted, and a replay takes a microsecond for each."""
+    """A stand-in for the GPU. Work during a capture is added to the graph, and a replay takes as long as this work."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -68,6 +68,8 @@ class Clock:
 
 
 class Graph:
+    """A stand-in for a CUDA graph. Its launch takes 5 microseconds."""
+
     clock: Clock
 
     def __init__(self) -> None:
@@ -120,7 +122,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.mark.parametrize("cold", [False, True])
-def test_gpu_timing_subtracts_the_launch_and_survives_a_rival_that_fails(
+def test_timing_on_a_gpu_subtracts_the_launch_and_reports_a_rival_that_fails(
     monkeypatch: pytest.MonkeyPatch, clock: Clock, cold: bool
 ) -> None:
     monkeypatch.syspath_prepend(BENCHMARKS)
@@ -132,7 +134,7 @@ def test_gpu_timing_subtracts_the_launch_and_survives_a_rival_that_fails(
     rivals = {"ours": lambda: clock.work(0.002), "rival": lambda: clock.work(0.006), "syncs": fails}
     samples, missing = timing._on_gpu(rivals, torch.device("cpu"), cold)
     assert missing == {"syncs": "RuntimeError: called a synchronizing CUDA operation"}
-    assert {name: timing.figure(values, torch.device("cuda")) for name, values in samples.items()} == pytest.approx(
-        {"ours": 2e-6, "rival": 6e-6}
-    )
-    assert timing.spread(samples["ours"]) == pytest.approx((2e-6, 2e-6))
+    assert {
+        name: timing.typical_seconds(values, torch.device("cuda")) for name, values in samples.items()
+    } == pytest.approx({"ours": 2e-6, "rival": 6e-6})
+    assert timing.quartiles(samples["ours"]) == pytest.approx((2e-6, 2e-6))

@@ -1,4 +1,4 @@
-"""`benchmarks/count_launches.py`: the counter on generated code as it looks, and both passes of a small network."""
+"""Tests of `benchmarks/count_launches.py` on a sample of generated code, and on both passes of a small network."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def benchmark_compiled_module(args):
         ("True, True, False", "convolution_backward to input and weight"),
     ],
 )
-def test_counts_what_a_call_launches_and_not_what_it_defines(mask: str, extern: str) -> None:
+def test_launches_are_counted_and_definitions_are_not(mask: str, extern: str) -> None:
     counted = count(GENERATED % mask)
     assert counted.pop("extern") == {"addmm": 1, extern: 1}
     assert counted == {"triton": 3, "with PDL": 1, "cooperative": 1, "copies": 2}
@@ -64,7 +64,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="this torch is built for CUDA")
-def test_one_sentence_where_no_cuda_code_can_be_generated() -> None:
+def test_a_torch_without_cuda_is_reported_in_one_sentence() -> None:
     done = run()
     assert done.returncode == 1
     assert "is not built for CUDA" in done.stderr
@@ -73,7 +73,7 @@ def test_one_sentence_where_no_cuda_code_can_be_generated() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.version.cuda is None, reason="this torch is not built for CUDA, so it generates no CUDA code")
-def test_attack_has_no_weight_gradient_and_combo_kernels_do_not_add_launches(tmp_path: Path) -> None:
+def test_the_attack_has_no_weight_gradient_and_combo_kernels_add_no_launches(tmp_path: Path) -> None:
     pytest.importorskip("triton", reason="triton is not installed")
     file = tmp_path / "launches.json"
     done = run(
@@ -84,7 +84,7 @@ def test_attack_has_no_weight_gradient_and_combo_kernels_do_not_add_launches(tmp
     for parts in counted.values():
         gradients = {what for what in parts["attack backward"]["extern"] if what.startswith("convolution_backward")}
         assert gradients == {"convolution_backward to input"}
-        assert "convolution_backward to weight" in parts["update backward"]["extern"]  # the first layer's
+        assert "convolution_backward to weight" in parts["update backward"]["extern"]  # that of the first layer
     launches = {variant: sum(part["triton"] for part in parts.values()) for variant, parts in counted.items()}
     assert launches["combo_kernels"] <= launches["default"] == launches["pdl"]
     assert all(part["with PDL"] == part["triton"] > 0 for part in counted["pdl"].values())

@@ -74,7 +74,7 @@ def test_the_readme_has_the_steps_of_the_last_run_on_a_gpu_beside_those_on_a_cpu
         assert f"| {' | '.join(cells)} |" in page("README.md")
 
 
-def test_an_archive_of_some_steps_is_enough(tmp_path: Path) -> None:
+def test_tables_are_made_from_the_files_that_are_there(tmp_path: Path) -> None:
     assert gpu_report.tables(tmp_path) == {}
     (tmp_path / "step-wrn.json").write_text((RAW / "step-wrn.json").read_text())
     assert list(gpu_report.tables(tmp_path)) == [
@@ -83,7 +83,7 @@ def test_an_archive_of_some_steps_is_enough(tmp_path: Path) -> None:
     ]
 
 
-def test_a_variant_in_several_processes_counts_by_its_median(tmp_path: Path) -> None:
+def test_the_median_of_several_processes_counts(tmp_path: Path) -> None:
     report = json.loads((RAW / "step-default.json").read_text())
     for name, seconds in (
         ("default", 4e-3),
@@ -93,19 +93,19 @@ def test_a_variant_in_several_processes_counts_by_its_median(tmp_path: Path) -> 
     ):
         report["seconds"]["r-mc-la step"]["wall"] = [seconds]
         (tmp_path / f"step-{name}.json").write_text(json.dumps(report))
-    assert "| as it is | 4.00 | 1.000 |" in gpu_report.variants(tmp_path)
-    assert "| `combo_kernels` | 3.10 (of 3.00, 3.10, 3.90) | 0.775 |" in gpu_report.variants(tmp_path)
+    assert "| as it is | 4.00 | 1.000 |" in gpu_report.options_table(tmp_path)
+    assert "| `combo_kernels` | 3.10 (of 3.00, 3.10, 3.90) | 0.775 |" in gpu_report.options_table(tmp_path)
 
 
-def test_a_training_of_one_epoch_has_no_seconds_of_a_later_one(tmp_path: Path) -> None:
+def test_seconds_per_epoch_are_empty_after_only_one_epoch(tmp_path: Path) -> None:
     for name in ("n-fgsm-evaluation.json", "n-fgsm-metrics.jsonl"):
         lines = (RAW / name).read_text().splitlines(keepends=True)
         first = next((number for number, line in enumerate(lines) if '"kind": "epoch"' in line), len(lines))
         (tmp_path / name).write_text("".join(lines[: first + 1]))
-    assert "| `n-fgsm` | 5F | 1 | " in gpu_report.training(tmp_path)
-    assert " |  | 74.6 |" in gpu_report.training(tmp_path)
+    assert "| `n-fgsm` | 5F | 1 | " in gpu_report.training_table(tmp_path)
+    assert " |  | 74.6 |" in gpu_report.training_table(tmp_path)
 
 
 def test_the_picture_is_drawn(tmp_path: Path) -> None:
-    gpu_report.picture(RAW, tmp_path / "h100.png")
+    gpu_report.draw_picture(RAW, tmp_path / "h100.png")
     assert (tmp_path / "h100.png").stat().st_size > 10_000
