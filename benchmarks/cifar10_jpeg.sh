@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Eight recipes on a folder of 32x32 images (train/<class>/*, test/<class>/*), small enough for two CPU cores: the same 10 epochs
-# of small-cnn each, attacked on 1,000 test images. The figures in docs/results.md are of CIFAR-10 as JPEG. Stopped, it goes on.
+# Train small-cnn with eight recipes for 10 epochs each, on a folder of 32x32 images (train/<class>/*, test/<class>/*), and
+# attack each model on 1,000 test images. This is small enough for two CPU cores. The figures in docs/results.md are those of
+# CIFAR-10 as JPEG. If it is stopped, the same command goes on from there.
 #
 #   benchmarks/cifar10_jpeg.sh DATA_DIR [OUT]
 set -euo pipefail
-data=${1:?the image folder with train/ and test/}
+data=${1:?give the image folder with train/ and test/}
 out=${2:-benchmarks/results/cifar10-jpeg}
 recipes="standard fgsm-rs n-fgsm r-mc r-mc-la r-mc-la+ n-mc-la madry-pgd7-2"
 runs=()

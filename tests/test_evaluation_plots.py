@@ -101,9 +101,9 @@ def test_a_table_in_a_file_is_not_cut_off_and_its_title_is_not_wrapped(capsys: p
 
 
 def test_how_l2_attacks_count_is_explained_only_if_one_was_run() -> None:
-    assert "l2" not in report.explanation(results(), {}, "")
+    assert "l2" not in report.explanation(results(), "")
     known = {"cw-l2-a": AttackResult(accuracy=1.0, images=60, seconds=1.0, l2_budget=0.1, accuracy_in_budget=1.0)}
-    assert "any distortion" in report.explanation(known, {}, "")
+    assert "any distortion" in report.explanation(known, "")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What the script for a GPU names is there: it runs once in a while, and a minute lost then is lost."""
+"""Tests of `gpu_quarter.sh` without a GPU. It runs rarely, and time on a GPU must not be lost to its mistakes."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "benchmarks/gpu_quarter.sh"
+SETUP = ROOT / "benchmarks/gpu_setup.sh"
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The script, with the Python that runs the tests as python3."""
+    """Run the script, with the Python that runs the tests as python3."""
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     variables = {**os.environ, "PATH": path, **environment}
     return subprocess.run(["bash", str(SCRIPT), *arguments], capture_output=True, text=True, env=variables)
 
 
-def test_every_file_that_it_names_is_there() -> None:
-    text = SCRIPT.read_text()
+def test_every_file_that_it_names_exists() -> None:
+    text = SCRIPT.read_text() + SETUP.read_text()
     named = set(re.findall(r"(?:tests|benchmarks)/\w+\.(?:py|sh)", text))
     named |= {f"benchmarks/bench_{name}.py" for name in re.search(r"bench_\{([\w,]+)\}", text)[1].split(",")}  # type: ignore[index]
     assert len(named) > 8
@@ -33,7 +34,7 @@ def test_every_file_that_it_names_is_there() -> None:
 
 
 @pytest.mark.slow
-def test_its_check_passes() -> None:
+def test_the_check_of_the_script_passes() -> None:
     finished = run("check")
     assert finished.returncode == 0, finished.stdout + finished.stderr
     counts = [int(count) for count in re.findall(r": (\d+) tests", finished.stdout)]
@@ -49,14 +50,14 @@ def test_its_check_passes() -> None:
         (("facts",), {"DEVICE": "cuda:0"}, "DEVICE must be cuda or cpu; got 'cuda:0'"),
         (("facts",), {"VARIANTS": "pdl-2 nonsense"}, "VARIANTS knows no 'nonsense'"),
         (("train",), {"DATA": "/nowhere"}, "there is no folder DATA=/nowhere"),
-        (("prepare",), {}, "prepare takes the archive of the images"),
+        (("prepare",), {}, "prepare needs the archive of the images"),
         (("prepare", "/nowhere.tar.xz"), {}, "there is no /nowhere.tar.xz"),
         (("train", "../.."), {"DEVICE": "cpu"}, "no recipe is called '../..'"),
         (("train", "n-fgsm"), {"DEVICE": "cpu"}, "there are no images: give DATA=FOLDER, or prepare IMAGES.tar.xz"),
         (("step", "lenet"), {"DEVICE": "cpu"}, "there is no network 'lenet'; give one of preact-512, wrn and resnet50"),
     ],
 )
-def test_bad_input_is_a_sentence_and_nothing_is_lost(
+def test_bad_input_is_reported_in_a_sentence_and_no_file_is_lost(
     arguments: tuple[str, ...], environment: dict[str, str], said: str, tmp_path: Path
 ) -> None:
     kept = tmp_path / "gpu/kept"
@@ -69,13 +70,13 @@ def test_bad_input_is_a_sentence_and_nothing_is_lost(
     assert kept.read_text() == "mine"
 
 
-def test_without_a_gpu_it_says_so_and_stops(tmp_path: Path) -> None:
+def test_it_stops_if_there_is_no_gpu(tmp_path: Path) -> None:
     finished = run("facts", OUT=str(tmp_path / "out"), WORK=str(tmp_path / "work"), CUDA_VISIBLE_DEVICES="")
     assert finished.returncode != 0
     assert "python3's torch sees no GPU" in finished.stdout
 
 
-CUDA_THAT_IS_NOT_THERE = """
+TORCH_WITHOUT_CUDA = """
 import warnings
 
 __version__ = "2.13.0"
@@ -92,14 +93,15 @@ class cuda:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A checkout with the script, a torch that starts at once and sees no GPU, and nothing to measure."""
+    """Make a checkout with the script, a stand-in for torch that sees no GPU, and nothing to measure."""
     root = tmp_path / "checkout"
-    for folder in ("benchmarks", "rmcla_fast/data", "local/gpu"):
+    for folder in ("benchmarks", "rmcla_fast/data", "rmcla_fast/ops", "local/gpu"):
         (root / folder).mkdir(parents=True)
-    shutil.copy(SCRIPT, root / "benchmarks")
+    for script in (SCRIPT, SETUP):
+        shutil.copy(script, root / "benchmarks")
     shutil.copy(ROOT / "rmcla_fast/errors.py", root / "rmcla_fast")
     for path, text in (
-        ("torch.py", CUDA_THAT_IS_NOT_THERE),
+        ("torch.py", TORCH_WITHOUT_CUDA),
         ("triton.py", "__version__ = '3.9.0'"),
         ("rmcla_fast/__init__.py", ""),
         ("rmcla_fast/recipes.py", "def get(name): pass"),
@@ -118,7 +120,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def rehearse(checkout: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The checkout's script, on the CPU if nothing else is said."""
+    """Run the script of the checkout, on the CPU if `environment` does not say otherwise."""
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     variables = {name: value for name, value in os.environ.items() if name not in ("DATA", "PYTHONPATH")}
     variables |= {"PATH": path, "DEVICE": "cpu", "WORK": str(checkout / "work"), **environment}
@@ -127,7 +129,7 @@ def rehearse(checkout: Path, *arguments: str, **environment: str) -> subprocess.
     return subprocess.run(command, capture_output=True, text=True, env=variables, cwd=checkout)
 
 
-def said_in_one_sentence(finished: subprocess.CompletedProcess[str], sentence: str) -> None:
+def assert_reported(finished: subprocess.CompletedProcess[str], sentence: str) -> None:
     both = finished.stdout + finished.stderr
     assert finished.returncode == 1, both
     assert [line for line in both.splitlines() if sentence in line], both
@@ -135,7 +137,7 @@ def said_in_one_sentence(finished: subprocess.CompletedProcess[str], sentence: s
     assert "unbound variable" not in both
 
 
-def test_too_old_a_driver_is_said_as_torch_says_it(checkout: Path) -> None:
+def test_a_driver_that_is_too_old_is_reported_with_the_message_of_torch(checkout: Path) -> None:
     finished = rehearse(checkout, "facts", DEVICE="cuda")
     assert finished.stdout == (
         "python3's torch sees no GPU (The NVIDIA driver on your system is too old (found version 11040). Please update "
@@ -144,7 +146,7 @@ def test_too_old_a_driver_is_said_as_torch_says_it(checkout: Path) -> None:
     assert (finished.returncode, finished.stderr) == (1, "")
 
 
-LOADS = """
+EXTENSION_THAT_READS_A_TEXT_FILE = """
 import importlib.util
 build_config, missing_reason = None, "the compiled extension was not built"
 found = importlib.machinery.PathFinder.find_spec("rmcla_fast._C", __import__("rmcla_fast").__path__)
@@ -157,15 +159,15 @@ def has_kernels(kind): return build_config in ("good for " + kind, "good for all
 """
 
 
-@pytest.mark.parametrize("brought", ["garbage", "cut short", "good for cuda"])
+@pytest.mark.parametrize("prepared", ["garbage", "cut short", "good for cuda"])
 @pytest.mark.parametrize("before", [None, "good for another"])
 @pytest.mark.parametrize("builds", [True, False])
-def test_an_extension_that_does_not_load_is_built_and_nothing_is_lost(
-    checkout: Path, brought: str, before: str | None, builds: bool
+def test_an_extension_that_does_not_load_is_built_and_the_old_one_is_not_lost(
+    checkout: Path, prepared: str, before: str | None, builds: bool
 ) -> None:
-    (checkout / "rmcla_fast/ops/extension.py").write_text(LOADS)
+    (checkout / "rmcla_fast/ops/extension.py").write_text(EXTENSION_THAT_READS_A_TEXT_FILE)
     name = "_C" + sysconfig.get_config_var("EXT_SUFFIX")
-    (checkout / "local/gpu" / name).write_text(brought)
+    (checkout / "local/gpu" / name).write_text(prepared)
     own = checkout / "rmcla_fast" / name
     if before:
         own.write_text(before)
@@ -173,8 +175,8 @@ def test_an_extension_that_does_not_load_is_built_and_nothing_is_lost(
     says = f"import os; open('rmcla_fast/{name}', 'w').write('good for ' + {kind})"
     (checkout / "setup.py").write_text(says if builds else "raise SystemExit('no compiler')")
     finished = rehearse(checkout, "train")
-    said_in_one_sentence(
-        finished, f"the extension in {checkout}/local/gpu does not load here: this machine builds its own"
+    assert_reported(
+        finished, f"the extension in {checkout}/local/gpu does not load here, so this machine builds its own"
     )
     assert "there are no images" in finished.stdout  # it went on
     assert "Aborted" not in finished.stderr
@@ -184,8 +186,8 @@ def test_an_extension_that_does_not_load_is_built_and_nothing_is_lost(
     assert not list(own.parent.glob("*.before"))
 
 
-def test_an_extension_that_loads_is_taken(checkout: Path) -> None:
-    (checkout / "rmcla_fast/ops/extension.py").write_text(LOADS)
+def test_an_extension_that_loads_is_installed(checkout: Path) -> None:
+    (checkout / "rmcla_fast/ops/extension.py").write_text(EXTENSION_THAT_READS_A_TEXT_FILE)
     name = "_C" + sysconfig.get_config_var("EXT_SUFFIX")
     for path, text in ((checkout / "local/gpu" / name, "good for all"), (checkout / "rmcla_fast" / name, "garbage")):
         path.write_text(text)
@@ -195,28 +197,28 @@ def test_an_extension_that_loads_is_taken(checkout: Path) -> None:
     assert [path.read_text() for path in (checkout / "rmcla_fast").glob("_C*")] == ["good for all"]
 
 
-def test_images_that_cannot_be_had_are_a_sentence(checkout: Path) -> None:
+def test_missing_and_damaged_images_are_reported_in_a_sentence(checkout: Path) -> None:
     archive = checkout / "local/gpu/images.tar.xz"
     (checkout / "train").mkdir()
     (checkout / "train/0.png").write_bytes(os.urandom(50_000))
-    said_in_one_sentence(rehearse(checkout, "train"), "there are no images: give DATA=FOLDER, or prepare IMAGES.tar.xz")
+    assert_reported(rehearse(checkout, "train"), "there are no images: give DATA=FOLDER, or prepare IMAGES.tar.xz")
     with tarfile.open(archive, "w:xz") as tar:
         tar.add(checkout / "train", "train")
     whole = archive.read_bytes()
     for part in (whole[:20_000], b"", b"no archive at all" * 100):
         archive.write_bytes(part)
         finished = rehearse(checkout, "train")
-        said_in_one_sentence(finished, f"{archive} cannot be unpacked (")
+        assert_reported(finished, f"{archive} cannot be unpacked (")
         assert f"{archive}: " not in finished.stderr
         assert finished.stdout.splitlines()[-1].endswith("failed: unpack: 1")
         assert not (checkout / "work/data").exists()
-        assert f"{archive} is no archive, or cut short" in rehearse(checkout, "prepare", str(archive)).stdout
+        assert f"{archive} is not an archive, or it is incomplete" in rehearse(checkout, "prepare", str(archive)).stdout
     archive.write_bytes(whole)
     assert "7 images" in rehearse(checkout, "train", BUDGET="1").stdout
     assert (checkout / "work/data/train/0.png").exists()
 
 
-def test_without_time_nothing_is_started_and_what_was_found_is_kept(checkout: Path) -> None:
+def test_without_time_nothing_is_started_and_earlier_results_are_kept(checkout: Path) -> None:
     kept = checkout / "work/runs/n-fgsm/checkpoint.pt"
     kept.parent.mkdir(parents=True)
     kept.write_text("mine")
@@ -234,7 +236,7 @@ def test_without_time_nothing_is_started_and_what_was_found_is_kept(checkout: Pa
         (("operators",), "operators: no time"),
     ):
         finished = rehearse(checkout, *stage, BUDGET="1", VARIANTS="pdl-2", DATA=str(checkout / "images"))
-        said_in_one_sentence(finished, f"; failed: {failed}")
+        assert_reported(finished, f"; failed: {failed}")
         for name in failed.removesuffix(": no time").split(": no time; "):
             assert f"== {name}: no time is left\n" in finished.stdout
         assert (checkout / "out/raw.tgz").exists()

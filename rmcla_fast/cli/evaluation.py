@@ -145,7 +145,7 @@ def evaluate_command(
             ) from None
     figures, source = published.accuracies_of(opened.recipe, opened.data)
     title = f"{run.name}: {opened.description}, {setting(radius, precision)}"
-    show(table(results, title=title, published=figures), explanation(results, figures, source))
+    show(table(results, title=title, published=figures), explanation(results, source))
     if json is not None:
         write_json(json, as_json(results, epsilon=radius, model=opened.config["model"], data=opened.data))
     accuracies = {name: result.accuracy for name, result in results.items()}

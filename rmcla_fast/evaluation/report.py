@@ -99,15 +99,18 @@ def remarks(result: AttackResult) -> str:
     return "; ".join(words)
 
 
-def explanation(results: Mapping[str, AttackResult], published: Mapping[str, float], source: str) -> str:
-    """Return the lines under the table, which say what its figures mean."""
+def explanation(results: Mapping[str, AttackResult], source: str) -> str:
+    """Return the lines under the table, which say what its figures mean.
+
+    `source` names the models that the published accuracies were measured on; "" if there are none.
+    """
     first = next(iter(results.values()))
     lines = [f"Accuracy on {first.images} test images."]
     if first.precision != "fp32":
         lines.append(f"The network computed in {first.precision}; the accuracy to publish is that in fp32.")
     if any(result.l2_budget is not None for result in results.values()):
         lines[0] += " An l2 attack succeeds at any distortion, as in the paper."
-    if published:
+    if source:
         lines.append(f"The published accuracies are those of {source}.")
     if "autoattack" not in results:
         lines.append("Robust accuracy may be overstated without AutoAttack; add it with --attacks ...,autoattack.")
