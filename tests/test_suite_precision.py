@@ -212,7 +212,7 @@ def test_the_report_says_the_precision() -> None:
     assert "The network computed in bf16; the accuracy to publish is that in fp32." in explanation(
         {"clean": result}, {}, ""
     )
-    assert "fp32" not in explanation({"clean": AttackResult(50.0, 4, 0.0)}, {}, "")
+    assert "fp32" not in explanation({"clean": AttackResult(50.0, 4, 0.0)}, "")
 
 
 @pytest.mark.parametrize("attack", ["mi", "cw-l2-a", "deepfool-l2", "autoattack"])
