@@ -115,7 +115,7 @@ def test_nan_counts_as_misclassified_and_is_reported() -> None:
     assert results["clean"].accuracy == pytest.approx(100 * (~bright).float().mean().item())
     assert results["clean"].nonfinite == int(bright.sum())
     assert "NaN" in results["ce20"].notes[0]
-    assert "NaN" in explanation(results, {}, "")
+    assert "NaN" in explanation(results, "")
 
 
 def test_the_model_stays_as_it_was() -> None:

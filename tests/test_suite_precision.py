@@ -210,7 +210,7 @@ def test_the_report_says_the_precision() -> None:
     result = AttackResult(50.0, 4, 0.0, restarts=2, precision="bf16")
     assert remarks(result) == "bf16; 2 restarts"
     assert "The network computed in bf16; the accuracy to publish is that in fp32." in explanation(
-        {"clean": result}, {}, ""
+        {"clean": result}, ""
     )
     assert "fp32" not in explanation({"clean": AttackResult(50.0, 4, 0.0)}, "")
 

@@ -26,6 +26,8 @@ def differences(plan: Plan, rows: Sequence[ReproducedRow]) -> list[str]:
             f"Data: {plan.data}, while the paper has {published.DATA_TITLES[paper_data]}. The published figures are"
             " only a rough guide, and the differences do not say how well a figure was reproduced."
         )
+    elif plan.table == RECIPES_TABLE and plan.data not in published.DATA_TITLES:
+        found.append(f"Data: {plan.data}, for which nothing was published.")
     if config.model != PAPER_NETWORK:
         found.append(f"Network: {config.model}, while the paper trains {PAPER_NETWORK.upper()}.")
     if config.epochs != PAPER_EPOCHS:
