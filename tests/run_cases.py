@@ -1,4 +1,4 @@
-"""Whole runs in small, for the tests of the training loop: in this process, and in another that may be stopped."""
+"""Short training runs for the tests: in this process, or in another one that can be stopped."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rmcla_fast.training.loader import Loader
 
 Batch = tuple[Tensor, Tensor]
 ROOT = Path(__file__).parents[1]
-SMALL = TrainConfig(  # on a CPU, which repeats a run to the bit, also where there is a GPU
+SMALL = TrainConfig(  # always on the CPU, where a run repeats bit for bit
     data="digits", images_per_class=20, epochs=2, batch_size=32, device="cpu", threads=1, monitor_every=1, log_every=2
 )
 
@@ -30,7 +30,7 @@ def small(out: Path, **changes: Any) -> TrainConfig:
 
 
 def at_step(monkeypatch: pytest.MonkeyPatch, step: int, change: Callable[[Batch], Batch]) -> None:
-    """Give every run from now on what `change` makes of the batch of this step."""
+    """Replace the batch of this step by `change(batch)`, for every run that follows."""
     epoch = Loader.epoch
 
     def changed(self: Loader, number: int, first: int = 0) -> Iterator[Batch]:
@@ -41,13 +41,14 @@ def at_step(monkeypatch: pytest.MonkeyPatch, step: int, change: Callable[[Batch]
 
 
 def rmcla(*arguments: object) -> int:
-    """The command line in this process; its exit code."""
+    """Run the command line in this process and return its exit code."""
     return cli.run([str(argument) for argument in arguments])
 
 
 def python(*arguments: object, **options: Any) -> subprocess.Popen[str]:
-    """Another Python, which finds this tree's package and whose output is read by `communicate`."""
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))  # empty would be the working folder
+    """Start another Python that imports the package from this tree; `communicate` reads its output."""
+    # `filter` drops an empty PYTHONPATH, which would stand for the working folder.
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": path},

@@ -1,4 +1,4 @@
-"""`rmcla train` on data that is wrong: one sentence, exit code 2, and no run folder."""
+"""`rmcla train` on bad data prints one sentence, exits with code 2 and writes no run folder."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ CASES: list[tuple[str, Callable[[Path], Any], str]] = [
 
 
 @pytest.mark.parametrize(("data", "write", "sentence"), CASES, ids=[sentence for *_, sentence in CASES])
-def test_data_that_is_wrong_is_one_sentence(
+def test_bad_data_is_one_sentence(
     data: str, write: Callable[[Path], Any], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root, out = tmp_path / "data", tmp_path / "run"
@@ -131,7 +131,7 @@ def test_data_that_is_wrong_is_one_sentence(
     assert not (root / "it-ran").exists()
 
 
-def test_an_unreadable_image_is_left_out_where_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_skip_unreadable_leaves_out_an_unreadable_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root, out = write_folder(tmp_path / "data"), tmp_path / "run"
     (root / "train" / "dog" / "1.png").write_bytes(b"no image")
     run = ("train", "--data", "folder", "--data-dir", root, "--model", "small-cnn", "--batch-size", 2, "--epochs", 1)

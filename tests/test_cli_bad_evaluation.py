@@ -1,4 +1,4 @@
-"""What `rmcla evaluate` and its siblings say of a run, an option or an installation that is wrong."""
+"""`rmcla evaluate`, `compare`, `gradients`, `reproduce`: one sentence for each bad run, option or installation."""
 
 from __future__ import annotations
 
@@ -53,11 +53,13 @@ BAD = [
     (("reproduce", "table9"), "no table is called 'table9'"),
     (("reproduce", "table2", "--seeds", "a"), "--seeds must be whole numbers"),
     (("reproduce", "table2", "--seeds", ""), "--seeds must name at least one"),
+    (("reproduce", "table2", "--epochs", "0"), "--epochs must be at least 1; got 0"),
+    (("reproduce", "table2", "--precision", "int8"), "--precision must be one of fp32, bf16, fp16; got int8"),
 ]
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), BAD, ids=[sentence for _, sentence in BAD])
-def test_what_is_wrong_is_one_sentence_and_exit_code_2(
+def test_each_error_is_one_sentence_and_exit_code_2(
     arguments: tuple[str, ...], sentence: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folders = {"run": run, "missing": tmp_path / "missing"}
@@ -99,7 +101,7 @@ def test_a_missing_extra_is_one_sentence(
     assert "pip install 'rmcla-fast[eval]'" in said.splitlines()[-1]
 
 
-def test_a_model_that_answers_nan_is_wrong_everywhere_and_that_is_said(
+def test_a_model_that_answers_nan_is_misclassified_and_reported(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copy(run / "config.json", tmp_path)
@@ -116,7 +118,7 @@ def test_a_model_that_answers_nan_is_wrong_everywhere_and_that_is_said(
     assert "answered NaN or infinity on 40 clean images, which count as misclassified" in printed
 
 
-def test_data_that_have_grown_a_class_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_data_set_with_a_new_class_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("PIL.Image", reason="pip install 'rmcla-fast[train]'")
     root = write_folder(tmp_path / "data")
     options = {"data": "folder", "data_dir": str(root), "model": "small-cnn", "batch_size": 2, "monitor_images": 0}

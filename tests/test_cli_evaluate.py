@@ -1,11 +1,9 @@
-"""`rmcla evaluate`, `gradients`, `compare` and `reproduce` on runs of digits: what they print, save and draw."""
+"""`rmcla evaluate`, `gradients` and `compare` on runs of digits: what they print, save and draw."""
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
-import shlex
 import shutil
 from pathlib import Path
 
@@ -14,7 +12,7 @@ import torch
 from run_cases import rmcla
 
 from rmcla_fast.attacks.suite import AttackResult
-from rmcla_fast.cli import evaluation as evaluation_cli
+from rmcla_fast.cli import evaluate as evaluate_command
 from rmcla_fast.errors import UserError
 from rmcla_fast.evaluation import masking, plots
 from rmcla_fast.evaluation import results as record_keeping
@@ -82,7 +80,7 @@ def test_known_attacks_are_not_run_again(runs: dict[str, Path], monkeypatch: pyt
     assert asked[3:] == [["ce20"], ["clean"], ["clean"]]
 
 
-def test_a_precision_is_said_wherever_there_is_a_figure(
+def test_every_output_names_a_precision_other_than_fp32(
     runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, target = shutil.copytree(runs["r-mc-la"], tmp_path / "run"), tmp_path / "out.json"
@@ -126,13 +124,13 @@ def test_a_stopped_evaluation_keeps_what_is_done(
     assert list(json.loads((run / "evaluation.json").read_text())["attacks"]) == ["clean", "fgsm"]
 
 
-def test_a_stop_outside_the_attacks_promises_no_resume(
+def test_a_stop_outside_the_attacks_is_one_sentence(
     runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def stop(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluation_cli, "open_run", stop)
+    monkeypatch.setattr(evaluate_command, "open_run", stop)
     assert rmcla("evaluate", runs["standard"]) == 130
     assert capsys.readouterr().err == "rmcla: stopped at once\n"
 
@@ -165,54 +163,6 @@ def test_compare(runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFi
         assert len(one["pgd_over_iterations"]) == 100
         assert one["pgd_over_iterations"] == sorted(one["pgd_over_iterations"], reverse=True)
         assert one["pgd_over_iterations"][19] == pytest.approx(one["attacks"]["ce20"]["accuracy"], abs=1e-3)
-
-
-def test_reproduce_is_complete_and_resumable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ("reproduce", "table2", "--data", "digits", "--epochs", 1, "--no-autoattack", "--out", tmp_path)
-    assert rmcla(*command) == 0
-    document = json.loads((tmp_path / "table2-digits.json").read_text())
-    text = (tmp_path / "table2-digits.md").read_text()
-    assert [row["name"] for row in document["rows"]] == ["R-MC-LA 5K", "R-MC-LA 2K", "R-MC-LA 0.5K"]
-    for row in document["rows"]:
-        figure = row["figures"]["ce20"]
-        assert figure["difference"] == pytest.approx(figure["ours"] - figure["published"])
-        assert row["passes_per_image"] == 5
-        assert row["training_minutes"] > 0
-    assert "| AutoAttack |" in text
-    assert "not run" in text
-    for difference in ("Data: digits", "Network: small-cnn", "Epochs: 1", "AutoAttack was not run", "Epsilon:"):
-        assert difference in text
-    checkpoints = sorted((tmp_path / "runs").glob("*/checkpoint.pt"))
-    assert len(checkpoints) == 3
-    before = [path.stat().st_mtime_ns for path in checkpoints]
-    assert rmcla(*command) == 0
-    assert [path.stat().st_mtime_ns for path in checkpoints] == before
-    assert json.loads((tmp_path / "table2-digits.json").read_text()) == document
-
-
-def test_reproduce_table4_over_seeds(tmp_path: Path) -> None:
-    command = ("reproduce", "table4", "--data", "digits", "--epochs", 1, "--seeds", "0,1", "--out", tmp_path)
-    assert rmcla(*command) == 0
-    rows = json.loads((tmp_path / "table4-digits.json").read_text())["rows"]
-    assert [row["name"] for row in rows] == ["undefended", "madry", "ours"]
-    assert all(len(row["figures"]["max"]["seeds"]) == 2 for row in rows)
-    assert "±" in (tmp_path / "table4-digits.md").read_text()
-
-
-def test_the_command_under_a_table_makes_the_table_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    plans: list[Plan] = []
-
-    def caught(plan: Plan, *, quiet: bool) -> tuple[Path, Path]:
-        plans.append(plan)
-        raise UserError("not now")
-
-    monkeypatch.setattr("rmcla_fast.cli.evaluation.reproduce", caught)
-    plan = Plan("table2", "cifar10", "wrn-34-10", 3, (0, 2), "/somewhere", device="cpu", batch_size=64)
-    for wanted in (dataclasses.replace(plan, autoattack=False, precision="bf16"), Plan("table4", "digits")):
-        line = command(wanted)
-        assert "/somewhere" not in line
-        assert rmcla(*shlex.split(line.replace("PATH_TO_CIFAR10", "/somewhere"))[1:], "--out", wanted.out) == 2
-        assert plans.pop() == wanted
 
 
 def test_a_robustbench_entry_has_their_names_and_kinds(runs: dict[str, Path]) -> None:
@@ -271,13 +221,13 @@ def test_the_signs_of_gradient_masking(arguments: tuple[object, ...], expected: 
         assert words in sign
 
 
-def test_a_verdict_says_how_far_it_can_be_trusted() -> None:
+def test_a_verdict_without_autoattack_says_so() -> None:
     assert masking.verdict({"clean": 99.0, "ce20": 80.0}).endswith("AutoAttack has not been run")
     assert masking.verdict({"clean": 99.0, "ce20": 80.0, "autoattack": 78.0}) == "no sign of gradient masking"
     assert masking.verdict({"clean": 10.0, "ce20": 10.0}, chance=10.0).startswith("knows no more than chance")
 
 
-def test_curves_leave_the_model_and_agree_with_each_other(runs: dict[str, Path]) -> None:
+def test_curves_agree_with_each_other_and_leave_the_model_unchanged(runs: dict[str, Path]) -> None:
     run = open_run(runs["r-mc-la"], images=50)
     data = (run.model, run.images, run.labels)
     clean, attacked = over_epsilon(*data, [0.0, 0.1])
@@ -292,14 +242,14 @@ def test_curves_leave_the_model_and_agree_with_each_other(runs: dict[str, Path])
     assert all(parameter.requires_grad for parameter in run.model.parameters())
 
 
-def test_a_missing_figure_is_written_and_not_drawn_as_zero() -> None:
+def test_a_missing_accuracy_is_labelled_and_has_no_bar() -> None:
     axes = plots.new_figure(4, 3).subplots()
     plots.accuracy_bars(axes, {"run": {"clean": 99.0, "autoattack": "not run"}}, ["clean", "autoattack"])
     assert "not run" in [text.get_text() for text in axes.texts]
     assert len([bar for bar in axes.patches if bar.get_height() > 0]) == 1
 
 
-def test_a_share_of_a_folder_has_every_class_and_unreadable_images_stay_out(
+def test_a_share_of_a_folder_has_every_class_and_no_unreadable_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pil = pytest.importorskip("PIL.Image", reason="pip install 'rmcla-fast[train]'")

@@ -1,7 +1,8 @@
-"""The command line: what it prints, and that every error is one sentence on stderr with its exit code."""
+"""`rmcla train`, `recipes` and `info`: what they print, and one sentence and an exit code for each error."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import resource
 import signal
@@ -16,6 +17,7 @@ from run_cases import python, wait_for_checkpoint
 from rmcla_fast import cli, recipes, training
 from rmcla_fast.epsilon import format_epsilon, parse_epsilon
 from rmcla_fast.errors import UserError
+from rmcla_fast.options import flag, help_text
 from rmcla_fast.training import TrainConfig, checkpoint
 
 QUICK = ["--data", "digits", "--images-per-class", "20", "--epochs", "1", "--batch-size", "32", "--device", "cpu"]
@@ -83,7 +85,7 @@ def test_errors_are_one_sentence_and_exit_code_2(
 
 
 def test_a_factory_in_the_working_folder_is_found(tmp_path: Path) -> None:
-    """The installed script is elsewhere, and Python looks for modules beside it and not where the user is."""
+    """Python looks for modules beside the installed script, so `rmcla` adds the working folder itself."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "rmcla").write_text("from rmcla_fast.cli import main\nmain()\n")
     (tmp_path / "mine.py").write_text(
@@ -111,8 +113,8 @@ def test_a_run_that_fails_midway_exits_with_1(tmp_path: Path, capsys: pytest.Cap
         (100_000, 1, "best.pt could not be written (File too large); there was none before it"),
     ],
 )
-def test_a_disk_that_refuses_is_one_sentence(tmp_path: Path, largest_file: int, code: int, sentence: str) -> None:
-    """The system limits the size of files in place of a full disk: the same kind of error at the same calls."""
+def test_a_full_disk_is_one_sentence(tmp_path: Path, largest_file: int, code: int, sentence: str) -> None:
+    """A limit on the size of files stands for the full disk: it raises the same kind of error at the same calls."""
     out = tmp_path / "run"
     command = ("-m", "rmcla_fast.cli", "train", *QUICK, "--log-every", "1", "--quiet", "--out", out)
     limits = (largest_file, largest_file)
@@ -122,7 +124,7 @@ def test_a_disk_that_refuses_is_one_sentence(tmp_path: Path, largest_file: int, 
     assert said.count("\n") == 1, said
     assert sentence in said
     assert not list(out.glob("*.tmp"))
-    if code == 1:  # started, and with room again it goes on
+    if code == 1:  # the run had begun, and continues when there is room again
         assert cli.run(["train", "--resume", "--quiet", "--out", str(out)]) == 0
         assert checkpoint.read(out / "checkpoint.pt")["epoch"] == 1
 
@@ -139,11 +141,37 @@ def test_a_missing_extra_is_one_sentence(
     assert not (tmp_path / "run").exists()
 
 
-def test_every_field_of_the_configuration_is_an_option(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_field_of_the_configuration_is_an_option_with_its_help_and_default(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "500")  # one line an option
     assert cli.run(["train", "--help"]) == 0
-    text = capsys.readouterr().out
-    for name in TrainConfig.__dataclass_fields__:
-        assert f"--{name.replace('_', '-')}"[:20] in text
+    lines = capsys.readouterr().out.splitlines()
+    for field in dataclasses.fields(TrainConfig):
+        assert any(f"{flag(field.name)} " in line and help_text(field) in line for line in lines)
+
+
+def test_an_option_reaches_the_field_of_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    configs: list[TrainConfig] = []
+
+    def caught(config: TrainConfig, *, quiet: bool) -> str:
+        configs.append(config)
+        return "run"
+
+    monkeypatch.setattr(training, "train", caught)
+    given = "--epsilon 8/255 --lr 1 --epochs 3 --no-augment --resume --skip-unreadable --data-dir D --out RUN"
+    assert cli.run(["train", *given.split()]) == 0
+    assert cli.run(["train"]) == 0
+    asked = TrainConfig(
+        epsilon="8/255", lr=1.0, epochs=3, augment=False, resume=True, skip_unreadable=True, data_dir="D", out="RUN"
+    )
+    assert configs == [asked, TrainConfig()]
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "compare", "gradients", "reproduce", "recipes", "info"])
+def test_each_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run([command, "--help"]) == 0
+    assert f"Usage: rmcla {command}" in capsys.readouterr().out
 
 
 def test_recipes_lists_all_with_their_cost(capsys: pytest.CaptureFixture[str]) -> None:
@@ -165,7 +193,7 @@ def test_info_names_every_operator_with_a_reason(capsys: pytest.CaptureFixture[s
     assert "torch" in text
 
 
-def test_without_arguments_it_helps(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_arguments_the_help_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run([]) == 0
     assert "Usage: rmcla" in capsys.readouterr().out
 
@@ -184,7 +212,9 @@ def test_control_c_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path) -> 
     assert checkpoint.read(out / "checkpoint.pt")["step"] > 0
 
 
-def test_a_second_control_c_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_control_c_outside_the_updates_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def interrupted(*arguments: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
@@ -202,7 +232,7 @@ def test_epsilon_is_read(text: str | float, value: float) -> None:
 
 
 @pytest.mark.parametrize("text", ["8", "255", "-0.1", "nan", "inf", "1/0", "300/255", "", "8/", "eight"])
-def test_epsilon_is_refused(text: str) -> None:
+def test_a_bad_epsilon_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="epsilon"):
         parse_epsilon(text)
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from rmcla_fast import cli
-from rmcla_fast.cli.evaluation import own_factory
+from rmcla_fast.cli.compare import own_factory
 from rmcla_fast.errors import UserError
 from rmcla_fast.evaluation import results
 from rmcla_fast.evaluation.compare import common_epsilon

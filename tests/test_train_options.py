@@ -1,4 +1,4 @@
-"""The options of a run: their defaults, and one sentence for each that cannot be had, before anything is written."""
+"""The options of a run: their defaults, and one sentence for each bad value, before anything is written."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ import torch
 from run_cases import SMALL, small
 
 from rmcla_fast import data
+from rmcla_fast.data import DATASETS
 from rmcla_fast.errors import UserError
+from rmcla_fast.options import check
 from rmcla_fast.training import TrainConfig, train
 from rmcla_fast.training.build import build, choose_device
-from rmcla_fast.training.config import DEFAULTS, resolve, resumed
+from rmcla_fast.training.config import resolve, resumed
 from rmcla_fast.training.distributed import World
 
 
@@ -38,9 +40,17 @@ from rmcla_fast.training.distributed import World
         ({"capture": "magic"}, "--capture must be one of"),
         ({"seed": -1}, "--seed must be in"),
         ({"epsilon": "8"}, "say 8/255 or 0.031373"),
+        ({"epochs": "3"}, "--epochs must be a whole number; got '3'"),
+        ({"epochs": 3.0}, "--epochs must be a whole number; got 3.0"),
+        ({"seed": True}, "--seed must be a whole number; got True"),
+        ({"lr": "0.1"}, "--lr must be a number; got '0.1'"),
+        ({"epsilon": [8, 255]}, r"--epsilon must be a number or text; got \[8, 255\]"),
+        ({"augment": 1}, "--augment must be True or False; got 1"),
+        ({"model": torch.nn.Linear}, "--model must be text; got "),
+        ({"out": 5}, "--out must be text or a path; got 5"),
     ],
 )
-def test_options_out_of_range_are_one_sentence(changes: dict[str, Any], sentence: str) -> None:
+def test_a_bad_value_is_one_sentence(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         resolve(dataclasses.replace(SMALL, **changes))
 
@@ -67,7 +77,7 @@ def test_a_run_that_cannot_start_writes_nothing(tmp_path: Path, changes: dict[st
 
 
 def test_a_gpu_has_its_index(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`cuda` is not equal to the `cuda:0` of a tensor that was moved to it, and batches are drawn where images are."""
+    """The device `cuda` is not equal to `cuda:0`, which tensors on it report, so the two must not be mixed."""
     made: list[torch.device] = []
 
     def empty(size: int, device: torch.device) -> Any:
@@ -80,15 +90,15 @@ def test_a_gpu_has_its_index(monkeypatch: pytest.MonkeyPatch) -> None:
     assert made == [torch.device("cuda")] * 2
 
 
-def test_a_precision_that_the_device_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a GPU from before bf16, which this test only pretends to have."""
+def test_a_precision_that_the_device_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test pretends to run on a GPU without bf16."""
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an old GPU")
     with pytest.raises(UserError, match="--precision bf16 is not supported by an old GPU; use fp16 or fp32"):
         build(resolve(small(Path("a"), precision="bf16")), data.load("digits"), torch.device("cuda"), World())
 
 
-def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file"):
         train(small(tmp_path / "file"))
@@ -96,9 +106,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
         train(small(tmp_path / "file" / "a"))
 
 
-def test_a_relative_data_folder_is_recorded_as_what_it_was_when_the_run_began(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_relative_data_folder_is_recorded_as_an_absolute_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     config = resolve(TrainConfig(data="folder", data_dir="images"))
     assert config.data_dir == str(tmp_path / "images")
@@ -108,13 +116,44 @@ def test_a_relative_data_folder_is_recorded_as_what_it_was_when_the_run_began(
     assert resolve(TrainConfig(data="folder", data_dir="~/a")).data_dir == str(Path.home() / "a")
 
 
-def test_defaults_are_right_for_the_data_set() -> None:
-    for name in DEFAULTS:
+def test_each_data_set_has_its_defaults() -> None:
+    for name in DATASETS:
         config = resolve(TrainConfig(data=name))
+        check(config)  # the types of ResolvedConfig, which allow no None where there is a default
         assert config.beta == (11.0 if name == "cifar100" else 9.0)
     cifar = resolve(TrainConfig(data="cifar10"))
     facts = (cifar.model, cifar.epochs, cifar.batch_size, cifar.lr, cifar.weight_decay, cifar.schedule, cifar.epsilon)
     assert facts == ("wrn-28-10", 200, 128, 0.1, 2e-4, "piecewise", 8 / 255)
+    digits = resolve(TrainConfig(data="digits"))
+    facts = (digits.model, digits.epochs, digits.batch_size, digits.lr, digits.weight_decay, digits.schedule)
+    assert facts == ("small-cnn", 60, 32, 0.2, 3e-3, "one-cycle")
+    assert (digits.epsilon, digits.augment, digits.clip_grad, digits.threads) == (0.15, False, 1.0, 1)
+
+
+def test_a_resumed_run_takes_what_was_not_given_from_its_record() -> None:
+    recorded = dataclasses.asdict(resolve(small(Path("a"), seed=3, checkpoint_every=10)))
+    again = resolve(resumed(TrainConfig(resume=True, checkpoint_every=500), recorded))
+    assert (again.seed, again.checkpoint_every) == (3, 500)
+    with pytest.raises(UserError, match="started with --seed 3 and cannot be resumed with 0; leave --seed out"):
+        resumed(TrainConfig(resume=True, seed=0), recorded)  # 0 is the default, but here it was given
+
+
+def test_a_record_of_an_earlier_version_is_still_read() -> None:
+    recorded = {**dataclasses.asdict(resolve(small(Path("a")))), "an_old_option": 1}
+    del recorded["accumulate"]
+    assert resolve(resumed(TrainConfig(resume=True), recorded)) == resolve(small(Path("a"), resume=True))
+
+
+def test_folders_may_be_paths(tmp_path: Path) -> None:
+    config = resolve(TrainConfig(data="folder", data_dir=tmp_path, out=tmp_path / "run"))
+    assert (config.data_dir, config.out) == (str(tmp_path), str(tmp_path / "run"))
+
+
+def test_the_docstring_has_each_option_with_its_default() -> None:
+    text = str(TrainConfig.__doc__)
+    for field in dataclasses.fields(TrainConfig):
+        assert f"\n        {field.name}: " in text
+    assert "epochs: passes over the training images (default: 200; digits: 60; imagenet: 90)." in text
 
 
 def five_classes(num_classes: int, channels: int) -> torch.nn.Module:

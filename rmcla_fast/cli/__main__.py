@@ -1,4 +1,4 @@
-"""`python -m rmcla_fast.cli` is the command `rmcla`; torchrun starts it so."""
+"""Run the command `rmcla` as `python -m rmcla_fast.cli`, which is how torchrun starts it."""
 
 from rmcla_fast.cli import main
 

@@ -8,6 +8,7 @@ import platform
 import warnings
 
 import torch
+import typer
 
 import rmcla_fast
 from rmcla_fast import ops
@@ -25,6 +26,11 @@ PACKAGES = (
     "foolbox",
     "pyautoattack",
 )
+
+
+def command() -> None:
+    """Print the build, the versions, the devices, and the backend that each operator would use, with the reason."""
+    typer.echo(report())
 
 
 def report() -> str:

@@ -9,10 +9,13 @@ from typing import Any
 
 from rmcla_fast import recipes
 from rmcla_fast.attacks.suite import BATCH_SIZE
+from rmcla_fast.errors import UserError
+from rmcla_fast.options import AT_LEAST_1, argument, check, documented, one_of, option
 from rmcla_fast.paper import published
 from rmcla_fast.paper.published import PublishedRow
+from rmcla_fast.precision import PRECISIONS
 from rmcla_fast.training import TrainConfig
-from rmcla_fast.training.config import resolve
+from rmcla_fast.training.config import ResolvedConfig, resolve
 
 GRADIENT_TABLE = "table4"
 RECIPES_TABLE = "recipes"
@@ -20,21 +23,53 @@ RECIPES_TABLE = "recipes"
 NAMES = (*sorted((*published.TABLES, GRADIENT_TABLE)), RECIPES_TABLE)
 
 
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """Return the numbers in "0,1,2".
+
+    Raises:
+        UserError: a part is no whole number.
+    """
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise UserError(f"--seeds must be whole numbers with commas between, such as 0,1,2; got {text!r}") from None
+
+
+@documented
 @dataclass(frozen=True)
 class Plan:
-    """What to reproduce, and with what."""
+    """What `rmcla reproduce` makes. `data` is the data set of the paper's table where none is given.
 
-    table: str
-    data: str
-    model: str | None = None
-    epochs: int | None = None
-    seeds: tuple[int, ...] = (0,)
-    data_dir: str | None = None
-    out: Path = Path("reproduced")
-    autoattack: bool = True
-    batch_size: int = BATCH_SIZE
-    device: str | None = None
-    precision: str | None = None
+    Raises:
+        UserError: no table has this name, no seed is given, or a value has the wrong type or is out of range.
+    """
+
+    table: str = argument("table1 ... table5, or recipes: every recipe under every attack", "TABLE")
+    data: str = option("data set", "", shown="the paper's")
+    model: str | None = option("network", None, shown="the right one for the data set")
+    epochs: int | None = option("epochs of each training", None, AT_LEAST_1, shown="the right number for the data set")
+    seeds: tuple[int, ...] = option(
+        "seeds, separated by commas; each row is trained once with each",
+        (0,),
+        shown="0",
+        metavar="LIST",
+        parse=whole_numbers,
+    )
+    data_dir: str | None = option("folder of the data set", None)
+    out: Path = option("folder for the runs and tables", Path("reproduced"), metavar="FOLDER")
+    autoattack: bool = option("run AutoAttack too, which is the slowest attack and the most reliable one", True)
+    batch_size: int = option("images attacked together", BATCH_SIZE, AT_LEAST_1)
+    device: str | None = option("cpu, cuda or cuda:1", None, shown="a GPU where there is one")
+    precision: str | None = option("the network trains in fp32, bf16 or fp16", None, one_of(PRECISIONS), shown="fp32")
+
+    def __post_init__(self) -> None:
+        if self.table not in NAMES:
+            raise UserError(f"no table is called {self.table!r}; there are {', '.join(NAMES)}")
+        check(self)
+        if not self.seeds:
+            raise UserError("--seeds must name at least one seed")
+        if not self.data:
+            object.__setattr__(self, "data", default_data(self.table))  # the class is frozen
 
 
 @dataclass
@@ -50,7 +85,7 @@ class ReproducedRow:
     """
 
     source: PublishedRow
-    config: TrainConfig
+    config: ResolvedConfig
     ours: dict[str, list[float]] = field(default_factory=dict)
     minutes: list[float] = field(default_factory=list)
     strict: dict[str, list[float]] = field(default_factory=dict)
@@ -100,4 +135,4 @@ def default_data(table: str) -> str:
 
 def attack_epsilon(plan: Plan) -> float:
     """Return the epsilon of the attacks: the default for the data set, which is 8/255 for CIFAR and SVHN."""
-    return float(resolve(TrainConfig(data=plan.data)).epsilon or 0)
+    return resolve(TrainConfig(data=plan.data)).epsilon

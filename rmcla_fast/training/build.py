@@ -18,7 +18,7 @@ from rmcla_fast.epsilon import format_epsilon, parse_epsilon
 from rmcla_fast.errors import UserError
 from rmcla_fast.precision import require_precision
 from rmcla_fast.recipes import Recipe
-from rmcla_fast.training.config import TrainConfig
+from rmcla_fast.training.config import ResolvedConfig
 from rmcla_fast.training.distributed import World
 from rmcla_fast.training.ema import ExponentialAverage
 from rmcla_fast.training.loader import Loader, StreamedLoader, steps_in_epoch
@@ -63,7 +63,7 @@ def choose_device(name: str | None) -> torch.device:
         raise UserError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
 
 
-def choose_recipe(config: TrainConfig) -> Recipe:
+def choose_recipe(config: ResolvedConfig) -> Recipe:
     """Return the run's recipe at its epsilon and beta; UserError where no recipe has that name."""
     try:
         return recipes.get(config.recipe).replace(epsilon=config.epsilon, beta=config.beta)
@@ -71,7 +71,7 @@ def choose_recipe(config: TrainConfig) -> Recipe:
         raise UserError(str(error)) from error
 
 
-def build(config: TrainConfig, splits: DataSplits, device: torch.device, world: World) -> Parts:
+def build(config: ResolvedConfig, splits: DataSplits, device: torch.device, world: World) -> Parts:
     """Return the parts of a run at step 0. `config` is resolved.
 
     Raises:
@@ -130,7 +130,7 @@ def build(config: TrainConfig, splits: DataSplits, device: torch.device, world: 
     return Parts(device, recipe, model, ema, optimizer, schedule, step, loader, monitor, warm_up_steps, world)
 
 
-def _held_out(config: TrainConfig, splits: DataSplits) -> tuple[ImageSet | StreamedSet, ImageSet | None]:
+def _held_out(config: ResolvedConfig, splits: DataSplits) -> tuple[ImageSet | StreamedSet, ImageSet | None]:
     """Return (images to train on, images to watch). At most a tenth of the training images are held out."""
     count = min(config.monitor_images, len(splits.train) // 10)
     if not count:
@@ -165,7 +165,7 @@ def _check_answer(model: nn.Module, name: str, splits: DataSplits, device: torch
         raise UserError(f"model {name} must answer logits of shape (1, {splits.num_classes}) to one image; got {shape}")
 
 
-def describe(config: TrainConfig, splits: DataSplits) -> dict[str, Any]:
+def describe(config: ResolvedConfig, splits: DataSplits) -> dict[str, Any]:
     """Return the content of config.json: every resolved option, and facts of the data set and the library."""
     channels, *size = splits.train.shape
     return {

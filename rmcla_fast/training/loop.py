@@ -19,7 +19,7 @@ from rmcla_fast.data.splits import DataSplits, require_classes
 from rmcla_fast.errors import Interrupted, RunFailed, UserError, need
 from rmcla_fast.training import checkpoint
 from rmcla_fast.training.build import Parts, build, choose_device, choose_recipe, describe
-from rmcla_fast.training.config import TrainConfig
+from rmcla_fast.training.config import ResolvedConfig, TrainConfig
 from rmcla_fast.training.distributed import World, joined, local_device
 from rmcla_fast.training.interrupt import StopRequest
 from rmcla_fast.training.monitor import Watched
@@ -87,7 +87,7 @@ def _fastest_convolutions(device: torch.device) -> Iterator[None]:
         cudnn.benchmark = before
 
 
-def _load(config: TrainConfig, world: World, quiet: bool) -> DataSplits:
+def _load(config: ResolvedConfig, world: World, quiet: bool) -> DataSplits:
     """Return the data set. With several ranks, rank 0 loads it first and packs what has to be packed."""
     if not world.is_main:
         world.wait()
@@ -109,7 +109,7 @@ class _Run:
 
     def __init__(
         self,
-        config: TrainConfig,
+        config: ResolvedConfig,
         splits: DataSplits,
         parts: Parts,
         folder: Path,

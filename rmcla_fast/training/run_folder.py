@@ -12,22 +12,22 @@ from typing import Any
 from rmcla_fast.errors import RunFailed, UserError, need
 from rmcla_fast.files import replacing
 from rmcla_fast.training import checkpoint
-from rmcla_fast.training.config import TrainConfig, read_recorded, resolve, resumed
+from rmcla_fast.training.config import ResolvedConfig, TrainConfig, read_recorded, resolve, resumed
 
 CONFIG, METRICS, CURVES = "config.json", "metrics.jsonl", "curves.png"
 
 
-def open_run(asked: TrainConfig) -> tuple[TrainConfig, dict[str, Any] | None]:
+def open_run(asked: TrainConfig) -> tuple[ResolvedConfig, dict[str, Any] | None]:
     """Return the run's options and the checkpoint to go on from, or None at the start. Nothing is written.
 
     Raises:
         UserError: the folder holds something and `resume` was not asked for, a damaged checkpoint, or an option that
             differs from the recorded one.
     """
-    if asked.resume and not (asked.out or asked.data):
-        raise UserError("--resume needs to know the run: give --out, its folder")
     config = resolve(asked) if asked.data is not None or not asked.resume else None
-    folder = Path(config.out if config else asked.out)
+    if config is None and not asked.out:
+        raise UserError("--resume needs to know the run: give --out, its folder")
+    folder = Path(config.out if config else asked.out or "")
     if not folder.exists():
         if config is None:
             raise UserError(f"there is no run {folder} to resume; give --data to start it")

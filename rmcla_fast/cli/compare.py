@@ -1,0 +1,106 @@
+"""`rmcla compare`: several runs beside each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from signal import SIGINT
+from typing import Annotated
+
+import typer
+
+from rmcla_fast.attacks.suite import BATCH_SIZE, attack_names
+from rmcla_fast.cli.options import (
+    DEFAULT_ATTACKS,
+    Attacks,
+    BatchSize,
+    DataDir,
+    Device,
+    Epsilon,
+    Images,
+    Precision,
+    Seed,
+    Which,
+    bound,
+    check_option,
+)
+from rmcla_fast.errors import Interrupted, UserError
+from rmcla_fast.evaluation import compare as comparison
+from rmcla_fast.evaluation.progress import Bars
+from rmcla_fast.evaluation.report import comparison_table, setting, show, write_json
+from rmcla_fast.evaluation.run import open_run, read_config
+from rmcla_fast.precision import check_precision
+
+
+def command(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Run folders.", show_default=False)],
+    attacks: Attacks = DEFAULT_ATTACKS,
+    epsilon: Epsilon = None,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the pictures and comparison.json.")] = Path(
+        "comparison"
+    ),
+    images: Images = None,
+    batch_size: BatchSize = BATCH_SIZE,
+    seed: Seed = 0,
+    data_dir: DataDir = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="pkg.mod:factory of the runs that were trained with it; repeat it for each factory."),
+    ] = None,
+    which: Which = "last",
+    device: Device = None,
+    precision: Precision = "fp32",
+) -> None:
+    """Draw several runs beside each other, and say for each whether its robustness can be believed.
+
+    Writes FOLDER/comparison.png (accuracy under each attack and over epsilon),
+    FOLDER/details.png (accuracy over iterations and training minutes, loss surfaces)
+    and FOLDER/comparison.json. Attacks with results in RUN/evaluation.json do not run again.
+    """
+    wanted = check_option(attack_names, attacks)
+    check_option(check_precision, precision)
+    opened = [
+        open_run(run, data_dir=data_dir, model=own_factory(run, model or []), which=which, device=device, images=images)
+        for run in runs
+    ]
+    radius = comparison.common_epsilon(opened, None if epsilon is None else bound(epsilon, opened[0]))
+    with Bars() as bars:
+        names = ", ".join(f"{run.name}{run.early}" for run in opened)
+        bars.say(
+            f"Comparing {names}, {setting(radius, precision)}; writes {out}/comparison.png, details.png and "
+            "comparison.json"
+        )
+        try:
+            found = comparison.compare(
+                opened,
+                wanted,
+                epsilon=radius,
+                batch_size=batch_size,
+                seed=seed,
+                progress=bars,
+                precision=precision,
+            )
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        except KeyboardInterrupt:
+            raise Interrupted(
+                "stopped; finished attacks are kept, and the same command goes on from there", SIGINT
+            ) from None
+    comparison.draw(found, wanted, radius, out / "comparison.png")
+    comparison.draw_details(found, radius, out / "details.png")
+    write_json(out / "comparison.json", [one.as_json(radius) for one in found])
+    show(
+        comparison_table({one.name: one.results for one in found}, setting(radius, precision)),
+        *(f"{one.name}: {one.verdict}." for one in found),
+        f"Pictures: {out / 'comparison.png'}, {out / 'details.png'}",
+    )
+
+
+def own_factory(run: Path, named: list[str]) -> str | None:
+    """Return the factory among `named` that makes this run's model: the one it was trained with, or the only one.
+
+    Returns None for a run whose model has a name of its own, and where several are named and none is the run's.
+    """
+    recorded = str(read_config(run)["model"])
+    if ":" not in recorded or not named:
+        return None
+    return recorded if recorded in named else named[0] if len(named) == 1 else None

@@ -1,0 +1,31 @@
+"""`rmcla reproduce`: the paper's tables; its options are the fields of `Plan`."""
+
+from __future__ import annotations
+
+from signal import SIGINT
+
+import typer
+from rich.console import Console
+
+from rmcla_fast.cli.options import options_of
+from rmcla_fast.errors import Interrupted, UserError
+from rmcla_fast.paper.plan import Plan
+from rmcla_fast.paper.reproduce import reproduce
+
+
+@options_of(Plan)
+def command(plan: Plan) -> None:
+    """Train and evaluate a table of the paper again: the published figures, ours, their difference, and the cost.
+
+    Writes FOLDER/TABLE-DATA.md and .json after every model.
+    The runs are in FOLDER/runs. After Ctrl-C, the same command continues.
+    """
+    table = f"{plan.out}/{plan.table}-{plan.data}"
+    typer.echo(f"{plan.table} on {plan.data}; writes {table}.md and .json, and the runs in {plan.out}/runs", err=True)
+    try:
+        markdown, _ = reproduce(plan, quiet=False)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    except KeyboardInterrupt:
+        raise Interrupted("stopped; what is done is kept, and the same command goes on from there", SIGINT) from None
+    Console(highlight=False).print(markdown.read_text(encoding="utf-8"), markup=False, soft_wrap=True)

@@ -1,0 +1,23 @@
+"""`rmcla train`: its options are the fields of `TrainConfig`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from rmcla_fast import training
+from rmcla_fast.cli.options import options_of
+from rmcla_fast.training import TrainConfig
+
+
+@options_of(TrainConfig)
+def command(
+    config: TrainConfig, quiet: Annotated[bool, typer.Option("--quiet", "-q", help="show no progress")] = False
+) -> None:
+    """Train a model and write a run folder: config.json, metrics.jsonl, checkpoints, TensorBoard events, curves.png.
+
+    An option that is not given takes the default that is right for the data set.
+    config.json records all options.
+    """
+    typer.echo(str(training.train(config, quiet=quiet)))

@@ -1,0 +1,141 @@
+"""Options as fields of a dataclass: type, default, help text and allowed values stand together.
+
+The command line makes its parameters from these fields (`rmcla_fast.cli.options`), so each option is written once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from rmcla_fast.errors import UserError
+
+Value = TypeVar("Value")
+Class = TypeVar("Class", bound=type)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A condition on a value, and the words for it in an error message."""
+
+    holds: Callable[[Any], bool]
+    words: str
+
+
+AT_LEAST_1 = Rule(lambda value: value >= 1, "at least 1")
+NOT_NEGATIVE = Rule(lambda value: 0 <= value < math.inf, "0 or more")
+POSITIVE = Rule(lambda value: 0 < value < math.inf, "positive and finite")
+BELOW_1 = Rule(lambda value: 0 <= value < 1, "in [0, 1)")
+SEED = Rule(lambda value: 0 <= value < 2**32, "in [0, 2^32)")
+
+
+def one_of(names: Iterable[str]) -> Rule:
+    """Return the rule that a value is one of these names."""
+    known = tuple(names)
+    return Rule(lambda value: value in known, f"one of {', '.join(known)}")
+
+
+def argument(help: str, metavar: str) -> Any:
+    """Declare a dataclass field without a default as an argument of the command line."""
+    return dataclasses.field(metadata=_facts(help, metavar=metavar))
+
+
+def option(
+    help: str,
+    default: Value,
+    rule: Rule | None = None,
+    *,
+    shown: str | None = None,
+    metavar: str | None = None,
+    parse: Callable[[str], Value] | None = None,
+    **facts: object,
+) -> Value:
+    """Declare a dataclass field as an option of the command line.
+
+    Args:
+        help: what the option does. The command's help and the dataclass's docstring show it.
+        default: the field's value where none is given.
+        rule: the condition that `check` holds the value to.
+        shown: the default as the help shows it; without it the help shows `default`, if that is not None.
+        metavar: the word that stands for the value in the help.
+        parse: makes the value from the command line's text, for types that have no simple text form.
+        facts: whatever else the field's metadata should hold.
+    """
+    shown = as_text(default) if shown is None else shown
+    return dataclasses.field(
+        default=default, metadata=_facts(help, rule=rule, shown=shown, metavar=metavar, parse=parse) | facts
+    )
+
+
+def _facts(help: str, **facts: object) -> dict[str, object]:
+    return {"help": help, "rule": None, "shown": None, "metavar": None, "parse": None} | facts
+
+
+def as_text(default: object) -> str:
+    """Return a default as the help shows it: nothing where there is none and for a switch that is off."""
+    if default is None or default is False:
+        return ""
+    return "on" if default is True else str(default)
+
+
+def documented(cls: Class) -> Class:
+    """Add the help text of each option to the docstring of its dataclass, for readers in Python."""
+    lines = [f"        {field.name}: {help_text(field)}." for field in dataclasses.fields(cls)]
+    cls.__doc__ = "\n".join([str(cls.__doc__).rstrip(), "", "    Args:", *lines, "    "])
+    return cls
+
+
+def help_text(field: dataclasses.Field[Any]) -> str:
+    """Return what the option does, and its default."""
+    shown = field.metadata["shown"]
+    return field.metadata["help"] + (f" (default: {shown})" if shown else "")
+
+
+def check(options: Any) -> None:
+    """Check the type and the rule of each field of a dataclass instance.
+
+    Raises:
+        UserError: one sentence that names the option, the value and what was expected.
+    """
+    kinds = get_type_hints(type(options))
+    for field in dataclasses.fields(options):
+        value, kind = getattr(options, field.name), kinds[field.name]
+        if not _fits(value, kind):
+            raise UserError(f"{flag(field.name)} must be {_words(kind)}; got {value!r}")
+        rule = field.metadata["rule"]
+        if rule is not None and value is not None and not rule.holds(value):
+            raise UserError(f"{flag(field.name)} must be {rule.words}; got {value}")
+
+
+def flag(name: str) -> str:
+    """Return the command line's name of a field: "--batch-size" for "batch_size"."""
+    return f"--{name.replace('_', '-')}"
+
+
+def members(kind: Any) -> tuple[Any, ...]:
+    """Return the types of a union except None; a type that is no union is its own only member."""
+    union = get_origin(kind) in (Union, types.UnionType)
+    return tuple(one for one in (get_args(kind) if union else (kind,)) if one is not type(None))
+
+
+def _fits(value: object, kind: Any) -> bool:
+    if value is None:
+        return type(None) in get_args(kind)
+    return any(_is_a(value, member) for member in members(kind))
+
+
+def _is_a(value: object, kind: Any) -> bool:
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_is_a(one, get_args(kind)[0]) for one in value)
+    if isinstance(value, bool):  # Python counts a bool as an int
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def _words(kind: Any) -> str:
+    words = {int: "a whole number", float: "a number", bool: "True or False", str: "text", tuple: "whole numbers"}
+    return " or ".join(words.get(get_origin(member) or member, "a path") for member in members(kind))
