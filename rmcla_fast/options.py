@@ -60,7 +60,7 @@ def option(
         help: what the option does. The command's help and the dataclass's docstring show it.
         default: the field's value where none is given.
         rule: the condition that `check` holds the value to.
-        shown: the default as the help shows it; without it the help shows `default`, if that is not None.
+        shown: the default as the help shows it. Where it is left out, `as_text` makes it from `default`.
         metavar: the word that stands for the value in the help.
         parse: makes the value from the command line's text, for types that have no simple text form.
         facts: whatever else the field's metadata should hold.
@@ -76,7 +76,7 @@ def _facts(help: str, **facts: object) -> dict[str, object]:
 
 
 def as_text(default: object) -> str:
-    """Return a default as the help shows it: nothing where there is none and for a switch that is off."""
+    """Return a default as the help shows it. The text is empty for None and for a switch that is off."""
     if default is None or default is False:
         return ""
     return "on" if default is True else str(default)
@@ -85,7 +85,7 @@ def as_text(default: object) -> str:
 def documented(cls: Class) -> Class:
     """Add the help text of each option to the docstring of its dataclass, for readers in Python."""
     lines = [f"        {field.name}: {help_text(field)}." for field in dataclasses.fields(cls)]
-    cls.__doc__ = "\n".join([str(cls.__doc__).rstrip(), "", "    Args:", *lines, "    "])
+    cls.__doc__ = "\n".join([str(cls.__doc__).rstrip(), "", "    Args:", *lines])
     return cls
 
 

@@ -81,7 +81,7 @@ def _parameter(field: dataclasses.Field[Any], kind: Any) -> inspect.Parameter:
         declared = typer.Argument(..., help=facts["help"], metavar=facts["metavar"], show_default=False)
     else:
         names = flag(field.name)
-        if value is bool and facts["shown"]:  # a switch that is on by default can only be useful if it can be off
+        if value is bool and facts["shown"]:  # a switch that can be on by default needs a name that turns it off
             names += f"/{flag(f'no_{field.name}')}"
         declared = typer.Option(None, names, help=help_text(field), metavar=facts["metavar"], show_default=False)
         value = value | None
