@@ -63,8 +63,8 @@ EPSILON = [
     ("epsilon", constant(np.float32(INF)), ValueError, "epsilon must be finite; got inf"),
     ("epsilon", constant(10**400), ValueError, "epsilon must be finite; got 1000"),
     ("epsilon", ones(2, dtype=torch.float64), TypeError, "epsilon must be a float or a float32 tensor; .*float64"),
-    ("epsilon", ones(3), ValueError, r"epsilon must have shape \(\) or \(2,\), one an image; got \(3,\)"),
-    ("epsilon", ones(1), ValueError, r"epsilon must have shape \(\) or \(2,\), one an image; got \(1,\)"),
+    ("epsilon", ones(3), ValueError, r"epsilon must have shape \(\) or \(2,\), one value per image; got \(3,\)"),
+    ("epsilon", ones(1), ValueError, r"epsilon must have shape \(\) or \(2,\), one value per image; got \(1,\)"),
     ("epsilon", ones(2, 1, 1, 1), ValueError, r"epsilon must have shape \(\) or \(2,\).*; got \(2, 1, 1, 1\)"),
     ("epsilon", elsewhere(2), ValueError, "epsilon must be on .*, as images is; got meta"),
 ]

@@ -1,7 +1,8 @@
-"""The checks that operators share: each raises one sentence that names the argument, what came and what was expected.
+"""Argument checks that the operators share.
 
-Only what Python knows without reading a tensor is checked here: shapes, dtypes, devices and numbers. Label values are
-checked by the CPU kernels.
+Each check raises TypeError or ValueError with one sentence that names the argument, what was passed and what was
+expected. The checks look at shapes, dtypes, devices and numbers, and never read a tensor's values, which would stall a
+GPU. The CPU kernels check the values of labels.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def floating(name: str, tensor: Any, *, uint8: bool = False) -> None:
-    """A float tensor (or uint8, where it means value / 255)."""
+    """Raise unless `tensor` is a dense float tensor; `uint8` allows uint8 too, which means value / 255."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor; got {type(tensor).__name__}")
     if tensor.dtype not in FLOATS and not (uint8 and tensor.dtype == torch.uint8):
@@ -27,13 +28,13 @@ def floating(name: str, tensor: Any, *, uint8: bool = False) -> None:
 
 
 def dense(name: str, tensor: Tensor) -> None:
-    """Not sparse: no kernel looks for elements that are not in memory."""
+    """Raise for a sparse tensor, which no kernel can read."""
     if tensor.layout is not torch.strided:
         raise TypeError(f"{name} must be a dense tensor; got layout {tensor.layout}")
 
 
 def logits(tensor: Any) -> None:
-    """(B, C) float with C at least 2."""
+    """Raise unless `tensor` is float (B, C) with C at least 2."""
     floating("logits", tensor)
     shape = tensor.shape
     if len(shape) != 2:
@@ -43,43 +44,48 @@ def logits(tensor: Any) -> None:
 
 
 def class_indices(name: str, tensor: Any, like: Tensor) -> None:
-    """(B,) int64 on the device of the logits."""
+    """Raise unless `tensor` is int64 (B,) on the device of the logits `like`."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be an int64 tensor of shape ({like.shape[0]},); got {type(tensor).__name__}")
     if tensor.dtype != torch.int64:
         raise TypeError(f"{name} must be int64; got {tensor.dtype}")
     dense(name, tensor)
     if tensor.dim() != 1 or tensor.shape[0] != like.shape[0]:
-        raise ValueError(f"{name} must have shape ({like.shape[0]},), one a row of logits; got {tuple(tensor.shape)}")
+        raise ValueError(
+            f"{name} must have shape ({like.shape[0]},), one value per row of logits; got {tuple(tensor.shape)}"
+        )
     same_device(name, tensor, like, "logits")
 
 
 def same_device(name: str, tensor: Tensor, like: Tensor, like_name: str) -> None:
+    """Raise unless `tensor` is on the device of `like`."""
     if tensor.device != like.device:
         raise ValueError(f"{name} must be on {like.device}, as {like_name} is; got {tensor.device}")
 
 
 def same_shape(name: str, tensor: Tensor, like: Tensor, like_name: str) -> None:
+    """Raise unless `tensor` has the shape of `like`."""
     if tensor.shape != like.shape:
         raise ValueError(f"{name} must have the shape of {like_name}, {tuple(like.shape)}; got {tuple(tensor.shape)}")
 
 
 def number(name: str, value: Any) -> float:
-    """A finite number; NumPy's too."""
+    """Return a finite number, NumPy's included, as a float; raise for anything else."""
     if type(value) is float and -math.inf < value < math.inf:
         return value
     if isinstance(value, bool) or not isinstance(value, (int, float, numbers.Real)):
         raise TypeError(f"{name} must be a number; got {type(value).__name__}")
     try:
         result = float(value)
-        if -math.inf < result < math.inf:  # which torch.compile traces for a number that changes; not so isfinite
+        if -math.inf < result < math.inf:  # math.isfinite would stop torch.compile, which traces numbers that change
             return result
-    except OverflowError:  # an int beyond all floats
+    except OverflowError:  # an int larger than every float
         pass
     raise ValueError(f"{name} must be finite; got {value}")
 
 
 def positive(name: str, value: Any) -> float:
+    """Return a finite number above 0 as a float; raise for anything else."""
     value = number(name, value)
     if value <= 0:
         raise ValueError(f"{name} must be positive; got {value}")
@@ -87,6 +93,7 @@ def positive(name: str, value: Any) -> float:
 
 
 def not_negative(name: str, value: Any) -> float:
+    """Return a finite number of at least 0 as a float; raise for anything else."""
     value = number(name, value)
     if value < 0:
         raise ValueError(f"{name} must not be negative; got {value}")
@@ -94,6 +101,7 @@ def not_negative(name: str, value: Any) -> float:
 
 
 def pixel_range(lower: Any, upper: Any) -> tuple[float, float]:
+    """Return the two finite numbers as floats; raise if `lower` exceeds `upper`."""
     lower, upper = number("lower", lower), number("upper", upper)
     if lower > upper:
         raise ValueError(f"lower must not exceed upper; got lower {lower} and upper {upper}")
@@ -101,6 +109,7 @@ def pixel_range(lower: Any, upper: Any) -> tuple[float, float]:
 
 
 def top_k(value: Any) -> None:
+    """Raise unless `value` is None or an int of at least 1."""
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int):
@@ -110,18 +119,18 @@ def top_k(value: Any) -> None:
 
 
 def per_image(name: str, tensor: Tensor, images: Tensor) -> Tensor:
-    """A float32 tensor of shape () or (B,) on the images' device."""
+    """Return `tensor` if it is float32 of shape () or (B,) on the images' device; raise otherwise."""
     if tensor.dtype != torch.float32:
         raise TypeError(f"{name} must be a float or a float32 tensor; got a {tensor.dtype} tensor")
     batch = images.shape[0] if images.dim() else 1
     if tensor.dim() > 1 or (tensor.dim() == 1 and (tensor.shape[0] != batch or not images.dim())):
-        raise ValueError(f"{name} must have shape () or ({batch},), one an image; got {tuple(tensor.shape)}")
+        raise ValueError(f"{name} must have shape () or ({batch},), one value per image; got {tuple(tensor.shape)}")
     same_device(name, tensor, images, "images")
     return tensor
 
 
 def random_state(rng: Any, like: Tensor, like_name: str) -> None:
-    """An int64 tensor (seed, step) on the device of `like`."""
+    """Raise unless `rng` is an int64 tensor (seed, step) on the device of `like`."""
     if not isinstance(rng, Tensor) or rng.dtype != torch.int64:
         got = rng.dtype if isinstance(rng, Tensor) else type(rng).__name__
         raise TypeError(f"rng must be an int64 tensor (seed, step); got {got}")
@@ -131,12 +140,16 @@ def random_state(rng: Any, like: Tensor, like_name: str) -> None:
 
 
 def boolean(name: str, value: Any) -> None:
+    """Raise unless `value` is a bool."""
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be a bool; got {type(value).__name__}")
 
 
 def output(out: Any, shape: torch.Size, dtype: torch.dtype, like: Tensor, like_name: str) -> None:
-    """A buffer that may be written: right shape, dtype and device, and no part of an autograd graph."""
+    """Raise unless a kernel may write into `out`.
+
+    It needs the given shape and dtype, the device of `like`, one place in memory per element, and no autograd graph.
+    """
     if not isinstance(out, Tensor):
         raise TypeError(f"out must be a tensor; got {type(out).__name__}")
     if out.shape != shape:

@@ -1,7 +1,8 @@
-"""Which implementation of an operator runs: the compiled kernels ("cpu", "cuda"), Triton, or the plain-torch reference.
+"""Registration of the operators, and the choice of the implementation that runs.
 
-The `backend` argument wins over the environment variable RMCLA_BACKEND (read once, at import), which wins over the
-choice made here: CPU tensors take "cpu", else "reference"; CUDA tensors take "cuda", else "triton", else "reference".
+There are four backends: the compiled kernels ("cpu" and "cuda"), Triton, and the plain-torch reference. The `backend`
+argument comes first, then the environment variable RMCLA_BACKEND, which is read once, at import. Without either, CPU
+tensors use "cpu" if it is there and else "reference"; CUDA tensors use "cuda", else "triton", else "reference".
 """
 
 from __future__ import annotations
@@ -30,12 +31,13 @@ _triton_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def define(stem: str, name: str, schema: str, fake: Callable[..., Any]) -> None:
-    """Registers operator `name` with PyTorch under its one schema, for every backend.
+    """Register the operator `name` with PyTorch under one schema, for every backend.
 
-    `rmcla_fast::NAME` belongs to the C++ and CUDA kernels, which register themselves when the extension loads; without
-    them it runs the reference. `rmcla_fast::NAME_reference` and `rmcla_fast::NAME_triton` run the function of that name
-    in `rmcla_fast.reference.STEM` and `rmcla_fast.triton_kernels.STEM`. An overload "NAME.out" is registered likewise,
-    and finds `NAME_out`. None is differentiable: outputs never require grad (the public functions add the derivative).
+    `rmcla_fast::NAME` is for the C++ and CUDA kernels, which register themselves when the extension loads; without the
+    extension it runs the reference. `rmcla_fast::NAME_reference` and `rmcla_fast::NAME_triton` run the function NAME of
+    `rmcla_fast.reference.STEM` and `rmcla_fast.triton_kernels.STEM`. An overload "NAME.out" is registered in the same
+    way and runs `NAME_out`. The registered operators are not differentiable: their outputs never require grad. The
+    public functions add the derivative.
     """
     base, _, overload = name.partition(".")
     function = f"{base}_{overload}" if overload else base
@@ -68,13 +70,18 @@ def define(stem: str, name: str, schema: str, fake: Callable[..., Any]) -> None:
 
 
 def choose(name: str, tensor: Tensor, backend: str | None) -> Callable[..., Any]:
-    """The registered operator that runs `name` on `tensor`; ValueError where the wanted backend cannot run it."""
-    return _operators[name][resolve("cpu" if tensor.is_cpu else tensor.device.type, backend)]  # cheaper than the type
+    """Return the registered operator that runs `name` on `tensor`.
+
+    Raises:
+        ValueError: an unknown backend, or one that cannot run this tensor.
+    """
+    device_type = "cpu" if tensor.is_cpu else tensor.device.type  # `is_cpu` takes less time than `device.type`
+    return _operators[name][resolve(device_type, backend)]
 
 
 @torch.compiler.assume_constant_result  # so that torch.compile does not trace the look-up
 def resolve(device_type: str, backend: str | None) -> str:
-    """The backend that runs on tensors of `device_type` when `backend` is asked for (None: the best there is)."""
+    """Return the backend for tensors of `device_type`: `backend` itself, or the best available one for None."""
     known = _resolved.get((device_type, backend))
     if known is None:
         known = _resolved[device_type, backend] = _resolve(device_type, backend)
@@ -95,7 +102,7 @@ def _resolve(device_type: str, backend: str | None) -> str:
 
 
 def why_not(device_type: str, backend: str) -> str:
-    """Why `backend` cannot run tensors of `device_type`, in one sentence; "" if it can."""
+    """Return one sentence on why `backend` cannot run tensors of `device_type`; "" if it can."""
     if backend == "reference":
         return ""
     if backend == "triton":
@@ -104,17 +111,20 @@ def why_not(device_type: str, backend: str) -> str:
         if device_type == "cuda":
             return ""
         if device_type == "cpu" and _triton_interpreted:
-            return _why_not_interpreted()
+            return _why_no_interpreter()
         return "Triton kernels run on cuda tensors (on cpu tensors only in its interpreter, TRITON_INTERPRET=1)"
     if backend != device_type:
         return f"it runs {backend} tensors only"
     return "" if extension.has_kernels(device_type) else extension.why_missing(device_type)
 
 
-def _why_not_interpreted() -> str:
-    """Up to Triton 3.6 the interpreter calls int() on arrays of one element, which numpy refuses from 2.4 on."""
+def _why_no_interpreter() -> str:
+    """Return why Triton's interpreter cannot run here; "" if it can.
+
+    Up to Triton 3.6 the interpreter calls int() on arrays of one element, which numpy refuses from 2.4 on.
+    """
     triton, numpy = (TorchVersion(importlib.import_module(name).__version__) for name in ("triton", "numpy"))
-    if triton < "3.7" and numpy >= "2.4":  # compared as versions
+    if triton < "3.7" and numpy >= "2.4":  # TorchVersion compares these strings as version numbers
         return f"the interpreter of triton {triton} does not run with numpy {numpy}; pip install 'numpy<2.4'"
     return ""
 

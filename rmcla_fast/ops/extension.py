@@ -1,6 +1,7 @@
-"""The compiled extension `rmcla_fast._C`: found once, at import, or missing with one sentence that says why.
+"""The compiled extension `rmcla_fast._C`, loaded once, at import.
 
-Importing it registers the C++ and CUDA kernels with the PyTorch dispatcher; nothing else is taken from it.
+Loading it registers the C++ and CUDA kernels with the PyTorch dispatcher. If it cannot be loaded, `missing_reason` says
+why in one sentence.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ INSTALL = "pip install --no-build-isolation . (from a checkout, with torch insta
 
 
 def _load() -> tuple[dict[str, str | bool] | None, str]:
-    """Returns (build configuration, "") or (None, the reason why there is none)."""
+    """Load the extension; return (its build configuration, "") or (None, why it is missing)."""
     if importlib.util.find_spec("rmcla_fast._C") is None:
         return None, f"the compiled extension was not built; build it with: {INSTALL}"
     try:
         config = importlib.import_module("rmcla_fast._C").build_config()
-    except ImportError as error:  # typically an undefined symbol after torch was upgraded
+    except ImportError as error:  # usually an undefined symbol, after an upgrade of torch
         first_line = str(error).splitlines()[0]
         return None, f"the compiled extension does not load ({first_line}); rebuild it with: {INSTALL}"
     if config["torch"].split("+")[0] != torch.__version__.split("+")[0]:
@@ -32,14 +33,14 @@ build_config, missing_reason = _load()
 
 
 def has_kernels(device_type: str) -> bool:
-    """Whether the extension has compiled kernels for "cpu" or "cuda" tensors."""
+    """Return whether the extension has kernels for tensors of `device_type`, "cpu" or "cuda"."""
     if build_config is None:
         return False
     return device_type == "cpu" or (device_type == "cuda" and bool(build_config["cuda"]))
 
 
 def why_missing(device_type: str) -> str:
-    """One sentence on why `has_kernels(device_type)` is false."""
+    """Return one sentence on why `has_kernels(device_type)` is false."""
     if build_config is None:
         return missing_reason
-    return f"the compiled extension has no {device_type} kernels; rebuild it where nvcc and a CUDA torch are: {INSTALL}"
+    return f"the compiled extension has no {device_type} kernels; rebuild it with nvcc and a CUDA torch: {INSTALL}"

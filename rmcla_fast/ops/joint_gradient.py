@@ -1,4 +1,4 @@
-"""`joint_gradient`, `joint_objective` and `redistribute_labels`: what logits say about image and label."""
+"""`joint_gradient`, `joint_objective` and `redistribute_labels`: the attack's objective and the adversarial labels."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class JointGradient(NamedTuple):
 
 
 class JointObjective(NamedTuple):
-    """The result of `joint_objective`; `objective` alone is differentiable, in the logits."""
+    """The result of `joint_objective`; only `objective` is differentiable, with respect to the logits."""
 
     objective: Tensor  # (B,)
     soft_labels: Tensor | None  # (B, C)
@@ -76,7 +76,10 @@ dispatch.define(
 
 
 class _JointObjective(torch.autograd.Function):
-    """d objective / d logits left the forward's kernel already; the backward scales its rows."""
+    """The autograd function of `joint_objective`.
+
+    The forward pass computes d objective / d logits too, and the backward pass scales its rows.
+    """
 
     @staticmethod
     def forward(ctx: Any, operator: Any, logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -105,26 +108,28 @@ def _arguments(
     top_k: int | None,
     label_scheme: str,
 ) -> tuple[Tensor, str, Tensor | None, float, float, int | None, str]:
-    """The checked arguments of the registered operator after `logits`."""
+    """Check the arguments and return those of the registered operator that follow `logits`."""
     checks.logits(logits)
     checks.class_indices("labels", labels, logits)
     target_labels = None
     if isinstance(target, Tensor):
         checks.class_indices("target", target, logits)
         target_labels, target = target, "given"
-    elif not isinstance(target, str) or target not in TARGETS:  # an array compares element by element
+    elif not isinstance(target, str) or target not in TARGETS:  # `in` fails on a NumPy array
         raise ValueError(f"target must be one of {', '.join(map(repr, TARGETS))} or an int64 tensor; got {target!r}")
-    return labels, target, target_labels, *_rule(beta, gamma, top_k, label_scheme, LABEL_SCHEMES)
+    return labels, target, target_labels, *_checked_rule(beta, gamma, top_k, label_scheme, LABEL_SCHEMES)
 
 
-def _rule(
+def _checked_rule(
     beta: float, gamma: float, top_k: int | None, label_scheme: str, schemes: tuple[str, ...]
 ) -> tuple[float, float, int | None, str]:
+    """Check and return the four arguments that define the adversarial labels."""
     if label_scheme not in schemes:
         raise ValueError(f"label_scheme must be one of {', '.join(map(repr, schemes))}; got {label_scheme!r}")
     if top_k is not None:
         checks.top_k(top_k)
-    # Beyond these bounds no label changes but by rounding, and float32 would make infinity or 0 of them: NaN rows.
+    # Values beyond these bounds change labels by no more than rounding, but would be infinity or 0 in float32 and make
+    # the rows NaN.
     beta, gamma = min(checks.positive("beta", beta), 1e15), checks.positive("gamma", gamma)
     return beta, min(max(gamma, 2.0**-100), 1e20), top_k, label_scheme
 
@@ -140,7 +145,7 @@ def joint_gradient(
     label_scheme: str = "main",
     backend: str | None = None,
 ) -> JointGradient:
-    """The attack's objective, its gradient in the logits, and adversarial labels, in one pass over each row.
+    """Return the attack's objective, its gradient in the logits, and adversarial labels, in one pass over each row.
 
     From "Bilateral Adversarial Training" (Wang and Zhang, ICCV 2019), section 3 and equations 2 to 6 of its supplement.
     With z a row of logits, c its label, k over the other classes, p = softmax(z), v_k = -log p_k::
@@ -151,24 +156,27 @@ def joint_gradient(
         soft_labels  "main"                y_k = s_k / D, y_c = beta max_k s_k / D, s_k = v_k - min_k v_k + gamma
                      "sup"                 the same with s_k = v_k;  D = sum_k s_k + beta max_k s_k
 
-    so that a step along +grad raises the objective, and the label keeps `y_c >= beta max_k y_k`.
+    A step along the gradient raises the objective, and the true class keeps `y_c >= beta max_k y_k`.
 
     Args:
         logits: (B, C) float32, float64, float16 or bfloat16, any stride, C >= 2. Arithmetic is float32 (float64 for
             float64).
         labels: (B,) int64, the true classes.
-        target: "mc" (most confusing), "ll" (least likely), "untargeted", "margin", or an int64 tensor (B,).
-        beta: how many times the largest other share the true class keeps; positive.
-        gamma: added to every share of "main"; positive.
-        top_k: only the k other classes with the largest v receive mass, the others exactly 0; None or >= C - 1 is all.
+        target: "mc" (most confusing class), "ll" (least likely class), "untargeted", "margin", or an int64 tensor (B,)
+            of classes.
+        beta: the true class keeps `beta` times the largest share of another class; positive.
+        gamma: a constant added to every share of "main"; positive.
+        top_k: only the `top_k` other classes with the largest v receive mass, and the rest exactly 0. None, or a number
+            of at least C - 1, gives mass to all of them.
         label_scheme: "main", "sup", or "none" (soft_labels is None).
-        backend: None (choose), "reference", "cpu", "triton" or "cuda".
+        backend: "reference", "cpu", "triton" or "cuda"; None chooses.
 
     Returns:
-        JointGradient: objective (B,), grad_logits (B, C) *not* divided by B, soft_labels (B, C), targets (B,) (the
-        labels when untargeted, the most confusing class for the margin). Ties go to the lower class. Nothing requires
-        grad. A row with NaN or infinity gives NaN and target -1; so does, on a GPU, a row whose label is no class.
-        Soft labels are also NaN where the shares of finite logits overflow (of 1e34 and more, in float32).
+        JointGradient: objective (B,), grad_logits (B, C) *not* divided by B, soft_labels (B, C), targets (B,). The
+        targets are the labels when untargeted, and the most confusing class for the margin. Ties go to the lower class.
+        No output requires grad. A row with NaN or infinity gives NaN and target -1. On a GPU, so does a row whose label
+        is outside [0, C). Soft labels are also NaN if the shares of finite logits overflow (from about 1e34, in
+        float32).
 
     Raises:
         TypeError, ValueError: an argument of the wrong kind, shape, dtype, device or range; on a CPU also a label
@@ -189,10 +197,11 @@ def joint_objective(
     label_scheme: str = "main",
     backend: str | None = None,
 ) -> JointObjective:
-    """`joint_gradient` as an autograd function: differentiable in `logits` through `objective` alone.
+    """Return the objective and adversarial labels of `joint_gradient`, with the objective differentiable in `logits`.
 
-    One `torch.autograd.grad(out.objective.sum(), images)` yields the image gradient while `out.soft_labels` are already
-    there. Arguments, equations and errors are those of `joint_gradient`; a second derivative raises RuntimeError.
+    `torch.autograd.grad(out.objective.sum(), images)` gives the gradient in the images; `out.soft_labels` come from the
+    same forward pass. Arguments, equations and errors are those of `joint_gradient`. A second derivative raises
+    RuntimeError.
     """
     arguments = _arguments(logits, labels, target, beta, gamma, top_k, label_scheme)
     operator = dispatch.choose("joint_gradient", logits, backend)
@@ -210,14 +219,15 @@ def redistribute_labels(
     out: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """The adversarial labels of `joint_gradient` alone: (B, C) float32 (float64 for float64 logits), rows sum to 1.
+    """Return only the adversarial labels of `joint_gradient`: (B, C) float32 (float64 for float64 logits).
 
-    Arguments, equations and errors are those of `joint_gradient`, with label_scheme "main" or "sup". `out` is written
-    and returned where given: (B, C) in the result's dtype, not requiring grad. Not differentiable.
+    Each row sums to 1. Arguments, equations and errors are those of `joint_gradient`, with label_scheme "main" or
+    "sup". If `out` is given, the labels are written into it and it is returned; it is (B, C) in the result's dtype and
+    must not require grad. The labels are not differentiable.
     """
     checks.logits(logits)
     checks.class_indices("labels", labels, logits)
-    rule = _rule(beta, gamma, top_k, label_scheme, LABEL_SCHEMES[:2])
+    rule = _checked_rule(beta, gamma, top_k, label_scheme, LABEL_SCHEMES[:2])
     if out is None:
         result: Tensor = dispatch.choose("redistribute_labels", logits, backend)(logits, labels, *rule)
         return result

@@ -1,4 +1,4 @@
-"""`perturb_step`: one signed step, projected on the ball around the origin and on the pixel range."""
+"""`perturb_step`: one signed gradient step, projected onto the ball around the origin and the pixel range."""
 
 from __future__ import annotations
 
@@ -35,26 +35,28 @@ def perturb_step(
     out: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """clip(clip(images + step_size * sign(grad), origin - epsilon, origin + epsilon), lower, upper), in one pass.
+    """Take one signed gradient step, and project it onto the epsilon ball and the pixel range, in one pass.
 
-    Step 3 of "Bilateral Adversarial Training" (Wang and Zhang, ICCV 2019), and the step of every l-infinity PGD attack
-    (Madry et al., ICLR 2018). Arithmetic in float32 (float64 for float64 images) whatever the storage, the same bits on
-    every backend; sign(0) = 0 and an infinite gradient has sign +-1.
+    The result is clip(clip(images + step_size * sign(grad), origin - epsilon, origin + epsilon), lower, upper). This is
+    step 3 of "Bilateral Adversarial Training" (Wang and Zhang, ICCV 2019), and the step of every l-infinity PGD attack
+    (Madry et al., ICLR 2018). Arithmetic is float32 (float64 for float64 images) whatever the storage, and every
+    backend gives the same bits. sign(0) = 0, and an infinite gradient has sign +-1.
 
     Args:
-        images: any shape and layout, float32, float64, float16 or bfloat16: where the step starts.
-        origin: the same shape, any of these dtypes or uint8 (value / 255): the centre of the ball.
-        grad: the same shape, any of these float dtypes: the direction to ascend.
-        step_size: a finite float (negative descends) or a float32 tensor on the images' device of shape () or (B,).
-        epsilon: the radius, in the images' unit (8/255): a float, not negative, or a tensor likewise. A negative or NaN
-            value in a tensor gives NaN in that image, since reading it would stall a GPU.
+        images: the points from which the step starts; any shape and layout, float32, float64, float16 or bfloat16.
+        origin: the centre of the ball; the same shape, any of these dtypes or uint8 (value / 255).
+        grad: the direction to ascend; the same shape, any of these float dtypes.
+        step_size: a finite float (a negative one descends), or a float32 tensor on the images' device of shape () or
+            (B,).
+        epsilon: the radius, in the unit of the images (8/255); a float that is not negative, or a float32 tensor as for
+            step_size. A negative or NaN value in a tensor gives NaN in that image, since a check would stall a GPU.
         lower, upper: the pixel range.
-        out: written and returned where given; the images' shape and dtype, and may be any of the inputs.
-        backend: None (choose), "reference", "cpu", "triton" or "cuda".
+        out: a tensor to write and return, of the images' shape and dtype; it may be any of the inputs.
+        backend: "reference", "cpu", "triton" or "cuda"; None chooses.
 
     Returns:
-        The images' shape and dtype, in their memory layout (contiguous where they are not dense). NaN in any of the
-        three tensors gives NaN in that element. Not differentiable: it never requires grad.
+        The new images, in the shape, dtype and memory layout of `images` (contiguous if `images` are not dense). NaN in
+        any of the three tensors gives NaN in that element. The result is not differentiable and never requires grad.
 
     Raises:
         TypeError, ValueError: an argument of the wrong kind, shape, dtype, device or range.

@@ -1,4 +1,4 @@
-"""`random_start`: uniform noise in the epsilon ball, from a counter-based generator."""
+"""`random_start`: images plus uniform noise from the epsilon ball, drawn by a counter-based generator."""
 
 from __future__ import annotations
 
@@ -35,27 +35,28 @@ def random_start(
     out: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """images + u with u ~ U(-epsilon, epsilon) for every pixel; the same bits on every backend.
+    """Return images + u with u ~ U(-epsilon, epsilon) for every pixel; every backend gives the same bits.
 
-    Step 1 of "Bilateral Adversarial Training" (Wang and Zhang, ICCV 2019), which does not clip to the pixel range. The
-    noise is Philox4x32-10 (Salmon et al., SC 2011) with key (low, high word of the seed) and counter (low, high word of
-    i div 4, low word of the step, 0): element i of the dense memory takes word i mod 4, u = (word >> 8) * 2**-24, and
-    adds epsilon * (2 u - 1) rounded to float32.
+    This is step 1 of "Bilateral Adversarial Training" (Wang and Zhang, ICCV 2019), which does not clip to the pixel
+    range. The noise is from Philox4x32-10 (Salmon et al., SC 2011), with key (low, high word of the seed) and counter
+    (low, high word of i div 4, low word of the step, 0). Element i of the dense memory uses word i mod 4 of that block:
+    u = (word >> 8) * 2**-24, and epsilon * (2 u - 1), rounded to float32, is added.
 
     Args:
         images: any shape and layout, uint8 (value / 255), float32, float64, float16 or bfloat16.
-        epsilon: the radius, in the unit of [0, 1] images (8/255): a float, not negative, or a float32 tensor on the
-            images' device of shape () or (B,). A negative or NaN value in a tensor gives NaN in that image.
-        rng: int64 tensor (seed, step) on the images' device, read by the kernel and never advanced: a captured CUDA
-            graph draws fresh noise when the step in it changes.
-        lower, upper: the pixel range, used where `clip`.
+        epsilon: the radius, in the unit of [0, 1] images (8/255); a float that is not negative, or a float32 tensor on
+            the images' device of shape () or (B,). A negative or NaN value in a tensor gives NaN in that image.
+        rng: int64 tensor (seed, step) on the images' device. The operator reads it and never advances it: the same rng
+            gives the same noise. Increase the step to draw fresh noise, also when a captured CUDA graph is replayed.
+        lower, upper: the pixel range, used only with `clip`.
         clip: whether to clip to the pixel range.
-        out: written and returned where given; the result's shape and dtype, and may be `images`.
-        backend: None (choose), "reference", "cpu", "triton" or "cuda".
+        out: a tensor to write and return, of the result's shape and dtype; it may be `images`.
+        backend: "reference", "cpu", "triton" or "cuda"; None chooses.
 
     Returns:
-        The images' shape, in their dtype (float32 for uint8) and memory layout (contiguous where they are not dense).
-        The noise follows memory order: another layout gives other pixels the same noise. Not differentiable.
+        The noisy images, in the shape, dtype (float32 for uint8) and memory layout of `images` (contiguous if `images`
+        are not dense). The noise follows the order of memory, so in another layout it falls on other pixels. The result
+        is not differentiable.
 
     Raises:
         TypeError, ValueError: an argument of the wrong kind, shape, dtype, device or range.

@@ -1,4 +1,4 @@
-"""`soft_cross_entropy`: the loss of soft labels, with the gradient of the logits made in the forward pass."""
+"""`soft_cross_entropy`: cross entropy with soft labels, whose forward pass computes the gradients too."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ dispatch.define(
 
 
 class _SoftCrossEntropy(torch.autograd.Function):
-    """Both gradients left the forward's kernel already, row by row and not reduced; the backward scales them."""
+    """The autograd function of `soft_cross_entropy`.
+
+    The forward pass computes both gradients too, row by row and not reduced; the backward pass scales them.
+    """
 
     @staticmethod
     def forward(
@@ -51,9 +54,9 @@ class _SoftCrossEntropy(torch.autograd.Function):
         grad_logits, grad_labels = ctx.saved_tensors
         if ctx.reduction == "mean":
             grad = grad / grad_logits.shape[0]
-        if grad_labels is None and grad.dtype == grad_logits.dtype and not grad.dim():  # the least work, as mostly
+        if grad_labels is None and grad.dtype == grad_logits.dtype and not grad.dim():  # the usual case, done fastest
             return None, grad_logits * grad, None, None, None
-        # Not a scalar: CUDA would round one to float16, where a loss scale of 65,536 is infinite.
+        # A column and not a scalar: CUDA would round a scalar to float16, where a loss scale of 65,536 is infinite.
         grad = grad.reshape(-1, 1)
         for_labels = (grad_labels * grad).to(ctx.label_dtype) if grad_labels is not None else None
         return None, (grad_logits * grad).to(grad_logits.dtype), for_labels, None, None
@@ -62,23 +65,23 @@ class _SoftCrossEntropy(torch.autograd.Function):
 def soft_cross_entropy(
     logits: Tensor, labels: Tensor, *, reduction: str = "mean", backend: str | None = None
 ) -> Tensor:
-    """-sum_k y_k log softmax(z)_k for soft labels y, or -log softmax(z)_y for class indices.
+    """Return -sum_k y_k log softmax(z)_k for soft labels y, or -log softmax(z)_y for class indices y.
 
-    Step 5 of "Bilateral Adversarial Training" (Wang and Zhang, ICCV 2019). Labels need not sum to one: the gradient in
-    the logits is sum(y) softmax(z) - y, made in the forward pass, and the one in the labels is -log softmax(z), the
-    method's v.
+    This is step 5 of "Bilateral Adversarial Training" (Wang and Zhang, ICCV 2019). Labels need not sum to one. The
+    gradient in the logits is sum(y) softmax(z) - y, and the gradient in the labels is -log softmax(z), the paper's v.
+    The forward pass computes both.
 
     Args:
         logits: (B, C) float32, float64, float16 or bfloat16, any stride, C >= 2. Arithmetic is float32 (float64 for
             float64).
         labels: (B, C) float in any of these dtypes, or (B,) int64 class indices.
         reduction: "mean" over the rows, "sum", or "none".
-        backend: None (choose), "reference", "cpu", "triton" or "cuda".
+        backend: "reference", "cpu", "triton" or "cuda"; None chooses.
 
     Returns:
-        The loss, float32 (float64 for float64 logits): a scalar, or (B,) for reduction "none". Differentiable in logits
-        and in float labels, once: a second derivative raises RuntimeError. A row of logits with NaN or infinity gives
-        NaN; so does, on a GPU, a row whose class index is no class.
+        The loss, float32 (float64 for float64 logits): a scalar, or (B,) for reduction "none". It is differentiable
+        once, in the logits and in float labels; a second derivative raises RuntimeError. A row of logits with NaN or
+        infinity gives NaN. On a GPU, so does a row whose class index is outside [0, C).
 
     Raises:
         TypeError, ValueError: an argument of the wrong kind, shape, dtype, device or range; on a CPU also a class index

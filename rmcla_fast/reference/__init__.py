@@ -1,6 +1,6 @@
-"""The operators in a few lines of plain torch each: the truth that every backend is compared with, on any device.
+"""The operators in a few lines of plain torch each; they run on any device, and every backend is tested against them.
 
-Their arguments are the registered schemas'; shapes and dtypes are checked by the public functions in `rmcla_fast.ops`.
+They take the arguments of the registered schemas. The public functions in `rmcla_fast.ops` check shapes and dtypes.
 """
 
 from rmcla_fast.reference.augment import augment

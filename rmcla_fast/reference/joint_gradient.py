@@ -1,4 +1,4 @@
-"""Reference of `joint_gradient` and `redistribute_labels` in plain torch (Wang and Zhang 2019, equations 2 to 6)."""
+"""`joint_gradient` and `redistribute_labels` in plain torch (Wang and Zhang 2019, supplementary equations 2 to 6)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def joint_gradient(
     top_k: int | None = None,
     label_scheme: str = "main",
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-    """Objective (B,), its gradient (B, C), soft labels (B, C) or None, targets (B,)."""
+    """Return the objective (B,), its gradient (B, C), soft labels (B, C) or None, and targets (B,)."""
     z = logits.to(compute_dtype(logits))
     num_classes = z.shape[1]
     valid = z.isfinite().all(1) & in_range("labels", labels, num_classes)
@@ -38,7 +38,7 @@ def joint_gradient(
         targets = target_labels.clamp(0, num_classes - 1)
     elif target == "ll":
         targets = z.masked_fill(is_true, INFINITY).argmin(1)
-    else:  # "mc", and the class that the margin is to
+    else:  # "mc" and "margin"
         targets = z.masked_fill(is_true, -INFINITY).argmax(1)
 
     is_target = one_hot(targets, num_classes).to(z.dtype)
@@ -72,7 +72,7 @@ def redistribute_labels(
     top_k: int | None = None,
     label_scheme: str = "main",
 ) -> Tensor:
-    """The soft labels (B, C) of `joint_gradient` alone."""
+    """Return only the soft labels (B, C) of `joint_gradient`."""
     z = logits.to(compute_dtype(logits))
     num_classes = z.shape[1]
     valid = z.isfinite().all(1) & in_range("labels", labels, num_classes)
@@ -83,27 +83,32 @@ def redistribute_labels(
 def redistribute_labels_out(
     logits: Tensor, labels: Tensor, beta: float, gamma: float, top_k: int | None, label_scheme: str, out: Tensor
 ) -> None:
+    """Write the result of `redistribute_labels` into `out`."""
     out.copy_(redistribute_labels(logits, labels, beta, gamma, top_k, label_scheme))
 
 
 def _soft_labels(z: Tensor, is_true: Tensor, beta: float, gamma: float, top_k: int | None, label_scheme: str) -> Tensor:
-    """Each class other than the true one receives by its share; the true one keeps beta times the largest."""
+    """Return soft labels (B, C): every other class gets its share, and the true one beta times the largest share."""
     others = z.shape[1] - 1
     if label_scheme == "main":  # s_k = v_k - v_MC + gamma; with v = -log p the log-sum-exp cancels
         share = z.masked_fill(is_true, -INFINITY).amax(1, keepdim=True) - z + gamma
-    elif others == 1:  # sup with two classes: the limit sum v = 0 has the same labels
+    elif others == 1:  # "sup" with two classes: a share of 1 gives the same labels, and is never 0 / 0
         share = torch.ones_like(z)
-    else:  # sup: v_k = -log p_k
+    else:  # "sup": s_k = v_k = -log p_k
         share = surprisal(z)
     if top_k is not None and top_k < others:  # the largest v are the smallest logits; ties to the lower index
         receivers = smallest(z.masked_fill(is_true, INFINITY), top_k)
         share = torch.zeros_like(share).scatter(1, receivers, share.gather(1, receivers))
     share = share.masked_fill(is_true, 0)
     kept = beta * share.amax(1, keepdim=True)
-    total = share.sum(1, keepdim=True) + kept  # infinite where logits are hardly finite: it would leave zeros
+    total = share.sum(1, keepdim=True) + kept
+    # The shares of very large logits overflow: NaN, since division by infinity would give zeros.
     return torch.where(is_true, kept, share) / total.nan_to_num(nan=NAN, posinf=NAN)
 
 
 def smallest(z: Tensor, count: int) -> Tensor:
-    """(B, count) int64: the smallest of each row, ties to the lower index, which torch.topk does not promise."""
+    """Return the indices (B, count) of the smallest values of each row.
+
+    Ties go to the lower index, which `torch.topk` does not promise.
+    """
     return z.argsort(dim=1, stable=True)[:, :count]

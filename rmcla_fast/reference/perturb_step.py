@@ -1,4 +1,4 @@
-"""Reference of `perturb_step` (Wang and Zhang 2019, the method's step 3) in plain torch."""
+"""`perturb_step` in plain torch (Wang and Zhang 2019, the method's step 3)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ def perturb_step(
     lower: float = 0.0,
     upper: float = 1.0,
 ) -> Tensor:
-    """clip(clip(images + step_size * sign(grad), origin - epsilon, origin + epsilon), lower, upper); NaN stays."""
+    """Return clip(clip(images + step_size * sign(grad), origin - epsilon, origin + epsilon), lower, upper).
+
+    NaN in an input gives NaN in that element.
+    """
     dtype = compute_dtype(images)
     step = per_image(step_size, step_sizes, images)
     radius = per_image(epsilon, epsilons, images)
@@ -43,12 +46,16 @@ def perturb_step_out(
     upper: float,
     out: Tensor,
 ) -> None:
+    """Write the result of `perturb_step` into `out`."""
     out.copy_(perturb_step(images, origin, grad, step_size, step_sizes, epsilon, epsilons, lower, upper))
 
 
 def per_image(value: float, values: Tensor | None, images: Tensor) -> Tensor:
-    """A float or a float32 tensor of shape () or (B,), in the arithmetic's dtype, shaped to multiply the images."""
+    """Return the float `value`, or the tensor `values` of shape () or (B,), as a tensor that broadcasts to the images.
+
+    Its dtype is the one in which the operators compute.
+    """
     dtype = compute_dtype(images)
     if values is None:
-        return torch.full((), value, dtype=dtype, device=images.device)  # `torch.tensor` would stall a GPU
+        return torch.full((), value, dtype=dtype, device=images.device)  # torch.tensor would stall a GPU
     return values.to(dtype).reshape(-1, *[1] * (images.dim() - 1)) if values.dim() else values.to(dtype)

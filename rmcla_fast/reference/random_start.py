@@ -1,4 +1,4 @@
-"""Reference of `random_start` (Wang and Zhang 2019, the method's step 1) in plain torch."""
+"""`random_start` in plain torch (Wang and Zhang 2019, the method's step 1)."""
 
 from __future__ import annotations
 
@@ -19,11 +19,14 @@ def random_start(
     upper: float = 1.0,
     clip: bool = False,
 ) -> Tensor:
-    """images + u, u ~ U(-epsilon, epsilon) from Philox; element i of memory takes word i mod 4 of block i div 4."""
+    """Return images + u with u ~ U(-epsilon, epsilon) from Philox.
+
+    Element i of the memory uses word i mod 4 of block i div 4.
+    """
     images = as_dense(images)
     result = torch.empty_like(images, dtype=torch.float32 if images.dtype == torch.uint8 else images.dtype)
     noise = torch.empty_like(result, dtype=torch.float32)
-    memory = noise.as_strided((noise.numel(),), (1,))  # `empty_like` is dense: every element once, in memory order
+    memory = noise.as_strided((noise.numel(),), (1,))  # the elements in the order of memory, which has no gaps
     memory.copy_(philox_uniform(rng, memory.numel(), STREAM_RANDOM_START))
     radius = per_image(epsilon, epsilons, images).to(torch.float32)
     noise = torch.where(radius >= 0, radius, float("nan")) * (2 * noise - 1)
@@ -41,4 +44,5 @@ def random_start_out(
     clip: bool,
     out: Tensor,
 ) -> None:
+    """Write the result of `random_start` into `out`."""
     out.copy_(random_start(images, epsilon, epsilons, rng, lower, upper, clip))

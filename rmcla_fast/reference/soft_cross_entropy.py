@@ -1,4 +1,4 @@
-"""Reference of `soft_cross_entropy` (Wang and Zhang 2019, the method's step 5) in plain torch."""
+"""`soft_cross_entropy` in plain torch (Wang and Zhang 2019, the method's step 5)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from rmcla_fast.reference.labels import in_range, surprisal
 def soft_cross_entropy(
     logits: Tensor, labels: Tensor, reduction: str = "mean", label_gradient: bool = False
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Loss -sum_k y_k log p_k; each row's gradients in the logits, sum(y) p - y, and in the labels, -log p."""
+    """Return the loss -sum_k y_k log p_k and the gradients of each row.
+
+    They are sum(y) p - y in the logits and -log p in the labels (None unless `label_gradient`), and are not reduced.
+    """
     z = logits.to(compute_dtype(logits))
     valid = z.isfinite().all(1)
     if labels.dim() == 1:

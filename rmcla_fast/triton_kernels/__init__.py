@@ -1,5 +1,6 @@
-"""The operators in Triton, one file each, for GPUs without a compiled extension; imported when one is first called.
+"""The operators in Triton, one file each, for GPUs without a compiled extension.
 
-The functions take the registered schemas' arguments and return what `rmcla_fast.reference` returns. Label values are
-not checked: reading them would stall a GPU, so a label that is no class makes its row NaN.
+A file is imported when its operator is first called. The functions take the arguments of the registered schemas and
+return what `rmcla_fast.reference` returns. They do not check the values of labels, since that would stall a GPU: a
+label outside [0, C) makes its row NaN.
 """

@@ -1,4 +1,4 @@
-"""From storage to arithmetic and back: float64 stays float64, every other float is computed in float32."""
+"""Conversion between the dtype in memory and the dtype of the arithmetic: float64 for float64, else float32."""
 
 from __future__ import annotations
 
@@ -10,24 +10,28 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Triton's interpreter truncates float32 to bfloat16 and loses bfloat16's subnormals; GPUs convert in one instruction.
+# Triton's interpreter truncates where it should round to bfloat16, and loses bfloat16's subnormals. GPUs convert right,
+# in one instruction.
 BFLOAT16_BY_HAND = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
 
 def arithmetic(tensor: Tensor) -> tl.dtype:
-    """The dtype in which a kernel computes on `tensor`."""
+    """Return the dtype in which a kernel computes on `tensor`."""
     return tl.float64 if tensor.dtype == torch.float64 else tl.float32
 
 
 def alignment_of(*sizes: int) -> int:
-    """The power of two, up to 16, that divides all sizes. A kernel takes them divided by it, and multiplies: so the
-    compiler knows how many values one load can take, and compiles once for all sizes that share it."""
+    """Return the largest power of two, up to 16, that divides all sizes.
+
+    A kernel receives the sizes divided by it and multiplies them again. The compiler then knows how many values one
+    load can read, and compiles once for all sizes with the same alignment.
+    """
     return math.gcd(16, *sizes)
 
 
 @triton.jit
 def widen(x, DTYPE: tl.constexpr):
-    """Loaded values in the arithmetic's dtype."""
+    """Convert loaded values to the dtype of the arithmetic."""
     if BFLOAT16_BY_HAND and x.dtype == tl.bfloat16:
         x = (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
     return x.to(DTYPE)
@@ -35,7 +39,7 @@ def widen(x, DTYPE: tl.constexpr):
 
 @triton.jit
 def narrow(x, DTYPE: tl.constexpr):
-    """Computed values in the storage's dtype, rounded to nearest even."""
+    """Convert computed values to the dtype in memory, rounded to nearest even."""
     if BFLOAT16_BY_HAND and tl.bfloat16 == DTYPE:
         bits = x.to(tl.uint32, bitcast=True)
         rounded = (bits + (((bits >> 16) & 1) + 0x7FFF)) >> 16
@@ -45,5 +49,5 @@ def narrow(x, DTYPE: tl.constexpr):
 
 @triton.jit
 def scalar(value, DTYPE: tl.constexpr):
-    """(1,) a float argument, which arrives in float64, in the arithmetic's dtype: it broadcasts to any block."""
+    """Return a float argument, which arrives as float64, as a (1,) block of DTYPE that broadcasts to any block."""
     return tl.full((1,), value, DTYPE)

@@ -1,4 +1,4 @@
-"""What the element-wise operators share: flat dense memory, and a float or one value an image for step and radius."""
+"""What the element-wise kernels share: flat dense memory, and a step size or radius that may differ between images."""
 
 from __future__ import annotations
 
@@ -11,41 +11,45 @@ from rmcla_fast.ops.tensors import as_dense
 from rmcla_fast.triton_kernels.conversion import scalar, widen
 
 BLOCK = 1024
-WARPS = 4  # 8 elements a thread: two 128-bit loads of float32
+WARPS = 4  # 8 elements per thread, which are two 128-bit loads of float32
 
 
 def dense(images: Tensor) -> Tensor:
-    """The images in memory without gaps, themselves where that is so."""
+    """Return the images if their memory has no gaps, else a contiguous copy."""
     return images if images.is_contiguous() else as_dense(images)
 
 
 def same_layout(first: Tensor, second: Tensor) -> bool:
-    """Whether two tensors of one shape keep their elements in the same order in memory."""
+    """Return whether two tensors of the same shape have their elements in the same order in memory."""
     strides, others = first.stride(), second.stride()
-    return strides == others or all(  # where a dimension has one element, its stride does not matter
+    return strides == others or all(  # the stride of a dimension of size 1 does not matter
         size == 1 or a == b for size, a, b in zip(first.shape, strides, others, strict=True)
     )
 
 
 def in_layout_of(images: Tensor, tensor: Tensor) -> Tensor:
-    """`tensor` in the memory order of the dense `images`, itself where it already is."""
+    """Return `tensor`, or a copy of it, in the memory order of the dense `images`."""
     return tensor if same_layout(images, tensor) else torch.empty_like(images, dtype=tensor.dtype).copy_(tensor)
 
 
 def batch_geometry(images: Tensor) -> tuple[int, int, int]:
-    """(elements, B, s): element i of the memory of the dense `images` belongs to image (i // s) % B."""
+    """Return (number of elements, B, s) of the dense `images`; element i of memory is in image (i // s) % B."""
     count = images.numel()
     batch = images.shape[0] if images.dim() else 1
     return count, batch, images.stride(0) if batch > 1 else count
 
 
 def value_stride(values: Tensor | None) -> int:
+    """Return the distance between two images' values in memory; 0 if there is at most one value."""
     return values.stride(0) if values is not None and values.dim() else 0
 
 
 @triton.jit
 def to_unit(values, DTYPE: tl.constexpr):
-    """uint8 means value / 255, correctly rounded: a GPU's plain float32 division is not. Floats are as they are."""
+    """Convert uint8 to value / 255, correctly rounded, and floats to DTYPE.
+
+    A GPU's plain float32 division is not correctly rounded, so `div_rn` does it.
+    """
     if values.dtype != tl.uint8:
         unit = widen(values, DTYPE)
     elif tl.float64 == DTYPE:
@@ -57,11 +61,11 @@ def to_unit(values, DTYPE: tl.constexpr):
 
 @triton.jit
 def image_of(start, batch, image_size, BLOCK: tl.constexpr):
-    """(BLOCK,) (i // image_size) % batch for each element i from `start` on, without a division each."""
+    """Return the image (BLOCK,) of each element from `start` on, with fewer divisions than one per element."""
     first = (start // image_size) % batch
     within = start % image_size
     lane = tl.arange(0, BLOCK)
-    if image_size >= BLOCK:  # then a block meets two images at most
+    if image_size >= BLOCK:  # then a block spans at most two images
         image = first + (within + lane >= image_size).to(tl.int64)
         image = tl.where(image == batch, 0, image)
     else:
@@ -81,14 +85,18 @@ def per_image(
     DTYPE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The float `value`, or where `values` is a tensor the one value in it, or the one of each element's image."""
+    """Return the number for each element of the block.
+
+    It is the float `value` if `values` is None, else the one value in `values`, or with PER_IMAGE the value of the
+    element's image.
+    """
     if values is None:
         chosen = scalar(value, DTYPE)
     elif PER_IMAGE:
-        if image_size >= BLOCK:  # then a block meets two images at most: two loads, and not one an element
+        if image_size >= BLOCK:  # then a block spans at most two images, and two loads are enough
             first = (start // image_size) % batch
             second = tl.where(first + 1 == batch, 0, first + 1)
-            left = tl.minimum(image_size - start % image_size, BLOCK).to(tl.int32)  # elements of the first
+            left = tl.minimum(image_size - start % image_size, BLOCK).to(tl.int32)  # elements in the first image
             here, there = tl.load(values + first * stride), tl.load(values + second * stride)
             chosen = tl.where(tl.arange(0, BLOCK) < left, here, there).to(DTYPE)
         else:
@@ -100,12 +108,12 @@ def per_image(
 
 @triton.jit
 def valid_radius(radius):
-    """A radius from a tensor may be negative or NaN: both mean NaN, since raising would stall a GPU."""
+    """Return NaN for a negative or NaN radius, which a tensor may hold; raising an error would stall a GPU."""
     return tl.where(radius >= 0, radius, float("nan"))
 
 
 @triton.jit
 def clip(values, lower, upper):
-    """NaN stays NaN."""
+    """Clip to [lower, upper]; NaN stays NaN."""
     values = tl.where(values < lower, lower, values)
     return tl.where(values > upper, upper, values)

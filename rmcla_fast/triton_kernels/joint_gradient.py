@@ -1,6 +1,7 @@
 """`joint_gradient` and `redistribute_labels` in Triton (Wang and Zhang 2019, supplementary equations 2 to 6).
 
-Three walks over a row: its extremes, its sums, its results. Top-k adds a binary search, bit by bit, for the k-th.
+A program passes over its rows three times: for the extremes, the sums and the results. With top_k, a binary search over
+the bits of the logits finds the k-th smallest.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def _kernel(
     soft,  # (B, C), or None
     targets,  # (B,), or None
     batch,
-    classes,  # C / ALIGNMENT, as logits_row and soft_row are the strides divided by it
+    classes,  # C / ALIGNMENT; logits_row and soft_row are divided by it too
     top_k,
     beta: tl.float64,
     gamma: tl.float64,
@@ -40,10 +41,10 @@ def _kernel(
     given_stride,
     soft_row,
     soft_column,
-    TARGET: tl.constexpr,  # as in the schema, or "none": labels alone
+    TARGET: tl.constexpr,  # as in the schema, or "none" to compute only the labels
     SCHEME: tl.constexpr,
     SELECT: tl.constexpr,  # whether top_k leaves classes out
-    KEY_BITS: tl.constexpr,  # how many bits tell two logits apart
+    KEY_BITS: tl.constexpr,  # how many leading bits of a logit can differ
     ALIGNMENT: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -65,7 +66,7 @@ def _kernel(
     if RESIDENT:
         z, columns, inside = tile(line, 0, logits_column, num_classes, live, COLUMNS, DTYPE)
 
-    # The extremes of the classes other than the true one; ties to the lower class.
+    # The largest and smallest logit of the classes other than the true one; ties go to the lower class.
     tops = tl.full((ROWS, COLUMNS), -INFINITY, DTYPE)
     lows = tl.full((ROWS, COLUMNS), -INFINITY, DTYPE)  # of -z
     top_columns = tl.full((ROWS, COLUMNS), NO_COLUMN, tl.int32)
@@ -102,8 +103,8 @@ def _kernel(
                 less += (key < candidate[:, None]).to(tl.int32)
             threshold = tl.where(tl.sum(less, axis=1) < top_k, candidate, threshold)
 
-    # The sums: of exp(z - peak), and of how far the receivers lie below the base of their shares.
-    # With two classes "sup" is its limit for sum v = 0: the share of the one receiver is 1.
+    # The sums of exp(z - peak), and of base - z over the classes that receive mass.
+    # In "sup" with two classes the one other class has share 1: the labels are the same, and the share is never 0.
     base = tl.where(num_classes == 2, top, peak) if SCHEME == "sup" else top
     exponentials = tl.zeros((ROWS, COLUMNS), DTYPE)
     distances = tl.zeros((ROWS, COLUMNS), DTYPE)
@@ -136,11 +137,12 @@ def _kernel(
         receivers = num_classes - 1
         if SELECT:
             receivers = top_k
-            budget = top_k - tl.sum(less, axis=1)  # of the classes at the threshold, the first so many
+            budget = top_k - tl.sum(less, axis=1)  # how many classes at the threshold receive mass, lowest first
             spread += budget.to(DTYPE) * (base - tl.max(at_threshold, axis=1))
         kept = scalar(beta, DTYPE) * (base - low + offset)
         total = spread + receivers.to(DTYPE) * offset + kept
-        total = tl.where(total < INFINITY, total, float("nan"))  # infinity, of hardly finite logits, would leave zeros
+        # The shares of very large logits overflow: NaN, since division by infinity would give zeros.
+        total = tl.where(total < INFINITY, total, float("nan"))
 
     if TARGET != "none":
         if TARGET == "untargeted":
@@ -203,7 +205,10 @@ def joint_gradient(
     top_k: int | None,
     label_scheme: str,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-    """Objective (B,), its gradient (B, C), soft labels (B, C) or None, targets (B,); "given" is `target_labels`."""
+    """Return the objective (B,), its gradient (B, C), soft labels (B, C) or None, and targets (B,).
+
+    `target_labels` are read for target "given".
+    """
     wide = compute_dtype(logits)
     objective = torch.empty(logits.shape[0], dtype=wide, device=logits.device)
     targets = torch.empty(logits.shape[0], dtype=torch.int64, device=logits.device)
@@ -217,7 +222,7 @@ def joint_gradient(
 def redistribute_labels(
     logits: Tensor, labels: Tensor, beta: float, gamma: float, top_k: int | None, label_scheme: str
 ) -> Tensor:
-    """The soft labels (B, C) of `joint_gradient` alone."""
+    """Return only the soft labels (B, C) of `joint_gradient`."""
     out = rows.result(logits, compute_dtype(logits))
     redistribute_labels_out(logits, labels, beta, gamma, top_k, label_scheme, out)
     return out
@@ -226,7 +231,7 @@ def redistribute_labels(
 def redistribute_labels_out(
     logits: Tensor, labels: Tensor, beta: float, gamma: float, top_k: int | None, label_scheme: str, out: Tensor
 ) -> None:
-    """`redistribute_labels` into `out`, of any stride; it may be `logits`."""
+    """Write the result of `redistribute_labels` into `out`, which may have any stride and may be `logits`."""
     if writable_beside(out, logits):
         _launch(logits, labels, "none", None, beta, gamma, top_k, label_scheme, (None, None, out, None))
         increment_version(out)
@@ -284,5 +289,5 @@ def _launch(
         )
 
 
-# A float16 in float32 has 13 zero bits at its end, a bfloat16 has 16.
+# The leading bits that can differ: a float16 converted to float32 ends in 13 zero bits, a bfloat16 in 16.
 KEY_BITS = {torch.float64: 64, torch.float32: 32, torch.float16: 19, torch.bfloat16: 16}

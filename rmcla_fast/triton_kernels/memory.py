@@ -1,4 +1,7 @@
-"""Whether a kernel may write into a caller's buffer as it reads: its blocks run in any order."""
+"""A check whether a kernel may write into a caller's buffer while it still reads its inputs.
+
+The blocks of a kernel run in any order, so memory that partly overlaps an input must not be written.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,13 @@ from torch import Tensor
 
 
 def extent(tensor: Tensor) -> tuple[int, int]:
-    """The addresses between which a tensor's elements lie."""
+    """Return the addresses at which the memory of a tensor's elements begins and ends."""
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
 
 
 def writable_beside(out: Tensor, *inputs: Tensor) -> bool:
-    """Whether each input is `out` itself, element for element, or apart from it; a shifted view of it is neither."""
+    """Return whether each input is either the same memory as `out`, element for element, or does not overlap it."""
     if out.numel() == 0:
         return True
     start, end = extent(out)

@@ -21,7 +21,7 @@ def _kernel(
     grad,
     out,
     steps,  # (), (B,) or None
-    radii,  # likewise
+    radii,  # (), (B,) or None
     units,  # elements / ALIGNMENT
     batch,
     image_size,
@@ -50,7 +50,7 @@ def _kernel(
     radius = valid_radius(radius)
     least = center - radius
     most = center + radius
-    moved = image + step * sign  # exact but for the sum: a fused multiply-add would give the same bits
+    moved = image + step * sign  # the product is exact, so a fused multiply-add would give the same bits
     moved = tl.where(moved < least, least, moved)
     moved = tl.where(moved > most, most, moved)
     moved = clip(moved, scalar(lower, DTYPE), scalar(upper, DTYPE))
@@ -69,7 +69,10 @@ def perturb_step(
     lower: float,
     upper: float,
 ) -> Tensor:
-    """clip(clip(images + step_size * sign(grad), origin -+ epsilon), lower, upper); NaN in, NaN out."""
+    """Return clip(clip(images + step_size * sign(grad), origin - epsilon, origin + epsilon), lower, upper).
+
+    NaN in an input gives NaN in that element.
+    """
     images = elements.dense(images)
     out = torch.empty_like(images)
     _launch(images, origin, grad, step_size, step_sizes, epsilon, epsilons, lower, upper, out)
@@ -88,7 +91,7 @@ def perturb_step_out(
     upper: float,
     out: Tensor,
 ) -> None:
-    """`perturb_step` into `out`, which may be any of the inputs."""
+    """Write the result of `perturb_step` into `out`, which may be any of the inputs."""
     images = elements.dense(images)
     origin, grad = elements.in_layout_of(images, origin), elements.in_layout_of(images, grad)
     if elements.same_layout(images, out) and writable_beside(out, images, origin, grad):

@@ -1,4 +1,4 @@
-"""`random_start` in Triton (Wang and Zhang 2019, the method's step 1): Philox4x32-10, four elements a counter."""
+"""`random_start` in Triton (Wang and Zhang 2019, the method's step 1), with noise from Philox4x32-10."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from rmcla_fast.triton_kernels.memory import writable_beside
 
 @triton.jit
 def philox_words(rng, rng_stride, block, STREAM: tl.constexpr):
-    """Four words a Philox block, of key (low, high of seed) and counter (low, high of block, low of step, stream)."""
+    """Return the four words of each Philox block.
+
+    The key is (low, high word of the seed), the counter (low, high word of the block, low word of the step, stream).
+    """
     low = block.to(tl.uint32)
     high = (block >> 32).to(tl.uint32)
     step = tl.load(rng + rng_stride).to(tl.uint32) + low * 0
@@ -26,9 +29,12 @@ def philox_words(rng, rng_stride, block, STREAM: tl.constexpr):
 
 @triton.jit
 def noise(rng, rng_stride, first, STREAM: tl.constexpr, BLOCK: tl.constexpr):
-    """(BLOCK,) float32 2 u - 1, u the upper 24 bits of a word, for the elements from 4 * first on."""
+    """Return 2 u - 1 (BLOCK,) float32 for the elements from 4 * first on.
+
+    u in [0, 1) is made of the upper 24 bits of a word.
+    """
     word0, word1, word2, word3 = philox_words(rng, rng_stride, first + tl.arange(0, BLOCK // 4), STREAM)
-    words = tl.reshape(tl.join(tl.join(word0, word2), tl.join(word1, word3)), (BLOCK,))  # word i mod 4 of block i div 4
+    words = tl.reshape(tl.join(tl.join(word0, word2), tl.join(word1, word3)), (BLOCK,))  # element i: word i mod 4
     return 2.0 * ((words >> 8).to(tl.int32).to(tl.float32) * 5.9604644775390625e-8) - 1.0
 
 
@@ -68,7 +74,10 @@ def _kernel(
 def random_start(
     images: Tensor, epsilon: float, epsilons: Tensor | None, rng: Tensor, lower: float, upper: float, clip: bool
 ) -> Tensor:
-    """images + u, u ~ U(-epsilon, epsilon) from Philox; element i of memory takes word i mod 4 of block i div 4."""
+    """Return images + u with u ~ U(-epsilon, epsilon) from Philox.
+
+    Element i of the memory uses word i mod 4 of block i div 4.
+    """
     images = elements.dense(images)
     out = torch.empty_like(images, dtype=torch.float32 if images.dtype == torch.uint8 else images.dtype)
     _launch(images, epsilon, epsilons, rng, lower, upper, clip, out)
@@ -85,7 +94,7 @@ def random_start_out(
     clip: bool,
     out: Tensor,
 ) -> None:
-    """`random_start` into `out`, which may be `images`."""
+    """Write the result of `random_start` into `out`, which may be `images`."""
     images = elements.dense(images)
     if elements.same_layout(images, out) and writable_beside(out, images):
         _launch(images, epsilon, epsilons, rng, lower, upper, clip, out)

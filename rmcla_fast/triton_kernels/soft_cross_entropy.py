@@ -1,4 +1,4 @@
-"""`soft_cross_entropy` in Triton (Wang and Zhang 2019, the method's step 5): loss and gradients in one launch."""
+"""`soft_cross_entropy` in Triton (Wang and Zhang 2019, the method's step 5): one launch gives loss and gradients."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _kernel(
     gradient,  # (B, C) contiguous
     label_gradient,  # (B, C) contiguous, or None
     batch,
-    classes,  # C / ALIGNMENT, as logits_row and, for float labels, labels_row are the strides divided by it
+    classes,  # C / ALIGNMENT; logits_row, and labels_row of float labels, are divided by it too
     logits_row,
     logits_column,
     labels_row,
@@ -44,7 +44,7 @@ def _kernel(
     if INDEX:
         label = tl.load(labels + row * labels_row, mask=live, other=0)
         valid &= (label >= 0) & (label < num_classes)
-        label = tl.where(valid, label, -1).to(tl.int32)  # in as many registers as a column
+        label = tl.where(valid, label, -1).to(tl.int32)  # int32 as the columns are, to use fewer registers
     else:
         label_line = (labels + row * labels_row * ALIGNMENT)[:, None]
     if RESIDENT:
@@ -102,7 +102,10 @@ def _kernel(
 def soft_cross_entropy(
     logits: Tensor, labels: Tensor, reduction: str, label_gradient: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Loss -sum_k y_k log p_k; each row's gradients in logits, sum(y) p - y, and labels, -log p (not reduced)."""
+    """Return the loss -sum_k y_k log p_k and the gradients of each row.
+
+    They are sum(y) p - y in the logits and -log p in the labels (None unless `label_gradient`), and are not reduced.
+    """
     batch, num_classes = logits.shape
     wide = compute_dtype(logits)
     losses = torch.empty(batch, dtype=wide, device=logits.device)
