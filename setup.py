@@ -1,6 +1,6 @@
-"""Builds the compiled extension `rmcla_fast._C` where it can be built, and says loudly what is lost where it cannot.
+"""Build the compiled extension `rmcla_fast._C`; if it cannot be built, install without it and print what is lost.
 
-    pip install --no-build-isolation .        the torch that is installed is the torch the extension is built for
+    pip install --no-build-isolation .        builds the extension for the installed torch
 
 RMCLA_WITH_CUDA=0/1 forces the CUDA kernels off or on; RMCLA_SKIP_NATIVE=1 leaves the whole extension out.
 """
@@ -15,17 +15,18 @@ from pathlib import Path
 from setuptools import setup
 
 ROOT = Path(__file__).parent
-ARCHITECTURES = "8.0;9.0+PTX"  # where TORCH_CUDA_ARCH_LIST does not say otherwise: no GPU is needed to build
+ARCHITECTURES = "8.0;9.0+PTX"  # unless TORCH_CUDA_ARCH_LIST is set; PyTorch's default would need a GPU to build
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-psabi"]
 
 
-def lost(what: str, why: str) -> None:
+def warn(what: str, why: str) -> None:
+    """Print in a frame what is not built, and why."""
     line = "*" * 100
     print(f"\n{line}\nrmcla_fast: {what}\n  because: {why}\n{line}\n", file=sys.stderr, flush=True)
 
 
 def cuda_home() -> Path | None:
-    """The toolkit that has nvcc, headers and libcudart together; an nvcc on PATH may be a mere wrapper."""
+    """Return the folder of a CUDA toolkit with nvcc and libcudart; an nvcc on PATH may be only a wrapper."""
     nvcc = shutil.which("nvcc")
     candidates = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
     candidates += [nvcc and Path(nvcc).resolve().parent.parent, "/usr/local/cuda"]
@@ -37,11 +38,11 @@ def cuda_home() -> Path | None:
 
 
 def why_no_cuda(torch, home: Path | None) -> str:
-    """Why the CUDA kernels cannot be built; "" if they can."""
+    """Return why the CUDA kernels cannot be built; "" if they can."""
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is a build without CUDA"
     if home is None:
-        return "no CUDA toolkit with nvcc and libcudart was found (CUDA_HOME says where to look)"
+        return "no CUDA toolkit with nvcc and libcudart was found (set CUDA_HOME to its folder)"
     release = subprocess.run([home / "bin/nvcc", "--version"], capture_output=True, text=True).stdout
     found = re.search(r"release (\d+)\.", release)
     if not found or found[1] != torch.version.cuda.split(".")[0]:
@@ -52,14 +53,14 @@ def why_no_cuda(torch, home: Path | None) -> str:
 
 
 def extension() -> dict:
-    """The one build function: setuptools' arguments for the extension, CPU part and CUDA part."""
+    """Return setuptools' arguments for the extension, with the CPU kernels and, if possible, the CUDA kernels."""
     if os.environ.get("RMCLA_SKIP_NATIVE") == "1":
-        lost("the compiled kernels are left out; the plain-torch reference runs", "RMCLA_SKIP_NATIVE=1")
+        warn("the compiled kernels are left out; the plain-torch reference runs instead", "RMCLA_SKIP_NATIVE=1")
         return {}
     try:
         import torch
     except ImportError:
-        lost(
+        warn(
             "the compiled kernels are NOT built; the plain-torch reference (on a GPU: Triton) runs instead",
             "torch cannot be imported in this build; install torch, then: pip install --no-build-isolation .",
         )
@@ -76,7 +77,7 @@ def extension() -> dict:
     from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
     class Build(BuildExtension):
-        """A compiler that is missing or fails costs the kernels, and never the install."""
+        """A build step that warns if the compiler is missing or fails, so that the install succeeds without kernels."""
 
         def run(self) -> None:
             try:
@@ -84,7 +85,7 @@ def extension() -> dict:
             except Exception as error:
                 if forced == "1":
                     raise
-                lost(
+                warn(
                     "the compiled kernels are NOT built; the plain-torch reference (on a GPU: Triton) runs instead",
                     f"the compiler failed ({str(error).splitlines()[0]}); a C++17 compiler is needed, see above",
                 )
@@ -99,7 +100,7 @@ def extension() -> dict:
     nvcc = ["-O3", "-lineinfo"]
     sources = [ROOT / "csrc/module.cpp", *sorted(ROOT.glob("csrc/cpu/*.cpp"))]
     if reason:
-        lost("the CUDA kernels are NOT built; the CPU kernels are", reason)
+        warn("the CUDA kernels are NOT built; the CPU kernels are", reason)
         kind, flags, macros = CppExtension, {"cxx": cpp}, []
     else:
         sources += sorted(ROOT.glob("csrc/cuda/*.cu"))

@@ -1,4 +1,4 @@
-"""Reads and writes a perturbation bound as people say it: 8/255, or 0.031 on images in [0, 1]."""
+"""Conversion of a perturbation bound from and to the usual notation: 8/255, or 0.031 on images in [0, 1]."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from rmcla_fast.errors import UserError
 
 
 def parse_epsilon(text: str | float) -> float:
-    """The bound in the unit of images in [0, 1], from "8/255", "0.031" or a number.
+    """Return the bound, in the unit of images in [0, 1], from "8/255", "0.031" or a number.
 
     Raises:
-        UserError: no number, not in [0, 1], or a bare integer above 1, which could mean 8/255 or a mistake.
+        UserError: the text is not a number, or not in [0, 1]. For a plain number above 1 the message says how to write
+            a number of 255 levels.
     """
     numerator, slash, denominator = str(text).strip().partition("/")
     try:
@@ -20,16 +21,16 @@ def parse_epsilon(text: str | float) -> float:
         raise UserError(f"epsilon must be a fraction such as 8/255 or a number such as 0.031; got {text!r}") from None
     if not slash and value > 1 and math.isfinite(value):
         raise UserError(
-            f"epsilon is for images in [0, 1] and {text} is above 1; for {text} of 255 levels say {numerator}/255 "
+            f"epsilon is for images in [0, 1] and {text} is above 1; for {text} of 255 levels write {numerator}/255 "
             f"or {value / 255:.6f}"
         )
-    if not 0 <= value <= 1:  # refuses NaN too
+    if not 0 <= value <= 1:  # also true for NaN
         raise UserError(f"epsilon must lie in [0, 1]; got {text}")
     return value
 
 
 def format_epsilon(value: float) -> str:
-    """ "8/255" where the value is a whole number of 255 levels, else the number."""
+    """Return "8/255" if the value is a whole number of 255 levels, else the number itself, as text."""
     levels = value * 255
     if value > 0 and abs(levels - round(levels)) < 1e-6 * max(levels, 1):
         return f"{round(levels)}/255"

@@ -1,4 +1,4 @@
-"""The errors that the command line turns into one sentence and an exit code, and the import of what an extra brings."""
+"""Errors that the command line prints as one sentence and an exit code, and the import of optional packages."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from types import ModuleType
 
 
 class UserError(Exception):
-    """What was asked for cannot be done as asked: one sentence that names what came and what to do. Exit code 2."""
+    """A request that cannot be fulfilled; its text is one sentence with the cause and what to do. Exit code 2."""
 
     exit_code = 2
 
 
 class RunFailed(UserError):
-    """A run that stopped midway and can be resumed: one sentence where it stopped, how to go on. Exit code 1."""
+    """A run that stopped and can be resumed; its text is one sentence on where it stopped. Exit code 1."""
 
     exit_code = 1
 
 
 class Interrupted(RunFailed):
-    """A run that Ctrl-C or SIGTERM ended, after its checkpoint was written. Exit code 128 plus the signal."""
+    """A run that was ended by Ctrl-C or SIGTERM, after it wrote its checkpoint. Exit code 128 plus the signal."""
 
     def __init__(self, text: str, signal: int) -> None:
         super().__init__(text)
@@ -27,15 +27,15 @@ class Interrupted(RunFailed):
 
 
 def need(module: str, extra: str, purpose: str) -> ModuleType:
-    """Imports `module`, or says in one sentence which extra brings it.
+    """Import and return an optional module.
 
     Args:
-        module: the module's name, "matplotlib.pyplot".
+        module: the name of the module, such as "matplotlib.pyplot".
         extra: the extra of rmcla-fast that installs it, "train" or "eval".
-        purpose: what it is needed for, the sentence's subject: "the digits data set".
+        purpose: what needs it, which is the subject of the error's sentence, such as "the digits data set".
 
     Raises:
-        UserError: the module, or one that it imports, is not installed.
+        UserError: the module, or one that it imports, is not installed. The sentence has the install command.
     """
     try:
         return importlib.import_module(module)

@@ -1,4 +1,4 @@
-"""Files that hold the old content or the new one, whole, whenever the process is killed or the disk is full."""
+"""Atomic writes: a file holds its old or its new content, also if the process is killed or the disk is full."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import BinaryIO
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A temporary file beside `path` to write to; on leaving it is flushed to disk and takes the name, then the folder.
+    """Open a temporary file that replaces `path` at the end of the `with` block.
 
-    Whatever is raised meanwhile, an OSError of the write itself included, removes it and leaves `path` as it was. What
-    is there and is no file, such as /dev/stdout, is written to and not replaced.
+    The file is then flushed to disk and renamed, and the folder is flushed too. If anything is raised in between, also
+    an OSError of the write itself, the temporary file is removed and `path` stays as it was. If `path` exists and is
+    not a regular file, such as /dev/stdout, it is written to directly.
     """
     if path.exists() and not path.is_file():
         with path.open("wb") as file:
@@ -35,7 +36,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flushes the folder's entries to disk, so that a rename outlives a power cut."""
+    """Flush the entries of the folder to disk, so that a rename survives a power failure."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""The precisions that a network can be asked in: their names, their types, and where they cannot be had."""
+"""The precisions in which a network can run: their names, their dtypes, and which devices support them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 def check_precision(precision: str) -> str:
-    """A name of PRECISIONS; ValueError, with the list, for anything else."""
+    """Return `precision` if it is a name in PRECISIONS; raise ValueError with the list of names otherwise."""
     if not isinstance(precision, str) or precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(map(repr, PRECISIONS))}; got {precision!r}")
     return precision
 
 
 def require_precision(precision: str, device: torch.device) -> None:
-    """UserError where the device computes in this precision only by emulating it."""
+    """Raise UserError if the device can only emulate this precision."""
     if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UserError(f"--precision bf16 is not supported by {torch.cuda.get_device_name(device)}; use fp16 or fp32")

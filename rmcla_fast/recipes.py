@@ -1,6 +1,7 @@
-"""Every training method, the paper's, its baselines' and those beyond it, as one frozen value by name.
+"""Recipes: the settings of every training method, by name.
 
-From "Bilateral Adversarial Training" (Wang and Zhang, ICCV 2019) and the works named at the entries.
+The methods are those of "Bilateral Adversarial Training" (Wang and Zhang, ICCV 2019), its baselines, and some beyond
+the paper. Comments at the entries name the source of each.
 """
 
 from __future__ import annotations
@@ -24,28 +25,34 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one update makes its adversarial images and labels, and what loss it descends.
+    """The settings of a training method: how an update makes its adversarial images and labels, and its loss.
 
     Attributes:
-        epsilon: the l-infinity radius, in the unit of [0, 1] images; positive (0 only without an attack).
-        step_ratio: the attack's step over epsilon.
-        steps: how many attack steps; 0 trains on the clean images.
-        start: "uniform" noise, "normal" noise or "none"; never clipped to the pixel range.
-        start_ratio: the uniform start's radius over epsilon; the normal start's standard deviation, in pixel units.
-        project: whether a step ends inside the ball (and not only inside the pixel range).
-        target: the attack's aim: the most confusing ("mc"), the least likely ("ll"), a "random" or the nearest ("mosa")
-            class; "mix", which is "mosa" where the image is classified correctly and "mc" elsewhere; "untargeted"; or
-            the "margin" to the most confusing class.
-        label_scheme: adversarial labels by the paper's "main" or "sup" rule, or "none": one-hot.
-        beta: how many times the largest other share the true class keeps. The paper has 9, and 11 for CIFAR-100.
-        gamma: added to every share of "main".
-        top_k: only the k most unlikely other classes receive mass; None is all.
-        label_source: the logits that say target and labels: at the "start", or on "clean" images, by an extra forward.
-        outer_loss: "soft_ce" on the adversarial images, or "trades": clean cross entropy plus `trades_weight` times
-            KL(clean || adversarial), whose attack ascends that KL.
-        trades_weight: that weight, 1 / lambda in the paper of TRADES.
-        attack_mode: the model's mode in the attack, "eval" (as the paper) or "train" (batch statistics, not recorded).
-        name: what it is called; `replace` keeps it, and recipes that differ in it alone are equal.
+        epsilon: the l-infinity radius, in the unit of [0, 1] images; positive (0 is allowed only without an attack).
+        step_ratio: the step size of the attack, divided by epsilon.
+        steps: the number of attack steps; 0 trains on the clean images.
+        start: the noise added before the first step, "uniform", "normal" or "none"; it is not clipped to the pixel
+            range.
+        start_ratio: the radius of uniform noise, divided by epsilon; the standard deviation of normal noise, in the
+            unit of [0, 1] images.
+        project: whether each step is projected onto the epsilon ball (and not only onto the pixel range).
+        target: the aim of the attack: the most confusing class ("mc"), the least likely ("ll"), a random one ("random")
+            or the nearest ("mosa"); "mix", which is "mosa" for correctly classified images and "mc" for the others;
+            "untargeted"; or the "margin" to the most confusing class.
+        label_scheme: adversarial labels by the rule "main" of the paper or "sup" of its supplement, or one-hot labels
+            ("none").
+        beta: the true class keeps `beta` times the largest share of another class. The paper uses 9, and 11 for
+            CIFAR-100.
+        gamma: a constant added to every share of "main".
+        top_k: only the `top_k` least likely other classes receive mass; None means all of them.
+        label_source: the images whose logits decide the target and the labels: the noisy images of the first step
+            ("start"), or the "clean" images, which takes an extra forward pass.
+        outer_loss: "soft_ce" on the adversarial images, or "trades": cross entropy on the clean images plus
+            `trades_weight` times KL(clean || adversarial), where the attack ascends the KL term.
+        trades_weight: the weight of the KL term, 1 / lambda in the TRADES paper.
+        attack_mode: the model's mode during the attack, "eval" (as in the paper) or "train" (batch statistics, without
+            updating the running ones).
+        name: the name of the recipe. `replace` keeps it, and comparisons ignore it.
     """
 
     epsilon: float = 8 / 255
@@ -67,7 +74,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
-            raise ValueError(f"name must be a word; got {self.name!r}")
+            raise ValueError(f"name must be a non-empty str; got {self.name!r}")
         for field in ("epsilon", "step_ratio", "start_ratio", "trades_weight"):
             _number(field, getattr(self, field), least=0.0)
         for field in ("beta", "gamma"):
@@ -89,31 +96,42 @@ class Recipe:
                 f"got {self.target!r} and {self.label_scheme!r}"
             )
         if self.steps == 0 and (self.label_scheme != "none" or self.outer_loss != "soft_ce"):
-            raise ValueError("steps must be at least 1 where labels are redistributed or outer_loss is 'trades'; got 0")
+            raise ValueError("steps must be at least 1 if labels are redistributed or outer_loss is 'trades'; got 0")
         if self.steps and self.epsilon == 0:
-            raise ValueError("epsilon must be positive where there is an attack; got 0")
+            raise ValueError("epsilon must be positive if steps is not 0; got 0")
 
     def replace(self, **changes: Any) -> Recipe:
-        """The same recipe with other values, validated again: `recipes.get("r-mc-la9+").replace(epsilon=4/255)`."""
+        """Return a copy with some fields changed, for example `recipes.get("r-mc-la9+").replace(epsilon=4/255)`.
+
+        Raises:
+            TypeError, ValueError: an unknown field, or a value that the recipe does not allow.
+        """
         unknown = sorted(set(changes) - {field.name for field in dataclasses.fields(self)})
         if unknown:
             fields = ", ".join(field.name for field in dataclasses.fields(self))
-            raise TypeError(f"a recipe has no {unknown[0]!r}; its fields are {fields}")
+            raise TypeError(f"a recipe has no field {unknown[0]!r}; its fields are {fields}")
         return dataclasses.replace(self, **changes)
 
     @property
     def clean_forward(self) -> bool:
-        """Whether the attack begins with a forward pass on the clean images."""
+        """Return whether the attack begins with a forward pass on the clean images."""
         return self.steps > 0 and (self.label_source == "clean" or self.outer_loss == "trades")
 
     @property
     def cost(self) -> int:
-        """One update in forward passes of the network: a backward for the images or the weights alone counts as one."""
+        """Return the cost of one update in forward passes of the network.
+
+        A backward pass for the images alone, or for the weights alone, counts as one forward pass.
+        """
         return int(self.clean_forward) + 2 * self.steps + (6 if self.outer_loss == "trades" else 3)
 
 
 def get(name: str) -> Recipe:
-    """The recipe of that name; ValueError with the nearest names, and all of them, where there is none."""
+    """Return the recipe called `name`.
+
+    Raises:
+        ValueError: an unknown name; the message suggests similar names and lists all of them.
+    """
     if name in _RECIPES:
         return _RECIPES[name]
     near = difflib.get_close_matches(str(name), _RECIPES, n=3)
@@ -122,11 +140,12 @@ def get(name: str) -> Recipe:
 
 
 def names() -> tuple[str, ...]:
-    """All names, the paper's first."""
+    """Return the names of all recipes, those of the paper first."""
     return tuple(_RECIPES)
 
 
 def _number(field: str, value: Any, least: float = -math.inf) -> float:
+    """Return a finite number of at least `least` as a float; raise for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{field} must be a number; got {type(value).__name__}")
     if not math.isfinite(value) or value < least:
@@ -135,21 +154,22 @@ def _number(field: str, value: Any, least: float = -math.inf) -> float:
 
 
 def _integer(field: str, value: Any, least: int) -> None:
+    """Raise unless `value` is an int of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{field} must be an int; got {type(value).__name__}")
     if value < least:
         raise ValueError(f"{field} must be at least {least}; got {value}")
 
 
-def _all() -> dict[str, Recipe]:
+def _all_recipes() -> dict[str, Recipe]:
     one_step = Recipe(name="r-mc")
-    labelled = one_step.replace(label_scheme="main")
+    with_labels = one_step.replace(label_scheme="main")
     untargeted = one_step.replace(target="untargeted")
-    # Noise of twice the radius and no projection (de Jorge et al., "Make some noise", NeurIPS 2022).
+    # De Jorge et al., "Make some noise", NeurIPS 2022: noise of twice the radius, and no projection.
     noisy = untargeted.replace(name="n-fgsm", start_ratio=2.0, project=False)
     found = [
         Recipe(name="standard", steps=0, start="none", target="untargeted"),
-        # Madry et al., ICLR 2018; in steps of 2/255 (CIFAR, SVHN) and of 3/255 in a ball of 16/255 (ImageNet).
+        # Madry et al., ICLR 2018: steps of 2/255 for CIFAR and SVHN, and of 3/255 in a ball of 16/255 for ImageNet.
         untargeted.replace(name="madry-pgd7-2", steps=7, step_ratio=1 / 4),
         untargeted.replace(name="madry-pgd10-3", steps=10, step_ratio=3 / 16, epsilon=16 / 255),
         # Zhang et al., ICML 2019: ten steps of 2/255 on the KL divergence, from 0.001 normal noise.
@@ -162,18 +182,18 @@ def _all() -> dict[str, Recipe]:
         one_step,
     ]
     for name, recipe in {
-        "r-mc-la": labelled,
-        "r-mc-la9": labelled.replace(top_k=9),
-        "r-mc-la-sup": labelled.replace(label_scheme="sup"),
-        "r-mosa-la": labelled.replace(target="mosa"),
-        "r-mix-la": labelled.replace(target="mix"),
+        "r-mc-la": with_labels,
+        "r-mc-la9": with_labels.replace(top_k=9),
+        "r-mc-la-sup": with_labels.replace(label_scheme="sup"),
+        "r-mosa-la": with_labels.replace(target="mosa"),
+        "r-mix-la": with_labels.replace(target="mix"),
     }.items():
         found += [recipe.replace(name=name), recipe.replace(name=f"{name}+", label_source="clean")]
     found += [
         # Wong et al., "Fast is better than free", ICLR 2020.
         untargeted.replace(name="fgsm-rs", step_ratio=1.25),
         noisy,
-        # Beyond the paper: the larger, unprojected noise with the paper's target or labels.
+        # Not in the paper: the noise of n-fgsm with the paper's target or labels, or with the margin.
         noisy.replace(name="n-mc-la", target="mc", label_scheme="main"),
         noisy.replace(name="n-fgsm-la", label_scheme="main"),
         noisy.replace(name="n-margin", target="margin"),
@@ -181,4 +201,4 @@ def _all() -> dict[str, Recipe]:
     return {recipe.name: recipe for recipe in found}
 
 
-_RECIPES = _all()
+_RECIPES = _all_recipes()

@@ -1,4 +1,4 @@
-"""The attack's aims that the fused operator does not choose: a random class, and the nearest one ("mosa", "mix").
+"""Target classes that the fused operator does not choose itself: a random class, and the nearest ("mosa", "mix").
 
 From "Bilateral Adversarial Training" (Wang and Zhang, ICCV 2019), section 3.
 """
@@ -12,21 +12,21 @@ from rmcla_fast.ops.philox import STREAM_RANDOM_TARGETS, philox_uniform
 
 
 def class_target(target: str, logits: Tensor, labels: Tensor, rng: Tensor, weight: Tensor | None) -> str | Tensor:
-    """What `joint_gradient` takes as its target: a word that it knows, or (B,) int64 classes other than the labels.
+    """Return the target for `joint_gradient`: one of its own names, or (B,) int64 classes other than the labels.
 
     Args:
-        target: a recipe's.
+        target: the target of a recipe.
         logits: (B, C), not requiring grad.
         labels: (B,) int64.
         rng: (seed, step) int64, read for "random".
-        weight: (C, features), the rows of the last layer, read for "mosa" and "mix".
+        weight: (C, features), the weight of the last layer, read for "mosa" and "mix".
     """
     if target == "random":
         return random_class(labels, logits.shape[1], rng)
     if target not in ("mosa", "mix"):
         return target
     assert weight is not None
-    labels = labels.clamp(0, logits.shape[1] - 1)  # what is no class is refused, or made NaN, by `joint_gradient`
+    labels = labels.clamp(0, logits.shape[1] - 1)  # `joint_gradient` handles labels outside [0, C)
     nearest = nearest_class(logits, labels, weight)
     if target == "mosa":
         return nearest
@@ -35,18 +35,27 @@ def class_target(target: str, logits: Tensor, labels: Tensor, rng: Tensor, weigh
 
 
 def random_class(labels: Tensor, num_classes: int, rng: Tensor) -> Tensor:
-    """(B,) int64, uniform over the classes other than the label; a function of (seed, step) and the row."""
+    """Draw (B,) int64 classes, uniformly from those other than the label.
+
+    Each is a function of `rng`, (seed, step), and of its row.
+    """
     uniform = philox_uniform(rng, len(labels), STREAM_RANDOM_TARGETS)
     drawn = (uniform.double() * (num_classes - 1)).long()  # double: the product must not round up to num_classes - 1
     return drawn + (drawn >= labels)
 
 
 def nearest_class(logits: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
-    """argmin over k other than c of (z_c - z_k) / norm(w_c - w_k), a margin of at most 1e-4 counting as 1e4."""
+    """Return (B,) int64: the class k other than the label c with the smallest (z_c - z_k) / norm(w_c - w_k).
+
+    A margin z_c - z_k of at most 1e-4 counts as 1e4.
+
+    Raises:
+        ValueError: `weight` does not have C rows.
+    """
     if weight.shape[0] != logits.shape[1]:
         raise ValueError(
-            f"target 'mosa' needs the model's last nn.Linear to be its classifier: it has {weight.shape[0]} outputs, "
-            f"and the model {logits.shape[1]} logits"
+            f"target 'mosa' needs the model's last nn.Linear to be its classifier, but it has {weight.shape[0]} "
+            f"outputs and the model returns {logits.shape[1]} logits"
         )
     z = logits.float()
     margin = z.gather(1, labels[:, None]) - z
@@ -57,10 +66,14 @@ def nearest_class(logits: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
 
 
 def last_linear(model: nn.Module) -> Tensor:
-    """The weight, (outputs, features), of the model's last `nn.Linear`; ValueError where it has none."""
+    """Return the weight (outputs, features) of the model's last `nn.Linear`.
+
+    Raises:
+        ValueError: the model has no `nn.Linear`.
+    """
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
     if not layers:
         raise ValueError(
-            "target 'mosa' reads the rows of the last nn.Linear, and the model has none; use target 'mc' instead"
+            "target 'mosa' reads the weight of the last nn.Linear, and the model has none; use target 'mc' instead"
         )
     return layers[-1].weight.detach()

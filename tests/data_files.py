@@ -1,4 +1,4 @@
-"""Data sets in small, as the files that they come in, and an object whose pickle must not run."""
+"""Writers of small data sets in their file formats, and an object whose pickle must not run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 
 def write_cifar10(root: Path, per_file: int = 20) -> Path:
-    """A small CIFAR-10 in the Python version's layout, keys and protocol."""
+    """Write a small CIFAR-10 with the layout, keys and pickle protocol of the Python version."""
     folder = root / "cifar-10-batches-py"
     folder.mkdir(parents=True)
     draw = np.random.default_rng(0)
@@ -23,6 +23,7 @@ def write_cifar10(root: Path, per_file: int = 20) -> Path:
 
 
 def write_cifar100(root: Path) -> Path:
+    """Write a small CIFAR-100 in the layout of the Python version."""
     folder = root / "cifar-100-python"
     folder.mkdir(parents=True)
     for name in ("train", "test"):
@@ -36,7 +37,7 @@ def write_cifar100(root: Path) -> Path:
 
 
 def write_image(path: Path, value: int, size: tuple[int, int] = (6, 5), mode: str = "RGB") -> Path:
-    """A PNG of one value, but for a pixel of the next."""
+    """Write a PNG whose pixels are all `value`, except one that is `value + 1`."""
     from PIL import Image
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +49,7 @@ def write_image(path: Path, value: int, size: tuple[int, int] = (6, 5), mode: st
 
 
 def write_folder(root: Path) -> Path:
-    """An image folder of two classes, whose images all differ."""
+    """Write an image folder of two classes, in which no two images of a split are equal."""
     for split in ("train", "test"):
         for k, name in enumerate(("cat", "dog")):
             for image in range(3):
@@ -57,7 +58,7 @@ def write_folder(root: Path) -> Path:
 
 
 class Malicious:
-    """Unpickled by the standard unpickler, it makes the file `target`."""
+    """An object that creates the file `target` when the standard unpickler loads it."""
 
     def __init__(self, target: Path) -> None:
         self.target = target

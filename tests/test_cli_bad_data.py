@@ -105,7 +105,7 @@ CASES: list[tuple[str, Callable[[Path], Any], str]] = [
     ("imagenet", lambda root: None, "it is at https://image-net.org"),
     ("folder", folder_without_images, "train has no folders in it: expected one folder of images for each class"),
     ("folder", one_class_only, "folder has 1 class; a classifier needs at least 2"),
-    ("folder", a_class_in_the_test_split_alone, "horse is a class that the training folder has not"),
+    ("folder", a_class_in_the_test_split_alone, "horse is a class that the training folder does not have"),
     ("folder", a_class_in_the_training_split_alone, "test/horse has no readable image"),
     ("folder", a_class_without_a_readable_image, "train/dog has no readable image"),
     ("folder", an_unreadable_image, "dog/1.png; remove it, or leave it out with --skip-unreadable"),

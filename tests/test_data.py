@@ -1,4 +1,4 @@
-"""Data sets: the standard files, the --data-dir rule, and one sentence for whatever is wrong with them."""
+"""Data sets from standard files: their contents, the rule of --data-dir, and the errors for bad files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rmcla_fast.data.splits import DataSplits, ImageSet, check, hold_out, per_cl
 from rmcla_fast.errors import UserError
 
 
-def test_digits_are_the_same_split_every_time() -> None:
+def test_digits_have_the_same_split_every_time() -> None:
     splits = data.load("digits")
     assert splits.num_classes == 10
     assert splits.train.images.shape == (1437, 1, 8, 8)
@@ -31,8 +31,8 @@ def test_digits_are_the_same_split_every_time() -> None:
     assert torch.equal(splits.test.images, data.load("digits").test.images)
 
 
-@pytest.mark.parametrize("inside", [False, True], ids=["parent", "the folder itself"])
-def test_cifar10(tmp_path: Path, inside: bool) -> None:
+@pytest.mark.parametrize("inside", [False, True], ids=["parent folder", "the folder itself"])
+def test_cifar10_is_read_from_its_files(tmp_path: Path, inside: bool) -> None:
     root = write_cifar10(tmp_path)
     splits = data.load("cifar10", root / "cifar-10-batches-py" if inside else root)
     assert splits.train.images.shape == (100, 3, 32, 32)
@@ -42,7 +42,7 @@ def test_cifar10(tmp_path: Path, inside: bool) -> None:
     assert splits.train.images[3, 1, 2, 5] == raw[3, 1024 + 2 * 32 + 5]
 
 
-def test_cifar100_takes_the_fine_labels(tmp_path: Path) -> None:
+def test_cifar100_has_the_fine_labels(tmp_path: Path) -> None:
     splits = data.load("cifar100", str(write_cifar100(tmp_path)))
     assert splits.num_classes == 100
     assert splits.train.labels.tolist() == [k % 100 for k in range(200)]
@@ -62,7 +62,7 @@ def test_svhn_label_ten_is_the_digit_zero(tmp_path: Path) -> None:
         data.load("svhn", tmp_path)
 
 
-def test_a_matlab_file_that_is_not_as_published_says_how(tmp_path: Path) -> None:
+def test_a_matlab_file_in_another_format_is_an_error(tmp_path: Path) -> None:
     matlab = pytest.importorskip("scipy.io")
     images = np.zeros((32, 32, 3, 20), np.uint8)
     for labels, sentence in (
@@ -75,11 +75,11 @@ def test_a_matlab_file_that_is_not_as_published_says_how(tmp_path: Path) -> None
             data.load("svhn", tmp_path)
     header = b"MATLAB 7.3 MAT-file, HDF5 schema 1.00 .".ljust(124) + b"\x00\x02IM"
     (tmp_path / "train_32x32.mat").write_bytes(header.ljust(512, b"\0") + b"\x89HDF\r\n\x1a\n" + bytes(2000))
-    with pytest.raises(UserError, match=r"train_32x32\.mat is a MATLAB 7\.3 file \(HDF5\), which is not read"):
+    with pytest.raises(UserError, match=r"train_32x32\.mat is a MATLAB 7\.3 file \(HDF5\), which is not supported"):
         data.load("svhn", tmp_path)
 
 
-def test_what_the_system_refuses_is_a_sentence(tmp_path: Path) -> None:
+def test_an_error_of_the_operating_system_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read: File name too long"):
         data.load("cifar10", tmp_path / ("x" * 5000))
 
@@ -96,7 +96,7 @@ def test_a_missing_data_set_names_its_address_and_folder(tmp_path: Path, name: s
     assert str(tmp_path) in str(caught.value)
 
 
-def test_an_unknown_data_set_lists_the_known() -> None:
+def test_an_unknown_data_set_is_an_error_with_the_known_names() -> None:
     with pytest.raises(UserError, match=r"unknown data set 'mnist'; one of: digits, cifar10"):
         data.load("mnist")
 
@@ -112,7 +112,7 @@ def test_a_malicious_pickle_does_not_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("call", ["builtins.eval", "os.system", "numpy.load", "functools.partial"])
-def test_no_function_is_admitted(tmp_path: Path, call: str) -> None:
+def test_a_pickle_that_calls_a_function_is_refused(tmp_path: Path, call: str) -> None:
     module, _, name = call.rpartition(".")
     file = tmp_path / "file"
     file.write_bytes(f"c{module}\n{name}\n(S'1'\ntR.".encode())
@@ -120,7 +120,7 @@ def test_no_function_is_admitted(tmp_path: Path, call: str) -> None:
         load_pickle(file)
 
 
-def test_an_object_array_is_read_by_the_same_rule(tmp_path: Path) -> None:
+def test_objects_inside_an_array_do_not_run(tmp_path: Path) -> None:
     mark, file = tmp_path / "it-ran", tmp_path / "file"
     file.write_bytes(pickle.dumps({"data": np.array([Malicious(mark)], dtype=object)}))
     with pytest.raises(UserError, match="refused"):
@@ -128,28 +128,30 @@ def test_an_object_array_is_read_by_the_same_rule(tmp_path: Path) -> None:
     assert not mark.exists()
 
 
-class ObjectsThatSayTheyAreNone:
-    """numpy's dtype of objects with its flags cleared, as the state of a dtype in a pickle may have it."""
+class ObjectDtypeWithoutFlags:
+    """Pickles as numpy's dtype of objects, with a state that clears its flags."""
 
     def __reduce__(self) -> Any:
         return np.dtype, ("O", False, True), (3, "|", None, None, None, -1, -1, 0)
 
 
-class PointersFromTheFile:
+class ArrayOfPointers:
+    """Pickles as an array whose content numpy would use as pointers if it trusted the dtype."""
+
     def __reduce__(self) -> Any:
         reconstruct, arguments, _ = np.zeros(1).__reduce__()
-        return reconstruct, arguments, (1, (1,), ObjectsThatSayTheyAreNone(), False, b"AAAAAAAA")
+        return reconstruct, arguments, (1, (1,), ObjectDtypeWithoutFlags(), False, b"AAAAAAAA")
 
 
-def test_bytes_of_the_file_do_not_become_pointers(tmp_path: Path) -> None:
+def test_bytes_of_a_pickle_do_not_become_pointers(tmp_path: Path) -> None:
     file = tmp_path / "file"
-    file.write_bytes(pickle.dumps({"data": PointersFromTheFile()}))
+    file.write_bytes(pickle.dumps({"data": ArrayOfPointers()}))
     with pytest.raises(UserError, match=r"refused.*an array of object"):
         load_pickle(file)
 
 
-def test_an_array_as_python_2_wrote_it_is_read(tmp_path: Path) -> None:
-    """The published CIFAR files: strings are BINSTRING, and the module is numpy.core."""
+def test_a_pickle_of_python_2_is_read(tmp_path: Path) -> None:
+    """The official CIFAR files are of this kind: strings are BINSTRING, and the module is numpy.core."""
     pixels = bytes(range(256)) * 24  # 2 images
     shape = b"K\x02M\x00\x0c\x86"
     dtype = b"cnumpy\ndtype\n(U\x02u1K\x00K\x01tR(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
@@ -161,7 +163,7 @@ def test_an_array_as_python_2_wrote_it_is_read(tmp_path: Path) -> None:
     assert np.array_equal(content["data"], np.frombuffer(pixels, np.uint8).reshape(2, 3072))
 
 
-def test_numbers_of_every_kind_are_read(tmp_path: Path) -> None:
+def test_arrays_of_several_dtypes_are_read(tmp_path: Path) -> None:
     content = {"big": np.arange(5, dtype=">i4"), "names": np.array([b"a", b"bc"]), "one": np.float32(2.5)}
     (tmp_path / "file").write_bytes(pickle.dumps(content, protocol=4))
     for name, value in load_pickle(tmp_path / "file").items():
@@ -170,7 +172,7 @@ def test_numbers_of_every_kind_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"not a pickle", pickle.dumps([1, 2])], ids=["empty", "text", "list"])
-def test_corrupt_files_are_named(tmp_path: Path, content: bytes) -> None:
+def test_a_corrupt_file_is_named(tmp_path: Path, content: bytes) -> None:
     root = write_cifar10(tmp_path)
     (root / "cifar-10-batches-py" / "test_batch").write_bytes(content)
     with pytest.raises(UserError, match="test_batch"):
@@ -189,7 +191,7 @@ def test_corrupt_files_are_named(tmp_path: Path, content: bytes) -> None:
     ],
     ids=["shape", "dtype", "count", "no labels", "no array", "ragged labels"],
 )
-def test_files_of_another_content_are_named(tmp_path: Path, content: dict[str, object]) -> None:
+def test_a_file_with_wrong_content_is_named(tmp_path: Path, content: dict[str, object]) -> None:
     root = write_cifar10(tmp_path)
     (root / "cifar-10-batches-py" / "test_batch").write_bytes(pickle.dumps(content))
     with pytest.raises(UserError, match="test_batch"):
@@ -212,12 +214,12 @@ def image_set(labels: list[int]) -> ImageSet:
         ([0, 1], [0, 1, 2], 3, "no train image of class 2"),
     ],
 )
-def test_splits_are_checked(train: list[int], test: list[int], classes: int, sentence: str) -> None:
+def test_bad_splits_are_errors(train: list[int], test: list[int], classes: int, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         check("the set", DataSplits(image_set(train), image_set(test), classes))
 
 
-def test_images_per_class_are_balanced_and_seeded() -> None:
+def test_images_per_class_are_balanced_and_drawn_with_the_seed() -> None:
     splits = data.load("digits", images_per_class=7, seed=3)
     assert torch.bincount(splits.train.labels).tolist() == [7] * 10
     assert len(splits.test) == 360
@@ -229,13 +231,13 @@ def test_images_per_class_are_balanced_and_seeded() -> None:
         per_class(splits.train, 0, 10, 0)
 
 
-def test_a_rare_class_is_not_held_out_as_a_whole() -> None:
+def test_a_rare_class_is_not_held_out_entirely() -> None:
     kept, held = hold_out(image_set([0] * 5 + [1] * 400 + [2] * 94 + [3]), 50, 4, seed=0)
     assert torch.bincount(held.labels, minlength=4).tolist() == [0, 41, 9, 0]
     assert torch.bincount(kept.labels).tolist() == [5, 359, 85, 1]
 
 
-def test_held_out_images_are_balanced_and_leave_the_rest() -> None:
+def test_held_out_images_are_balanced_and_removed_from_training() -> None:
     train = data.load("digits").train
     kept, held = hold_out(train, 60, 10, seed=0)
     assert len(kept) == len(train) - 60

@@ -1,4 +1,4 @@
-"""Image folders: what is read, what is refused with one sentence, and the cache they are packed into."""
+"""Image folders: which files are read, the errors for bad folders, and the cache of decoded images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def folder(tmp_path: Path) -> Path:
     return write_folder(tmp_path)
 
 
-def test_images_by_class_and_name(folder: Path) -> None:
+def test_images_are_sorted_by_class_and_name(folder: Path) -> None:
     splits = data.load("folder", folder)
     assert splits.classes == ("cat", "dog")
     assert splits.train.images.shape == (6, 3, 5, 6)
@@ -31,7 +31,7 @@ def test_images_by_class_and_name(folder: Path) -> None:
     assert splits.train.images[4, :, 0, 1].tolist() == [52, 52, 52]
 
 
-def test_val_does_for_test_and_subfolders_and_jpeg_count(folder: Path) -> None:
+def test_a_val_folder_subfolders_and_jpegs_are_read(folder: Path) -> None:
     (folder / "test").rename(folder / "val")
     write_image(folder / "train" / "cat" / "deeper" / "a.JPG", 7)
     (folder / "train" / "cat" / "notes.txt").write_text("no image")
@@ -45,7 +45,7 @@ def test_links_are_followed_and_hidden_files_are_not_images(
     cat = folder / "train" / "cat"
     write_image(elsewhere / "a" / "far.png", 90)
     (cat / "linked").symlink_to(elsewhere / "a")
-    (cat / "round").symlink_to(cat)  # leads back here
+    (cat / "round").symlink_to(cat)  # a link to its own folder
     (cat / "._0.png").write_bytes(b"what another system leaves beside a file")
     write_image(cat / ".ipynb_checkpoints" / "0.png", 91)
     assert data.load("folder", folder).train.images[:4, 0, 1, 1].tolist() == [0, 1, 2, 90]
@@ -55,7 +55,7 @@ def test_links_are_followed_and_hidden_files_are_not_images(
     assert len(data.load("folder", folder, skip_unreadable=True).train) == 7
 
 
-def test_every_kind_of_eight_bit_picture(folder: Path) -> None:
+def test_images_of_every_eight_bit_mode_are_read(folder: Path) -> None:
     colour = np.full((5, 6, 3), (200, 40, 8), np.uint8)
     places = {}
     for name, mode in (
@@ -76,7 +76,7 @@ def test_every_kind_of_eight_bit_picture(folder: Path) -> None:
         assert (pixel - expected).abs().max() <= (60 if places[path] == "P" else 9), path
 
 
-def test_a_damaged_cache_is_written_anew(folder: Path) -> None:
+def test_a_damaged_cache_is_written_again(folder: Path) -> None:
     first = data.load("folder", folder).train.images.clone()
     (cache,) = folder.glob(f"{CACHE}/train*.npy")
     whole = cache.read_bytes()
@@ -95,7 +95,7 @@ def test_grey_images_have_one_channel(tmp_path: Path) -> None:
     assert data.load("folder", tmp_path).train.images.shape == (3, 3, 5, 6)
 
 
-def test_the_cache_is_used_and_follows_the_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_is_used_until_the_folder_changes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = data.load("folder", folder).train.images.clone()
     monkeypatch.setattr("rmcla_fast.data.folder.decode", lambda *_: pytest.fail("decoded again"))
     monkeypatch.setattr("PIL.Image.open", lambda *_: pytest.fail("opened again, perhaps for its header"))
@@ -107,7 +107,7 @@ def test_the_cache_is_used_and_follows_the_folder(folder: Path, monkeypatch: pyt
     assert not list((folder / CACHE).glob("*.tmp"))
 
 
-def test_an_unreadable_image_is_named_and_nothing_is_kept(folder: Path) -> None:
+def test_an_unreadable_image_is_named_and_no_cache_is_written(folder: Path) -> None:
     bad = folder / "train" / "dog" / "1.png"
     bad.write_bytes(bad.read_bytes()[:60])
     for content in (bad.read_bytes(), b"no image at all"):
@@ -120,7 +120,7 @@ def test_an_unreadable_image_is_named_and_nothing_is_kept(folder: Path) -> None:
     assert splits.train.labels.tolist() == [0, 0, 0, 1, 1]
 
 
-def test_a_class_without_a_readable_image(folder: Path) -> None:
+def test_a_class_without_a_readable_image_is_an_error(folder: Path) -> None:
     for path in (folder / "train" / "dog").iterdir():
         path.write_bytes(b"broken")
     with pytest.raises(UserError, match="dog has no readable image"):
@@ -131,20 +131,20 @@ def test_a_class_without_a_readable_image(folder: Path) -> None:
         data.load("folder", folder)
 
 
-def test_images_of_differing_sizes(folder: Path) -> None:
+def test_images_of_different_sizes_are_an_error(folder: Path) -> None:
     write_image(folder / "test" / "cat" / "9.png", 1, size=(7, 5))
     with pytest.raises(UserError, match=r"must share one size: .* is 6x5 and .*9\.png is 7x5"):
         data.load("folder", folder)
 
 
-def test_sixteen_bits_are_refused(folder: Path) -> None:
+def test_images_of_sixteen_bits_are_an_error(folder: Path) -> None:
     Image.fromarray(np.zeros((5, 6), np.uint16)).save(folder / "train" / "cat" / "9.png")
     for skip in (False, True):
         with pytest.raises(UserError, match=r"9\.png has pixels of mode I;16"):
             data.load("folder", folder, skip_unreadable=skip)
 
 
-def test_missing_and_empty_folders(tmp_path: Path, folder: Path) -> None:
+def test_missing_and_empty_folders_are_errors(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(UserError, match="give --data-dir"):
         data.load("folder")
     with pytest.raises(UserError, match="there is no"):
@@ -157,11 +157,11 @@ def test_missing_and_empty_folders(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(UserError, match="has no folders in it"):
         data.load("folder", tmp_path / "empty")
     write_image(folder / "test" / "horse" / "0.png", 1)
-    with pytest.raises(UserError, match="horse is a class that the training folder has not"):
+    with pytest.raises(UserError, match="horse is a class that the training folder does not have"):
         data.load("folder", folder)
 
 
-def test_a_full_disk_is_a_sentence_and_not_a_signal(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_an_error_and_does_not_kill_the_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(handle: int, start: int, size: int) -> None:
         raise OSError(28, "No space left on device")
 
@@ -171,7 +171,7 @@ def test_a_full_disk_is_a_sentence_and_not_a_signal(folder: Path, monkeypatch: p
     assert not list(folder.glob(f"{CACHE}/*.npy")) + list(folder.glob(f"{CACHE}/*.tmp"))
 
 
-def test_others_may_read_the_cache(folder: Path) -> None:
+def test_other_users_may_read_the_cache(folder: Path) -> None:
     before = os.umask(0o022)
     try:
         data.load("folder", folder)
@@ -180,8 +180,8 @@ def test_others_may_read_the_cache(folder: Path) -> None:
     assert {path.stat().st_mode & 0o777 for path in folder.glob(f"{CACHE}/*.npy")} == {0o644}
 
 
-def test_the_answer_does_not_depend_on_what_was_packed_before(tmp_path: Path) -> None:
-    """Whether images are grey is a fact of both splits together, though each split is packed by itself."""
+def test_the_number_of_channels_does_not_depend_on_older_caches(tmp_path: Path) -> None:
+    """Both splits together decide whether the images are grey, although each split has its own cache."""
     splits = {"colour": "RGB", "grey": "L"}
     for name, mode in splits.items():
         for split in ("train", "test"):
@@ -203,7 +203,7 @@ def test_the_answer_does_not_depend_on_what_was_packed_before(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", "{}", '{"width": 0, "height": 5, "mode": "L"}', '{"width": "x"}'])
-def test_a_damaged_note_of_the_size_is_written_anew(folder: Path, damage: str) -> None:
+def test_a_damaged_note_of_the_size_is_written_again(folder: Path, damage: str) -> None:
     first = data.load("folder", folder).train.images.clone()
     (note,) = folder.glob(f"{CACHE}/size*.json")
     whole = note.read_text()

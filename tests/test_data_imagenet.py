@@ -1,4 +1,4 @@
-"""ImageNet's folders: streamed training crops that depend on (seed, epoch, image) alone, and packed test images."""
+"""ImageNet: training crops that depend only on (seed, epoch, image), and a cache of the test images."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def batches(root: Path, workers: int, augment: bool = True) -> StreamedLoader:
     return StreamedLoader(train, 4, 7, torch.device("cpu"), augment, workers, World())
 
 
-def test_the_folders(imagenet: Path) -> None:
-    (imagenet / "test").mkdir()  # as published: images without labels
+def test_the_splits_come_from_train_and_val(imagenet: Path) -> None:
+    (imagenet / "test").mkdir()  # the official folder, whose images have no labels
     (imagenet / "test" / "ILSVRC2012_test_00000001.JPEG").write_bytes(b"")
     splits = data.load("imagenet", imagenet, images_per_class=5)
     assert isinstance(splits.train, StreamedSet)
@@ -53,7 +53,7 @@ def test_the_folders(imagenet: Path) -> None:
         data.load("imagenet", imagenet / "train")
 
 
-def test_batches_are_the_same_from_any_worker_and_any_start(imagenet: Path) -> None:
+def test_batches_do_not_depend_on_the_workers_or_the_first_batch(imagenet: Path) -> None:
     here = list(batches(imagenet, workers=0).epoch(1))
     assert [images.shape for images, _ in here] == [(4, 3, SIZE, SIZE)] * 3
     assert here[0][0].dtype == torch.uint8
@@ -71,7 +71,7 @@ def test_a_crop_stays_inside_a_narrow_image(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_unreadable_image_is_named_when_its_turn_comes(imagenet: Path, workers: int) -> None:
+def test_an_unreadable_image_is_named_when_it_is_needed(imagenet: Path, workers: int) -> None:
     bad = imagenet / "train" / "n01440764" / "3.JPEG"
     bad.write_bytes(b"broken")
     with pytest.raises(RunFailed, match=r"^unreadable image: \S*3\.JPEG; remove it, or leave it out with") as caught:
@@ -82,7 +82,7 @@ def test_an_unreadable_image_is_named_when_its_turn_comes(imagenet: Path, worker
 
 
 @pytest.mark.parametrize("augment", [True, False])
-def test_sixteen_bits_are_refused_and_not_clipped_to_white(imagenet: Path, augment: bool) -> None:
+def test_images_of_sixteen_bits_are_an_error_and_not_clipped_to_white(imagenet: Path, augment: bool) -> None:
     deep = Image.fromarray(np.full((300, 300), 1000, np.uint16))
     deep.save(imagenet / "train" / "n01440764" / "deep.png")
     with pytest.raises(RunFailed, match=r"^\S*deep\.png has pixels of mode I;16; convert it"):
@@ -96,7 +96,7 @@ def linear(num_classes: int) -> nn.Module:
     return nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Dropout(), nn.Linear(48, num_classes))
 
 
-def test_a_run_streams_and_resumes(imagenet: Path, tmp_path: Path) -> None:
+def test_a_training_run_can_be_resumed(imagenet: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {
         "data": "imagenet",
         "data_dir": str(imagenet),

@@ -1,4 +1,4 @@
-"""Files are whole: a write that fails midway leaves the old content, and nothing beside it."""
+"""Atomic writes: if a write fails, the old content stays and no temporary file is left."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ resource = pytest.importorskip("resource", reason="limits on a process's files a
 
 @contextmanager
 def room_for(size: int) -> Iterator[None]:
-    """No file may grow beyond `size` bytes: the system refuses a write midway, as on a full disk."""
+    """Limit files to `size` bytes, so that a longer write fails in the middle, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -31,7 +31,7 @@ def room_for(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def picture(path: Path) -> Path:
+def save_plot(path: Path) -> Path:
     figure = plots.new_figure(2, 2)
     figure.subplots()
     return plots.save(figure, path)
@@ -42,11 +42,11 @@ def picture(path: Path) -> Path:
     [
         lambda path: write_json(path, ["x" * 1000] * 100),
         lambda path: checkpoint.save(path, {"weights": torch.zeros(100_000)}),
-        picture,
+        save_plot,
     ],
-    ids=["json", "checkpoint", "picture"],
+    ids=["json", "checkpoint", "plot"],
 )
-def test_a_write_that_the_disk_refuses_keeps_the_old_file_alone(tmp_path: Path, write: Callable[[Path], Any]) -> None:
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path: Path, write: Callable[[Path], Any]) -> None:
     target = tmp_path / "file"
     target.write_bytes(b"old")
     with room_for(1000), pytest.raises(UserError, match=r"file .*written.*File too large"):
@@ -57,7 +57,7 @@ def test_a_write_that_the_disk_refuses_keeps_the_old_file_alone(tmp_path: Path, 
     assert target.stat().st_size > 1000
 
 
-def test_an_interrupt_midway_keeps_the_old_file(tmp_path: Path) -> None:
+def test_an_interrupted_write_keeps_the_old_file(tmp_path: Path) -> None:
     target = tmp_path / "file"
     target.write_bytes(b"old")
 
@@ -71,7 +71,7 @@ def test_an_interrupt_midway_keeps_the_old_file(tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"file": b"old"}
 
 
-def test_a_device_is_written_to_and_stays(tmp_path: Path) -> None:
+def test_a_device_is_written_to_and_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "out").symlink_to(os.devnull)
     write_json(tmp_path / "out", [1])
     assert (tmp_path / "out").is_symlink()

@@ -1,4 +1,4 @@
-"""Target classes of other methods: a random class, the nearest in the last layer's geometry, and a mixture."""
+"""Target classes of other methods: a random class, the nearest by the last layer's weight, and a mixture of rules."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_random_classes_are_uniform_over_the_others() -> None:
     assert torch.equal(random_class(torch.tensor([0, 1]), 2, RNG), torch.tensor([1, 0]))
 
 
-def test_nearest_class_is_the_formula() -> None:
+def test_nearest_class_follows_its_formula() -> None:
     generator = torch.Generator().manual_seed(0)
     logits, weight = torch.randn(50, 6, generator=generator), torch.randn(6, 9, generator=generator)
     labels = torch.randint(0, 6, (50,), generator=generator)
@@ -39,7 +39,7 @@ def test_nearest_class_is_the_formula() -> None:
         assert int(found[row]) == min(distances, key=lambda k: distances[k])
 
 
-def test_mix_is_nearest_where_the_image_is_classified_correctly() -> None:
+def test_mix_is_nearest_for_correct_and_most_confusing_for_misclassified_images() -> None:
     model, (images, _) = network().eval(), batch()
     with torch.no_grad():
         predicted = model(images.float() / 255).argmax(1)
@@ -56,10 +56,10 @@ def test_mix_is_nearest_where_the_image_is_classified_correctly() -> None:
 def test_nearest_class_needs_a_linear_classifier() -> None:
     images, labels = batch()
     convolutional = nn.Sequential(nn.Conv2d(1, 10, 8), nn.Flatten())
-    with pytest.raises(ValueError, match=r"reads the rows of the last nn\.Linear, and the model has none"):
+    with pytest.raises(ValueError, match=r"reads the weight of the last nn\.Linear, and the model has none"):
         adversarial_example(convolutional, images, labels, recipe("r-mosa-la"), rng=RNG)
     inner = nn.Sequential(
         nn.Flatten(), nn.Linear(64, 7), nn.Unflatten(1, (1, 1, 7)), nn.Conv2d(1, 10, (1, 7)), nn.Flatten()
     )
-    with pytest.raises(ValueError, match="it has 7 outputs, and the model 10 logits"):
+    with pytest.raises(ValueError, match="it has 7 outputs and the model returns 10 logits"):
         adversarial_example(inner, images, labels, recipe("r-mix-la"), rng=RNG)

@@ -1,4 +1,4 @@
-"""Decoded images, packed once into a memory-mapped file beside the data set."""
+"""A cache of decoded images: one memory-mapped file per split, in the folder of the data set."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Progress = Callable[[Sequence[Path], str], Iterator[Path]]
 
 @dataclass(frozen=True)
 class Listing:
-    """The image files of one split and their labels, by class and then by name; no file has been opened."""
+    """The image files of one split and their labels, sorted by class and then by name; no file has been opened."""
 
     paths: list[Path]
     labels: np.ndarray
@@ -42,13 +42,16 @@ def pack(
     pixels: Callable[[Path], np.ndarray],
     progress: Progress | None,
 ) -> ImageSet:
-    """The split's images, memory-mapped from the cache, which is written where it is not there yet.
+    """Return the images of a split, memory-mapped from the cache; write the cache first if it does not exist.
 
     Args:
-        root: the data set's folder; the cache is in it, or in the user's cache folder where it cannot be written.
-        shape: (C, H, W) of what `pixels` gives.
-        what: what `pixels` does; the cache of another is not used.
-        pixels: decodes one file; whatever it raises but a UserError makes the file an unreadable image.
+        root: the folder of the data set. The cache is in it, or in the user's cache folder if it is not writable.
+        shape: (C, H, W) of the arrays that `pixels` returns.
+        what: a description of what `pixels` does, so that a cache made by other decoding is not used.
+        pixels: decodes one file. An exception other than a UserError means that the image is unreadable.
+
+    Raises:
+        UserError: an unreadable image, or a cache that cannot be written.
     """
     path = cache_path(root, split, listing.paths, what)
     images = _cached(path, (len(listing.paths), *shape))
@@ -59,22 +62,22 @@ def pack(
 
 
 def cache_path(root: Path, name: str, paths: list[Path], what: str) -> Path:
-    """Where something that was read off these files is kept, or will be; see `pack`."""
+    """Return the path of the cache file for what was read from these files; its folder is described at `pack`."""
     folder = root / CACHE if os.access(root, os.W_OK) else Path.home() / ".cache" / "rmcla_fast"
     return folder / f"{name}-{_fingerprint(root, paths, what)}.npy"
 
 
 def _cached(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The cache, memory-mapped; None where there is none or it is damaged."""
+    """Return the cached images, memory-mapped; None if there is no cache or it is damaged."""
     try:
-        images = np.load(path, mmap_mode="c", allow_pickle=False)  # "c": torch warns at a read-only array
+        images = np.load(path, mmap_mode="c", allow_pickle=False)  # "c", since torch warns about read-only arrays
     except (OSError, EOFError, ValueError, zipfile.BadZipFile):
         return None
     return images if images.dtype == np.uint8 and images.shape == shape else None
 
 
 def _fingerprint(root: Path, paths: list[Path], what: str) -> str:
-    """Changes with the name, size or time of any file, so that a changed folder is packed anew."""
+    """Return a hash that changes with the name, size or modification time of any file."""
     facts = [(str(path.relative_to(root)), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in paths]
     return hashlib.sha256(json.dumps([str(root.resolve()), what, facts]).encode()).hexdigest()[:20]
 
@@ -86,7 +89,11 @@ def _write(
     pixels: Callable[[Path], np.ndarray],
     progress: Progress | None,
 ) -> None:
-    """Decodes every image into `target`, by way of a temporary file; stops at unreadable images, naming them."""
+    """Decode every image into a temporary file, and rename it to `target`.
+
+    Raises:
+        UserError: unreadable images (the message names them), or a file that cannot be written.
+    """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=target.parent, suffix=".tmp")
@@ -100,22 +107,22 @@ def _write(
         )
         _reserve(Path(temporary))
 
-        def one(item: tuple[int, Path]) -> None:
+        def decode_into_row(item: tuple[int, Path]) -> None:
             row, path = item
             try:
                 packed[row] = pixels(path)
             except UserError:
                 raise
-            except Exception:  # Pillow raises nearly anything on a corrupt file
+            except Exception:  # Pillow raises all kinds of exceptions for a corrupt file
                 bad.append(path)
 
         with ThreadPoolExecutor() as pool:
-            for _ in pool.map(one, enumerate(shown(listing.paths, "packing", progress))):
+            for _ in pool.map(decode_into_row, enumerate(with_progress(listing.paths, "packing", progress))):
                 pass
         if bad:
-            raise UserError(name_unreadable(sorted(bad)))
+            raise unreadable_error(sorted(bad))
         packed.flush()
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's is the owner's alone, and a data set may be shared
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp allows only the owner, and a data set may be shared
         os.replace(temporary, target)
     except OSError as error:
         raise UserError(f"the image cache {target} cannot be written: {error.strerror}") from error
@@ -125,26 +132,29 @@ def _write(
 
 
 def _reserve(path: Path) -> None:
-    """Takes the file's blocks on the disk: a write through a memory map has no other way to fail than to kill."""
+    """Allocate the file's blocks on the disk, since a full disk would kill a process that writes to a memory map."""
     if hasattr(os, "posix_fallocate"):
         with path.open("rb+") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def _umask() -> int:
-    """The process's; it can only be read by setting it."""
+    """Return the umask of the process, which can only be read by setting it."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
 
-def name_unreadable(bad: list[Path]) -> str:
-    return f"unreadable image: {named(bad)}; remove it, or leave it out with --skip-unreadable"
+def unreadable_error(bad: list[Path]) -> UserError:
+    """Return the error for images that cannot be decoded."""
+    return UserError(f"unreadable image: {first_names(bad)}; remove it, or leave it out with --skip-unreadable")
 
 
-def named(paths: list[Path]) -> str:
+def first_names(paths: list[Path]) -> str:
+    """Return the first three paths as text, and how many more there are."""
     return ", ".join(map(str, paths[:3])) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
 
 
-def shown(paths: list[Path], what: str, progress: Progress | None) -> Iterator[Path]:
+def with_progress(paths: list[Path], what: str, progress: Progress | None) -> Iterator[Path]:
+    """Iterate over the paths, through the progress bar if there is one."""
     return progress(paths, what) if progress else iter(paths)

@@ -1,4 +1,4 @@
-"""Image folders, train/CLASS/*.png and test/CLASS/*.png (or val/), decoded once into a memory-mapped cache."""
+"""Image folders, train/CLASS/*.png and test/CLASS/*.png (or val/), which are decoded once into a cache."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rmcla_fast.data.cache import Listing, Progress, cache_path, name_unreadable, named, pack, shown
+from rmcla_fast.data.cache import Listing, Progress, cache_path, first_names, pack, unreadable_error, with_progress
 from rmcla_fast.data.splits import DataSplits
 from rmcla_fast.errors import UserError, need
 from rmcla_fast.files import replacing
@@ -25,11 +25,13 @@ COLOUR_MODES = frozenset(("RGB", "RGBA", "P", "PA", "CMYK", "YCbCr", "HSV", "LAB
 def load_folder(
     data_dir: Path | None, *, skip_unreadable: bool = False, progress: Progress | None = None
 ) -> DataSplits:
-    """Both splits of an image folder, packed; the images must share one size, and are grey if all of them are.
+    """Return both splits of an image folder, memory-mapped from the cache.
+
+    All images must have the same size. They get one channel if all of them are grey, and three otherwise.
 
     Raises:
         UserError: a folder that is missing or empty, a class without a readable image or in one split only, an image
-            that cannot be read (unless `skip_unreadable`), images of differing sizes or of more than 8 bits.
+            that cannot be read (unless `skip_unreadable`), images of different sizes or of more than 8 bits.
     """
     root, folders = split_folders("folder", data_dir)
     classes = class_names(folders["train"])
@@ -49,7 +51,11 @@ def load_folder(
 
 
 def split_folders(name: str, data_dir: Path | None, address: str = "") -> tuple[Path, dict[str, Path]]:
-    """(data_dir, {"train": its train folder, "test": its test or val folder})."""
+    """Return (data_dir, {"train": its train folder, "test": its test or val folder}).
+
+    Raises:
+        UserError: no data_dir, or a folder that does not exist. `address` is where the data set can be found.
+    """
     wanted = "expected the folders train/CLASS and test/CLASS (or val/CLASS) with images in it"
     source = f"; it is at {address}" if address else ""
     if data_dir is None:
@@ -67,7 +73,7 @@ def split_folders(name: str, data_dir: Path | None, address: str = "") -> tuple[
 
 
 def class_names(folder: Path) -> tuple[str, ...]:
-    """The names of the class folders, sorted; the k-th is class k."""
+    """Return the sorted names of the class folders, where the k-th is class k."""
     names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")))
     if not names:
         raise UserError(f"{folder} has no folders in it: expected one folder of images for each class")
@@ -75,10 +81,14 @@ def class_names(folder: Path) -> tuple[str, ...]:
 
 
 def list_images(folder: Path, classes: tuple[str, ...]) -> Listing:
-    """Every image file of the split; a class folder that the training split has not is an error."""
+    """Return every image file of the split.
+
+    Raises:
+        UserError: a class folder that does not exist in the training split.
+    """
     for name in class_names(folder):
         if name not in classes:
-            raise UserError(f"{folder / name} is a class that the training folder has not")
+            raise UserError(f"{folder / name} is a class that the training folder does not have")
     paths, labels = [], []
     for k, name in enumerate(classes):
         files = sorted(_image_files(folder / name)) if (folder / name).is_dir() else []
@@ -88,28 +98,33 @@ def list_images(folder: Path, classes: tuple[str, ...]) -> Listing:
 
 
 def _image_files(folder: Path) -> Iterator[Path]:
-    """The image files in the folder and below it, those behind links too, hidden ones not; OSError where it cannot."""
+    """Yield the image files in the folder and its subfolders, following links but without hidden files.
 
-    def refuse(error: OSError) -> None:
+    Raises:
+        OSError: a folder that cannot be read.
+    """
+
+    def raise_error(error: OSError) -> None:
         raise error
 
-    walked = set()
-    for parent, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
+    visited = set()
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=raise_error):
         place = os.path.realpath(parent)
-        if place in walked:  # a link to a folder above would lead round for ever
+        if place in visited:  # a link to a parent folder would never end
             folders.clear()
             continue
-        walked.add(place)
+        visited.add(place)
         folders[:] = [name for name in folders if not name.startswith(".")]
         found = (Path(parent, name) for name in files if not name.startswith("."))
         yield from (path for path in found if path.suffix.lower() in SUFFIXES)
 
 
 def decode(path: Path, mode: str) -> np.ndarray:
-    """The image as uint8 (H, W) for mode "L", (H, W, 3) for "RGB"; a rotation noted in its EXIF data is not applied.
+    """Return the image as uint8, (H, W) for mode "L" and (H, W, 3) for "RGB", without the rotation in its EXIF data.
 
     Raises:
-        UserError: pixels of more than 8 bits. Exception: whatever Pillow raises on a file that it cannot read.
+        UserError: pixels of more than 8 bits.
+        Exception: any exception that Pillow raises for a file that it cannot read.
     """
     from PIL import Image
 
@@ -119,45 +134,48 @@ def decode(path: Path, mode: str) -> np.ndarray:
 
 
 def check_bits(path: Path, mode: str) -> None:
-    """UserError where the pixels have more than 8 bits: Pillow would clip them to white."""
+    """Raise UserError if the pixels have more than 8 bits, which Pillow would clip to white."""
     if mode not in GREY_MODES | COLOUR_MODES:
         raise UserError(f"{path} has pixels of mode {mode}; convert it to 8 bits a channel first")
 
 
 def require_every_class(folder: Path, listing: Listing, classes: tuple[str, ...]) -> None:
+    """Raise UserError if a class has no image."""
     for k, name in enumerate(classes):
         if not (listing.labels == k).any():
             raise UserError(f"the class folder {folder / name} has no readable image")
 
 
 def readable_only(listing: Listing, progress: Progress | None) -> Listing:
-    """Without the files that cannot be decoded; a warning names them."""
+    """Return the listing without the files that cannot be decoded, and name these in a warning."""
 
     def readable(path: Path) -> bool:
         try:
             decode(path, "RGB")
         except UserError:
             raise
-        except Exception:  # Pillow raises nearly anything on a corrupt file
+        except Exception:  # Pillow raises all kinds of exceptions for a corrupt file
             return False
         return True
 
     need("PIL.Image", "train", "the image folder")
     with ThreadPoolExecutor() as pool:
         keep = np.fromiter(
-            pool.map(readable, shown(listing.paths, "checking", progress)), dtype=bool, count=len(listing.paths)
+            pool.map(readable, with_progress(listing.paths, "checking", progress)),
+            dtype=bool,
+            count=len(listing.paths),
         )
     bad = [path for path, kept in zip(listing.paths, keep, strict=True) if not kept]
     if bad:
-        warnings.warn(f"left out {len(bad)} of {len(keep)} images, unreadable: {named(bad)}", stacklevel=2)
+        warnings.warn(f"left out {len(bad)} of {len(keep)} images, unreadable: {first_names(bad)}", stacklevel=2)
     return Listing([path for path, kept in zip(listing.paths, keep, strict=True) if kept], listing.labels[keep])
 
 
 def _known_size(root: Path, listings: dict[str, Listing]) -> tuple[tuple[int, int], str]:
-    """`_common_size` of all images, kept beside the packed ones: an image file is opened once, also for its header."""
+    """Return `_common_size` of all images; the result is kept in the cache, so that no header is read twice."""
     everything = [path for listing in listings.values() for path in listing.paths]
     path = None
-    with suppress(OSError):  # a file that is gone: reading the headers names it
+    with suppress(OSError):  # if a file is gone, `_common_size` names it
         path = cache_path(root, "size", everything, ", ".join(listings)).with_suffix(".json")
     with suppress(OSError, ValueError, TypeError, KeyError):
         known = json.loads(path.read_text()) if path else {}
@@ -166,7 +184,7 @@ def _known_size(root: Path, listings: dict[str, Listing]) -> tuple[tuple[int, in
             return (width, height), mode
     size, mode = _common_size(everything)
     if path:
-        with suppress(OSError):  # where the cache cannot be written, packing says so
+        with suppress(OSError):  # if the cache cannot be written, `pack` reports it
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as file:
                 file.write(json.dumps({"width": size[0], "height": size[1], "mode": mode}).encode())
@@ -174,21 +192,25 @@ def _known_size(root: Path, listings: dict[str, Listing]) -> tuple[tuple[int, in
 
 
 def _common_size(paths: list[Path]) -> tuple[tuple[int, int], str]:
-    """The (width, height) that all images share, and "L" if all of them are grey, else "RGB"; reads headers only."""
+    """Return the (width, height) of all images, and "L" if all of them are grey, else "RGB"; read only the headers.
+
+    Raises:
+        UserError: an unreadable image, images of different sizes or of more than 8 bits.
+    """
     pil = need("PIL.Image", "train", "the image folder")
 
     def header(path: Path) -> tuple[tuple[int, int], str] | None:
         try:
             with pil.open(path) as image:
                 return image.size, image.mode
-        except Exception:  # Pillow raises nearly anything on a corrupt file
+        except Exception:  # Pillow raises all kinds of exceptions for a corrupt file
             return None
 
     with ThreadPoolExecutor() as pool:
         headers = list(pool.map(header, paths))
     bad = [path for path, found in zip(paths, headers, strict=True) if found is None]
     if bad:
-        raise UserError(name_unreadable(bad))
+        raise unreadable_error(bad)
     known = [found for found in headers if found is not None]
     size = known[0][0]
     for path, (other, mode) in zip(paths, known, strict=True):

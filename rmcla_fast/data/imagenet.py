@@ -1,7 +1,8 @@
-"""ImageNet's train and val folders: training images decoded as they are needed, validation images packed once.
+"""ImageNet's train and val folders.
 
-Training crops are random-resized (Szegedy et al., CVPR 2015: 8 to 100 % of the area, aspect 3/4 to 4/3) to 224x224 and
-flipped half of the time. What is watched and tested is the middle 224x224 of the image at a shorter side of 256.
+Training images are decoded when they are needed: a random crop of 8 to 100 % of the area with an aspect ratio of 3/4 to
+4/3 (Szegedy et al., CVPR 2015), resized to 224x224 and flipped half of the time. Held-out and test images are resized
+to a shorter side of 256 and cropped to the middle 224x224. Those of the test split are decoded once, into a cache.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rmcla_fast.data.cache import Progress, name_unreadable, pack
+from rmcla_fast.data.cache import Progress, pack, unreadable_error
 from rmcla_fast.data.folder import (
     check_bits,
     class_names,
@@ -31,11 +32,11 @@ ADDRESS = "https://image-net.org/download.php"
 
 
 def load_imagenet(data_dir: Path | None, *, skip_unreadable: bool, progress: Progress | None) -> DataSplits:
-    """Both splits; the test images (N, 3, 224, 224) are memory-mapped.
+    """Return both splits; the test images (N, 3, 224, 224) are memory-mapped from the cache.
 
     Raises:
-        UserError: as for an image folder, except that sizes may differ. Training images are opened beforehand only with
-            `skip_unreadable`; else one that cannot be decoded stops the run, named, when its turn comes.
+        UserError: as for an image folder, except that sizes may differ. Training images are checked here only with
+            `skip_unreadable`. Without it, an unreadable one stops the run with its name when it is needed.
     """
     need("PIL.Image", "train", "imagenet")
     root, folders = split_folders("imagenet", data_dir, ADDRESS)
@@ -52,17 +53,17 @@ def load_imagenet(data_dir: Path | None, *, skip_unreadable: bool, progress: Pro
 
 
 def centers(data: StreamedSet) -> ImageSet:
-    """The middle crops of all the images, in memory: for the few that are watched."""
+    """Return the middle crops of all images, in memory; meant for the few held-out images of the monitor."""
     return ImageSet(torch.from_numpy(np.stack([_decoded(path, middle) for path in data.paths])), data.labels)
 
 
 def middle(path: Path) -> np.ndarray:
-    """(3, 224, 224) uint8: the middle of the image resized to a shorter side of 256."""
+    """Return the middle (3, 224, 224) uint8 of the image, resized to a shorter side of 256."""
     from PIL import Image
 
     with Image.open(path) as image:
         check_bits(path, image.mode)
-        image.draft("RGB", (SHORTER_SIDE, SHORTER_SIDE))  # a JPEG is decoded near the size that is needed
+        image.draft("RGB", (SHORTER_SIDE, SHORTER_SIDE))  # decodes a JPEG near the needed size, which is faster
         width, height = image.size
         scale = SHORTER_SIDE / min(width, height)
         resized = image.convert("RGB").resize((round(width * scale), round(height * scale)), Image.Resampling.BILINEAR)
@@ -71,7 +72,7 @@ def middle(path: Path) -> np.ndarray:
 
 
 def random_crop(path: Path, draw: np.random.Generator) -> np.ndarray:
-    """(3, 224, 224) uint8: a random-resized crop, flipped half of the time."""
+    """Return a random crop, resized to (3, 224, 224) uint8 and flipped half of the time."""
     from PIL import Image
 
     with Image.open(path) as image:
@@ -93,7 +94,7 @@ def random_crop(path: Path, draw: np.random.Generator) -> np.ndarray:
 
 
 class Decoder(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
-    """What a worker process runs: item (index, epoch) is a function of (seed, epoch, index) alone."""
+    """The decoder that runs in the worker processes; an item depends only on (seed, epoch, index)."""
 
     def __init__(self, data: StreamedSet, seed: int, augment: bool) -> None:
         self._paths, self._labels = data.paths, data.labels
@@ -110,9 +111,10 @@ class Decoder(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
 
 
 def _decoded(path: Path, pixels: Callable[[Path], np.ndarray]) -> np.ndarray:
+    """Return `pixels(path)`; raise UserError with the path if the image is unreadable."""
     try:
         return pixels(path)
     except UserError:
         raise
-    except Exception as error:  # Pillow raises nearly anything on a corrupt file
-        raise UserError(name_unreadable([path])) from error
+    except Exception as error:  # Pillow raises all kinds of exceptions for a corrupt file
+        raise unreadable_error([path]) from error

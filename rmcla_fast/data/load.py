@@ -1,4 +1,4 @@
-"""`load(name)`: one data set by its name."""
+"""`load(name)`: a data set by its name."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ def load(
     skip_unreadable: bool = False,
     progress: Progress | None = None,
 ) -> DataSplits:
-    """The data set `name`: uint8 images (N, C, H, W) and int64 labels (N,), to train and to test.
+    """Load a data set: uint8 images (N, C, H, W) and int64 labels (N,), for training and for test.
 
     Args:
         name: "digits" (needs no files), "cifar10", "cifar100", "svhn", "imagenet" or "folder".
-        data_dir: the folder that holds the data set's own folder, or that folder itself.
-        images_per_class: keep this many training images of each class, drawn with `seed`; all of them if None.
-        seed: of the draw; the split of digits does not depend on it.
-        skip_unreadable: leave out images that cannot be decoded, instead of stopping (image folders).
-        progress: wraps the files that are decoded, (paths, what is done) -> iterator; for a progress bar.
+        data_dir: the folder of the data set, or the folder that contains it.
+        images_per_class: keep this many training images of each class, drawn with `seed`; None keeps all of them.
+        seed: the seed of this draw. The split of digits does not depend on it.
+        skip_unreadable: leave out images that cannot be decoded, instead of raising an error (imagenet and folder).
+        progress: a function (paths, what is done) -> iterator over the paths, which can show a progress bar.
 
     Returns:
-        The splits; imagenet's training images are a StreamedSet, which stays on disk.
+        The splits. The training images of imagenet are a StreamedSet, which stays on disk.
 
     Raises:
-        UserError: one sentence: a name that is none of these, files missing (with the official address) or corrupt,
-            a class without images, labels that are no class.
+        UserError: an unknown name, files that are missing (the message has the official address) or corrupt, a class
+            without images, or a label outside [0, num_classes).
     """
     folder = None if data_dir is None else Path(data_dir).expanduser()
     try:

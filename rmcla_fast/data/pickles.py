@@ -1,4 +1,4 @@
-"""Reads data-set pickles without running what is in them: only numpy arrays and plain containers are admitted."""
+"""A reader of data-set pickles that never runs code from them: it accepts only numpy arrays and plain containers."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")
 
 
 class _Numbers:
-    """A dtype of numbers or text, as a pickle names it, of whose state the byte order alone is taken.
+    """A dtype of numbers or text that replaces numpy.dtype in a pickle; only the byte order of its state is used.
 
-    numpy's own accepts whatever flags its state holds, and an array of objects that says it has none makes pointers of
-    the file's bytes.
+    numpy.dtype itself would accept any flags from the pickle. If they hide that an array holds objects, numpy would
+    use bytes of the file as pointers.
     """
 
     def __init__(self, code: Any, *_: Any) -> None:
@@ -30,13 +30,14 @@ class _Numbers:
 
 
 class _Array(np.ndarray):
+    """An array whose state in a pickle must have a dtype of numbers or text."""
+
     def __setstate__(self, state: Any) -> None:
         version, shape, numbers, fortran, content = state
         super().__setstate__((version, shape, _dtype(numbers), fortran, content))
 
 
-_ARRAY_CLASS = object()
-"""Stands for numpy.ndarray, which a pickle names and has no need to call."""
+_ARRAY_CLASS = object()  # replaces numpy.ndarray, which a pickle names but need not call
 
 
 def _dtype(numbers: Any) -> np.dtype[Any]:
@@ -46,7 +47,7 @@ def _dtype(numbers: Any) -> np.dtype[Any]:
 
 
 def _reconstruct(kind: Any, shape: Any, code: Any) -> Any:
-    """numpy's own, for plain arrays only; shape and content follow as the array's state."""
+    """Return an empty array; its shape and content follow as its state. It replaces numpy's function of this name."""
     if kind is not _ARRAY_CLASS:
         raise pickle.UnpicklingError("an array of a foreign type")
     return _Array(0, dtype=np.uint8)
@@ -59,13 +60,13 @@ def _scalar(numbers: Any, content: Any = None) -> Any:
 
 
 def _encode(text: Any, encoding: Any = "latin1") -> bytes:
-    """Python 3 writes the bytes of protocol 2 as latin-1 text."""
+    """Return the bytes of latin-1 text, as which Python 3 writes bytes in protocol 2."""
     if not isinstance(text, str) or encoding != "latin1":
         raise pickle.UnpicklingError("a codec other than latin1")
     return text.encode("latin1")
 
 
-_ADMITTED: dict[tuple[str, str], Any] = {
+_ACCEPTED: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): _ARRAY_CLASS,
     ("numpy", "dtype"): _Numbers,
     ("_codecs", "encode"): _encode,
@@ -76,16 +77,17 @@ _ADMITTED: dict[tuple[str, str], Any] = {
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ADMITTED:
+        if (module, name) not in _ACCEPTED:
             raise pickle.UnpicklingError(f"{module}.{name}")
-        return _ADMITTED[module, name]
+        return _ACCEPTED[module, name]
 
 
 def load_pickle(path: Path) -> dict[str, Any]:
-    """The dictionary in `path`, keys as str; strings of Python 2 are read as latin-1.
+    """Return the dictionary in `path`, with str keys; strings of Python 2 are read as latin-1.
 
     Raises:
-        UserError: the file is no pickle, is cut short, holds no dictionary, or wants more than arrays and lists.
+        UserError: the file is not a pickle, is truncated, is not a dictionary, or holds anything but arrays and plain
+            containers.
     """
     try:
         with path.open("rb") as file:
@@ -96,7 +98,7 @@ def load_pickle(path: Path) -> dict[str, Any]:
         ) from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except Exception as error:  # a corrupt pickle can raise nearly anything
+    except Exception as error:  # a corrupt pickle raises all kinds of exceptions
         raise UserError(f"{path} is corrupt or cut short ({type(error).__name__}: {error})") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}; a dictionary was expected")

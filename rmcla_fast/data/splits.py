@@ -1,4 +1,4 @@
-"""What a data set is once it is loaded: images and labels in memory, and the checks that every data set passes."""
+"""The types of a loaded data set, the checks that every data set passes, and the choice of subsets."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ class ImageSet:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of an image."""
+        """Return (C, H, W) of an image."""
         _, channels, height, width = self.images.shape
         return channels, height, width
 
     def take(self, index: Tensor) -> ImageSet:
-        """The images at `index` (int64), copied."""
+        """Return a copy of the images and labels at `index` (int64)."""
         return ImageSet(self.images[index], self.labels[index])
 
 
 @dataclass(frozen=True)
 class StreamedSet:
-    """Images that stay on disk, for a data set that memory cannot hold: their files and labels (N,) int64."""
+    """The files and labels (N,) int64 of images that stay on disk, for a data set larger than memory."""
 
     paths: list[Path]
     labels: Tensor
@@ -47,7 +47,7 @@ class StreamedSet:
         return len(self.paths)
 
     def take(self, index: Tensor) -> StreamedSet:
-        """The files at `index` (int64)."""
+        """Return the files and labels at `index` (int64)."""
         return StreamedSet([self.paths[row] for row in index.tolist()], self.labels[index], self.shape)
 
 
@@ -56,7 +56,10 @@ Set = TypeVar("Set", ImageSet, StreamedSet)
 
 @dataclass(frozen=True)
 class DataSplits:
-    """A data set's two splits; labels lie in [0, num_classes). `classes` are the names, where the data set has any."""
+    """The training and test split of a data set.
+
+    Labels lie in [0, num_classes). `classes` are the names of the classes, empty if the data set has none.
+    """
 
     train: ImageSet | StreamedSet
     test: ImageSet
@@ -65,7 +68,11 @@ class DataSplits:
 
 
 def check(name: str, splits: DataSplits) -> DataSplits:
-    """The same splits, or a UserError: an empty split, one class only, a label that is no class, a missing class."""
+    """Return the splits if they are valid.
+
+    Raises:
+        UserError: an empty split, fewer than two classes, a label outside [0, num_classes), or a class without images.
+    """
     if splits.num_classes < 2:
         raise UserError(f"{name} has {splits.num_classes} class; a classifier needs at least 2")
     for split, data in (("train", splits.train), ("test", splits.test)):
@@ -90,9 +97,9 @@ def check(name: str, splits: DataSplits) -> DataSplits:
 
 
 def require_classes(splits: DataSplits, trained: Mapping[str, Any], run: Path) -> None:
-    """UserError where class k of the data set is not class k of the run, whose config.json is `trained`.
+    """Raise UserError unless the data set has the classes of the run, whose config.json is `trained`.
 
-    A folder that is added to or renamed moves every class after it, and the run would learn or be asked wrong labels.
+    If a class folder was added or renamed, the classes after it have other numbers, and the run would use wrong labels.
     """
     names = trained.get("classes", splits.classes)
     for k, (before, now) in enumerate(zip_longest(names, splits.classes, fillvalue="not there")):
@@ -105,7 +112,7 @@ def require_classes(splits: DataSplits, trained: Mapping[str, Any], run: Path) -
 
 
 def per_class(data: ImageSet | StreamedSet, count: int, num_classes: int, seed: int) -> Tensor:
-    """Indices (num_classes * count,) of `count` images of each class, drawn with `seed`, in the data set's order.
+    """Return the sorted indices (num_classes * count,) of `count` images of each class, drawn with `seed`.
 
     Raises:
         UserError: a class has fewer images than `count`, or `count` is not positive.
@@ -123,13 +130,14 @@ def per_class(data: ImageSet | StreamedSet, count: int, num_classes: int, seed: 
 
 
 def hold_out(data: Set, count: int, num_classes: int, seed: int) -> tuple[Set, Set]:
-    """(kept, held out): `count` images, equally many of each class up to a tenth of it, drawn with `seed`.
+    """Hold out `count` images, drawn with `seed`; return (the remaining images, the held-out images).
 
-    Where that is not enough, from each class the same share: a rare class is not held out as a whole.
+    As many are drawn from each class, but at most a tenth of it. If these are too few, the rest is the same share of
+    each class, so that no rare class is held out entirely.
     """
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(data), generator=generator)
-    rank = torch.empty(len(data), dtype=torch.float64)  # when an image's turn comes: its place among its class
+    rank = torch.empty(len(data), dtype=torch.float64)  # images are held out in the order of this rank
     for k in range(num_classes):
         members = (data.labels[order] == k).nonzero().flatten()
         place = torch.arange(1, len(members) + 1, dtype=torch.float64)

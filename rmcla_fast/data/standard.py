@@ -1,4 +1,4 @@
-"""The data sets that come as standard files: digits (scikit-learn's), CIFAR-10, CIFAR-100, SVHN."""
+"""The data sets with a standard file format: digits (of scikit-learn), CIFAR-10, CIFAR-100 and SVHN."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rmcla_fast.errors import UserError, need
 
 DIGITS_TEST = 360
 
-CIFAR = {  # folder, address, files to train, files to test, key of the labels, classes
+CIFAR = {  # folder, address, training files, test files, key of the labels, number of classes
     "cifar10": (
         "cifar-10-batches-py",
         "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
@@ -36,7 +36,7 @@ SVHN_FILES = {"train": "train_32x32.mat", "test": "test_32x32.mat"}
 
 
 def digits() -> DataSplits:
-    """The 8x8 handwritten digits that scikit-learn carries: 1,437 to train, 360 to test, stratified, seed 0."""
+    """Return the 8x8 handwritten digits of scikit-learn: 1,437 for training and 360 for test, stratified, seed 0."""
     datasets = need("sklearn.datasets", "train", "the digits data set")
     selection = need("sklearn.model_selection", "train", "the digits data set")
     bunch = datasets.load_digits()
@@ -49,7 +49,7 @@ def digits() -> DataSplits:
 
 
 def cifar(name: str, data_dir: Path | None) -> DataSplits:
-    """CIFAR-10 or CIFAR-100 from the Python version's files, (N, 3, 32, 32), labels as in the files (fine ones)."""
+    """Return CIFAR-10 or CIFAR-100, (N, 3, 32, 32), from the files of the Python version; CIFAR-100 has fine labels."""
     folder_name, address, train_files, test_files, key, num_classes = CIFAR[name]
     if data_dir is None:
         raise UserError(_missing(name, address, f"give --data-dir, the folder that holds {folder_name}"))
@@ -66,7 +66,7 @@ def cifar(name: str, data_dir: Path | None) -> DataSplits:
 
 
 def svhn(data_dir: Path | None) -> DataSplits:
-    """SVHN's cropped digits from its .mat files, (N, 3, 32, 32); the files' label 10 is the digit 0."""
+    """Return SVHN's cropped digits, (N, 3, 32, 32), from its .mat files, in which label 10 is the digit 0."""
     if data_dir is None:
         raise UserError(
             _missing("svhn", SVHN_ADDRESS, f"give --data-dir, the folder with {' and '.join(SVHN_FILES.values())}")
@@ -98,8 +98,8 @@ def _cifar_file(path: Path, key: str) -> ImageSet:
     images = content["data"]
     try:
         labels = np.asarray(content[key])
-    except ValueError as error:  # lists of differing lengths
-        raise UserError(f"{path} is corrupt: '{key}' is no list of numbers") from error
+    except ValueError as error:  # lists of different lengths
+        raise UserError(f"{path} is corrupt: '{key}' is not a list of numbers") from error
     well_formed = (
         isinstance(images, np.ndarray)
         and images.dtype == np.uint8
@@ -123,9 +123,9 @@ def _svhn_file(path: Path) -> ImageSet:
         content = matlab.loadmat(path, variable_names=("X", "y"))
     except NotImplementedError as error:
         raise UserError(
-            f"{path} is a MATLAB 7.3 file (HDF5), which is not read; the original is at {SVHN_ADDRESS}"
+            f"{path} is a MATLAB 7.3 file (HDF5), which is not supported; the original is at {SVHN_ADDRESS}"
         ) from error
-    except Exception as error:  # scipy raises nearly anything on a corrupt file
+    except Exception as error:  # scipy raises all kinds of exceptions for a corrupt file
         raise UserError(f"{path} is corrupt or cut short ({type(error).__name__}: {error})") from error
     images, labels = content.get("X"), content.get("y")
     well_formed = (

@@ -1,4 +1,4 @@
-"""Networks by name: `create("preact-resnet18", num_classes=10)`. Images in [0, 1] go in, logits come out."""
+"""Networks by name: `create("preact-resnet18", num_classes=10)`. They map images in [0, 1] to logits."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _MODELS: dict[str, Callable[..., nn.Module]] = {
 
 
 def names() -> tuple[str, ...]:
-    """The names that `create` knows, beside "package.module:factory"."""
+    """Return the names that `create` knows, in addition to "package.module:factory"."""
     return tuple(_MODELS)
 
 
@@ -49,20 +49,21 @@ def create(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> nn.Module:
-    """A new, randomly initialised network.
+    """Return a new, randomly initialised network.
 
     Args:
         name: one of `names()`, or "package.module:factory" for your own. Your factory is called with those of
-            num_classes, channels, mean and std that it takes by name; the module it returns maps images in [0, 1] to
-            logits.
-        num_classes: logits a row; at least 2.
-        channels: of the images.
-        mean, std: one number a channel, in the unit of [0, 1] images; the network subtracts and divides, by buffers
-            that travel with its weights. None means 0.5 and 0.5 (resnet50: ImageNet's).
+            num_classes, channels, mean and std that it has as parameters. It returns a module that maps images in
+            [0, 1] to logits.
+        num_classes: the number of logits per image; at least 2.
+        channels: the number of channels of an image.
+        mean, std: one number per channel, in the unit of [0, 1] images. The network computes (images - mean) / std, and
+            keeps both in its state_dict. None means 0.5 and 0.5 (for resnet50, the statistics of ImageNet).
 
     Raises:
-        TypeError, ValueError: an unknown name (with the nearest), a bad number, a factory that is missing or fails to
-            return a module. ImportError: with the install command, where a network's package is not installed.
+        TypeError, ValueError: an unknown name (the message suggests a similar one), a bad number, a factory that is
+            missing or does not return a module.
+        ImportError: the package of a network is not installed (the message has the install command).
     """
     for field, value, least in (("num_classes", num_classes, 2), ("channels", channels, 1)):
         if isinstance(value, bool) or not isinstance(value, int):
@@ -100,13 +101,8 @@ def _from_factory(name: str, arguments: dict[str, Any]) -> nn.Module:
     return model
 
 
-def count_parameters(model: nn.Module) -> int:
-    """How many trainable numbers the model has."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-
-
 def weight_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Optimizer groups that decay weights only, as the paper: neither biases nor the scales of normalisation layers."""
+    """Return optimizer groups in which only weights decay, as in the paper; biases and normalisation scales do not."""
     decayed: list[torch.Tensor] = []
     kept: list[torch.Tensor] = []
     for parameter in model.parameters():

@@ -11,7 +11,10 @@ from rmcla_fast.models.normalize import Normalize
 
 
 class PreActBlock(nn.Module):
-    """Norm, ReLU, convolution, twice; the shortcut is a 1x1 convolution of the activated input where shapes differ."""
+    """A residual block of two times batch norm, ReLU and convolution.
+
+    If input and output differ in shape, the shortcut is a 1x1 convolution of the activated input.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -31,7 +34,10 @@ class PreActBlock(nn.Module):
 
 
 class PreActResNet18(nn.Module):
-    """(B, C, H, W) in [0, 1] -> (B, num_classes); four stages of 64, 128, 256 and 512 channels, two blocks each."""
+    """Pre-activation ResNet-18: images (B, C, H, W) in [0, 1] to logits (B, num_classes).
+
+    It has four stages of 64, 128, 256 and 512 channels, with two blocks each.
+    """
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""A small convolutional network for small images: digits of 8x8 pixels, and pictures of 28x28 or 32x32."""
+"""A small convolutional network for small images, such as digits of 8x8 pixels or images of 28x28 and 32x32."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from rmcla_fast.models.normalize import Normalize
 
 
 class SmallCNN(nn.Module):
-    """Two 3x3 convolutions and one hidden layer, without batch norm; any image of at least 8x8.
+    """Two 3x3 convolutions and one hidden layer, without batch norm.
 
-    (B, C, H, W) in [0, 1] -> (B, num_classes).
+    It maps images (B, C, H, W) in [0, 1], of at least 8x8 pixels, to logits (B, num_classes).
     """
 
     def __init__(
@@ -37,6 +37,6 @@ class SmallCNN(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         features = self.features(images)
-        if features.shape[2:] != (4, 4):  # they are for images of 8x8
+        if features.shape[2:] != (4, 4):  # images of 8x8 have 4x4 features and need no pooling
             features = functional.adaptive_avg_pool2d(features, 4)
         return self.classifier(self.hidden(features.flatten(1)))

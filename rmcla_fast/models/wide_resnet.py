@@ -1,4 +1,7 @@
-"""Wide ResNet (Zagoruyko and Komodakis, BMVC 2016), with the leaky ReLU of 0.1 of the paper's public code."""
+"""Wide ResNet (Zagoruyko and Komodakis, BMVC 2016).
+
+It has leaky ReLUs with slope 0.1, as in the public code of "Bilateral Adversarial Training".
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,10 @@ def _activate(x: Tensor) -> Tensor:
 
 
 class WideBlock(nn.Module):
-    """Norm, leaky ReLU, convolution, twice; where widths differ, the shortcut is a 1x1 convolution."""
+    """A residual block of two times batch norm, leaky ReLU and convolution.
+
+    If input and output differ in width, the shortcut is a 1x1 convolution of the activated input.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -34,7 +40,10 @@ class WideBlock(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """(B, C, H, W) in [0, 1] -> (B, num_classes); three stages of (depth - 4) / 6 blocks, 16, 32, 64 x `width` wide."""
+    """Wide ResNet: images (B, C, H, W) in [0, 1] to logits (B, num_classes).
+
+    It has three stages of (depth - 4) / 6 blocks, with 16, 32 and 64 times `width` channels.
+    """
 
     def __init__(
         self,
