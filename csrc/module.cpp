@@ -1,5 +1,5 @@
-// The Python module rmcla_fast._C. Importing it loads the library, whose kernels register themselves with the
-// dispatcher; build_config() says what was built.
+// The Python module rmcla_fast._C. Importing it loads the library, whose kernels register themselves with PyTorch's
+// dispatcher. build_config() returns the versions that it was built with, and the GPU architectures.
 #include <pybind11/pybind11.h>
 #include <torch/version.h>
 

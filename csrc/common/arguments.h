@@ -1,4 +1,5 @@
-// Guards for operators that C++ callers reach directly, and the words of their schemas; Python has explained before.
+// Checks of the arguments of operators, and parsing of their string arguments. Python's checks come first and explain
+// more; these protect callers from C++.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -32,6 +33,7 @@ inline void check_logits(const at::Tensor& logits) {
                     logits.sizes());
 }
 
+// Class indices: int64 (B,) on the device of the logits.
 inline void check_classes(const char* name, const at::Tensor& labels, const at::Tensor& logits) {
   TORCH_CHECK_TYPE(labels.scalar_type() == at::kLong, name, " must be int64; got ", labels.scalar_type());
   TORCH_CHECK_VALUE(labels.dim() == 1 && labels.size(0) == logits.size(0), name, " must have shape (", logits.size(0),
@@ -40,6 +42,7 @@ inline void check_classes(const char* name, const at::Tensor& labels, const at::
                     labels.device());
 }
 
+// The same shape and device as `images`.
 inline void check_like(const char* name, const at::Tensor& tensor, const at::Tensor& images) {
   TORCH_CHECK_VALUE(tensor.sizes() == images.sizes(), name, " must have shape ", images.sizes(), "; got ",
                     tensor.sizes());
@@ -47,7 +50,7 @@ inline void check_like(const char* name, const at::Tensor& tensor, const at::Ten
                     tensor.device());
 }
 
-// A float, or a float32 tensor of shape () or (B,), read where the kernel runs.
+// `values`, where given, is float32 of shape () or (B,) on the device of the images, where the kernel reads it.
 inline void check_per_image(const char* name, const std::optional<at::Tensor>& values, const at::Tensor& images) {
   if (!values) return;
   TORCH_CHECK_TYPE(values->scalar_type() == at::kFloat, name, " must be float32; got ", values->scalar_type());
@@ -57,19 +60,19 @@ inline void check_per_image(const char* name, const std::optional<at::Tensor>& v
                     values->device());
 }
 
-// The images if their memory has no gaps and no overlaps, in any order of dimensions; else a contiguous copy.
-// Element-wise kernels then run over flat memory, where the image of element i is (i / stride(0)) % B.
+// The images if their memory has no gaps or overlaps, in any order of dimensions; else a contiguous copy.
+// Element-wise kernels then run over flat memory, in which element i belongs to image (i / stride(0)) % B.
 inline at::Tensor as_dense(const at::Tensor& images) {
   return images.is_non_overlapping_and_dense() ? images : images.contiguous();
 }
 
-// `tensor` in the memory layout of the dense `images`: itself where it already is.
+// `tensor`, or a copy of it, in the memory layout of the dense `images`.
 inline at::Tensor in_layout_of(const at::Tensor& images, const at::Tensor& tensor) {
   if (tensor.strides() == images.strides()) return tensor;
   return at::empty_like(images, tensor.options(), at::MemoryFormat::Preserve).copy_(tensor);
 }
 
-// Autograd is told of the write, as for every in-place operator.
-inline void written(const at::Tensor& out) { out.unsafeGetTensorImpl()->bump_version(); }
+// Tells autograd that `out` was written, as every in-place operator must.
+inline void mark_written(const at::Tensor& out) { out.unsafeGetTensorImpl()->bump_version(); }
 
 }  // namespace rmcla

@@ -1,4 +1,4 @@
-// uint8 images mean value / 255, correctly rounded, without the division.
+// Conversion of uint8 to value / 255, correctly rounded, without a division.
 #pragma once
 
 #include <cmath>
@@ -8,8 +8,8 @@
 
 namespace rmcla {
 
-// One Newton step from the rounded reciprocal. For the 256 bytes it gives the bits of value / 255, which a
-// multiplication with the reciprocal alone does not; the tests try every byte.
+// Multiplies by the rounded reciprocal and corrects the result with one Newton step. For all 256 bytes, which the tests
+// try, this gives the bits of value / 255. The multiplication alone does not.
 template <typename T>
 RMCLA_SHARED T unit_from_byte(uint8_t byte) {
   const T inverse = T(1) / T(255);

@@ -1,5 +1,6 @@
-// One row of soft_cross_entropy, by a group of lanes that share it: loss, gradient of the logits and, where it is asked
-// for, gradient of the labels, in three sweeps with a reduction over the group between them.
+// One row of soft_cross_entropy, computed by a group of lanes that share it: the loss, the gradient of the logits and,
+// if requested, the gradient of the labels. It takes three passes over the row, with a reduction over the group after
+// each of the first two.
 #pragma once
 
 #include <cmath>
@@ -10,7 +11,7 @@
 
 namespace rmcla {
 
-// A null `grad_labels` is not written.
+// Where the results of a row are written. `grad_labels` may be null.
 template <typename T, typename W>
 struct CrossEntropyOutputs {
   W* loss;
@@ -21,7 +22,7 @@ struct CrossEntropyOutputs {
 template <typename W>
 struct Largest {
   W most;
-  W taint;  // NaN where NaN or infinity stands somewhere in the row, else 0
+  W taint;  // NaN if the row has NaN or infinity, else 0
 };
 
 struct MergeLargest {
@@ -45,8 +46,8 @@ struct AddCrossEntropySums {
   }
 };
 
-// `soft` is the row of labels in memory, or null: then the label is the class index `label`, and NaN leaves where it is
-// none.
+// `soft` is the row of labels in memory. If it is null, `label` is a class index, and the results are NaN if it is
+// outside the classes.
 template <class Group, class Row, typename T, typename W>
 RMCLA_SHARED void cross_entropy_row(Group& group, const Row& row, const W* soft, int64_t label,
                                     const CrossEntropyOutputs<T, W>& out) {

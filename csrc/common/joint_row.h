@@ -1,6 +1,6 @@
-// One row of joint_gradient and redistribute_labels, by a group of lanes that share it: three sweeps over the row
-// (extremes, sums, results) with a reduction over the group between them, and a search for the threshold where top_k is
-// given.
+// One row of joint_gradient and redistribute_labels, computed by a group of lanes that share it. It takes three passes
+// over the row (extremes, sums, results), with a reduction over the group after each of the first two. With top_k, a
+// search for the threshold comes before the sums.
 #pragma once
 
 #include <cmath>
@@ -17,10 +17,10 @@ struct JointRule {
   LabelScheme scheme;
   W beta;
   W gamma;
-  int top_k;  // 0: every class receives
+  int top_k;  // 0: every other class receives mass
 };
 
-// Where the row's results go; a null pointer is not written.
+// Where the results of a row are written. Each pointer may be null.
 template <typename T, typename W>
 struct JointOutputs {
   W* objective;
@@ -29,7 +29,8 @@ struct JointOutputs {
   int64_t* target;
 };
 
-// Of the classes other than the true one. `taint` is NaN where NaN or infinity stands anywhere in the row, else 0.
+// The largest and smallest logit of the classes other than the true one. `taint` is NaN if the whole row has NaN or
+// infinity anywhere, else 0.
 template <typename W>
 struct Extremes {
   W most;
@@ -60,8 +61,8 @@ RMCLA_SHARED Extremes<typename Row::Wide> extremes(Group& group, const Row& row,
 template <typename W>
 struct JointSums {
   W exponentials;  // sum over all classes of exp(z - max z)
-  W gaps;          // sum over the receiving classes of base - z, all terms positive: subtracting sums would cancel
-  int target;      // the lowest class that has the target's logit, where the logit is what the target is known by
+  W gaps;          // sum over the receiving classes of base - z, term by term: a difference of two sums would cancel
+  int target;      // the target; if it is chosen by its logit, the lowest class with that logit
 };
 
 struct MergeJointSums {
@@ -71,8 +72,9 @@ struct MergeJointSums {
   }
 };
 
+// Writes NaN and target -1.
 template <class Group, class Row, typename T, typename W>
-RMCLA_SHARED void broken_row(const Group& group, const Row& row, const JointOutputs<T, W>& out) {
+RMCLA_SHARED void write_nan_row(const Group& group, const Row& row, const JointOutputs<T, W>& out) {
   const W nan = W(__builtin_nanf(""));
   if (out.grad_logits) row.write(out.grad_logits, [=](int, W) { return nan; });
   if (out.soft_labels) row.write(out.soft_labels, [=](int, W) { return nan; });
@@ -81,7 +83,8 @@ RMCLA_SHARED void broken_row(const Group& group, const Row& row, const JointOutp
   if (out.target) *out.target = -1;
 }
 
-// `logits` is the row in memory, for the true class and the target; `given` is read for Target::kGiven alone.
+// `logits` is the row in memory, from which the logits of the true class and the target are read. `given` is used only
+// for Target::kGiven.
 template <class Group, class Row, typename T, typename W>
 RMCLA_SHARED void joint_row(Group& group, const Row& row, const T* logits, int64_t label, int64_t given,
                             const JointRule<W>& rule, const JointOutputs<T, W>& out) {
@@ -92,7 +95,7 @@ RMCLA_SHARED void joint_row(Group& group, const Row& row, const T* logits, int64
   const W z_true = Storage<T>::widen(logits[true_class]);
   const W z_given = known && rule.target == Target::kGiven ? Storage<T>::widen(logits[given]) : W(0);
   const Extremes<W> others = extremes(group, row, true_class);
-  if (!known || !(others.taint == W(0))) return broken_row(group, row, out);
+  if (!known || !(others.taint == W(0))) return write_nan_row(group, row, out);
 
   const bool by_logit =
       rule.target == Target::kMostConfusing || rule.target == Target::kMargin || rule.target == Target::kLeastLikely;
@@ -110,7 +113,7 @@ RMCLA_SHARED void joint_row(Group& group, const Row& row, const T* logits, int64
   const W most = others.most > z_true ? others.most : z_true;
   const W base = sup ? most : others.most;
   int receivers = classes - 1;
-  Threshold<W> threshold{others.most, classes};  // admits all
+  Threshold<W> threshold{others.most, classes};  // admits every class
   if (out.soft_labels && rule.top_k > 0 && rule.top_k < receivers) {
     receivers = rule.top_k;
     threshold = select_smallest(group, row, uint32_t(receivers), true_class, z_true, others.least, others.most);
@@ -146,13 +149,13 @@ RMCLA_SHARED void joint_row(Group& group, const Row& row, const T* logits, int64
     }
   }
   if (out.soft_labels) {
-    const bool pair = sup && classes == 2;  // the limit's labels: the one other class has share 1
+    const bool pair = sup && classes == 2;  // a share of 1 gives the same labels as v, and is never 0
     const W offset = sup ? log_sum : rule.gamma;
     const auto share = [=](W z) { return pair ? W(1) : label_share(z, base, offset); };
     const W kept = rule.beta * share(others.least);
     const W total = (pair ? W(1) : sums.gaps + W(receivers) * offset) + kept;
     const W scale = total < W(0x1p-100) ? W(0x1p100) : W(1);  // so that the reciprocal of a tiny total stays finite
-    // NaN where logits are hardly finite and their shares overflow: infinity would leave zeros.
+    // The shares of very large logits overflow: NaN, since division by infinity would give zeros.
     const W inverse = total - total == W(0) ? W(1) / (total * scale) : W(__builtin_nanf(""));
     row.write(out.soft_labels, [=](int index, W z) {
       const W mine = index == true_class ? kept : threshold.admits(z, index) ? share(z) : W(0);

@@ -1,5 +1,5 @@
-// Functions that host and device share. On the host they must be inlined into callers compiled for a wider instruction
-// set.
+// The macro for functions that host and device share. On the host they must be inlined, since their callers are
+// compiled for different instruction sets.
 #pragma once
 
 #if defined(__CUDACC__)

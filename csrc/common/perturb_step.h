@@ -1,12 +1,12 @@
-// The element arithmetic of perturb_step, for scalars and for vectors of the compiler's vector extension alike.
+// The arithmetic of perturb_step for one element, or for a vector of the compiler's vector extension.
 #pragma once
 
 #include "common/macros.h"
 
 namespace rmcla {
 
-// clip(clip(image + step * sign, center - radius, center + radius), lower, upper). sign is -1, 0, +1 or NaN; NaN
-// anywhere gives NaN. step * sign is exact, so contracting the multiply-add changes no bit.
+// clip(clip(image + step * sign, center - radius, center + radius), lower, upper), where sign is -1, 0, +1 or NaN. NaN
+// in any argument gives NaN. step * sign is exact, so a fused multiply-add gives the same bits.
 template <typename T>
 RMCLA_SHARED T clipped_step(T image, T step, T sign, T center, T radius, T lower, T upper) {
   const T least = center - radius;
@@ -19,7 +19,7 @@ RMCLA_SHARED T clipped_step(T image, T step, T sign, T center, T radius, T lower
   return least != least ? least : moved;
 }
 
-// A radius read from a tensor: negative and NaN both mean NaN, since raising would stall a GPU.
+// NaN for a negative or NaN radius, which a tensor may hold; raising an error would stall a GPU.
 template <typename T>
 RMCLA_SHARED T valid_radius(T radius) {
   return radius >= T(0) ? radius : T(__builtin_nanf(""));

@@ -1,5 +1,5 @@
-// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): noise as a function of its
-// place.
+// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): random numbers as a function
+// of a key and a counter.
 #pragma once
 
 #include <cstdint>
@@ -30,13 +30,14 @@ RMCLA_SHARED PhiloxBlock philox4x32(uint32_t c0, uint32_t c1, uint32_t c2, uint3
   return {{c0, c1, c2, c3}};
 }
 
-// Block j of the stream for rng = (seed, step): key (low, high of seed), counter (low, high of j, low of step, stream).
+// Block j of the stream, for rng = (seed, step). The key is (low, high word of seed), and the counter (low, high word
+// of j, low word of step, stream).
 RMCLA_SHARED PhiloxBlock philox_block(int64_t seed, int64_t step, uint64_t j, Stream stream) {
   return philox4x32(uint32_t(j), uint32_t(j >> 32), uint32_t(uint64_t(step)), stream, uint32_t(uint64_t(seed)),
                     uint32_t(uint64_t(seed) >> 32));
 }
 
-// A word as a float in [0, 1), a multiple of 2^-24.
+// A float in [0, 1) from the upper 24 bits of a word; a multiple of 2^-24.
 RMCLA_SHARED float unit_uniform(uint32_t word) { return float(word >> 8) * 5.9604644775390625e-8f; }
 
 }  // namespace rmcla

@@ -1,5 +1,5 @@
-// How the lanes of a group hold one row: in registers where it fits, else in memory. Same interface, for host and
-// device.
+// How the lanes of a group hold one row: in registers if it fits, else in memory. Both classes have the same interface,
+// and host and device share them.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,7 @@
 
 #include "common/macros.h"
 
-// Small loops unroll, since what they index lives in registers; the sweeps over memory do not: their bodies are large.
+// Small loops are unrolled, since they index registers. The loops over memory are not, since their bodies are large.
 #if defined(__CUDACC__)
 #define RMCLA_UNROLL _Pragma("unroll")
 #define RMCLA_UNROLL_ONCE _Pragma("unroll 1")
@@ -18,8 +18,8 @@
 
 namespace rmcla {
 
-// Storage type -> the type that arithmetic is done in, and the (correctly rounded) ways there and back. Where they are
-// the same type it is this; 16-bit floats are specialised by whoever has them.
+// The type in which arithmetic on the storage type T is done, and the correctly rounded conversions to it and back.
+// Here both are the same type. Files that have a 16-bit float type specialise the template for it.
 template <typename T>
 struct Storage {
   using Wide = T;
@@ -27,7 +27,7 @@ struct Storage {
   static RMCLA_SHARED T narrow(T value) { return value; }
 };
 
-// N elements that are loaded and stored together, in 16 bytes at a time.
+// N elements that are loaded and stored together, 16 bytes at a time.
 template <typename T, int N>
 struct alignas(sizeof(T) * N < 16 ? sizeof(T) * N : 16) Pack {
   T item[N];
@@ -45,7 +45,7 @@ RMCLA_SHARED const Pack<E, N>& pack_at(const E* data, int64_t i) {
   return *reinterpret_cast<const Pack<E, N>*>(data + i);
 }
 
-// Where an element stands: its class, and the register of its lane that holds it. Who asks for an int gets the class.
+// The position of an element: its class, and the register of its lane that holds it. Converted to int it is the class.
 struct RowIndex {
   int index;
   int slot;
@@ -53,8 +53,8 @@ struct RowIndex {
   RMCLA_SHARED operator int() const { return index; }
 };
 
-// Lane `lane` of kLanes holds kItems elements: in packs of four neighbours where kPacked (then size % 4 == 0 and the
-// row is aligned), else every kLanes-th.
+// A row in registers: lane `lane` of kLanes holds kItems elements. With kPacked, these are packs of four neighbours,
+// size % 4 == 0 and the row is aligned. Otherwise they are every kLanes-th element.
 template <typename T, int kItems, int kLanes, bool kPacked>
 class RegisterRow {
  public:
@@ -66,7 +66,7 @@ class RegisterRow {
   RMCLA_SHARED RegisterRow(const T* row, int size, int lane)
       : RegisterRow(size, lane, [=](int i, Wide* z) { widen_pack(row + i, z); }) {}
 
-  // Another row of the same size, held in the same way; where `row` is null its elements are otherwise(index).
+  // Another row of the same size, held in the same way. If `row` is null, its elements are otherwise(index).
   template <typename U, class Otherwise>
   RMCLA_SHARED auto beside(const U* row, Otherwise otherwise) const {
     using Other = RegisterRow<U, kItems, kLanes, kPacked>;
@@ -81,7 +81,7 @@ class RegisterRow {
 
   RMCLA_SHARED Wide operator[](RowIndex at) const { return z_[at.slot]; }
 
-  // visit(at, value) for every element that this lane holds, by rising index.
+  // Calls visit(at, value) for every element that this lane holds, in ascending order of index.
   template <class Visit>
   RMCLA_SHARED void each(Visit visit) const {
     RMCLA_UNROLL
@@ -92,7 +92,7 @@ class RegisterRow {
     }
   }
 
-  // out[index] = value_of(at, value), rounded to the storage type of `out`.
+  // Writes out[index] = value_of(at, value) for every element of this lane, rounded to the storage type of `out`.
   template <typename Out, class ValueOf>
   RMCLA_SHARED void write(Out* out, ValueOf value_of) const {
     RMCLA_UNROLL
@@ -111,7 +111,7 @@ class RegisterRow {
   template <typename, int, int, bool>
   friend class RegisterRow;
 
-  // load(index, z) puts kStep elements from `index` on into z.
+  // `load(index, z)` stores the kStep elements from `index` on in z.
   template <class Load>
   RMCLA_SHARED RegisterRow(int size, int lane, Load load)
       : size_(size), lane_(lane), steps_((size / kStep - lane + kLanes - 1) / kLanes) {
@@ -129,10 +129,10 @@ class RegisterRow {
     for (int j = 0; j < kStep; ++j) z[j] = Storage<T>::widen(pack.item[j]);
   }
 
-  // Of the step at k, which is a multiple of kStep.
+  // The index of the first element of the step at k, which is a multiple of kStep.
   RMCLA_SHARED int index(int k) const { return (k / kStep * kLanes + lane_) * kStep; }
 
-  // Whether index(k) < size, by one comparison with a constant, so that the indices need not be kept in registers.
+  // Whether index(k) < size. After unrolling, this compares steps_ with a constant, so that no index needs a register.
   RMCLA_SHARED bool holds(int k) const { return k / kStep < steps_; }
 
   Wide z_[kItems];
@@ -141,9 +141,9 @@ class RegisterRow {
   int steps_;
 };
 
-// The elements of a row from `begin` up to `end`, read again from memory by each sweep: a row too long for registers
-// waits in shared memory, or in the caches where it is too long for that. Several blocks share a row by such pieces;
-// where `packed`, each begins and ends at a multiple of four and the row is aligned.
+// The elements of a row from `begin` up to `end`, which each pass reads again from memory. A row too long for registers
+// is kept in shared memory, or in the caches if it is too long for that too. Several blocks can share a row, each with
+// a piece of it. With `packed`, a piece begins and ends at a multiple of four and the row is aligned.
 template <typename T, int kLanes>
 class MemoryRow {
  public:
@@ -154,8 +154,8 @@ class MemoryRow {
 
   RMCLA_SHARED int size() const { return size_; }
 
-  // Copies this lane's elements to `copy` (aligned where packed), which holds the piece alone, and reads them there
-  // from now on: no lane reads another's.
+  // Copies this lane's elements to `copy` and reads them there from now on; no lane reads another lane's elements.
+  // `copy` holds only the piece, and is aligned with `packed`.
   RMCLA_SHARED void move_to(T* copy) {
     T* const from_begin = copy - begin_;
     sweep([&](auto step, int64_t i) {
@@ -165,13 +165,13 @@ class MemoryRow {
     row_ = from_begin;
   }
 
-  // A row of the same size in memory, and otherwise(index) where `row` is null.
+  // Another row of the same size in memory. If `row` is null, its elements are otherwise(index).
   template <typename U, class Otherwise>
   RMCLA_SHARED auto beside(const U* row, Otherwise otherwise) const {
     return Beside<U, Otherwise>{row, otherwise};
   }
 
-  // As RegisterRow has them, but that no element has a register of its own.
+  // As in RegisterRow, except that no element has a register of its own: the slot is always 0.
   template <class Visit>
   RMCLA_SHARED void each(Visit visit) const {
     sweep([&](auto step, int64_t i) {
@@ -205,7 +205,7 @@ class MemoryRow {
     RMCLA_SHARED U operator[](RowIndex at) const { return row ? row[at.index] : otherwise(at.index); }
   };
 
-  // body(step, index) for every pack of this lane; decltype(step)::value elements are one.
+  // Calls body(step, index) for every pack of this lane; a pack has decltype(step)::value elements.
   template <class Body>
   RMCLA_SHARED void sweep(Body body) const {
     if (packed_) {

@@ -1,5 +1,5 @@
-// The k smallest elements of a row, by searching for their threshold and not by sorting. Written once over a group of
-// lanes that share a row (a warp, a block, or the host's stand-in for them) and over the row's storage.
+// Selection of the k smallest elements of a row, by a search for their threshold instead of a sort. It works for any
+// group of lanes that share a row (a warp, a block or a cluster) and any storage of the row.
 #pragma once
 
 #include <cstdint>
@@ -9,9 +9,9 @@
 
 namespace rmcla {
 
-// Unsigned integers in the order of the finite floats they stand for; a search can halve them, and ends in as many
-// steps as they have bits. -0 and +0 are neighbours here and equal as floats, so elements are compared as floats, never
-// as keys.
+// Keys: unsigned integers in the same order as the finite floats that they represent. A binary search over keys ends in
+// as many steps as they have bits. -0 and +0 have different keys but are equal as floats, so elements are compared as
+// floats and never as keys.
 template <typename W>
 struct OrderedKey;
 
@@ -46,7 +46,7 @@ RMCLA_SHARED W from_key(typename OrderedKey<W>::Key key) {
   return value;
 }
 
-// Which elements were selected: those below `value`, and those equal to it up to index `last_tie`.
+// The selected elements are those below `value`, and those equal to it up to index `last_tie`.
 template <typename W>
 struct Threshold {
   W value;
@@ -57,6 +57,7 @@ struct Threshold {
   }
 };
 
+// The number of elements of the row for which test(index, z) is true.
 template <class Group, class Row, class Test>
 RMCLA_SHARED uint32_t count(Group& group, const Row& row, Test test) {
   uint32_t mine = 0;
@@ -64,9 +65,9 @@ RMCLA_SHARED uint32_t count(Group& group, const Row& row, Test test) {
   return group.sum(mine);
 }
 
-// A key between low and high, high excluded: of the value half-way for the first steps, since logits lie close together
-// and keys do not (half of all keys belong to numbers between -1 and 1); half-way between the keys after that, so that
-// the search ends in as many steps more as a key has bits.
+// The next key to try, at least low and below high. In the first steps it is the key of the mean of both values, which
+// is faster for logits: half of all keys belong to numbers between -1 and 1. After these it is the mean of both keys,
+// so that the search ends after at most as many further steps as a key has bits.
 template <typename W>
 RMCLA_SHARED typename OrderedKey<W>::Key between(typename OrderedKey<W>::Key low, typename OrderedKey<W>::Key high,
                                                  int step) {
@@ -75,19 +76,20 @@ RMCLA_SHARED typename OrderedKey<W>::Key between(typename OrderedKey<W>::Key low
   return step < kByValue && by_value >= low && by_value < high ? by_value : low + (high - low) / 2;
 }
 
-// The threshold of the k smallest elements other than `excluded`, whose value is `z_excluded`; ties go to the lower
-// index. 1 <= k < number of elements other than `excluded`; `least` and `most` bound them; all are finite. Every lane
-// of the group calls it, and gets the same.
+// The threshold of the k smallest elements other than `excluded`, whose value is `z_excluded`. Ties go to the lower
+// index. k is at least 1 and less than the number of other elements, which lie between `least` and `most`; all are
+// finite. Every lane of the group calls this function and gets the same result.
 template <class Group, class Row>
 RMCLA_SHARED Threshold<typename Row::Wide> select_smallest(Group& group, const Row& row, uint32_t k, int excluded,
                                                            typename Row::Wide z_excluded, typename Row::Wide least,
                                                            typename Row::Wide most) {
   using W = typename Row::Wide;
   constexpr int kAllTies = 0x7fffffff;
-  // Every element is counted, and then the excluded one is taken off: a test less for each element.
+  // Counting every element and subtracting the excluded one saves a test for each element.
   const auto among_others = [&](auto test) { return count(group, row, test) - (test(excluded, z_excluded) ? 1u : 0u); };
-  // Fewer than k elements are below from_key(low), at least k are at most from_key(high). Zero is added because lanes
-  // may differ in the sign of a zero that they reduced, and every lane must take the same steps.
+  // Throughout the search, fewer than k elements are below from_key(low), and at least k are at most from_key(high).
+  // Adding zero turns -0 into +0: a reduction may give lanes zeros of different signs, and every lane must take the
+  // same steps.
   auto low = to_key(least + W(0));
   auto high = to_key(most + W(0));
   for (int step = 0; low < high; ++step) {
@@ -103,7 +105,7 @@ RMCLA_SHARED Threshold<typename Row::Wide> select_smallest(Group& group, const R
   }
   const W value = from_key<W>(low);
   const uint32_t below = among_others([=](int, W z) { return z < value; });
-  int first = 0, last = row.size() - 1;  // the smallest index that completes the k
+  int first = 0, last = row.size() - 1;  // a search for the smallest index up to which ties complete the k elements
   while (first < last) {
     const int middle = first + (last - first) / 2;
     const uint32_t found = among_others([=](int index, W z) { return z == value && index <= middle; });

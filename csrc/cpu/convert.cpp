@@ -1,4 +1,4 @@
-// Which conversion a dtype needs.
+// The choice of the conversion for each dtype.
 #include "cpu/convert.h"
 
 #include <algorithm>

@@ -1,5 +1,5 @@
-// Storage to arithmetic and back, in vectors. fp16 and bf16 are taken apart as integers, so that no instruction set is
-// needed for them.
+// The conversion loops of convert.h, in vectors. fp16 and bf16 are converted by integer arithmetic, which needs no
+// special instruction set.
 #pragma once
 
 #include "cpu/simd.h"
@@ -15,7 +15,7 @@ struct Words {
   typedef uint16_t Half __attribute__((vector_size(Bytes / 2)));
 };
 
-// Runs `f(from, to)` on whole vectors, the last part by way of a buffer.
+// Calls `f(from, to)` for whole vectors; the last, partial one goes through a buffer.
 template <int Count, typename From, typename To, typename F>
 RMCLA_SHARED void each_vector(const From* from, To* to, int64_t count, F f) {
   int64_t i = 0;
@@ -54,7 +54,7 @@ RMCLA_SHARED void narrow_half(const float* from, uint16_t* to, int64_t count) {
     const UInt f = simd::load<UInt>(in);
     const UInt magnitude = f & 0x7fffffffu;
     const UInt normal = (magnitude + 0xfffu + ((magnitude >> 13) & 1u) - (112u << 23)) >> 13;
-    // Below 2^-14 the addition rounds to a multiple of 2^-24, which is the number of half's smallest steps.
+    // Below 2^-14 the addition rounds to a multiple of 2^-24, the smallest positive half; the bits count these steps.
     const UInt small = simd::bits<UInt>(Float(simd::bits<Float>(magnitude) + 0.5f)) - 0x3f000000u;
     UInt h = magnitude < 0x38800000u ? small : normal;
     h = magnitude >= 0x477ff000u ? simd::splat<UInt>(0x7c00u) : h;  // 65520 and more round to infinity
@@ -84,7 +84,7 @@ RMCLA_SHARED void narrow_bfloat(const float* from, uint16_t* to, int64_t count) 
   });
 }
 
-// The plain loops below are vectorised by the compiler.
+// The compiler vectorises the plain loops below.
 template <int Bytes>
 RMCLA_SHARED void widen_bytes(const uint8_t* from, float* to, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = float(from[i]) / 255.0f;

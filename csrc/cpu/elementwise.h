@@ -1,4 +1,4 @@
-// What the element-wise operators share: numbers per image over flat memory, buffers that may be written, cache sizes.
+// What the element-wise operators share: numbers that may differ between images, checks of `out`, and cache sizes.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -14,7 +14,7 @@
 
 namespace rmcla {
 
-// A float, or a float32 tensor of shape () or (B,), for the flat elements of a dense tensor.
+// A number for each element of a dense tensor: the same float for all, or values from a float32 tensor () or (B,).
 class PerImage {
  public:
   PerImage(double value, const std::optional<at::Tensor>& values, const at::Tensor& dense) : value_(value) {
@@ -31,7 +31,7 @@ class PerImage {
 
   double at(int64_t element) const { return values_ ? values_[element / stride_ % batch_] : value_; }
 
-  // The end of the run of elements from `element` on that share its number.
+  // The end, at most `end`, of the elements from `element` on that have the same number.
   int64_t run_end(int64_t element, int64_t end) const {
     return values_ ? std::min(end, (element / stride_ + 1) * stride_) : end;
   }
@@ -43,7 +43,7 @@ class PerImage {
   int64_t batch_ = 1, stride_ = 1;
 };
 
-// Whether a kernel that reads `input` and writes `out` element by element may write into out's memory as it goes.
+// Whether a kernel may write each element of `out` right after it has read that element of `input`.
 inline bool writable_in_place(const at::Tensor& out, const at::Tensor& input) {
   return !out.is_alias_of(input) || (out.const_data_ptr() == input.const_data_ptr() && out.dtype() == input.dtype() &&
                                      out.strides() == input.strides());
@@ -56,8 +56,7 @@ inline void check_out(const at::Tensor& out, const at::Tensor& like, at::ScalarT
                     "out must not share memory between its elements; got strides ", out.strides());
 }
 
-// Outputs from this many bytes on are stored past the caches: with three inputs of their size they would not stay
-// there.
+// Outputs of at least this many bytes are stored without caching, since they and their three inputs exceed the cache.
 inline int64_t streaming_bytes() {
   static const int64_t bytes = [] {
 #ifdef _SC_LEVEL3_CACHE_SIZE

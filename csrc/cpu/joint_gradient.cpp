@@ -1,5 +1,5 @@
-// joint_gradient and redistribute_labels on the CPU: rows of float or double; 16-bit storage is converted a few rows at
-// a time.
+// joint_gradient and redistribute_labels on the CPU. The kernels work on rows of float or double; 16-bit logits are
+// converted a few rows at a time.
 #include "common/joint_gradient.h"
 
 #include <ATen/Parallel.h>
@@ -26,7 +26,8 @@ at::ScalarType wide_dtype(const at::Tensor& logits) {
   return logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 
-// Fills in the logits and the outputs of `rows` that are per row; `gradient` may be undefined.
+// Splits `all` among the threads and runs the kernels. This function sets the logits, strides and gradient of each
+// part; `all` has the rest. `gradient` may be undefined.
 template <typename T>
 void run_all(const at::Tensor& logits, JointRows<T> all, const at::Tensor& gradient) {
   const int64_t batch = logits.size(0), classes = logits.size(1), stride = logits.stride(0);
@@ -173,12 +174,13 @@ void redistribute_labels_out(const at::Tensor& logits, const at::Tensor& labels,
   at::AutoDispatchBelowADInplaceOrView guard;
   const Rule rule = parse_redistribution(logits, labels, beta, gamma, top_k, label_scheme);
   check_out(out, logits, wide_dtype(logits));
-  // A row is written with whole vectors, over the start of the next: never into logits that are still to be read.
+  // Whole vectors are written, also over the start of the next row, so `out` must not hold logits that are still
+  // needed.
   const bool in_place = out.is_contiguous() && !out.is_alias_of(logits);
   const at::Tensor result = in_place ? out : empty(logits.sizes(), wide_dtype(logits));
   fill_labels(logits, labels, rule, result);
   if (!in_place) out.copy_(result);
-  written(out);
+  mark_written(out);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// One row of joint_gradient or redistribute_labels, in vectors.
+// joint_gradient and redistribute_labels row by row, in vectors.
 #pragma once
 
 #include <algorithm>
@@ -11,8 +11,8 @@
 
 namespace rmcla {
 
-// Rows of T: `stride` apart in the logits, next to one another in the outputs. No gradient: the labels alone are
-// wanted.
+// The arguments for a part of the rows. They are `stride` apart in the logits and contiguous in the outputs. If
+// `gradient` is null, only the soft labels are computed.
 template <typename T>
 struct JointRows {
   const T* logits;
@@ -33,7 +33,7 @@ struct JointRows {
   RMCLA_SHARED bool exponential() const {
     return (gradient && target != Target::kMargin) || (scheme == LabelScheme::kSup && classes > 2);
   }
-  // Of all the classes, some; then they are found and written one by one.
+  // Whether top_k leaves classes out. Those that receive mass are then selected and written one by one.
   RMCLA_SHARED bool selects() const { return soft_labels && receivers < classes - 1; }
   RMCLA_SHARED int64_t padded() const { return (classes + 63) / 64 * 64; }
   RMCLA_SHARED int64_t scratch_bytes() const {
@@ -65,7 +65,7 @@ RMCLA_SHARED void joint_row(const JointRows<T>& a, int64_t row, T* exponentials,
   if (!found.finite) return nan_row(a, row);
   const T highest = std::max(found.most, true_logit);
   const bool sup = a.scheme == LabelScheme::kSup;
-  const T base = sup ? highest : found.most;  // of the shares
+  const T base = sup ? highest : found.most;  // see label_share
 
   // Second pass: exp(z - max z), its sum, and the sum of base - z over the classes other than the true one.
   const V highest_v = simd::splat<V>(highest), base_v = simd::splat<V>(base);
@@ -122,9 +122,9 @@ RMCLA_SHARED void joint_row(const JointRows<T>& a, int64_t row, T* exponentials,
 
   if (!a.soft_labels) return;
   T* const soft = a.soft_labels + row * classes;
-  const bool halves = sup && classes == 2;  // the limit of two classes: both shares are equal
+  const bool pair = sup && classes == 2;  // a share of 1 gives the same labels as v, and is never 0
   const T added = sup ? T(log_sum) : std::max(T(a.gamma), T(0x1p-100));
-  const double largest = halves ? 1 : double(base - found.least) + double(added);
+  const double largest = pair ? 1 : double(base - found.least) + double(added);
   const double kept = a.beta * largest;
   const int64_t count = select ? top.select(r, lowest, a.receivers) : classes - 1;
   double gaps = 0;
@@ -133,8 +133,8 @@ RMCLA_SHARED void joint_row(const JointRows<T>& a, int64_t row, T* exponentials,
   } else {
     gaps = gap_sum.total();
   }
-  const double total = halves ? 1 + kept : gaps + double(count) * double(added) + kept;
-  if (!std::isfinite(total)) {  // of logits that are hardly finite
+  const double total = pair ? 1 + kept : gaps + double(count) * double(added) + kept;
+  if (!std::isfinite(total)) {  // the shares of very large logits overflow
     std::fill_n(soft, classes, std::numeric_limits<T>::quiet_NaN());
     return;
   }
@@ -148,7 +148,7 @@ RMCLA_SHARED void joint_row(const JointRows<T>& a, int64_t row, T* exponentials,
   const V scale_v = simd::splat<V>(scale), added_v = simd::splat<V>(added);
   store_row(r, soft, a.soft_labels + a.rows * classes,
             [&](int64_t, V z) __attribute__((always_inline)) { return V(label_share(z, base_v, added_v) * scale_v); });
-  if (halves) soft[1 - label] = scale;
+  if (pair) soft[1 - label] = scale;
   soft[label] = T(kept / total);
 }
 

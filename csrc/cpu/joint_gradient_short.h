@@ -1,4 +1,4 @@
-// Short rows of joint_gradient or redistribute_labels, one in each lane.
+// joint_gradient and redistribute_labels for short rows: each lane of a vector computes one row.
 #pragma once
 
 #include "cpu/joint_gradient_rows.h"
@@ -6,7 +6,7 @@
 
 namespace rmcla {
 
-// Rows [first, first + lanes) or up to the last.
+// Computes as many rows from `first` on as a vector has lanes, or those that are left.
 template <int Bytes, typename T>
 RMCLA_SHARED void joint_lanes(const JointRows<T>& a, int64_t first) {
   using V = typename simd::Lanes<T, Bytes>::Vector;

@@ -1,4 +1,4 @@
-// The choice of the instruction set.
+// The choice of the kernels for the processor's instruction set.
 #include "cpu/kernels.h"
 
 #include <ATen/Version.h>

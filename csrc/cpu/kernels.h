@@ -1,4 +1,4 @@
-// What is compiled once for each instruction set, and picked when it runs: one portable binary.
+// The kernels that are compiled once for each instruction set. The choice at run time makes one binary portable.
 #pragma once
 
 #include "cpu/standard_headers.h"
@@ -27,7 +27,7 @@ struct ArithmeticKernels {
 struct Kernels {
   ArithmeticKernels<float> float32;
   ArithmeticKernels<double> float64;
-  // In [0, 1), of the elements 4 * block, ..., 4 * (block + blocks) - 1 of the memory, for `blocks` a multiple of 16.
+  // Numbers in [0, 1) for elements 4 * block, ..., 4 * (block + blocks) - 1 of memory; `blocks` is a multiple of 16.
   void (*uniforms)(int64_t seed, int64_t step, int64_t block, int64_t blocks, float* to);
   void (*crop_lines)(const CroppedImage& image, uint8_t* to);
   void (*widen_half)(const uint16_t* from, float* to, int64_t count);
@@ -45,7 +45,7 @@ Kernels baseline_kernels();
 Kernels avx2_kernels();
 Kernels avx512_kernels();
 
-// Those of the set that PyTorch itself uses here (its ATEN_CPU_CAPABILITY lowers both).
+// The kernels for the instruction set that PyTorch uses on this machine; ATEN_CPU_CAPABILITY changes both.
 const Kernels& kernels();
 
 template <typename T>

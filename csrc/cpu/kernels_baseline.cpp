@@ -1,4 +1,4 @@
-// The kernels for what every processor has.
+// The kernels for the instructions that every processor has.
 #include "cpu/kernels_of_a_set.h"
 
 namespace rmcla {

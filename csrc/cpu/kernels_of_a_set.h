@@ -1,7 +1,7 @@
-// All kernels, for vector registers of `Bytes`. Included by one file for each instruction set, whose pragma must hold
-// when the templates are defined: GCC takes vectors that the baseline lacks apart, before it inlines. Every function of
-// ours here is inlined or a template on Bytes, and headers of others stand before the pragma: no copy compiled for one
-// set may be the one that the linker keeps for all.
+// All kernels, for vector registers of `Bytes`. One file for each instruction set includes this header. The file's
+// pragma must come before the definitions of the templates, since GCC splits vectors that the baseline lacks before it
+// inlines. The linker keeps only one copy of a function, which must not be the one compiled for AVX-512. Therefore
+// every function of this project in here is inlined or a template on Bytes, and other headers come before the pragma.
 #pragma once
 
 #include "cpu/augment_lines.h"

@@ -1,4 +1,4 @@
-// What the operators on rows of logits share: class labels, checked before anything is written, and their outputs.
+// What the operators on rows of logits share: the check of class labels before anything is written, and new outputs.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -8,7 +8,7 @@
 
 namespace rmcla {
 
-// The labels in contiguous memory; ValueError naming the first that is no class.
+// The labels in contiguous memory. Raises ValueError, naming the first label that is outside the classes.
 inline at::Tensor checked_classes(const char* name, const at::Tensor& labels, int64_t classes) {
   const at::Tensor dense = labels.contiguous();
   const int64_t* const label = dense.const_data_ptr<int64_t>();
@@ -23,7 +23,7 @@ inline at::Tensor checked_classes(const char* name, const at::Tensor& labels, in
   return dense;
 }
 
-// at::empty without the dispatcher: small batches call it four times.
+// at::empty without the dispatcher's overhead, which small batches would pay four times.
 inline at::Tensor empty(at::IntArrayRef sizes, at::ScalarType dtype) { return at::detail::empty_cpu(sizes, dtype); }
 
 }  // namespace rmcla

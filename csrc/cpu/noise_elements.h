@@ -1,5 +1,5 @@
-// The noise of random_start: Philox blocks in vector lanes, four words a block, interleaved into the order of memory,
-// and their sum with images. Plain loops that the compiler vectorises.
+// The noise of random_start, and its sum with images, in plain loops that the compiler vectorises. Each lane computes a
+// Philox block of four words, which are interleaved into the order of memory.
 #pragma once
 
 #include "common/philox.h"
@@ -20,7 +20,7 @@ RMCLA_SHARED void uniforms(int64_t seed, int64_t step, int64_t block, int64_t bl
   }
 }
 
-// image + radius * (2 u - 1), the product rounded to float32, then the sum.
+// Computes image + radius * (2 u - 1). The product is rounded to float32, then the sum to T.
 template <int Bytes, typename T>
 RMCLA_SHARED void add_scaled(const T* image, const float* uniform, float radius, T lower, T upper, bool clip, T* out,
                              int64_t count) {

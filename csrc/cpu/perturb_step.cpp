@@ -1,5 +1,5 @@
-// perturb_step on the CPU: flat loops over dense memory; other dtypes than the arithmetic's are converted in parts that
-// stay in cache.
+// perturb_step on the CPU: flat loops over dense memory. Tensors of other dtypes than that of the arithmetic are
+// converted in parts that stay in cache.
 #include "common/perturb_step.h"
 
 #include <torch/library.h>
@@ -12,7 +12,7 @@
 namespace rmcla {
 namespace {
 
-// A part of the gradient as T, or its signs where T would lose them.
+// A part of the gradient as T, or its signs if a conversion to T could lose them.
 template <typename T>
 const T* gradient_as(at::ScalarType dtype, const void* from, T* room, int64_t count) {
   if constexpr (sizeof(T) == 4) {
@@ -28,7 +28,8 @@ const char* element(const at::Tensor& tensor, int64_t i) {
   return static_cast<const char*>(tensor.const_data_ptr()) + i * int64_t(tensor.element_size());
 }
 
-// All four are dense, with the same strides.
+// Images, origin, grad and out are dense and have the same strides. `fresh` means that `out` shares no memory with the
+// inputs.
 template <typename T>
 void step_all(const at::Tensor& images, const at::Tensor& origin, const at::Tensor& grad, const PerImage& steps,
               const PerImage& radii, T lower, T upper, const at::Tensor& out, bool fresh) {
@@ -39,7 +40,7 @@ void step_all(const at::Tensor& images, const at::Tensor& origin, const at::Tens
   char* const result = static_cast<char*>(out.mutable_data_ptr());
   const int64_t size = int64_t(images.element_size());
   at::parallel_for(0, images.numel(), at::internal::GRAIN_SIZE, [&](int64_t begin, int64_t end) {
-    constexpr int64_t kPart = 512;  // four of them leave the first cache room for what they are converted from
+    constexpr int64_t kPart = 512;  // so that four buffers and the elements before conversion fit the first cache
     T image[kPart], center[kPart], direction[kPart], moved[kPart];
     for (int64_t i = begin; i < end;) {
       int64_t stop = std::min(steps.run_end(i, end), radii.run_end(i, end));
@@ -57,7 +58,7 @@ void step_all(const at::Tensor& images, const at::Tensor& origin, const at::Tens
   });
 }
 
-// `out` is undefined, or written.
+// `out` may be undefined; otherwise it is written and returned.
 at::Tensor run(const at::Tensor& images, const at::Tensor& origin, const at::Tensor& grad, double step_size,
                const std::optional<at::Tensor>& step_sizes, double epsilon, const std::optional<at::Tensor>& epsilons,
                double lower, double upper, at::Tensor out) {
@@ -88,7 +89,7 @@ at::Tensor run(const at::Tensor& images, const at::Tensor& origin, const at::Ten
   }
   if (!out.defined()) return result;
   if (!in_place) out.copy_(result);
-  written(out);
+  mark_written(out);
   return out;
 }
 

@@ -16,7 +16,7 @@ struct StepRun {
   T* out;
   int64_t count;
   T step, radius, lower, upper;
-  bool stream;  // store past the caches
+  bool stream;  // store without caching
 };
 
 template <typename V>
@@ -36,12 +36,13 @@ template <int Bytes, typename T>
 RMCLA_SHARED void step_elements(const StepRun<T>& run) {
   using V = typename simd::Lanes<T, Bytes>::Vector;
   constexpr int64_t kCount = simd::Lanes<T, Bytes>::kCount;
-  constexpr int64_t kAhead = 1024 / int64_t(sizeof(T));  // elements: the hardware stops at page borders
+  // Prefetch this many elements ahead, since the hardware's own prefetching stops at page borders.
+  constexpr int64_t kAhead = 1024 / int64_t(sizeof(T));
   const V step = simd::splat<V>(run.step), radius = simd::splat<V>(run.radius);
   const V lower = simd::splat<V>(run.lower), upper = simd::splat<V>(run.upper);
   const auto moved = [&](const T* image, const T* origin, const T* grad) __attribute__((always_inline)) {
     const V g = simd::load<V>(grad);
-    // 0 for both zeros, NaN for NaN.
+    // g - g is 0 for both zeros and NaN for NaN.
     const V sign = g > V{} ? simd::splat<V>(T(1)) : (g < V{} ? simd::splat<V>(T(-1)) : g - g);
     return clipped_step(simd::load<V>(image), step, sign, simd::load<V>(origin), radius, lower, upper);
   };

@@ -1,4 +1,4 @@
-// random_start on the CPU: the noise of a part of memory while it is in cache, then the sum.
+// random_start on the CPU: for one part of memory after another, the noise and then its sum with the images.
 #include <torch/library.h>
 
 #include "common/perturb_step.h"
@@ -13,7 +13,7 @@ at::ScalarType result_dtype(const at::Tensor& images) {
   return images.scalar_type() == at::kByte ? at::kFloat : images.scalar_type();
 }
 
-// Both are dense, with the same strides.
+// `images` and `out` are dense and have the same strides.
 template <typename T>
 void start_all(const at::Tensor& images, const PerImage& radii, int64_t seed, int64_t step, T lower, T upper, bool clip,
                const at::Tensor& out) {
@@ -21,7 +21,7 @@ void start_all(const at::Tensor& images, const PerImage& radii, int64_t seed, in
   char* const to = static_cast<char*>(out.mutable_data_ptr());
   const int64_t from_size = int64_t(images.element_size()), to_size = int64_t(out.element_size());
   const int64_t count = images.numel();
-  constexpr int64_t kPart = 2048;  // a multiple of 64 elements
+  constexpr int64_t kPart = 2048;  // a multiple of the 64 elements that `uniforms` computes at a time
   at::parallel_for(0, (count + kPart - 1) / kPart, 4, [&](int64_t begin, int64_t end) {
     alignas(64) float uniform[kPart];
     T image[kPart], start[kPart];
@@ -41,7 +41,7 @@ void start_all(const at::Tensor& images, const PerImage& radii, int64_t seed, in
   });
 }
 
-// `out` is undefined, or written.
+// `out` may be undefined; otherwise it is written and returned.
 at::Tensor run(const at::Tensor& images, double epsilon, const std::optional<at::Tensor>& epsilons,
                const at::Tensor& rng, double lower, double upper, bool clip, at::Tensor out) {
   at::AutoDispatchBelowADInplaceOrView guard;
@@ -68,7 +68,7 @@ at::Tensor run(const at::Tensor& images, double epsilon, const std::optional<at:
   }
   if (!out.defined()) return result;
   if (!in_place) out.copy_(result);
-  written(out);
+  mark_written(out);
   return out;
 }
 

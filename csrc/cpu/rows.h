@@ -1,4 +1,4 @@
-// Passes over a row of logits in vectors: which lanes count, the largest and smallest, exponentials, sums.
+// What the kernels over rows of logits share: passes over a row in vectors, extremes, sums, stores and buffers.
 #pragma once
 
 #include <algorithm>
@@ -11,7 +11,7 @@
 
 namespace rmcla {
 
-// The lanes of a block that hold classes, and those that hold classes other than the true one.
+// The lanes of a vector that hold classes, and those that hold classes other than the true one.
 template <typename M>
 struct SomeLanes {
   M inside, others;
@@ -44,7 +44,7 @@ RMCLA_SHARED V keep_inside(const SomeLanes<M>& lanes, V v, V otherwise) {
   return lanes.inside ? v : otherwise;
 }
 
-// A row of T in blocks of one vector.
+// A row of T, in blocks of one vector each.
 template <typename T, int Bytes>
 struct Row {
   using V = typename simd::Lanes<T, Bytes>::Vector;
@@ -53,12 +53,12 @@ struct Row {
 
   const T* z;
   int64_t classes, label;
-  int64_t full;    // whole blocks
-  int64_t blocks;  // with the last, partial one
+  int64_t full;    // the number of whole blocks
+  int64_t blocks;  // the number of blocks, with the last, partial one
   int64_t true_block;
   V last{};
 
-  // `limit`: the end of the memory that may be read.
+  // `limit` is the end of the memory that may be read.
   RMCLA_SHARED Row(const T* row, int64_t num_classes, int64_t true_class, const T* limit)
       : z(row),
         classes(num_classes),
@@ -81,7 +81,7 @@ struct Row {
     return {inside, inside & (lane != Integer(b == true_block ? label - b * kCount : -1))};
   }
 
-  // f(block, values, lanes), with AllLanes except in the block of the true class and the last, partial one.
+  // Calls f(block, values, lanes). `lanes` is AllLanes except in the block of the true class and the last, partial one.
   template <typename F>
   RMCLA_SHARED void each_block(F f) const {
     int64_t b = 0;
@@ -93,11 +93,11 @@ struct Row {
     if (b < blocks) f(b, last, lanes(b));
   }
 
-  // The lowest class other than the true one whose logit is `value`, which some class's is.
+  // The lowest class other than the true one whose logit is `value`; there must be one.
   RMCLA_SHARED int64_t first_equal(T value) const {
     using Integer = typename simd::Lanes<T, Bytes>::Integer;
     const V wanted = simd::splat<V>(value), other = simd::splat<V>(std::numeric_limits<T>::quiet_NaN());
-    M first = simd::splat<M>(Integer(blocks));  // of each lane, the block
+    M first = simd::splat<M>(Integer(blocks));  // for each lane, the first block that has the value
     each_block([&](int64_t b, V v, auto lanes) __attribute__((always_inline)) {
       const M earlier = simd::minimum(simd::splat<M>(Integer(b)), first);
       first = keep_others(lanes, v, other) == wanted ? earlier : first;
@@ -106,8 +106,8 @@ struct Row {
   }
 };
 
-// The sum of blocks: a few in T, a few of these, then in double, so that a row of any length sums to within a few units
-// in the last place.
+// The sum over the blocks of a row. It adds eight vectors at a time, then eight of these sums, and the rest in double,
+// so that a row of any length sums to within a few units in the last place.
 template <typename V>
 class Sum {
  public:
@@ -136,10 +136,10 @@ class Sum {
 template <typename T>
 struct Extremes {
   T most, least;  // of the classes other than the true one
-  bool finite;    // every logit of the row
+  bool finite;    // whether every logit of the row is finite
 };
 
-// The first pass; `lowest` are the smallest of each lane (infinity: none).
+// The first pass over a row. `lowest` becomes the smallest other logit of each lane, infinity if it has none.
 template <typename R>
 RMCLA_SHARED auto extremes(const R& row, typename R::V& lowest) {
   using V = typename R::V;
@@ -161,8 +161,8 @@ RMCLA_SHARED auto extremes(const R& row, typename R::V& lowest) {
   return Extremes<T>{simd::highest_lane(high), simd::lowest_lane(low), !simd::any(M(magnitude >= infinite))};
 }
 
-// Writes value(block, the row's values) to `to`. Rows are written in order with whole vectors: what one writes too
-// much, the following rows overwrite. `end` is that of the last row of all.
+// Writes value(block, values of the block) to `to`. Rows are written in order with whole vectors, and each row
+// overwrites what the one before wrote beyond its end. `end` is the end of the last row of all.
 template <typename R, typename T, typename F>
 RMCLA_SHARED void store_row(const R& row, T* to, const T* end, F value) {
   for (int64_t b = 0; b < row.full; ++b)
@@ -177,7 +177,7 @@ RMCLA_SHARED void store_row(const R& row, T* to, const T* end, F value) {
   }
 }
 
-// Buffers of one thread: on the stack while they are small.
+// The buffers of one thread, on the stack if they are small.
 class Scratch {
  public:
   RMCLA_SHARED explicit Scratch(int64_t bytes) : heap_(bytes > kInline ? new char[size_t(bytes) + 64] : nullptr) {
@@ -199,7 +199,7 @@ class Scratch {
   char inline_[kInline + 64];
 };
 
-// Rows a task takes at least: enough to be worth a thread.
+// The smallest number of rows that is worth a thread.
 inline int64_t row_grain(int64_t classes) { return std::max<int64_t>(1, 2048 / classes); }
 
 }  // namespace rmcla

@@ -1,5 +1,5 @@
-// Short rows, one in each lane: blocks of rows are transposed on the way in and out, so that no lane idles and nothing
-// is reduced across lanes.
+// What the kernels for short rows share. Each lane of a vector computes one row, so that no lane idles and no reduction
+// across lanes is needed. Blocks of rows are transposed when they are loaded and stored.
 #pragma once
 
 #include <algorithm>
@@ -11,8 +11,9 @@
 
 namespace rmcla {
 
-constexpr int64_t kShortRow = 64;  // classes; longer rows keep a row's vectors busy
+constexpr int64_t kShortRow = 64;  // classes; a longer row fills enough vectors by itself
 
+// The lanes of the lower (or, with High, the upper) halves of a and b, interleaved.
 template <typename V, bool High, size_t... I>
 RMCLA_SHARED V zipped(V a, V b, std::index_sequence<I...>) {
   constexpr int kHalf = simd::count_of<V> / 2;
@@ -25,7 +26,7 @@ RMCLA_SHARED V zipped(V a, V b, std::index_sequence<I...>) {
 #endif
 }
 
-// Of a square of vectors: each stage interleaves the first half of the rows with the second.
+// Transposes a square of vectors. Each stage interleaves the first half of the rows with the second.
 template <typename V>
 RMCLA_SHARED void transpose(V* square) {
   constexpr int kCount = simd::count_of<V>;
@@ -43,7 +44,7 @@ RMCLA_SHARED void transpose(V* square) {
   }
 }
 
-// `columns[k]` becomes logit k of `rows` <= lanes rows, 0 in the other lanes.
+// Loads logit k of each row into a lane of `columns[k]`. There are at most as many rows as lanes; other lanes are 0.
 template <typename V, typename T>
 RMCLA_SHARED void load_columns(const T* from, int64_t stride, int64_t rows, int64_t classes, const T* limit,
                                V* columns) {
@@ -65,8 +66,8 @@ RMCLA_SHARED void load_columns(const T* from, int64_t stride, int64_t rows, int6
   }
 }
 
-// The way back, to rows next to one another that end at `end`. The last vectors of all rows come first: what they write
-// too much, the first vectors of the next rows overwrite.
+// Stores `columns` as contiguous rows; `end` is the end of the last row of all. The last vectors of the rows are stored
+// first, and the first vectors of the next rows overwrite what these wrote beyond their rows.
 template <typename V, typename T>
 RMCLA_SHARED void store_columns(const V* columns, int64_t rows, int64_t classes, T* to, const T* end) {
   constexpr int64_t kCount = simd::count_of<V>;
@@ -85,7 +86,7 @@ RMCLA_SHARED void store_columns(const V* columns, int64_t rows, int64_t classes,
   }
 }
 
-// Class indices as lanes, 0 in the lanes after `rows`.
+// Loads one class index into each lane, and 0 into the lanes after `rows`.
 template <typename M>
 RMCLA_SHARED M load_classes(const int64_t* from, int64_t rows) {
   constexpr int64_t kCount = simd::count_of<M>;
@@ -120,7 +121,7 @@ RMCLA_SHARED V shifted_log(V x) {
   }
 }
 
-// A sum in two levels, so that 64 terms lose no more than a few units in the last place.
+// A sum in two levels, so that the error of 64 terms is no more than a few units in the last place.
 template <typename V>
 class ColumnSum {
  public:

@@ -1,4 +1,4 @@
-// Vectors of the compiler's vector extension, and the few functions on them that the kernels need.
+// Vectors of the compiler's vector extension, and the functions on them that the kernels need.
 #pragma once
 
 #include "common/macros.h"
@@ -10,7 +10,7 @@ template <typename T, int Bytes>
 struct Lanes {
   using Integer = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
   typedef T Vector __attribute__((vector_size(Bytes)));
-  typedef Integer Mask __attribute__((vector_size(Bytes)));  // what a comparison gives: -1 where it holds, else 0
+  typedef Integer Mask __attribute__((vector_size(Bytes)));  // a comparison gives -1 for true and 0 for false
   static constexpr int kCount = Bytes / int(sizeof(T));
 };
 
@@ -21,7 +21,7 @@ RMCLA_SHARED V load(const void* from) {
   return v;
 }
 
-// `count` elements, the lanes after them 0.
+// Loads `bytes` bytes; the lanes after them are 0.
 template <typename V>
 RMCLA_SHARED V load_part(const void* from, int64_t bytes) {
   V v{};
@@ -37,7 +37,7 @@ RMCLA_SHARED void store(void* to, V v) {
 template <typename V>
 constexpr int count_of = int(sizeof(V) / sizeof(std::declval<V>()[0]));
 
-// Every lane `x`; subtracting zero, unlike adding it, keeps -0.
+// A vector with x in every lane. Subtracting zero, unlike adding it, keeps -0.
 template <typename V, typename T>
 RMCLA_SHARED V splat(T x) {
   return x - V{};
@@ -61,7 +61,7 @@ RMCLA_SHARED V iota() {
   return iota<V>(std::make_index_sequence<count_of<V>>());
 }
 
-// a * b + c, rounded once by the sets that can.
+// a * b + c, rounded only once if the instruction set has fused multiply-add.
 template <typename V>
 RMCLA_SHARED V multiply_add(V a, V b, V c) {
 #if defined(RMCLA_INSTRUCTION_SETS)
@@ -95,7 +95,7 @@ RMCLA_SHARED V swapped(V v, std::index_sequence<I...>) {
 #endif
 }
 
-// Combines all lanes in a fixed tree, so that the result is the same on every run.
+// Combines all lanes in a fixed order, so that the result is the same on every run.
 template <typename V, int Step = count_of<V> / 2, typename F>
 RMCLA_SHARED auto reduce(V v, F combine) {
   if constexpr (Step == 0) {
@@ -120,15 +120,15 @@ RMCLA_SHARED auto sum_of_lanes(V v) {
   return reduce(v, [](V a, V b) __attribute__((always_inline)) { return a + b; });
 }
 
-// Whether any lane of a comparison holds.
+// Whether a comparison is true in any lane.
 template <typename M>
 RMCLA_SHARED bool any(M mask) {
   typedef int64_t Words __attribute__((vector_size(sizeof(M))));
   return reduce(bits<Words>(mask), [](Words a, Words b) __attribute__((always_inline)) { return a | b; }) != 0;
 }
 
-// exp(x) * 2^kExponentShift<T> for x <= 0, to 2 units in the last place; where exp(x) is no normal number the shifted
-// value still is one, so a quotient of two such values is right down to 0 and subnormal results.
+// exp(x) * 2^kExponentShift<T> for x <= 0, to 2 units in the last place. The shifted value is a normal number also if
+// exp(x) is subnormal or 0, so that quotients of two such values are accurate down to subnormal results and 0.
 template <typename T>
 constexpr int kExponentShift = sizeof(T) == 8 ? 128 : 32;
 
@@ -139,22 +139,22 @@ RMCLA_SHARED V shifted_exp(V x) {
   constexpr bool wide = sizeof(T) == 8;
   constexpr int mantissa = wide ? 52 : 23;
   constexpr int64_t bias = (wide ? 1023 : 127) + kExponentShift<T>;
-  const V least = splat<V>(T(wide ? -790.0 : -108.0));  // below, the quotient is 0
+  const V least = splat<V>(T(wide ? -790.0 : -108.0));  // below this, quotients are 0
   x = x < least ? least : x;
-  // n = round(x / ln 2), in the low bits of the sum; x = n ln 2 + r, ln 2 in two parts so that n times the first is
-  // exact.
+  // n = round(x / ln 2) is in the low bits of the sum, and x = n ln 2 + r. ln 2 has two parts, so that n times the
+  // first one is exact.
   const T magic = wide ? T(6755399441055744.0) : T(12582912.0);
   const V sum = multiply_add(x, splat<V>(T(1.44269504088896340736)), splat<V>(magic));
   const V n = sum - magic;
   const V r = multiply_add(n, splat<V>(T(wide ? -1.42860682030941723212e-6 : 2.12194440e-4)),
                            multiply_add(n, splat<V>(T(wide ? -6.93145751953125e-1 : -0.693359375)), x));
   V p;
-  if constexpr (wide) {  // Taylor: the first term left out is below 2^-57
+  if constexpr (wide) {  // a Taylor polynomial, whose first omitted term is below 2^-57
     p = splat<V>(T(1.0 / 6227020800.0));
     for (const T c : {1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040, 1.0 / 720,
                       1.0 / 120, 1.0 / 24, 1.0 / 6, 0.5})
       p = multiply_add(p, r, splat<V>(c));
-  } else {  // minimax (Cephes, expf)
+  } else {  // the minimax polynomial of Cephes' expf
     p = splat<V>(T(1.9875691500e-4));
     for (const T c : {1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1})
       p = multiply_add(p, r, splat<V>(c));

@@ -1,4 +1,4 @@
-// soft_cross_entropy on the CPU: the loss and both gradients of a row while it is in cache.
+// soft_cross_entropy on the CPU: the loss and both gradients, row by row, so that a row stays in cache.
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
@@ -16,7 +16,7 @@ void run_rows(const LossRows<T>& rows) {
   rows.classes <= kShortRow ? kernels_of<T>().loss_short_rows(rows) : kernels_of<T>().loss_rows(rows);
 }
 
-// A (B, C) tensor whose rows are dense, read as T a few rows at a time.
+// Reads a (B, C) tensor as T, a few rows at a time.
 template <typename T>
 class RowReader {
  public:
@@ -28,7 +28,7 @@ class RowReader {
   bool direct() const { return direct_; }
   int64_t stride() const { return direct_ ? tensor_.stride(0) : tensor_.size(1); }
 
-  // Rows from `first` on, and the end of the memory that may be read.
+  // The rows from `first` on, and the end of the memory that may be read. `room` is for converted rows.
   std::pair<const T*, const T*> read(int64_t first, int64_t rows, T* room) const {
     const int64_t classes = tensor_.size(1), stride = tensor_.stride(0), size = int64_t(tensor_.element_size());
     if (direct_) {
@@ -117,7 +117,7 @@ std::tuple<at::Tensor, at::Tensor, std::optional<at::Tensor>> soft_cross_entropy
     if (batch)
       run_all<T>(logits, classes, row_loss, gradient, for_labels ? for_labels->mutable_data_ptr<T>() : nullptr);
     if (reduction == "none") return;
-    double sum = 0;  // in the rows' order: the same on every run
+    double sum = 0;  // added in the order of the rows, so that every run gives the same bits
     for (int64_t row = 0; row < batch; ++row) sum += double(row_loss[row]);
     loss = empty({}, wide);
     *loss.mutable_data_ptr<T>() = T(reduction == "mean" ? sum / double(batch) : sum);

@@ -1,4 +1,4 @@
-// Rows of soft_cross_entropy in vectors: the loss and both gradients of a row while it is in cache.
+// soft_cross_entropy in vectors: row by row, or for short rows with one row in each lane.
 #pragma once
 
 #include <algorithm>
@@ -11,7 +11,9 @@
 
 namespace rmcla {
 
-// Rows next to one another in memory. Either `labels` or `soft` is null.
+// The arguments for a part of the rows. They are `logits_stride` and `soft_stride` apart in the inputs, and contiguous
+// in the outputs. Either `labels` (class indices) or `soft` (soft labels) is null. `limit` and `soft_limit` are the
+// ends of the memory that may be read.
 template <typename T>
 struct LossRows {
   const T* logits;
@@ -84,7 +86,7 @@ RMCLA_SHARED void loss_rows(const LossRows<T>& a) {
   for (int64_t row = 0; row < a.rows; ++row) loss_row<Bytes>(a, row, exponentials);
 }
 
-// Short rows, one in each lane: [first, first + lanes) or up to the last.
+// Computes as many short rows from `first` on as a vector has lanes, or those that are left.
 template <int Bytes, typename T>
 RMCLA_SHARED void loss_lanes(const LossRows<T>& a, int64_t first) {
   using V = typename simd::Lanes<T, Bytes>::Vector;

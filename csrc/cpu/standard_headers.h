@@ -1,7 +1,7 @@
-// All headers of others that the kernels include: they stand before the pragma of an instruction set.
+// All headers from outside this project that the kernels include. They come before the pragma of an instruction set.
 #pragma once
 
-// GCC: its pragma chooses the sets. Other compilers build the baseline alone.
+// Only GCC's pragma can choose an instruction set. Other compilers build only the baseline.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define RMCLA_INSTRUCTION_SETS
 #endif

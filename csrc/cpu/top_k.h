@@ -1,4 +1,5 @@
-// The classes that top-k labels reach: the k smallest logits but the true one's, ties to the lower index.
+// The classes that receive mass with top_k: those with the k smallest logits other than the true class, ties to the
+// lower index.
 #pragma once
 
 #include <algorithm>
@@ -7,8 +8,8 @@
 
 namespace rmcla {
 
-// Selection by a bound: the k-th smallest of the lanes' smallest values is not below the k-th smallest of all, so what
-// exceeds it is no candidate, and few candidates remain to be ranked.
+// Selection by a bound. The k-th smallest of the lanes' minima is at least the k-th smallest of all values, so larger
+// values are not candidates, and only few candidates are left to rank.
 template <typename T>
 class TopK {
  public:
@@ -25,7 +26,7 @@ class TopK {
   RMCLA_SHARED T value(int64_t i) const { return values_[i]; }
   RMCLA_SHARED int64_t index(int64_t i) const { return indices_[i]; }
 
-  // Returns k < C - 1; the classes are then index(0) to index(k - 1), in ascending order.
+  // Selects k < C - 1 classes and returns k. They are then index(0) to index(k - 1), in ascending order.
   template <typename R>
   RMCLA_SHARED int64_t select(const R& row, typename R::V lowest, int64_t k) {
     using V = typename R::V;
@@ -47,7 +48,7 @@ class TopK {
       alignas(64) typename std::remove_reference_t<decltype(M{}[0])> flag[kCount];
       simd::store(value, v);
       simd::store(flag, candidate);
-      for (int64_t lane = 0; lane < kCount; ++lane) {  // without a branch: which lanes hold one is anyone's guess
+      for (int64_t lane = 0; lane < kCount; ++lane) {  // without a branch, which would be hard to predict
         values_[count] = value[lane];
         indices_[count] = b * kCount + lane;
         count -= flag[lane];
@@ -58,9 +59,10 @@ class TopK {
 
  private:
   static constexpr int64_t kManyLanes = 4;
-  static constexpr int64_t kRankByCounting = 64;  // candidates; more are ranked by nth_element
+  static constexpr int64_t kRankByCounting = 64;  // up to so many candidates; nth_element ranks more
 
-  // The k-th smallest of ranked_[0, count): the smallest that has k values not above it. Counts in vectors, O(count^2).
+  // The k-th smallest of ranked_[0, count): the smallest value such that at least k are not above it. It counts in
+  // vectors, in O(count^2).
   template <typename V>
   RMCLA_SHARED T kth_smallest(int64_t count, int64_t k) {
     using M = typename simd::Lanes<T, int(sizeof(V))>::Mask;
@@ -79,7 +81,7 @@ class TopK {
     return simd::lowest_lane(best);
   }
 
-  // More lanes for a larger k: the blocks in turns.
+  // A bound for a larger k from kManyLanes vectors of lane minima, to which the blocks contribute in turns.
   template <typename R>
   RMCLA_SHARED T bound_of_many_lanes(const R& row, int64_t k) {
     using V = typename R::V;
@@ -92,7 +94,7 @@ class TopK {
     return kth_smallest<V>(kManyLanes * R::kCount, k);
   }
 
-  // Of the candidates, in ascending order of index, leaves the k that receive.
+  // Removes all candidates, which are in ascending order of index, but the k smallest.
   template <typename V>
   RMCLA_SHARED int64_t keep_smallest(int64_t count, int64_t k) {
     std::copy_n(values_, count, ranked_);

@@ -1,4 +1,4 @@
-// What the element-wise kernels share: vectors of 128 bits, numbers that differ from image to image, and conversions.
+// What the element-wise kernels share: vectors of 128 bits, numbers that may differ between images, and conversions.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -10,23 +10,25 @@ namespace rmcla {
 
 constexpr int kThreads = 256;
 
-// So many elements a thread that its share of T fills 128 bits.
+// Elements per thread, which fill 128 bits.
 template <typename T>
 constexpr int kVector = 16 / sizeof(T);
 
-// Element i of a flat, dense batch of images lies in image (i / stride) % count, whatever the order of its dimensions.
+// The image of an element. In a flat, dense batch, element i is in image (i / stride) % count, whatever the order of
+// the dimensions.
 struct ImageIndex {
   int64_t stride;
   int64_t count;
 
   __device__ __forceinline__ int64_t of(int64_t i) const {
     const uint64_t j = uint64_t(i), s = uint64_t(stride), n = uint64_t(count);
-    if ((j | s | n) >> 32 == 0) return uint32_t(j) / uint32_t(s) % uint32_t(n);  // several times faster than 64 bits
+    if ((j | s | n) >> 32 == 0) return uint32_t(j) / uint32_t(s) % uint32_t(n);  // several times faster than in 64 bits
     return int64_t(j / s % n);
   }
 };
 
-// A number, or one for each image, read by the kernel: `values` is null, or holds them `stride` apart (0: one for all).
+// A number for every image: `value` if `values` is null, else one that the kernel reads. `values` has them `stride`
+// apart, where 0 means that there is only one.
 template <typename W>
 struct PerImage {
   W value;
@@ -36,7 +38,7 @@ struct PerImage {
   __device__ __forceinline__ W at(int64_t image) const { return values ? W(values[image * stride]) : value; }
 };
 
-// A stored pixel as a number in [0, 1].
+// A stored pixel converted to a number in [0, 1].
 template <typename W, typename T>
 __device__ __forceinline__ W pixel(T stored) {
   return W(Storage<T>::widen(stored));

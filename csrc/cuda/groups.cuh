@@ -20,8 +20,8 @@ __device__ __forceinline__ V shuffle_xor(V value, int mask) {
   return value;
 }
 
-// A butterfly over the `kWidth` lanes around each: all of them end with the same bits, since merge(a, b) is merge(b,
-// a); a maximum or minimum that is zero may differ in its sign.
+// A butterfly reduction over groups of `kWidth` lanes. All lanes get the same bits, since merge(a, b) equals merge(b,
+// a). The exception is a maximum or minimum of zeros, whose sign may differ.
 template <int kWidth, typename V, class Merge>
 __device__ __forceinline__ V butterfly(V value, Merge merge) {
 #pragma unroll
@@ -37,6 +37,7 @@ __device__ __forceinline__ uint32_t warp_sum(uint32_t value) {
 #endif
 }
 
+// A group of the lanes of one warp.
 class Warp {
  public:
   static constexpr int kLanes = kWarp;
@@ -51,8 +52,9 @@ class Warp {
   __device__ __forceinline__ uint32_t sum(uint32_t value) { return warp_sum(value); }
 };
 
-// One barrier a reduction: it writes into the half of the shared memory that the reduction before did not use, and
-// whoever comes to write a half again has passed the barrier that all readers of it came to later.
+// A group of the threads of one block. A reduction needs only one barrier: it writes to the half of the shared memory
+// that the previous reduction did not use. Before a thread writes to the same half again, it has passed the barrier of
+// the reduction in between, which every thread reaches only after it has read that half.
 template <int kThreads>
 class Block {
  public:
@@ -99,15 +101,15 @@ class Block {
 #define RMCLA_CLUSTERS 0
 #endif
 
-// Neighbouring blocks that share a row and see one another's shared memory: a thread block cluster, which sm_90 has.
-// Elsewhere it is one block. Within a block it reduces as Block does; then each block writes what it found into the
-// shared memory of all of them, into the half that the reduction before did not use, and one barrier of the cluster
-// orders these writes as Block's barrier orders its own. No block writes to another one after the last barrier, so that
-// each may end when it likes.
+// A group of neighbouring blocks that share a row and can access each other's shared memory: a thread block cluster,
+// which sm_90 has. On other GPUs it is one block. A reduction first reduces within each block, as Block does. Each
+// block then writes its result to the shared memory of all blocks, to the half that the previous reduction did not use,
+// and one barrier of the cluster orders these writes as in Block. No block writes to another one after the last
+// barrier, so that a block may exit before the others.
 template <int kThreads>
 class Cluster {
  public:
-  static constexpr int kMostBlocks = 8;  // that every GPU with clusters takes
+  static constexpr int kMostBlocks = 8;  // every GPU with clusters supports this many
   static constexpr int kSlot = Block<kThreads>::kSlot;
 
   struct Shared {
@@ -140,7 +142,7 @@ class Cluster {
 #endif
   }
 
-  // All blocks merge in the same order, so that they end with the same bits.
+  // All blocks merge in the same order, so that they get the same bits.
   template <typename V, class Merge>
   __device__ __forceinline__ V across_blocks(V value, Merge merge) {
 #if RMCLA_CLUSTERS

@@ -1,5 +1,5 @@
-// joint_gradient and redistribute_labels on a GPU: objective, gradient, target and soft labels of a row leave one
-// launch.
+// joint_gradient and redistribute_labels on a GPU: one launch computes the objective, gradient, target and soft labels
+// of every row.
 #include "common/joint_row.h"
 #include "cuda/row_kernels.cuh"
 #include "cuda/tensors.h"
@@ -22,7 +22,7 @@ struct JointOperator {
   int64_t given_stride;
   JointRule<W> rule;
   JointOutputs<T, W> out;
-  int64_t out_stride;  // of the soft labels' rows
+  int64_t out_stride;  // between the rows of the soft labels
 
   __device__ __forceinline__ const T* logits(int64_t r) const { return data + r * row_stride; }
 
@@ -36,7 +36,8 @@ struct JointOperator {
   }
 };
 
-// Untyped, so that the device passes can see every kernel without seeing a tensor.
+// The arguments of a launch without tensors, so that nvcc's device passes compile every kernel without PyTorch's
+// headers.
 struct JointLaunch {
   DType dtype;
   const void* logits;
@@ -77,13 +78,14 @@ struct JointLaunch {
 
 #if !defined(__CUDA_ARCH__)
 
+// top_k, or 0 if it leaves no class out.
 int checked_top_k(std::optional<int64_t> top_k, int64_t classes) {
   if (!top_k) return 0;
   TORCH_CHECK_VALUE(*top_k >= 1, "top_k must be at least 1; got ", *top_k);
   return *top_k >= classes - 1 ? 0 : int(*top_k);
 }
 
-// The launch but for its outputs. `logits` has dense rows.
+// The arguments of a launch, without its outputs. The rows of `logits` must be dense.
 JointLaunch prepare(const at::Tensor& logits, const at::Tensor& labels, double beta, double gamma,
                     std::optional<int64_t> top_k, LabelScheme scheme) {
   TORCH_CHECK_VALUE(beta > 0, "beta must be positive; got ", beta);
@@ -167,7 +169,7 @@ void redistribute_labels_out(const at::Tensor& logits_, const at::Tensor& labels
   a.out_stride = result.stride(0);
   run(a);
   if (!in_place) out.copy_(result);
-  written(out);
+  mark_written(out);
 }
 
 at::Tensor redistribute_labels(const at::Tensor& logits, const at::Tensor& labels, double beta, double gamma,

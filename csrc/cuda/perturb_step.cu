@@ -1,4 +1,4 @@
-// perturb_step on a GPU: three loads and a store of 128 bits each, the arithmetic between them.
+// perturb_step on a GPU: each thread makes three loads and one store of 128 bits, with the arithmetic in between.
 #include "common/perturb_step.h"
 #include "cuda/elements.cuh"
 #include "cuda/tensors.h"
@@ -12,10 +12,10 @@ struct StepRule {
   PerImage<W> radius;
   W lower, upper;
   ImageIndex image;
-  bool per_image;  // whether step or radius differ from image to image
+  bool per_image;  // whether step or radius may differ between images
 };
 
-// In the gradient's own dtype, where the tiniest float64 still has a sign.
+// The sign is taken in the gradient's own dtype, since a conversion would turn the smallest float64 numbers into 0.
 template <typename W, typename G>
 __device__ __forceinline__ W sign_of(G stored) {
   const auto g = Storage<G>::widen(stored);
@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kThreads) step_elements(const I* images, const
     const auto x = *reinterpret_cast<const Pack<I, kCount>*>(images + first);
     const auto o = *reinterpret_cast<const Pack<O, kCount>*>(origin + first);
     const auto g = *reinterpret_cast<const Pack<G, kCount>*>(grad + first);
-    const int64_t image = rule.per_image ? rule.image.of(first) : 0;  // the vector lies in one image
+    const int64_t image = rule.per_image ? rule.image.of(first) : 0;  // the whole vector is in one image
     const W step = rule.step.at(image);
     const W radius = valid_radius(rule.radius.at(image));
     Pack<I, kCount> result;
@@ -78,7 +78,7 @@ void launch(const StepLaunch& a, cudaStream_t stream) {
   });
 }
 
-// The origin is uint8, float32 or of the images' dtype.
+// The origin has dtype uint8, float32 or that of the images.
 [[maybe_unused]] void launch(const StepLaunch& a, cudaStream_t stream) {
   visit_float(a.images_dtype, [&](auto type) {
     using I = typename decltype(type)::type;
@@ -132,7 +132,7 @@ void perturb_step_out(const at::Tensor& images_, const at::Tensor& origin_, cons
   launch(a, c10::cuda::getCurrentCUDAStream());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   if (!direct) out.copy_(result);
-  written(out);
+  mark_written(out);
 }
 
 at::Tensor perturb_step(const at::Tensor& images, const at::Tensor& origin, const at::Tensor& grad, double step_size,

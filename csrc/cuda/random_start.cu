@@ -1,5 +1,5 @@
-// random_start on a GPU: a Philox block makes the noise of four neighbours, where they are added; nothing is read but
-// the images.
+// random_start on a GPU: each Philox block gives the noise of four neighbouring elements, in the thread that adds it,
+// so that only the images are read from memory.
 #include "common/perturb_step.h"
 #include "common/philox.h"
 #include "cuda/elements.cuh"
@@ -19,7 +19,7 @@ struct StartRule {
   bool per_image;
 };
 
-// 2 u - 1 is exact; the product and the sum are each rounded, as on every backend: no fused multiply-add.
+// 2 u - 1 is exact. The product and the sum are rounded separately on every backend, without a fused multiply-add.
 __device__ __forceinline__ float noise(float radius, uint32_t word) {
   return __fmul_rn(radius, 2.0f * unit_uniform(word) - 1.0f);
 }
@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(kThreads)
   }
   if (packed && first + kCount <= count) {
     const auto x = *reinterpret_cast<const Pack<I, kCount>*>(images + first);
-    const int64_t image = rule.per_image ? rule.image.of(first) : 0;  // the vector lies in one image
+    const int64_t image = rule.per_image ? rule.image.of(first) : 0;  // the whole vector is in one image
     const float radius = valid_radius(rule.radius.at(image));
     Pack<T, kCount> result;
 #pragma unroll
@@ -141,7 +141,7 @@ void random_start_out(const at::Tensor& images_, double epsilon, const std::opti
   launch(a, c10::cuda::getCurrentCUDAStream());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   if (!direct) out.copy_(result);
-  written(out);
+  mark_written(out);
 }
 
 at::Tensor random_start(const at::Tensor& images, double epsilon, const std::optional<at::Tensor>& epsilons,

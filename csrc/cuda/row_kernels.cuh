@@ -1,8 +1,8 @@
-// How a batch of rows is cut for the GPU. Up to 1,024 classes a row is held in registers: by a warp, which needs no
-// barrier, or by a block where there are so few rows that the GPU would stand idle. A longer row waits in shared memory
-// as far as that reaches (21,841 classes in any dtype on sm_90), else it is read again; it has a block, or on sm_90 a
-// cluster of them where the GPU has room. `Operator` is the row's arithmetic: row(group, row, r) and logits(r),
-// classes, rows, packed.
+// How the rows of a batch are distributed over the GPU. A row of up to 1,024 classes is held in registers: by a warp,
+// which needs no barrier, or by a block if there are so few rows that much of the GPU would be idle. A longer row is
+// held in shared memory if it fits (21,841 classes do, in any dtype, on sm_90); otherwise each pass reads it again. A
+// block computes it or, on sm_90, a cluster of blocks if the GPU has room for them. `Operator` has the arithmetic of a
+// row, row(group, row, r), and its inputs: logits(r), classes, rows and packed.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -15,12 +15,13 @@ namespace rmcla {
 constexpr int kMediumThreads = 256;
 constexpr int kLongThreads = 512;
 
-// Of a warp each. A block of wide rows is small, so that a few hundred rows reach every multiprocessor.
+// Rows per block, where each row has a warp. Blocks for wide rows are small, so that a few hundred rows reach every
+// multiprocessor.
 template <int kItems>
 constexpr int kRowsPerBlock = kItems > 4 ? 2 : 4;
 
-// Sixteen rows of 32 elements a lane are wanted on a multiprocessor at once: that leaves a thread 128 registers, and
-// float64 needs more.
+// The blocks that should run on a multiprocessor at once. Eight blocks are sixteen rows with 32 elements per lane. That
+// leaves 128 registers per thread, which are too few for float64.
 template <typename T, int kItems>
 constexpr int kWarpBlocks = kItems > 4 && sizeof(T) < sizeof(double) ? 8 : 1;
 
@@ -45,11 +46,12 @@ __global__ void __launch_bounds__(kMediumThreads, 1) block_rows(Operator operato
   operator_.row(group, row, r);
 }
 
-// Two blocks a multiprocessor hide one another's barriers; float64 needs the registers.
+// Blocks per multiprocessor for long rows. While one of two blocks waits at a barrier, the other can work. float64
+// needs the registers of both.
 template <typename T>
 constexpr int kLongBlocks = sizeof(T) < sizeof(double) ? 2 : 1;
 
-// The piece of a row that one of `blocks` blocks holds, in elements; whole packs.
+// The number of elements of a row that one of `blocks` blocks holds, which is a multiple of kPack.
 RMCLA_SHARED constexpr int piece_of(int classes, int blocks) {
   return (classes + blocks * kPack - 1) / (blocks * kPack) * kPack;
 }
@@ -69,26 +71,26 @@ __global__ void __launch_bounds__(kLongThreads, kLongBlocks<T>) long_rows(Operat
   operator_.row(group, row, r);
 }
 
-// 0 where the question has no answer.
+// An attribute of the current device; 0 if it cannot be read.
 inline int attribute_of(cudaDeviceAttr attribute) {
   int device = 0, value = 0;
   if (cudaGetDevice(&device) != cudaSuccess) return 0;
   return cudaDeviceGetAttribute(&value, attribute, device) == cudaSuccess ? value : 0;
 }
 
-// Whether long_rows can hold `bytes` of a row in the shared memory of the current device. It is allowed as much as
-// there is and not `bytes`, since another thread may launch it for another row in between.
+// Whether long_rows can hold `bytes` of a row in the shared memory of the current device. The kernel is allowed all of
+// that memory and not only `bytes`, since another thread may launch it for another row size in between.
 template <class Kernel>
 bool allow_staging(Kernel* kernel, int64_t bytes) {
   const int most =
       attribute_of(cudaDevAttrMaxSharedMemoryPerBlockOptin) - int(sizeof(typename Cluster<kLongThreads>::Shared));
   if (bytes > most) return false;
   if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most) == cudaSuccess) return true;
-  cudaGetLastError();  // else the launch that follows would be blamed for it
+  cudaGetLastError();  // clears the error, which the check after the next launch would report
   return false;
 }
 
-// Whether the current device has clusters, and `kernel` was compiled for one that has.
+// Whether the current device has clusters, and `kernel` was compiled for such a device.
 template <class Kernel>
 bool takes_clusters(Kernel* kernel) {
   cudaFuncAttributes attributes;
@@ -96,8 +98,8 @@ bool takes_clusters(Kernel* kernel) {
          attributes.ptxVersion >= 90;
 }
 
-// How many blocks share a long row: twice as many as long as all of them find room on the device at once and every
-// thread keeps four elements.
+// How many blocks share a long row: as large a power of two as possible, while all blocks run on the device at once and
+// every thread has at least four elements.
 template <typename T>
 int blocks_of_row(int64_t rows, int classes) {
   const int64_t room = int64_t(attribute_of(cudaDevAttrMultiProcessorCount)) * kLongBlocks<T>;

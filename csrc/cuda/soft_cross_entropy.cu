@@ -1,4 +1,4 @@
-// soft_cross_entropy on a GPU: the loss of a row and its gradients leave one launch.
+// soft_cross_entropy on a GPU: one launch computes the loss and the gradients of every row.
 #include "common/cross_entropy_row.h"
 #include "cuda/row_kernels.cuh"
 #include "cuda/tensors.h"
@@ -15,7 +15,7 @@ struct CrossEntropyOperator {
   int64_t rows;
   int classes;
   bool packed;
-  const W* soft;  // null: the labels are class indices
+  const W* soft;  // null if the labels are class indices, in `hard`
   const int64_t* hard;
   int64_t label_stride;
   CrossEntropyOutputs<T, W> out;

@@ -1,4 +1,4 @@
-// What the operators' host side shares. The device passes of nvcc skip it, and with it PyTorch's headers, which would
+// What the host code of the operators shares. nvcc's device passes skip this file and PyTorch's headers, which would
 // take most of their time.
 #pragma once
 
@@ -42,22 +42,24 @@ inline bool aligned(const at::Tensor& tensor, int64_t bytes) {
   return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % bytes == 0;
 }
 
-// Whether a kernel that reads an element of `input` before it writes that element of `out` may write `out` in place.
+// Whether a kernel may write each element of `out` right after it has read that element of `input`.
 inline bool writable_beside(const at::Tensor& out, const at::Tensor& input) {
   return out.const_data_ptr() == input.const_data_ptr()
              ? out.scalar_type() == input.scalar_type()
              : at::get_overlap_status(out, input) == at::MemOverlapStatus::No;
 }
 
-// Rows with neighbouring elements side by side, any distance between rows.
+// The matrix, or a copy of it, with neighbouring elements of a row side by side; rows may have any distance.
 inline at::Tensor with_dense_rows(const at::Tensor& matrix) {
   return matrix.stride(1) == 1 ? matrix : matrix.contiguous();
 }
 
+// Whether every row can be read in packs of kPack elements.
 inline bool rows_pack(const at::Tensor& matrix) {
   return matrix.size(1) % kPack == 0 && matrix.stride(0) % kPack == 0 && aligned(matrix, kPack * matrix.element_size());
 }
 
+// Whether vectors of `elements` elements can be read from the beginning of the tensor's memory on.
 inline bool vectors_align(const at::Tensor& tensor, int64_t elements) {
   return aligned(tensor, std::min<int64_t>(16, elements * tensor.element_size()));
 }
@@ -73,6 +75,7 @@ inline PerImage<double> per_image(double value, const std::optional<at::Tensor>&
   return {0.0, values->const_data_ptr<float>(), one ? 0 : values->stride(0)};
 }
 
+// Whether the number may differ between images.
 inline bool varies(const PerImage<double>& number) { return number.stride != 0; }
 
 }  // namespace rmcla

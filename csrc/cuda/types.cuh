@@ -1,4 +1,4 @@
-// The dtypes that the kernels store, and the way from a dtype known at run time to a type.
+// The dtypes of tensors in the kernels, and the conversion of a dtype known at run time to a C++ type.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -31,7 +31,7 @@ struct Type {
   using type = T;
 };
 
-// visit(Type<T>()) for the float dtype.
+// Calls visit(Type<T>()) with the type T of the float dtype.
 template <class Visit>
 void visit_float(DType dtype, Visit visit) {
   switch (dtype) {

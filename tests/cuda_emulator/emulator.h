@@ -1,7 +1,7 @@
-// Enough of CUDA to run this project's kernels on a CPU, one cluster of blocks after another (of one block where nobody
-// asked for more): its threads are fibers that take turns at every barrier and shuffle, by chance, so that what no barrier
-// orders comes in another order. Slow and exact; a block whose threads part at a barrier stops with a message, where a
-// GPU would hang.
+// The part of CUDA that this project's kernels need, emulated on a CPU. Clusters run one after another; a launch
+// without clusters has clusters of one block. Threads are fibers that take turns, in random order, at every barrier and
+// shuffle, so that tests fail if a barrier is missing. The emulation is slow and exact. If some threads of a block
+// never reach a barrier, it stops with a message where a GPU would hang.
 #pragma once
 
 #include <c10/util/BFloat16.h>
@@ -63,13 +63,13 @@ inline std::function<void()> body;
 inline jmp_buf finished;
 inline int multiprocessors = 132;
 inline int last_launch[4];  // blocks, threads of each, blocks of a cluster, bytes of dynamic shared memory
-inline int count, threads, current, alive;  // count: of all blocks of a cluster; threads: of a block
+inline int count, threads, current, alive;  // count: threads of a cluster; threads: threads of a block
 inline unsigned first_block;
 inline uint64_t progress;
 
 inline int block() { return current / threads; }  // within its cluster
 
-// A block's own of the copies of its kernel's shared memory.
+// The current block's copy of its kernel's shared memory.
 template <class Shared>
 Shared& own(Shared (&copies)[kMostBlocks]) {
   shared = reinterpret_cast<char*>(copies);
@@ -96,7 +96,7 @@ inline unsigned draw() {  // xorshift, Marsaglia 2003
   return unsigned(state >> 32);
 }
 
-// Mostly another lane of the warp, so that shuffles end soon; now and then any thread.
+// The thread that runs next: mostly another lane of the same warp, so that shuffles end soon, and sometimes any thread.
 inline int next_alive() {
   const int warp = current / kWarp * kWarp, lanes = count - warp < kWarp ? count - warp : kWarp;
   if (draw() % 256) {
@@ -106,7 +106,7 @@ inline int next_alive() {
     if (warp + lane != current) return warp + lane;
   }
   int next = draw() % count;
-  while (fibers[next].done) next = (next + 1) % count;  // there is one: the last of all does not come here
+  while (fibers[next].done) next = (next + 1) % count;  // ends, since this is not called after the last thread is done
   return next;
 }
 
@@ -124,7 +124,7 @@ inline void run_fiber() {
 }
 
 inline void wait(Barrier& barrier, int members) {
-  constexpr int kPatience = 3000000;  // turns in which no thread came to a barrier
+  constexpr int kPatience = 3000000;  // turns without any thread reaching a barrier
   static uint64_t before;
   static int idle;
   const uint64_t generation = barrier.generation;
@@ -139,7 +139,7 @@ inline void wait(Barrier& barrier, int members) {
     before = progress;
     yield();
     if (idle > kPatience) {
-      fprintf(stderr, "emulator: the threads of block %u parted at a barrier; a GPU would hang\n", blockIdx.x);
+      fprintf(stderr, "emulator: some threads of block %u never reach a barrier; a GPU would hang\n", blockIdx.x);
       abort();
     }
   }
@@ -147,7 +147,7 @@ inline void wait(Barrier& barrier, int members) {
 
 inline int members(int warp) { return count - warp * kWarp < kWarp ? count - warp * kWarp : kWarp; }
 
-// Every lane of the warp shows its word; `look` sees all of them.
+// Every lane of the warp writes its word; `look` computes a lane's result from all of them.
 template <class Look>
 unsigned exchange(unsigned mask, unsigned word, Look look) {
   if (mask != 0xffffffffu) abort();

@@ -1,4 +1,4 @@
-// Shared arithmetic that the tests call directly, compiled after the kernels.
+// C functions through which the tests call the kernels' shared arithmetic and control the emulator.
 #include "common/bytes.h"
 #include "common/philox.h"
 
@@ -14,7 +14,7 @@ extern "C" void probe_bytes(float* singles, double* doubles) {
   }
 }
 
-// How many multiprocessors the emulated GPU has: a small batch fills a small one.
+// Sets the number of multiprocessors of the emulated GPU. Few of them are filled by a small batch.
 extern "C" void emulate_multiprocessors(int count) { emulator::multiprocessors = count; }
 
 extern "C" void probe_last_launch(int* launch) {
