@@ -1,4 +1,4 @@
-"""What every test shares: the backends, each with the device its tensors live on, and deterministic property tests."""
+"""What all tests share: the backends with the devices of their tensors, and settings for deterministic tests."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 import torch
 
-if not torch.cuda.is_available():  # before triton and rmcla_fast are imported: both read it once
+if not torch.cuda.is_available():  # triton and rmcla_fast read this once, when they are imported below
     os.environ["TRITON_INTERPRET"] = "1"
 
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ hypothesis.settings.load_profile("operators")
 
 @pytest.fixture
 def deterministic_convolutions() -> Iterator[None]:
-    """On a GPU the same algorithm every time, in whole float32."""
+    """On a GPU, make convolutions use deterministic algorithms and float32 instead of TF32."""
     before = torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = True, False
     yield
@@ -33,28 +33,28 @@ def deterministic_convolutions() -> Iterator[None]:
 
 
 class Backend(NamedTuple):
-    """A backend as the tests use it: `backend=name` on tensors of `device`."""
+    """A backend as the tests use it: `backend=name` with tensors on `device`."""
 
     name: str
     device: torch.device
 
     @property
     def interpreted(self) -> bool:
-        """Triton's interpreter is a thousand times slower than a kernel: its shapes stay small."""
+        """Return whether Triton's interpreter runs, which is a thousand times slower and needs small shapes."""
         return self.name == "triton" and self.device.type == "cpu"
 
     @property
     def examples(self) -> int:
-        """Of a property test. Triton compiles anew for nearly each of them: on a GPU that is what takes the time."""
+        """Return the number of examples of a property test; fewer where Triton compiles for nearly every example."""
         return 40 if self.name == "triton" and not self.interpreted else hypothesis.settings.default.max_examples
 
     @property
     def checks_label_values(self) -> bool:
-        """In kernels for a GPU the check would stall, so there a label that is no class gives a NaN row."""
+        """Return whether a label outside the classes is an error; kernels for a GPU give a NaN row instead."""
         return self.device.type == "cpu" and self.name != "triton"
 
     def operator(self, name: str) -> torch._ops.OpOverloadPacket:
-        """The registered operator under `torch.ops.rmcla_fast`."""
+        """Return the registered operator in `torch.ops.rmcla_fast`."""
         suffix = f"_{self.name}" if self.name in ("reference", "triton") else ""
         return getattr(torch.ops.rmcla_fast, name + suffix)
 
@@ -65,14 +65,14 @@ def backend_named(name: str) -> Backend:
 
 
 def why_skip(backend: Backend) -> str:
-    """Why `backend` cannot run here; "" if it can."""
+    """Return why `backend` cannot run on this machine; "" if it can."""
     if backend.device.type == "cuda" and not torch.cuda.is_available():
         return "there is no CUDA device"
     return dispatch.why_not(backend.device.type, backend.name)
 
 
 def available_backends() -> list[str]:
-    """The backends that run on this machine, the reference first."""
+    """Return the names of the backends that run on this machine, the reference first."""
     return [name for name in dispatch.BACKENDS if not why_skip(backend_named(name))]
 
 
@@ -81,7 +81,7 @@ def available_backends() -> list[str]:
     params=[pytest.param(name, marks=pytest.mark.gpu) if name == "cuda" else name for name in dispatch.BACKENDS],
 )
 def backend(request: pytest.FixtureRequest) -> Backend:
-    """Each backend in turn; one that cannot run here is skipped with its reason."""
+    """Run the test with each backend; skip those that cannot run on this machine, with the reason."""
     chosen = backend_named(request.param)
     reason = why_skip(chosen)
     if reason:

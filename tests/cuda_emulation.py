@@ -1,8 +1,8 @@
-"""Builds csrc/cuda for a CPU: the kernels' own source over tests/cuda_emulator, as operators `rmcla_emulated::`.
+"""The CUDA kernels, built for a CPU from their own source with tests/cuda_emulator, as operators `rmcla_emulated::`.
 
-A GPU is rare where tests run. This shows that the kernels compute what they should, that no block parts at a barrier
-and that every index and tail is right; what only a GPU can show (streams, graphs, the memory model) is left to
-test_cuda_device.py.
+Most machines that run the tests have no GPU. The emulation shows that the kernels compute the right results, that all
+threads of a block reach the same barriers, and that indices are right up to the last elements. What only a GPU can show
+(streams, graphs, the memory model) is in test_cuda_device.py.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ FLAGS = ["-std=c++20", "-O1", "-ffp-contract=off", "-fPIC", "-shared", "-w", "-U
 
 
 def translate(source: str, namespace: str) -> str:
-    """The four things of CUDA C++ that a C++ compiler and a header of macros do not understand."""
+    """Rewrite the parts of CUDA C++ that a C++ compiler with the emulator's header does not understand."""
     source = re.sub(
         r"([\w:]+(?:<[\w, ]+>)?)<<<([^;]*?), stream>>>\((.*?)\);",
         r"emulator::launch(\2, [&] { \1(\3); });",
@@ -61,7 +61,7 @@ def translate(source: str, namespace: str) -> str:
 
 
 def build(namespace: str = "rmcla_emulated") -> Path:
-    """Compiles the shared library that registers the kernels as `namespace::`, once for each state of the sources."""
+    """Compile the library that registers the kernels as `namespace::`, if the sources have changed; return its path."""
     sources = [*sorted(ROOT.glob("csrc/cuda/*.cu")), ROOT / "tests/cuda_emulator/probes.cpp"]
     read = [*sources, *sorted(ROOT.glob("csrc/**/*.*h")), *sorted(ROOT.glob("tests/cuda_emul*/*")), Path(__file__)]
     key = hashlib.sha256(b"".join(path.read_bytes() for path in read) + torch.__version__.encode()).hexdigest()[:16]
@@ -95,12 +95,12 @@ def build(namespace: str = "rmcla_emulated") -> Path:
         ],
         check=True,
     )
-    unfinished.replace(library)  # at once, since another test process may build the same
+    unfinished.replace(library)  # atomic, since another test process may build the same library
     return library
 
 
 def load() -> Any:
-    """`torch.ops.rmcla_emulated`, with the schemas of `torch.ops.rmcla_fast`."""
+    """Return `torch.ops.rmcla_emulated`, which has the schemas of `torch.ops.rmcla_fast`."""
     namespace = torch.ops.rmcla_emulated
     if not hasattr(load, "library"):
         library = torch.library.Library("rmcla_emulated", "DEF")

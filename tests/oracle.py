@@ -1,7 +1,7 @@
-"""Independent float64 oracle, in numpy, written from the formulas of the paper and not from any code of the package.
+"""An independent float64 oracle in numpy, written from the formulas of the papers and not from the package's code.
 
-"Bilateral Adversarial Training" (Wang and Zhang, ICCV 2019) and its supplement, equations 2 to 6; Philox4x32-10 from
-Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011), with the known answers that its authors publish.
+The formulas are from "Bilateral Adversarial Training" (Wang and Zhang, ICCV 2019), with equations 2 to 6 of its
+supplement. Philox4x32-10 is from Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
 """
 
 from __future__ import annotations
@@ -26,34 +26,34 @@ PHILOX_KNOWN_ANSWERS = [
 
 
 def label_gradient(z: Array) -> Array:
-    """v_k = dL / dy_k = -log p_k of one row, not negative."""
+    """Return v_k = dL / dy_k = -log p_k of one row, which is not negative."""
     shifted = z - z.max()
     return math.log(np.exp(shifted).sum()) - shifted
 
 
 def most_confusing(z: Array, c: int) -> int:
-    """The class other than c with the largest logit; the lower index of equals."""
+    """Return the class other than c with the largest logit; ties go to the lower index."""
     others = z.copy()
     others[c] = -np.inf
     return int(others.argmax())
 
 
 def least_likely(z: Array, c: int) -> int:
-    """The class other than c with the smallest logit; the lower index of equals."""
+    """Return the class other than c with the smallest logit; ties go to the lower index."""
     others = z.copy()
     others[c] = np.inf
     return int(others.argmin())
 
 
 def receivers_of(z: Array, c: int, top_k: int | None) -> Array:
-    """The classes that receive mass: those with the largest v, which are those with the smallest logits."""
+    """Return the classes that receive mass: those with the largest v, which have the smallest logits."""
     by_logit = np.argsort(z, kind="stable")
     others = by_logit[by_logit != c]
     return others if top_k is None else others[:top_k]
 
 
 def adversarial_label(z: Array, c: int, beta: float, gamma: float, top_k: int | None, scheme: str) -> Array:
-    """y' of one row: eps_y of the mass moves from c to the receivers, in proportion to their shares s."""
+    """Return y' of one row: c gives the mass eps_y to the receivers, in proportion to their shares s."""
     if not np.isfinite(z).all():
         return np.full_like(z, np.nan)
     receivers = receivers_of(z, c, top_k)
@@ -64,7 +64,7 @@ def adversarial_label(z: Array, c: int, beta: float, gamma: float, top_k: int | 
         eps_y = 1 / (1 + beta * s.max() / s.sum())
         y[receivers] = eps_y * s / s.sum()
         y[c] = 1 - eps_y
-    elif len(z) == 2:  # equations 2 to 6 in the limit sum v = 0, and at every other v
+    elif len(z) == 2:  # what equations 2 to 6 give for every v, also in the limit sum v = 0
         y[receivers], y[c] = 1 / (1 + beta), beta / (1 + beta)
     else:
         alpha = 1 / (v[receivers].sum() + beta * v[receivers].max())
@@ -82,7 +82,10 @@ def joint_gradient(
     top_k: int | None,
     scheme: str,
 ) -> tuple[Array, Array, Array | None, Array]:
-    """(objective, gradient, soft labels, targets) of float64 rows; a row that is not finite is NaN, with target -1."""
+    """Return (objective, gradient, soft labels, targets) of float64 rows.
+
+    A row that is not finite gives NaN and target -1.
+    """
     n = logits.shape[1]
     objective, targets = np.full(len(logits), np.nan), np.full(len(logits), -1, dtype=np.int64)
     gradient, soft = np.full_like(logits, np.nan), np.full_like(logits, np.nan)
@@ -107,7 +110,7 @@ def joint_gradient(
 
 
 def soft_cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array, Array]:
-    """Of each row, not reduced: the loss, its gradient in the logits and its gradient in the labels."""
+    """Return the loss of each row, its gradient in the logits and its gradient in the labels, without reduction."""
     loss, gradient, v = np.full(len(logits), np.nan), np.full_like(logits, np.nan), np.full_like(logits, np.nan)
     for row, (z, y) in enumerate(zip(logits, labels, strict=True)):
         if np.isfinite(z).all():
@@ -119,7 +122,10 @@ def soft_cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array, Arra
 def perturb_step(
     images: Array, origin: Array, grad: Array, step: Array | float, epsilon: Array | float, lower: float, upper: float
 ) -> Array:
-    """In the dtype of `images`, float32 or float64, one rounding an operation: the bits that every backend gives."""
+    """Return the step in the images' dtype, float32 or float64.
+
+    Every operation is rounded once, which gives the bits that every backend must give.
+    """
     kind = images.dtype.type
     center = origin.astype(kind) / kind(255) if origin.dtype == np.uint8 else origin.astype(kind)
     step, epsilon = np.asarray(step, dtype=kind), np.asarray(epsilon, dtype=kind)
@@ -130,11 +136,11 @@ def perturb_step(
     return np.minimum(np.maximum(moved, kind(lower)), kind(upper))
 
 
-def philox4x32(counter: Sequence[int], key: Sequence[int], rounds: int = 10) -> tuple[int, int, int, int]:
-    """Four 32-bit words, in Python integers."""
+def philox4x32(counter: Sequence[int], key: Sequence[int]) -> tuple[int, int, int, int]:
+    """Return the four 32-bit words of a block, computed with Python integers."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
-    for _ in range(rounds):
+    for _ in range(10):
         high0, low0 = divmod(0xD2511F53 * c0, 1 << 32)
         high1, low1 = divmod(0xCD9E8D57 * c2, 1 << 32)
         c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
@@ -143,7 +149,7 @@ def philox4x32(counter: Sequence[int], key: Sequence[int], rounds: int = 10) -> 
 
 
 def random_unit(seed: int, step: int, index: int, stream: int = 0) -> np.float32:
-    """2 u - 1 of element `index` of the dense memory, exact in float32; seed and step are any 64-bit integers."""
+    """Return 2 u - 1 for element `index` of the dense memory, exactly; seed and step are any 64-bit integers."""
     seed, step, block = seed % (1 << 64), step % (1 << 64), index // 4
     word = philox4x32((block % (1 << 32), block >> 32, step % (1 << 32), stream), (seed % (1 << 32), seed >> 32))[
         index % 4

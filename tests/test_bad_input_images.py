@@ -1,4 +1,4 @@
-"""Bad input of the operators on images: one sentence that names the argument, the same on every backend."""
+"""Bad arguments of the operators on images: every backend raises the same sentence, which names the argument."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from bad_input_cases import (
     NAN,
     Direct,
     Operator,
+    assert_bad_values_raise_one_sentence,
     assert_every_argument_has_a_row,
     assert_kernels_refuse,
-    assert_one_sentence_names_each,
     constant,
     elsewhere,
     ones,
@@ -157,24 +157,24 @@ OPERATORS = {
 
 
 @pytest.mark.parametrize("name", OPERATORS)
-def test_one_sentence_names_the_argument(backend: Backend, name: str) -> None:
-    assert_one_sentence_names_each(backend, OPERATORS[name])
+def test_a_bad_argument_raises_one_sentence_that_names_it(backend: Backend, name: str) -> None:
+    assert_bad_values_raise_one_sentence(backend, OPERATORS[name])
 
 
 @pytest.mark.parametrize("name", OPERATORS)
-def test_every_argument_has_a_row(name: str) -> None:
+def test_the_table_has_every_argument(name: str) -> None:
     assert_every_argument_has_a_row(OPERATORS[name])
 
 
-def test_bad_numbers_are_refused_while_compiling_too(backend: Backend) -> None:
-    """The checks are traced, not skipped."""
+def test_a_bad_number_is_an_error_in_compiled_code_too(backend: Backend) -> None:
+    """`torch.compile` traces the checks and does not skip them."""
     function = torch.compile(rmcla_fast.perturb_step, backend="eager", fullgraph=True)
     with pytest.raises(Exception, match="epsilon must not be negative"):
         function(**{**step_arguments(backend.device), "epsilon": -0.5, "backend": backend.name})
 
 
 def direct_calls(device: torch.device) -> list[Direct]:
-    """Registered operators called directly with what the public functions would have refused."""
+    """Return direct calls of registered operators with arguments that the public functions do not accept."""
     x, rng = torch.rand(2, 3, 4, 4, device=device), torch.tensor([0, 1], device=device)
     bounds = (0.0, 1.0)
     two, three = torch.ones(2, device=device), torch.ones(3, device=device)
@@ -205,5 +205,5 @@ def direct_calls(device: torch.device) -> list[Direct]:
     ]
 
 
-def test_kernels_guard_against_direct_calls(backend: Backend) -> None:
+def test_kernels_check_the_arguments_of_direct_calls(backend: Backend) -> None:
     assert_kernels_refuse(backend, direct_calls(backend.device))

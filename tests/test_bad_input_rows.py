@@ -1,4 +1,4 @@
-"""Bad input of the operators on rows of logits: one sentence that names the argument, the same on every backend."""
+"""Bad arguments of the operators on logits: every backend raises the same sentence, which names the argument."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from bad_input_cases import (
     NAN,
     Direct,
     Operator,
+    assert_bad_values_raise_one_sentence,
     assert_every_argument_has_a_row,
     assert_kernels_refuse,
-    assert_one_sentence_names_each,
     constant,
     elsewhere,
     ones,
@@ -122,17 +122,17 @@ OPERATORS = {
 
 
 @pytest.mark.parametrize("name", OPERATORS)
-def test_one_sentence_names_the_argument(backend: Backend, name: str) -> None:
-    assert_one_sentence_names_each(backend, OPERATORS[name])
+def test_a_bad_argument_raises_one_sentence_that_names_it(backend: Backend, name: str) -> None:
+    assert_bad_values_raise_one_sentence(backend, OPERATORS[name])
 
 
 @pytest.mark.parametrize("name", OPERATORS)
-def test_every_argument_has_a_row(name: str) -> None:
+def test_the_table_has_every_argument(name: str) -> None:
     assert_every_argument_has_a_row(OPERATORS[name])
 
 
 def direct_calls(device: torch.device) -> list[Direct]:
-    """Registered operators called directly with what the public functions would have refused."""
+    """Return direct calls of registered operators with arguments that the public functions do not accept."""
     z, c = torch.randn(3, 5, device=device), torch.tensor([0, 4, 2], device=device)
     rule = (9.0, 0.01, None, "main")
     return [
@@ -156,5 +156,5 @@ def direct_calls(device: torch.device) -> list[Direct]:
     ]
 
 
-def test_kernels_guard_against_direct_calls(backend: Backend) -> None:
+def test_kernels_check_the_arguments_of_direct_calls(backend: Backend) -> None:
     assert_kernels_refuse(backend, direct_calls(backend.device))

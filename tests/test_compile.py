@@ -1,6 +1,6 @@
-"""`torch.compile(fullgraph=True)`: no graph break in any operator, the same numbers, and no needless recompilation.
+"""`torch.compile(fullgraph=True)`: no operator breaks the graph, changes its results or compiles more than needed.
 
-All operators go into two graphs a backend, one without and one with gradients: compiling is what takes the time here.
+Compiling is slow, so that each backend has only two graphs with all operators, one without and one with gradients.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def inputs(device: torch.device, batch: int = 6, dtype: torch.dtype = torch.floa
 
 
 def every_operator(backend: str) -> Callable[..., list[Tensor]]:
-    """Each public function, with and without `out`, each in a form that it can be called in."""
+    """Return a function that calls each public function, with and without `out` and with different options."""
 
     def function(images, origin, grad, logits, labels, rng, budget) -> list[Tensor]:
         start = rmcla_fast.random_start(images, 0.1, rng=rng, clip=True, backend=backend)
@@ -62,7 +62,7 @@ def every_operator(backend: str) -> Callable[..., list[Tensor]]:
 
 
 def with_gradients(backend: str) -> Callable[..., tuple[Tensor, ...]]:
-    """An attack's objective and an update's loss, whose backward passes are compiled with them."""
+    """Return a function of the objective of an attack and the loss of an update, to be compiled with its backward."""
 
     def function(inputs: Tensor, weight: Tensor, labels: Tensor, soft: Tensor) -> tuple[Tensor, ...]:
         out = rmcla_fast.joint_objective(inputs @ weight, labels, backend=backend)
@@ -72,10 +72,10 @@ def with_gradients(backend: str) -> Callable[..., tuple[Tensor, ...]]:
     return function
 
 
-def test_every_operator_compiles_whole(backend: Backend) -> None:
+def test_every_operator_compiles_without_a_graph_break(backend: Backend) -> None:
     function = every_operator(backend.name)
     compiled = torch.compile(function, fullgraph=True)
-    for batch in (6, 5):  # the second compiles for any batch
+    for batch in (6, 5):  # the second compilation is for any batch size
         arguments = inputs(backend.device, batch)
         expected, got = function(**arguments), compiled(**arguments)
         for place, (left, right) in enumerate(zip(expected, got, strict=True)):
@@ -85,7 +85,7 @@ def test_every_operator_compiles_whole(backend: Backend) -> None:
             assert not right.requires_grad
 
 
-def test_gradients_compile_whole(backend: Backend) -> None:
+def test_gradients_compile_without_a_graph_break(backend: Backend) -> None:
     function = with_gradients(backend.name)
     compiled = torch.compile(function, fullgraph=True)
     generator = torch.Generator().manual_seed(0)
@@ -113,7 +113,7 @@ def test_half_precision_compiles_to_the_same_bits(backend: Backend) -> None:
 
 
 def compilations(function: Callable[..., Any], calls: list[dict[str, Any]]) -> int:
-    """How often `function` is compiled for `calls`, each of which gives what it gives without the compiler."""
+    """Return how often `function` is compiled for `calls`; check that compiled calls give the function's results."""
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("eager")
     compiled = torch.compile(function, backend=counter, fullgraph=True)
@@ -124,9 +124,11 @@ def compilations(function: Callable[..., Any], calls: list[dict[str, Any]]) -> i
     return counter.frame_count
 
 
-def test_a_changing_number_compiles_once_a_value_and_a_tensor_once(backend: Backend) -> None:
-    """PyTorch specialises every operator whose schema has floats to their values; the checks add nothing to that, and
-    break nothing when the number becomes symbolic. A budget in a tensor is compiled once: what a ramp takes.
+def test_a_number_compiles_at_most_once_per_value_and_a_tensor_once(backend: Backend) -> None:
+    """PyTorch compiles an operator with floats in its schema for each of their values.
+
+    The checks cause no further compilation, also when the number becomes symbolic. An epsilon in a tensor is compiled
+    once, so that a schedule can change it.
     """
     tensors = inputs(backend.device)
     step = {name: tensors[name] for name in ("images", "origin", "grad")}
@@ -156,7 +158,7 @@ def test_a_changing_number_compiles_once_a_value_and_a_tensor_once(backend: Back
         assert compilations(function, in_tensors) == 1
 
 
-def test_a_compiled_second_derivative_is_never_silently_zero(backend: Backend) -> None:
+def test_a_second_derivative_raises_in_compiled_code_too(backend: Backend) -> None:
     logits = torch.randn(3, 6, device=backend.device, requires_grad=True)
     labels = torch.tensor([0, 5, 2], device=backend.device)
     name = backend.name

@@ -1,4 +1,4 @@
-"""What is specific to the CPU kernels: instruction sets, whole and partial vectors, selection, 16-bit conversion."""
+"""Tests for the CPU kernels alone: instruction sets, whole and partial vectors, selection, 16-bit conversion."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not extension.has_kernels("cpu"), reason=f"no CP
 
 OPERATORS = torch.ops.rmcla_fast
 HALVES = (torch.float16, torch.bfloat16)
-# Around one vector, around the change from rows in lanes to lanes in rows, and beyond the stack's buffer.
+# Numbers close to one vector and to the longest short row (64), and rows too long for the buffer on the stack.
 CLASSES = (2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 80, 127, 1000, 4099, 21841)
 
 
@@ -30,7 +30,7 @@ def row_inputs(rows: int, classes: int, dtype: torch.dtype = torch.float32, scal
 
 
 def same_bits(got: Tensor, wanted: Tensor) -> bool:
-    """Equal, NaN where NaN is wanted, and zeros of one sign."""
+    """Return whether all values are equal, with NaN equal to NaN, and zeros have the same sign."""
     one_sign = torch.equal(got.signbit() | got.isnan(), wanted.signbit() | wanted.isnan())
     return (
         one_sign and torch.equal(got.nan_to_num(7), wanted.nan_to_num(7)) and torch.equal(got.isnan(), wanted.isnan())
@@ -49,7 +49,7 @@ def test_every_instruction_set_passes_these_tests(instruction_set: str) -> None:
 
 @pytest.mark.parametrize("classes", CLASSES)
 @pytest.mark.parametrize("rows", [1, 3, 16, 37])
-def test_rows_of_every_length(rows: int, classes: int) -> None:
+def test_rows_of_many_lengths(rows: int, classes: int) -> None:
     logits, labels = row_inputs(rows, classes)
     labels[-1] = classes - 1  # in the last, partial vector
     for scheme in ("main", "sup"):
@@ -65,8 +65,8 @@ def test_rows_of_every_length(rows: int, classes: int) -> None:
 
 
 @pytest.mark.parametrize("classes", CLASSES)
-def test_a_row_is_the_same_whatever_its_neighbours(classes: int) -> None:
-    """Whole vectors are read and written over the ends of rows: neither may show."""
+def test_a_row_does_not_depend_on_its_neighbours(classes: int) -> None:
+    """The kernels read and write whole vectors beyond the ends of rows, which must not change any result."""
     logits, labels = row_inputs(9, classes)
     poisoned = torch.full((11, classes + 5), float("nan"))
     poisoned[1:10, 2:-3] = logits
@@ -101,9 +101,9 @@ def test_selection_is_exact_for_every_k(classes: int, levels: int) -> None:
         torch.testing.assert_close(got.double(), wanted, rtol=0, atol=1e-6)
 
 
-def test_probabilities_below_the_smallest_normal_number() -> None:
+def test_subnormal_probabilities_are_accurate() -> None:
     gaps = torch.linspace(0, 120, 64)
-    for classes in (64, 65):  # rows in lanes, lanes in rows
+    for classes in (64, 65):  # the longest short row, and the shortest long one
         logits = torch.full((1, classes), -1e3)
         logits[0, :64] = -gaps
         gradient = OPERATORS.joint_gradient(logits, torch.tensor([0]), "mc", None, 9.0, 0.01, None, "none")[1]
@@ -112,8 +112,8 @@ def test_probabilities_below_the_smallest_normal_number() -> None:
         assert gradient[0, 63] == 0
 
 
-def test_many_equal_terms_do_not_drift() -> None:
-    """Adding one constant 21,840 times in float32 is off by 1e-5 where nothing is done about it."""
+def test_a_sum_of_many_equal_terms_is_accurate() -> None:
+    """A plain float32 sum of 21,840 equal terms is off by 1e-5."""
     logits = torch.full((2, 21841), -7.3)
     logits[:, 5] = 1.1
     got = OPERATORS.redistribute_labels(logits, torch.tensor([0, 5]), 9.0, 0.01, None, "main")
@@ -146,7 +146,7 @@ def test_rounding_to_16_bits_is_to_nearest_even(dtype: torch.dtype) -> None:
     assert torch.equal(got, candidates.clamp(max=3e38).to(dtype))
 
 
-def test_every_byte_is_divided_correctly() -> None:
+def test_every_byte_is_divided_with_correct_rounding() -> None:
     origin = torch.arange(256, dtype=torch.uint8)
     for dtype in (torch.float32, torch.float64):
         images = torch.zeros(256, dtype=dtype)
@@ -154,7 +154,7 @@ def test_every_byte_is_divided_correctly() -> None:
         assert torch.equal(got, origin.to(dtype) / 255)
 
 
-def test_a_double_gradient_keeps_its_sign_beside_float_images() -> None:
+def test_a_tiny_float64_gradient_keeps_its_sign_with_float32_images() -> None:
     images = torch.full((70,), 0.5)
     grad = torch.full((70,), 1e-300, dtype=torch.float64)
     grad[::2] *= -1
@@ -163,7 +163,7 @@ def test_a_double_gradient_keeps_its_sign_beside_float_images() -> None:
 
 
 @pytest.mark.parametrize("offset", [0, 1, 5])
-def test_large_outputs_that_bypass_the_caches_are_the_same(offset: int) -> None:
+def test_large_outputs_that_are_stored_without_caching_are_the_same(offset: int) -> None:
     count = (34 << 20) // 4 + 3
     torch.manual_seed(0)
     images, grad = torch.rand(count), torch.randn(count)
@@ -172,7 +172,7 @@ def test_large_outputs_that_bypass_the_caches_are_the_same(offset: int) -> None:
     assert torch.equal(out, reference.perturb_step(images, images, grad, 0.1, None, 0.05, None))
 
 
-def test_a_wrong_label_is_named_before_anything_is_written() -> None:
+def test_a_label_outside_the_classes_is_an_error_before_anything_is_written() -> None:
     logits, labels = row_inputs(300, 1000)
     labels[250] = 1000
     out = torch.full((300, 1000), 7.0)
@@ -181,8 +181,8 @@ def test_a_wrong_label_is_named_before_anything_is_written() -> None:
     assert (out == 7).all()
 
 
-def test_no_function_of_ours_for_one_instruction_set_stands_in_for_another(tmp_path: Path) -> None:
-    """The linker keeps one copy of a weak function: compiled for AVX-512, it would end the process elsewhere."""
+def test_no_function_compiled_for_avx512_can_replace_a_baseline_one(tmp_path: Path) -> None:
+    """The linker keeps one copy of a weak function. One compiled for AVX-512 would crash on other processors."""
     source = Path(__file__).parent.parent / "csrc/cpu/kernels_avx512.cpp"
     compiler = shutil.which("g++")
     if compiler is None or shutil.which("nm") is None or platform.machine() != "x86_64":

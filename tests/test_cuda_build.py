@@ -1,6 +1,6 @@
-"""The CUDA kernels compiled ahead of time: no spills, no local memory, 128-bit accesses.
+"""The machine code of the CUDA kernels, compiled ahead of time: no spills, no local memory, 128-bit accesses.
 
-Needs nvcc, and neither a GPU nor a CUDA build of torch: the device passes skip PyTorch's headers.
+These tests need nvcc, but no GPU and no CUDA build of torch, since nvcc's device passes skip PyTorch's headers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ARCHITECTURES = ("sm_80", "sm_90")
 
 
 def tool(name: str) -> str | None:
-    """A CUDA program: from the toolkit, from PATH, or from the triton package, which brings the disassemblers along."""
+    """Return the path of a CUDA program, from the toolkit, the triton package (which has disassemblers) or PATH."""
     homes = [os.environ.get("CUDA_HOME"), cpp_extension.CUDA_HOME, "/usr/local/cuda"]
     triton = importlib.util.find_spec("triton")
     folders = [Path(home) / "bin" for home in homes if home]
@@ -31,7 +31,7 @@ def tool(name: str) -> str | None:
 
 
 class Compiled:
-    """Each source compiled once for each architecture: the cubin, and what ptxas said of every kernel."""
+    """Compiles each source once for each architecture; returns the cubin and the report of ptxas on every kernel."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -82,14 +82,14 @@ def test_no_kernel_spills_or_uses_local_memory(compiled: Compiled, source: str, 
     assert not [kernel for kernel in kernels if kernel[1:] != (architecture, "0", "0", "0")]
 
 
-def test_an_older_gpu_can_be_built_for(compiled: Compiled) -> None:
-    """TORCH_CUDA_ARCH_LIST may name one without the integer reductions of sm_80."""
+def test_the_row_kernels_compile_for_an_older_gpu(compiled: Compiled) -> None:
+    """TORCH_CUDA_ARCH_LIST may name an architecture without the integer reductions of sm_80."""
     compiled("soft_cross_entropy", "sm_75")
     compiled("joint_gradient", "sm_75")
 
 
 def disassemble(cubin: Path) -> dict[str, str]:
-    """The machine code of every kernel by its mangled name."""
+    """Return the machine code of every kernel, by its mangled name."""
     nvdisasm = tool("nvdisasm")
     if nvdisasm is None:
         pytest.skip("reading machine code needs nvdisasm; pip install triton")
@@ -110,7 +110,7 @@ def kernel(listings: dict[str, str], name: str) -> str:
     [("fff", 3), ("fhf", 2), ("ddd", 3), ("6__halfS2_S2_", 3), ("13__nv_bfloat16S2_S2_", 3), ("6__halffS2_", 4)],
 )
 def test_perturb_step_moves_128_bits_at_a_time(compiled: Compiled, architecture: str, dtypes: str, loads: int) -> None:
-    """Images, origin and gradient are each read, and the result written, in 16 bytes; uint8 in the four that it has."""
+    """Images, origin and gradient are read, and the result is written, 16 bytes at a time; uint8 four at a time."""
     code = kernel(disassemble(compiled("perturb_step", architecture)[0]), f"step_elementsI{dtypes}")
     assert len(re.findall(r"\bLDG\.E\.128\b", code)) == loads
     assert len(re.findall(r"\bSTG\.E\.128\b", code)) == 1
@@ -138,7 +138,7 @@ def test_noise_is_not_contracted(compiled: Compiled) -> None:
 
 
 @pytest.mark.parametrize("source", ["joint_gradient", "soft_cross_entropy"])
-def test_rows_are_packed_and_stay_on_the_chip(compiled: Compiled, source: str) -> None:
+def test_rows_are_read_in_packs_and_kept_on_the_chip(compiled: Compiled, source: str) -> None:
     listings = disassemble(compiled(source, "sm_90")[0])
     for name in ("warp_rowsIfLi32ELb1E", "block_rowsIfLb1E"):
         assert re.search(r"\bLDG\.E\.128\b", kernel(listings, name))
@@ -148,8 +148,8 @@ def test_rows_are_packed_and_stay_on_the_chip(compiled: Compiled, source: str) -
 
 
 @pytest.mark.parametrize("source", ["joint_gradient", "soft_cross_entropy"])
-def test_a_warp_waits_for_no_barrier(compiled: Compiled, source: str) -> None:
-    """Nor does it call for one at a step of the search for the top k; blocks of a cluster have their own barrier."""
+def test_kernels_with_a_row_per_warp_have_no_barrier(compiled: Compiled, source: str) -> None:
+    """This includes the search for the top k. Blocks of a cluster have a barrier of the cluster."""
     listings = disassemble(compiled(source, "sm_90")[0])
     warps = [code for name, code in listings.items() if "warp_rows" in name]
     assert len(warps) == 20
@@ -161,8 +161,8 @@ def test_a_warp_waits_for_no_barrier(compiled: Compiled, source: str) -> None:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("source", ["joint_gradient", "soft_cross_entropy"])
-def test_sixteen_rows_of_a_warp_fit_a_multiprocessor(compiled: Compiled, source: str, architecture: str) -> None:
-    """Of 1,024 classes; a multiprocessor has 65,536 registers. In float64 eight fit."""
+def test_sixteen_warps_with_a_row_each_fit_a_multiprocessor(compiled: Compiled, source: str, architecture: str) -> None:
+    """A row has up to 1,024 classes, and a multiprocessor 65,536 registers. In float64 only eight warps fit."""
     report = compiled(source, architecture)[1]
     found = re.findall(r"entry function '\w*warp_rowsI(\w+?)Li32E\w*'.*?Used (\d+) registers", report, flags=re.DOTALL)
     assert len(found) == 8
@@ -170,7 +170,7 @@ def test_sixteen_rows_of_a_warp_fit_a_multiprocessor(compiled: Compiled, source:
 
 
 def test_the_host_side_compiles_with_this_torch(tmp_path: Path) -> None:
-    """All of random_start.cu. A CPU build of torch has the headers too, but for one generated file of macros."""
+    """Compile random_start.cu. A CPU build of torch has the headers too, except one generated file of macros."""
     nvcc = tool("nvcc")
     if nvcc is None:
         pytest.skip("compiling the CUDA kernels needs nvcc")

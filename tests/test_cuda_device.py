@@ -1,4 +1,4 @@
-"""What only a GPU can show of the CUDA kernels: streams, graphs, no synchronisation, sizes beyond 2^31, devices."""
+"""What only a GPU can show about the CUDA kernels: streams, graphs, no synchronisation, sizes beyond 2^31, devices."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CLASSES = (2, 10, 100, 1000, 21841)
 
 
 def every_operator(classes: int = 10, rows: int = 64) -> dict[str, Tensor]:
-    """Calls each operator once on fresh inputs made on the current stream; name -> a result."""
+    """Call each operator once with new inputs, made on the current stream; return the results by name."""
     logits = torch.linspace(-4, 4, rows * classes, device="cuda").view(rows, classes).sin() * 5
     labels = torch.arange(rows, device="cuda") % classes
     images = torch.linspace(0, 1, rows * 3 * 8 * 8, device="cuda").view(rows, 3, 8, 8)
@@ -53,17 +53,17 @@ def synchronisation_raises() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("classes", CLASSES)
-def test_no_operator_waits_for_the_device(classes: int, synchronisation_raises: None) -> None:
+def test_no_operator_synchronises_with_the_device(classes: int, synchronisation_raises: None) -> None:
     every_operator(classes)
 
 
 @pytest.mark.parametrize("classes", CLASSES)
-def test_results_are_the_same_bits_run_to_run_and_on_another_stream(classes: int) -> None:
+def test_results_are_the_same_bits_on_another_stream(classes: int) -> None:
     expected = every_operator(classes)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        torch.cuda._sleep(20_000_000)  # a kernel on the default stream would now run ahead of its inputs
+        torch.cuda._sleep(20_000_000)  # a kernel on the default stream would now run before its inputs are ready
         results = every_operator(classes)
     stream.synchronize()
     for name, value in expected.items():
@@ -71,7 +71,7 @@ def test_results_are_the_same_bits_run_to_run_and_on_another_stream(classes: int
 
 
 @pytest.mark.parametrize("classes", CLASSES)
-def test_a_captured_graph_replays(classes: int) -> None:
+def test_a_captured_graph_gives_the_same_results(classes: int) -> None:
     expected = every_operator(classes)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -85,7 +85,7 @@ def test_a_captured_graph_replays(classes: int) -> None:
             assert torch.equal(results[name], value), name
 
 
-def test_a_replay_draws_fresh_noise_and_reads_the_radius() -> None:
+def test_a_replayed_graph_draws_fresh_noise_and_reads_the_radius() -> None:
     images = torch.rand(16, 3, 32, 32, device="cuda")
     rng = torch.tensor([7, 0], device="cuda")
     epsilon = torch.tensor(0.1, device="cuda")
@@ -105,19 +105,20 @@ def test_a_replay_draws_fresh_noise_and_reads_the_radius() -> None:
     assert not torch.equal(seen[0], seen[1])
 
 
-def has_memory(gigabytes: float) -> None:
-    torch.cuda.empty_cache()  # of what the tests before this one left to PyTorch's allocator
+def require_memory(gigabytes: float) -> None:
+    """Skip the test if the GPU has less free memory."""
+    torch.cuda.empty_cache()  # frees memory that PyTorch's allocator kept from earlier tests
     free = torch.cuda.mem_get_info()[0] / 2**30
     if free < gigabytes:
-        pytest.skip(f"needs {gigabytes} GiB of free GPU memory, there are {free:.0f}")
+        pytest.skip(f"needs {gigabytes} GiB of free GPU memory, but has {free:.0f}")
 
 
 @pytest.mark.parametrize("name", ["cuda", "triton"])
-@pytest.mark.parametrize("tail", [4099, 4112])  # 16 divides one of the sizes
+@pytest.mark.parametrize("tail", [4099, 4112])  # one of the sizes is a multiple of 16
 def test_perturb_step_and_random_start_beyond_two_to_the_31_elements(name: str, tail: int) -> None:
     if reason := dispatch.why_not("cuda", name):
         pytest.skip(reason)
-    has_memory(20)
+    require_memory(20)
     count = 2**31 + tail
     images = torch.zeros(count, dtype=torch.float16, device="cuda")
     origin = torch.zeros(count, dtype=torch.uint8, device="cuda")
@@ -136,7 +137,7 @@ def test_perturb_step_and_random_start_beyond_two_to_the_31_elements(name: str, 
     start = rmcla_fast.random_start(images, 0.1, rng=rng, backend=name)
     assert (start - images).abs_().max() <= 0.1 + 1e-3
     assert torch.equal(start[:4096].cpu(), reference.random_start(images[:4096].cpu(), 0.1, None, rng.cpu()))
-    at = 2**31  # a block of four far out, by the generator's definition
+    at = 2**31  # four elements beyond 2^31, whose noise follows from the definition of the generator
     counter = [torch.tensor([value]) for value in (at // 4, 0, 5, 0)]
     words = [int(word) for word in philox4x32(counter, [torch.tensor([11]), torch.tensor([0])])]
     uniform = torch.tensor([word >> 8 for word in words]).float() * 2.0**-24
@@ -146,7 +147,7 @@ def test_perturb_step_and_random_start_beyond_two_to_the_31_elements(name: str, 
 
 @pytest.mark.parametrize("classes", [10, 1000, 21841])
 def test_rows_beyond_two_to_the_31_elements(classes: int) -> None:
-    has_memory(24)
+    require_memory(24)
     rows = 2**31 // classes + 3
     logits = torch.zeros(rows, classes, dtype=torch.bfloat16, device="cuda")
     logits[:, 0] = 1
@@ -174,8 +175,7 @@ def test_the_current_device_does_not_matter() -> None:
     assert torch.equal(here.grad_logits.cpu(), there.grad_logits.cpu())
 
 
-def test_a_training_step_through_the_public_functions() -> None:
-    """joint_objective and soft_cross_entropy differentiate as the reference does."""
+def test_gradients_of_the_public_functions_match_the_reference() -> None:
     generator = torch.Generator().manual_seed(3)
     for classes in CLASSES:
         logits = torch.randn(8, classes, generator=generator)
@@ -190,7 +190,7 @@ def test_a_training_step_through_the_public_functions() -> None:
 
 
 def test_augment_beyond_two_to_the_31_elements() -> None:
-    has_memory(8)
+    require_memory(20)
     dataset = torch.randint(0, 256, (7, 3, 32, 40), dtype=torch.uint8, device="cuda")
     count = 2**31 // dataset[0].numel() + 3
     index = torch.arange(count, device="cuda") % 7

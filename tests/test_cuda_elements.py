@@ -15,7 +15,7 @@ from rmcla_fast import reference
 
 NAN = float("nan")
 INFINITY = float("inf")
-SHAPE = (3, 3, 5, 8)  # images of 120 elements: vectors of any dtype stay within one
+SHAPE = (3, 3, 5, 8)  # images of 120 elements, a multiple of the vectors of every dtype
 
 
 def same_bits(got: Tensor, expected: Tensor) -> None:
@@ -41,7 +41,7 @@ def gradient(dtype: torch.dtype, shape: tuple[int, ...] = SHAPE) -> Tensor:
 
 
 def numbers(shape: tuple[int, ...]) -> list[tuple[float, Tensor | None]]:
-    """Every way to give a number: a float, a scalar tensor, one an image, one for all images by stride 0, bad ones."""
+    """Return every form of a number: a float, a scalar tensor, one per image, one expanded to all images, bad ones."""
     each = torch.linspace(0.01, 0.2, shape[0])
     bad = each.clone()
     bad[0], bad[-1] = -0.1, NAN
@@ -67,7 +67,7 @@ def test_perturb_step_in_every_dtype(
 
 
 def layouts(tensor: Tensor) -> list[Tensor]:
-    """The same values: dense in four orders, with gaps, and off alignment."""
+    """Return the same values with several memory layouts: three dense ones, one with gaps, and one not aligned."""
     offset = tensor.new_zeros(tensor.numel() + 1)[1:].view(tensor.shape).copy_(tensor)
     gaps = tensor.new_zeros(*tensor.shape[:-1], tensor.shape[-1] + 3)[..., : tensor.shape[-1]].copy_(tensor)
     batch_inside = tensor.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
@@ -89,7 +89,7 @@ def test_perturb_step_in_every_layout(kernels: Kernels) -> None:
 
 
 def keep_layout(kernels: Kernels, tensor: Tensor) -> Tensor:
-    """On the device with the same strides and offset (`.to` makes gaps and offsets disappear)."""
+    """Return the tensor on the device with the same strides and offset, which `.to` would not keep."""
     if kernels.device == "cpu":
         return tensor
     storage = torch.zeros(tensor.untyped_storage().nbytes() // tensor.element_size(), dtype=tensor.dtype)
@@ -99,7 +99,7 @@ def keep_layout(kernels: Kernels, tensor: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("which", [0, 1, 2])
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
-def test_perturb_step_into_any_input(kernels: Kernels, which: int, dtype: torch.dtype) -> None:
+def test_perturb_step_may_write_into_any_input(kernels: Kernels, which: int, dtype: torch.dtype) -> None:
     inputs = [pixels(dtype), pixels(dtype, seed=1), gradient(dtype)]
     expected = reference.perturb_step(*inputs, 0.05, None, 0.1, None)
     inputs = to(kernels, *inputs)
@@ -107,7 +107,7 @@ def test_perturb_step_into_any_input(kernels: Kernels, which: int, dtype: torch.
     same_bits(inputs[which].cpu(), expected)
 
 
-def test_perturb_step_into_memory_that_overlaps(kernels: Kernels) -> None:
+def test_perturb_step_may_write_into_memory_that_overlaps_an_input(kernels: Kernels) -> None:
     memory = torch.rand(1001)
     expected = reference.perturb_step(memory[:-1], memory[:-1], -memory[:-1], 0.05, None, 0.1, None)
     memory = to(kernels, memory)[0]
@@ -118,7 +118,7 @@ def test_perturb_step_into_memory_that_overlaps(kernels: Kernels) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 1023, 1024, 1025, 4099, 1_000_001])
-def test_elements_of_every_count(kernels: Kernels, count: int) -> None:
+def test_tensors_of_many_sizes(kernels: Kernels, count: int) -> None:
     for dtype in FLOAT_DTYPES:
         images, grad = pixels(dtype, (count,)), torch.randn(count)
         arguments = (images, images, grad, 0.05, None, 0.1, None, 0.0, 1.0)

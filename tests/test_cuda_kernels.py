@@ -1,7 +1,7 @@
-"""The CUDA kernels against the reference: on a GPU where there is one, and everywhere emulated on the CPU.
+"""The CUDA kernels against the reference: on a GPU if there is one, and on every machine emulated on the CPU.
 
-The registered operators are called with their schemas' arguments. Here are those that work on rows; those on elements
-are in test_cuda_elements.py, and what only a GPU can show in test_cuda_device.py.
+The tests call the registered operators with the arguments of their schemas. Operators on rows are tested here, those on
+elements in test_cuda_elements.py, and what only a GPU can show in test_cuda_device.py.
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ from torch import Tensor
 from rmcla_fast import reference
 from rmcla_fast.ops import extension
 
-CLASSES = (2, 3, 10, 32, 33, 100, 128, 129, 1000, 1024, 1025, 4096, 21841)  # both sides of every change of kernel
+CLASSES = (2, 3, 10, 32, 33, 100, 128, 129, 1000, 1024, 1025, 4096, 21841)  # around every change of kernel
 TARGETS = ("mc", "ll", "untargeted", "margin", "given")
 NAN = float("nan")
 EMULATED_MULTIPROCESSORS = 4  # so few that a small batch fills them
 
 
 class Kernels(NamedTuple):
+    """The registered kernels, and the device of their tensors."""
+
     ops: Any
     device: str
     multiprocessors: int
@@ -62,7 +64,10 @@ def run(kernels: Kernels, name: str, *arguments: Any, **buffers: Tensor) -> Any:
 
 
 def close(got: Tensor, oracle: Tensor, dtype: torch.dtype) -> None:
-    """Within 1e-6 of the oracle, relative and absolute (float64: 1e-13); 16-bit: and one unit in the last place."""
+    """Check that the error is at most 1e-6 (1e-13 for float64), absolute plus relative.
+
+    For 16-bit dtypes one unit in the last place is added.
+    """
     assert got.dtype == dtype
     rounded = oracle.to(dtype)
     tolerance = 1e-13 if dtype == torch.float64 else 1e-6
@@ -103,7 +108,7 @@ def check_joint(
 
 @pytest.mark.parametrize("classes", CLASSES)
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
-def test_joint_gradient_agrees_with_the_float64_oracle(kernels: Kernels, classes: int, dtype: torch.dtype) -> None:
+def test_joint_gradient_agrees_with_float64(kernels: Kernels, classes: int, dtype: torch.dtype) -> None:
     logits, labels, given = batch(classes, dtype)
     for target, scheme in itertools.product(TARGETS, ("main", "sup", "none")):
         check_joint(kernels, logits, labels, given, target, (9.0, 0.01, None, scheme))
@@ -126,7 +131,7 @@ def test_ties_go_to_the_lower_class(kernels: Kernels, classes: int, dtype: torch
 
 @pytest.mark.parametrize("seed", range(20))
 def test_selection_is_a_stable_sort(kernels: Kernels, seed: int) -> None:
-    """Which classes receive, for random sizes, k and distributions, equals the head of a stable sort."""
+    """The classes that receive mass are the first k of a stable sort, for random sizes, k and distributions."""
     random = np.random.default_rng(seed)
     for _ in range(10):
         classes = int(random.choice([random.integers(3, 33), random.integers(33, 129), random.integers(129, 1500)]))
@@ -162,27 +167,27 @@ def test_saturated_and_equal_logits(kernels: Kernels, classes: int) -> None:
 
 @pytest.mark.parametrize("classes", [2, 10, 100, 1000, 1025])
 @pytest.mark.parametrize("bad", [NAN, float("inf"), -float("inf")])
-def test_a_broken_row_is_nan_and_alone(kernels: Kernels, classes: int, bad: float) -> None:
+def test_a_row_that_is_not_finite_gives_nan_and_changes_no_other(kernels: Kernels, classes: int, bad: float) -> None:
     logits, labels, given = batch(classes, torch.float32, rows=6)
     logits[1, 0] = bad
     logits[3, classes - 1] = bad
     logits[5, labels[5]] = bad
     for target in TARGETS:
-        check_broken(kernels, logits, labels, given, target, [1, 3, 5])
+        check_nan(kernels, logits, labels, given, target, [1, 3, 5])
 
 
 @pytest.mark.parametrize("classes", [2, 10, 100, 1000, 1025])
 @pytest.mark.parametrize("bad", [-1, 2**40, -(2**62)])
-def test_a_label_that_is_no_class_is_nan_and_alone(kernels: Kernels, classes: int, bad: int) -> None:
+def test_a_label_outside_the_classes_gives_a_nan_row(kernels: Kernels, classes: int, bad: int) -> None:
     for outside in (bad, classes):
         logits, labels, given = batch(classes, torch.float32, rows=6)
         labels[2] = outside
-        check_broken(kernels, logits, labels, given, "mc", [2])
+        check_nan(kernels, logits, labels, given, "mc", [2])
         labels[2], given[4] = 0, outside
-        check_broken(kernels, logits, labels, given, "given", [4])
+        check_nan(kernels, logits, labels, given, "given", [4])
 
 
-def check_broken(kernels: Kernels, logits: Tensor, labels: Tensor, given: Tensor, target: str, rows: list[int]) -> None:
+def check_nan(kernels: Kernels, logits: Tensor, labels: Tensor, given: Tensor, target: str, rows: list[int]) -> None:
     given_or_none = given if target == "given" else None
     results = run(kernels, "joint_gradient", logits, labels, target, given_or_none, 9.0, 0.01, 1, "main")
     keep = [row for row in range(len(logits)) if row not in rows]
@@ -199,12 +204,12 @@ def check_broken(kernels: Kernels, logits: Tensor, labels: Tensor, given: Tensor
 
 
 @pytest.mark.parametrize("classes", [10, 100, 1000, 4096])
-def test_strided_rows_touch_nothing_outside(kernels: Kernels, classes: int) -> None:
+def test_strided_rows_read_and_write_nothing_outside(kernels: Kernels, classes: int) -> None:
     logits, labels, _ = batch(classes, torch.float32, rows=5)
     expected = reference.redistribute_labels(logits.double(), labels)
     device_labels, on_device = to(kernels, labels, logits)
     rule = (9.0, 0.01, None, "main")
-    for offset in (0, 1, 4):  # within a row of NaN: aligned and not
+    for offset in (0, 1, 4):  # aligned or not, inside a row of NaN
         row = slice(offset, offset + classes)
         view = torch.full((5, classes + 7), NAN, device=kernels.device)[:, row].copy_(on_device)
         close(run(kernels, "redistribute_labels", view, device_labels, *rule), expected, torch.float32)
@@ -225,10 +230,10 @@ def test_strided_rows_touch_nothing_outside(kernels: Kernels, classes: int) -> N
 
 @pytest.mark.parametrize("classes", CLASSES)
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
-def test_soft_cross_entropy_agrees_with_the_float64_oracle(kernels: Kernels, classes: int, dtype: torch.dtype) -> None:
+def test_soft_cross_entropy_agrees_with_float64(kernels: Kernels, classes: int, dtype: torch.dtype) -> None:
     logits, labels, _ = batch(classes, dtype)
     soft = torch.rand(3, classes, generator=torch.Generator().manual_seed(1)) / classes
-    soft[1] *= 3  # need not sum to one
+    soft[1] *= 3  # labels need not sum to one
     for y, reduction in itertools.product((labels, soft, soft.bfloat16(), soft.double()), ("mean", "sum", "none")):
         loss, grad, grad_labels = run(kernels, "soft_cross_entropy", logits, y, reduction, True)
         exact = y if y.dim() == 1 else y.to(wide(dtype)).double()
@@ -240,7 +245,7 @@ def test_soft_cross_entropy_agrees_with_the_float64_oracle(kernels: Kernels, cla
     assert grad_labels is None
 
 
-def test_soft_cross_entropy_of_broken_rows(kernels: Kernels) -> None:
+def test_soft_cross_entropy_of_bad_rows_is_nan(kernels: Kernels) -> None:
     for classes in (10, 100, 1000, 1025):
         logits, labels, _ = batch(classes, torch.float32, rows=6)
         logits[1, 3] = float("inf")
@@ -252,7 +257,7 @@ def test_soft_cross_entropy_of_broken_rows(kernels: Kernels) -> None:
             assert result[[0, 4, 5]].isfinite().all()
 
 
-def test_no_rows_and_no_elements(kernels: Kernels) -> None:
+def test_empty_tensors(kernels: Kernels) -> None:
     none = torch.zeros(0, dtype=torch.int64)
     objective, grad, soft, targets = run(
         kernels, "joint_gradient", torch.zeros(0, 5), none, "mc", None, 9.0, 0.01, 2, "main"
@@ -285,7 +290,7 @@ def test_philox_gives_the_published_words(
     assert tuple(got.tolist()) == words
 
 
-def test_every_byte_is_divided_correctly() -> None:
+def test_every_byte_is_divided_with_correct_rounding() -> None:
     singles, doubles = np.zeros(256, dtype=np.float32), np.zeros(256, dtype=np.float64)
     probe("probe_bytes", singles, doubles)
     assert (singles == np.arange(256, dtype=np.float32) / np.float32(255)).all()

@@ -1,6 +1,7 @@
-"""Which lanes share a row of joint_gradient and soft_cross_entropy: a batch for every kind of launch.
+"""Every kind of launch of joint_gradient and soft_cross_entropy.
 
-A warp, a block or a cluster of blocks, by the number of classes and by how many rows there are for each multiprocessor.
+A row is computed by a warp, a block or a cluster of blocks, which depends on the number of classes and on the number of
+rows per multiprocessor.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from test_cuda_kernels import (  # noqa: F401  (_kernels is a fixture)
     Kernels,
     _kernels,
     batch,
-    check_broken,
     check_joint,
+    check_nan,
     close,
     emulated_library,
     run,
@@ -31,7 +32,10 @@ from rmcla_fast import reference
 
 
 def launched(kernels: Kernels) -> tuple[int, ...] | None:
-    """Blocks, threads of each, blocks of a cluster and dynamic shared memory of the last launch; a GPU does not say."""
+    """Return the blocks, threads per block, blocks per cluster and bytes of dynamic shared memory of the last launch.
+
+    On a GPU these are not known, and the result is None.
+    """
     if kernels.device == "cuda":
         return None
     launch = np.zeros(4, dtype=np.int32)
@@ -40,7 +44,7 @@ def launched(kernels: Kernels) -> tuple[int, ...] | None:
 
 
 def check_every_rule(kernels: Kernels, logits: Tensor, labels: Tensor, given: Tensor) -> None:
-    """joint_gradient with every target and scheme and several top_k; soft_cross_entropy with both kinds of labels."""
+    """Check joint_gradient with all targets and schemes and several top_k, and soft_cross_entropy with all labels."""
     rows, classes = logits.shape
     for target, scheme in itertools.product(TARGETS, ("main", "sup", "none")):
         check_joint(kernels, logits, labels, given, target, (9.0, 0.01, None, scheme))
@@ -58,7 +62,7 @@ def check_every_rule(kernels: Kernels, logits: Tensor, labels: Tensor, given: Te
 
 @pytest.mark.parametrize("classes", [129, 1000, 1001, 1024])
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
-def test_many_rows_have_a_warp_each(kernels: Kernels, classes: int, dtype: torch.dtype) -> None:
+def test_each_of_many_rows_has_a_warp(kernels: Kernels, classes: int, dtype: torch.dtype) -> None:
     rows = 2 * kernels.multiprocessors + 1
     logits, labels, given = batch(classes, dtype, rows)
     check_every_rule(kernels, logits, labels, given)
@@ -66,21 +70,21 @@ def test_many_rows_have_a_warp_each(kernels: Kernels, classes: int, dtype: torch
     check_every_rule(kernels, logits[:-1], labels[:-1], given[:-1])
     assert launched(kernels) in (None, (rows - 1, 256, 1, 0))  # a block each
     logits[rows // 2, classes - 1], labels[0], labels[1] = NAN, -1, classes
-    check_broken(kernels, logits, labels, given, "mc", [0, 1, rows // 2])
+    check_nan(kernels, logits, labels, given, "mc", [0, 1, rows // 2])
 
 
 def staged(classes: int, blocks: int, dtype: torch.dtype) -> int:
-    """Bytes of shared memory that hold a block's piece of a row, or 0 if that is more than there is."""
+    """Return the bytes of shared memory for a block's piece of a row; 0 if they exceed the memory of a block."""
     piece = -(-classes // (4 * blocks)) * 4
     size = -(-piece * dtype.itemsize // 16) * 16
     return size if size < 225 << 10 else 0
 
 
-@pytest.mark.parametrize("classes", [4096, 16_388, 21_841])  # 16,388 is read in packs of four, and no piece is whole
+@pytest.mark.parametrize("classes", [4096, 16_388, 21_841])  # 16,388: packs of four, a shorter last piece
 @pytest.mark.parametrize("fitting", [1, 2, 4, 8])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_a_long_row_has_several_blocks(kernels: Kernels, classes: int, fitting: int, dtype: torch.dtype) -> None:
-    """As many as find room: two a multiprocessor (float64: one), and four elements a thread."""
+    """There are as many as fit: two per multiprocessor (one for float64), with at least four elements per thread."""
     room = kernels.multiprocessors * (1 if dtype == torch.float64 else 2)
     rows = max(room // fitting, 1) if fitting > 1 else room + 1
     blocks = 1
@@ -90,13 +94,13 @@ def test_a_long_row_has_several_blocks(kernels: Kernels, classes: int, fitting: 
     check_every_rule(kernels, logits, labels, given)
     assert launched(kernels) in (None, (rows * blocks, 512, blocks, staged(classes, blocks, dtype)))
     logits[rows - 1, classes - 1] = NAN
-    check_broken(kernels, logits, labels, given, "mc", [rows - 1])
+    check_nan(kernels, logits, labels, given, "mc", [rows - 1])
 
 
 @pytest.mark.parametrize(
     ("classes", "dtype"), [(60_000, torch.float32), (60_001, torch.float32), (30_000, torch.float64)], ids=str
 )
-def test_a_row_that_fits_no_shared_memory_is_read_again(kernels: Kernels, classes: int, dtype: torch.dtype) -> None:
+def test_a_row_too_long_for_shared_memory_is_read_again(kernels: Kernels, classes: int, dtype: torch.dtype) -> None:
     logits, labels, given = batch(classes, dtype, rows=2 * kernels.multiprocessors + 1)
     check_joint(kernels, logits, labels, given, "mc", (9.0, 0.01, 9, "main"))
     assert launched(kernels) in (None, (len(logits), 512, 1, 0))
@@ -110,9 +114,9 @@ def test_a_row_that_fits_no_shared_memory_is_read_again(kernels: Kernels, classe
 
 
 @pytest.mark.parametrize("classes", [100, 1000, 4096])
-@pytest.mark.parametrize("rows", [3, 9])  # 1,000 classes: a block a row, and a warp
-def test_aligned_logits_beside_unaligned_labels(kernels: Kernels, classes: int, rows: int) -> None:
-    """A row is read in packs of four only where every tensor of it can be."""
+@pytest.mark.parametrize("rows", [3, 9])  # a row of 1,000 classes has a block, or with 9 rows a warp
+def test_aligned_logits_with_unaligned_labels(kernels: Kernels, classes: int, rows: int) -> None:
+    """A row is read in packs of four only if all tensors are aligned."""
     logits, labels, _ = batch(classes, torch.float32, rows)
     soft = torch.rand(rows * classes + 1, generator=torch.Generator().manual_seed(2))[1:].view(rows, classes)
     memory = torch.zeros(rows * classes + 1, device=kernels.device)
@@ -133,10 +137,10 @@ def test_aligned_logits_beside_unaligned_labels(kernels: Kernels, classes: int, 
 
 @pytest.mark.parametrize("classes", [200, 1000, 2612])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=str)
-def test_every_lane_searches_alike_among_zeros_of_both_signs(
+def test_all_lanes_take_the_same_search_steps_with_zeros_of_both_signs(
     kernels: Kernels, classes: int, dtype: torch.dtype
 ) -> None:
-    """max(+0, -0) may be either, also two of them in two lanes, which then would part in the search."""
+    """max(+0, -0) may be either, and may differ between lanes, whose searches would then take different steps."""
     generator = torch.Generator().manual_seed(3)
     rows = 12
     zeros = torch.where(torch.rand(rows, classes, generator=generator) < 0.5, 0.0, -0.0)
@@ -150,9 +154,9 @@ def test_every_lane_searches_alike_among_zeros_of_both_signs(
 
 
 def test_a_row_of_imagenet_21k_has_four_blocks_on_an_h100(kernels: Kernels) -> None:
-    """64 rows are 256 blocks, for 132 multiprocessors that take two each."""
+    """64 rows have 256 blocks, on 132 multiprocessors with room for two each."""
     if kernels.device == "cuda":
-        pytest.skip("a GPU does not say what it was launched with")
+        pytest.skip("the arguments of a launch on a GPU are not known")
     logits, labels, given = batch(21_841, torch.float32, rows=64)
     emulated_library().emulate_multiprocessors(132)
     try:

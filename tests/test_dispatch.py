@@ -1,4 +1,4 @@
-"""Which backend runs: the argument, then RMCLA_BACKEND, then the best there is; and what is said if it is missing."""
+"""The choice of the backend (by argument, RMCLA_BACKEND or availability), and the messages if one is missing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rmcla_fast.ops import dispatch, extension
 ROOT = Path(rmcla_fast.__file__).parents[1]
 EXTENSION_BUILT = importlib.util.find_spec("rmcla_fast._C") is not None
 
-# Before the package is imported: as if the extension had not been built.
+# Run before the import of the package, this hides the extension, as if it had not been built.
 MISSING = """
 import importlib.util
 find_spec = importlib.util.find_spec
@@ -31,7 +31,7 @@ importlib.util.find_spec = lambda name, *rest: None if name == "rmcla_fast._C" e
 
 
 def run(code: str, **environment: str) -> str:
-    """Standard output of `code` in a fresh interpreter, with only these of the package's environment variables."""
+    """Run `code` in a new interpreter and return its output; RMCLA_BACKEND and TRITON_INTERPRET are unset or given."""
     clean = {k: v for k, v in os.environ.items() if k not in ("RMCLA_BACKEND", "TRITON_INTERPRET")}
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -74,7 +74,7 @@ def test_the_built_extension_loads() -> None:
         assert "\nCPU:" in registered, f"{name} has no CPU kernel:\n{registered}"
 
 
-def test_the_argument_wins_over_the_environment_which_wins_over_the_choice() -> None:
+def test_the_argument_overrides_the_environment_which_overrides_the_default() -> None:
     printed = run(
         CALL
         + """
@@ -94,10 +94,10 @@ print(resolve("cpu", None), call(), len(caught))
 """,
         RMCLA_BACKEND="reference",
     )
-    assert printed.split() == ["reference", "ran", "0"], "what was asked for needs no warning"
+    assert printed.split() == ["reference", "ran", "0"], "a backend that was asked for needs no warning"
 
 
-def test_unknown_names() -> None:
+def test_an_unknown_backend_is_an_error() -> None:
     printed = run(CALL + "\nprint(call())", RMCLA_BACKEND="fast")
     assert printed.startswith("RMCLA_BACKEND must be one of 'reference', 'cpu', 'triton', 'cuda'")
     assert "'fast'" in printed
@@ -110,8 +110,8 @@ def test_a_backend_that_cannot_run_the_tensor_says_why() -> None:
         rmcla_fast.random_start(torch.rand(3), 0.1, rng=torch.tensor([0, 0]), backend="cuda")
 
 
-def test_a_plain_import_and_call() -> None:
-    """Nothing heavy is imported, an empty RMCLA_BACKEND is no choice, and Triton says what it needs."""
+def test_import_and_first_call_load_no_heavy_module() -> None:
+    """An empty RMCLA_BACKEND counts as unset, and an error about Triton says what it needs."""
     printed = run(
         CALL
         + """
@@ -129,7 +129,7 @@ print(call(backend="triton"))
     assert ("TRITON_INTERPRET=1" if installed else "pip install triton") in printed[2]
 
 
-def test_the_choice_on_a_cpu() -> None:
+def test_the_default_on_a_cpu() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         chosen = dispatch._best("cpu")
@@ -137,7 +137,7 @@ def test_the_choice_on_a_cpu() -> None:
 
 
 @pytest.mark.gpu
-def test_the_choice_on_a_gpu() -> None:
+def test_the_default_on_a_gpu() -> None:
     if not torch.cuda.is_available():
         pytest.skip("there is no CUDA device")
     has_triton = importlib.util.find_spec("triton") is not None
@@ -161,13 +161,13 @@ print(call(backend="cpu"))
     ).splitlines()
     reason = "the compiled extension was not built; build it with: pip install"
     assert printed[0] == "ran ran"
-    assert printed[1] == "1 <string>", "one warning, at the line of the caller"
+    assert printed[1] == "1 <string>", "there must be one warning, at the line of the caller"
     assert printed[2].startswith(f"rmcla_fast runs its plain-torch reference on cpu: {reason}")
     assert printed[3].startswith(f"backend 'cpu' cannot run a cpu tensor: {reason}")
 
 
 class _Extension(types.ModuleType):
-    """In the compiled extension's place: one that does not load, or one that was built for another torch."""
+    """A replacement of the compiled extension that does not load, or was built for another torch."""
 
     def __init__(self, loads: bool) -> None:
         super().__init__("rmcla_fast._C")
@@ -175,7 +175,7 @@ class _Extension(types.ModuleType):
 
     def build_config(self) -> dict[str, str]:
         if not self.loads:
-            raise ImportError("undefined symbol: _ZN3c10\nin line 2 of the loader's words")
+            raise ImportError("undefined symbol: _ZN3c10\nthe second line of the loader's message")
         return {"torch": "1.0.0", "compiler": "", "cuda": ""}
 
 
@@ -213,7 +213,7 @@ def test_every_operator_is_registered_for_every_backend() -> None:
 
 
 def kernel_signatures(source: str) -> dict[str, list[str]]:
-    """Operator -> the return and parameter types of the C++ function that a source registers for it."""
+    """Return, for each operator, the return and parameter types of the C++ function that a source registers for it."""
     source = source.replace("const Numbers&", "const std::optional<at::Tensor>&")
     found = {}
     for operator, function in re.findall(r'm\.impl\("([\w.]+)", (?:rmcla::)?(\w+)\)', source):
@@ -225,7 +225,7 @@ def kernel_signatures(source: str) -> dict[str, list[str]]:
 
 
 def test_cpu_and_cuda_kernels_have_the_same_cpp_signatures() -> None:
-    """PyTorch holds one C++ signature an operator: where two differ, importing a build with both ends the process."""
+    """PyTorch has one C++ signature per operator: if two differ, importing a build with both ends the process."""
     cuda, cpu = (
         {
             operator: signature
@@ -242,7 +242,7 @@ def test_cpu_and_cuda_kernels_have_the_same_cpp_signatures() -> None:
     ("triton", "numpy", "runs"),
     [("3.6.0", "2.5.5", False), ("3.6.0", "2.4.0", False), ("3.6.0", "2.3.5", True), ("3.7.1", "2.5.5", True)],
 )
-def test_an_interpreter_that_numpy_breaks_is_named(
+def test_an_interpreter_that_does_not_run_with_numpy_is_reported(
     monkeypatch: pytest.MonkeyPatch, triton: str, numpy: str, runs: bool
 ) -> None:
     modules = {

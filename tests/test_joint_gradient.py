@@ -1,4 +1,4 @@
-"""`joint_gradient` against the float64 oracle, and on the inputs that hurt."""
+"""`joint_gradient` against the float64 oracle, with random and with difficult inputs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SCHEMES = ("main", "sup", "none")
 
 
 def check(result: rmcla_fast.JointGradient, logits: Tensor, labels: Tensor, target: str | Tensor, **rule) -> None:
-    """Values, dtypes and shapes of a whole result against the oracle."""
+    """Check values, dtypes and shapes of a result against the oracle."""
     wanted_target = target.tolist() if isinstance(target, Tensor) else target
     objective, gradient, soft, targets = oracle.joint_gradient(
         exact(logits), labels.tolist(), wanted_target, rule["beta"], rule["gamma"], rule["top_k"], rule["label_scheme"]
@@ -92,7 +92,7 @@ def test_imagenet_21k_classes(backend: Backend, scheme: str, top_k: int | None) 
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
-def test_equal_logits_tie_to_the_lower_class(backend: Backend, dtype: torch.dtype, target: str) -> None:
+def test_ties_of_equal_logits_go_to_the_lower_class(backend: Backend, dtype: torch.dtype, target: str) -> None:
     classes = 33 if backend.interpreted else 257
     labels = torch.arange(classes if not backend.interpreted else 4, device=backend.device)
     logits = torch.full((len(labels), classes), 0.5, dtype=dtype, device=backend.device)
@@ -102,11 +102,11 @@ def test_equal_logits_tie_to_the_lower_class(backend: Backend, dtype: torch.dtyp
 
 
 @pytest.mark.parametrize("gap", [1, 7, 8, 15, 16, 31, 32, 33, 64, 128, 200])
-def test_maxima_and_minima_twice_across_lanes(backend: Backend, gap: int) -> None:
-    """One extreme value in two lanes of a vector, a warp or a block: the lower class wins, wherever the label is."""
+def test_ties_between_lanes_go_to_the_lower_class(backend: Backend, gap: int) -> None:
+    """The largest or smallest value is in two lanes of a vector, a warp or a block, and one may be the label's."""
     classes = 210 if not backend.interpreted else 66
     if gap >= classes - 3:
-        pytest.skip("the interpreter's rows are shorter")
+        pytest.skip("rows are shorter in Triton's interpreter")
     for first in (0, 1, 2):
         logits = torch.linspace(-1, 1, classes).repeat(4, 1)
         logits[0:2, [first, first + gap]] = 5.0
@@ -122,7 +122,7 @@ def test_maxima_and_minima_twice_across_lanes(backend: Backend, gap: int) -> Non
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("target", [*TARGETS, "given"])
-def test_a_bad_row_is_nan_and_touches_no_other(backend: Backend, target: str, scheme: str, bad: float) -> None:
+def test_a_bad_row_gives_nan_and_changes_no_other(backend: Backend, target: str, scheme: str, bad: float) -> None:
     for classes in (10,) if backend.interpreted else (2, 10, 1000):
         generator = torch.Generator().manual_seed(classes)
         logits = torch.randn(5, classes, generator=generator).to(backend.device)
@@ -146,7 +146,7 @@ def test_a_bad_row_is_nan_and_touches_no_other(backend: Backend, target: str, sc
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("scheme", ["main", "sup"])
 def test_finite_logits_whose_differences_overflow(backend: Backend, dtype: torch.dtype, scheme: str) -> None:
-    """Right or not a number, and never a plausible label."""
+    """The labels are either right or NaN."""
     most = torch.finfo(dtype).max
     logits = torch.tensor(
         [[most, -most, 0.0], [-most, most, most], [most, most, most]], dtype=dtype, device=backend.device
@@ -160,7 +160,7 @@ def test_finite_logits_whose_differences_overflow(backend: Backend, dtype: torch
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision_is_the_same_computation(backend: Backend, dtype: torch.dtype) -> None:
-    """Float16 and bfloat16 rows give what their exact float32 copies give, rounded once where it is stored."""
+    """Float16 and bfloat16 rows give the results of their exact float32 copies, rounded once when stored."""
     logits = torch.randn(4, 33, generator=torch.Generator().manual_seed(3)).to(dtype).to(backend.device)
     labels = torch.tensor([0, 5, 31, 32], device=backend.device)
     stored = rmcla_fast.joint_gradient(logits, labels, backend=backend.name)
@@ -180,7 +180,7 @@ def test_empty_batch(backend: Backend, dtype: torch.dtype, classes: int) -> None
 
 
 def test_many_rows(backend: Backend) -> None:
-    """More rows than one grid dimension or chunk holds; each as if it were alone."""
+    """There are more rows than one grid dimension or chunk holds, and each is computed independently."""
     rows = 70 if backend.interpreted else 100_003
     logits = torch.randn(rows, 10, generator=torch.Generator().manual_seed(1)).to(backend.device)
     labels = (torch.arange(rows) % 10).to(backend.device)
@@ -204,7 +204,7 @@ def test_every_layout(backend: Backend, layout: str) -> None:
 
 
 @pytest.mark.parametrize(("rows", "classes"), [(2003, 10), (300, 1000)])
-def test_repeats_and_threads_change_no_bit(backend: Backend, rows: int, classes: int) -> None:
+def test_repeated_calls_and_threads_change_no_bit(backend: Backend, rows: int, classes: int) -> None:
     if backend.interpreted:
         rows, classes = 3, min(classes, 33)
     logits = torch.randn(rows, classes, generator=torch.Generator().manual_seed(4)).to(backend.device)
@@ -233,14 +233,14 @@ def test_opcheck(backend: Backend, scheme: str, target: str) -> None:
 
 
 @pytest.mark.parametrize("top_k", [None, 4])
-def test_labels_that_are_no_class(backend: Backend, top_k: int | None) -> None:
-    """On a CPU an error; on a GPU, which would have to stall for it, a NaN row that reads no memory outside it."""
+def test_labels_outside_the_classes(backend: Backend, top_k: int | None) -> None:
+    """They are an error on a CPU, and on a GPU, which the check would stall, they give a NaN row."""
     logits = torch.randn(4, 10, generator=torch.Generator().manual_seed(8)).to(backend.device)
     labels = torch.tensor([1, 2, 3, 4], device=backend.device)
     rule = {"top_k": top_k, "backend": backend.name}
     good = rmcla_fast.joint_gradient(logits, labels, target=labels.flip(0), **rule)
     for name in ("labels", "target"):
-        for value in (-1, 10, 2**32, -(2**62)):  # 2**32 is class 0 where 32 bits are taken
+        for value in (-1, 10, 2**32, -(2**62)):  # the lower 32 bits of 2**32 are class 0
             spoilt = labels.flip(0) if name == "target" else labels.clone()
             spoilt[2] = value
             arguments = {"labels": labels, "target": labels.flip(0), name: spoilt}

@@ -1,4 +1,4 @@
-"""`joint_objective`: the numbers of `joint_gradient`, differentiable in the logits, once."""
+"""`joint_objective`: the results of `joint_gradient`, with an objective that is differentiable once."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ def test_only_the_objective_requires_grad(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["main", "sup", "none"])
-def test_is_joint_gradient(backend: Backend, scheme: str) -> None:
-    """The same numbers; its derivative is `grad_logits`, scaled row by row."""
+def test_results_and_derivative_are_those_of_joint_gradient(backend: Backend, scheme: str) -> None:
     for dtype in FLOAT_DTYPES:
         logits = (
             torch.randn(4, 10, generator=torch.Generator().manual_seed(5)).to(backend.device, dtype).requires_grad_()
@@ -44,7 +43,7 @@ def test_is_joint_gradient(backend: Backend, scheme: str) -> None:
             assert_same_bits(gradient, plain.grad_logits, "gradient")
 
 
-def test_scales_by_the_incoming_gradient(backend: Backend) -> None:
+def test_the_incoming_gradient_scales_each_row(backend: Backend) -> None:
     logits = torch.randn(4, 10, generator=torch.Generator().manual_seed(6), dtype=torch.float64).to(backend.device)
     logits.requires_grad_()
     labels = torch.tensor([0, 3, 9, 3], device=backend.device)
@@ -67,7 +66,7 @@ def test_gradcheck(backend: Backend, target: str) -> None:
     assert torch.autograd.gradcheck(objective, (logits.requires_grad_(),))
 
 
-def test_second_derivative_raises(backend: Backend) -> None:
+def test_a_second_derivative_raises(backend: Backend) -> None:
     logits = torch.randn(3, 6, device=backend.device, requires_grad=True)
     labels = torch.tensor([0, 5, 2], device=backend.device)
     objective = rmcla_fast.joint_objective(logits, labels, backend=backend.name).objective

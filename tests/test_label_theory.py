@@ -1,4 +1,4 @@
-"""What the paper proves of its labels (supplementary equations 7 to 10), for the oracle and all backends in float64."""
+"""The properties of labels that the paper proves (supplementary equations 7 to 10), for the oracle and all backends."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PARAMS = ["oracle", *(pytest.param(name, marks=pytest.mark.gpu) if name == "cuda
 
 @pytest.fixture(scope="session", params=PARAMS)
 def label_of(request: pytest.FixtureRequest) -> Rule:
-    """(z, c, beta, gamma, top_k, scheme) -> y' of one float64 row."""
+    """Return a function (z, c, beta, gamma, top_k, scheme) -> y' of one float64 row."""
     if request.param == "oracle":
         return oracle.adversarial_label
     backend = backend_named(request.param)
@@ -39,7 +39,7 @@ def label_of(request: pytest.FixtureRequest) -> Rule:
 
 @st.composite
 def rows(draw: st.DrawFn, least: int = 3) -> tuple[np.ndarray, int]:
-    """Logits of one image, whose v differ by far more than they round, and its class."""
+    """Draw the logits of one image, whose v differ by far more than rounding errors, and its class."""
     classes = draw(st.integers(least, 40))
     scale = draw(st.sampled_from((0.3, 1.0, 3.0)))
     z = scale * np.random.default_rng(draw(st.integers(0, 2**31))).standard_normal(classes)
@@ -47,8 +47,8 @@ def rows(draw: st.DrawFn, least: int = 3) -> tuple[np.ndarray, int]:
 
 
 BETAS = st.sampled_from((0.5, 1.0, 9.0, 11.0, 30.0))
-BELOW = st.floats(0.01, 0.95)  # gamma in units of v_MC, where main must favour the most confusing class less than sup
-ABOVE = st.floats(1.05, 50.0)  # and where it must favour it more
+BELOW = st.floats(0.01, 0.95)  # gamma / v_MC for which main gives the most confusing class less than sup
+ABOVE = st.floats(1.05, 50.0)  # gamma / v_MC for which main gives it more
 
 
 def v_and_most_confusing(z: np.ndarray, c: int) -> tuple[np.ndarray, int]:
@@ -56,7 +56,10 @@ def v_and_most_confusing(z: np.ndarray, c: int) -> tuple[np.ndarray, int]:
 
 
 def objective_at_equal_mass(y: np.ndarray, v: np.ndarray, c: int) -> float:
-    """sum_k y'_k v_k over the classes other than c, for eps_y = 1: eps_y and y'_c v_c are common to both rules."""
+    """Return sum_k y'_k v_k over the classes other than c, for eps_y = 1.
+
+    eps_y and y'_c v_c are the same in both rules, so they are left out.
+    """
     others = np.arange(len(v)) != c
     return float((y[others] * v[others]).sum() / y[others].sum())
 
@@ -72,7 +75,7 @@ def test_main_moves_less_mass_to_the_most_confusing_class(label_of: Rule) -> Non
     run()
 
 
-def test_a_gamma_above_v_mc_turns_the_inequality(label_of: Rule) -> None:
+def test_a_gamma_above_v_mc_reverses_the_inequality(label_of: Rule) -> None:
     @given(row=rows(), beta=BETAS, factor=ABOVE)
     def run(row: tuple[np.ndarray, int], beta: float, factor: float) -> None:
         z, c = row
@@ -83,7 +86,7 @@ def test_a_gamma_above_v_mc_turns_the_inequality(label_of: Rule) -> None:
     run()
 
 
-def test_a_gamma_of_v_mc_makes_both_rules_one(label_of: Rule) -> None:
+def test_with_a_gamma_of_v_mc_both_rules_are_equal(label_of: Rule) -> None:
     @given(row=rows(), beta=BETAS)
     def run(row: tuple[np.ndarray, int], beta: float) -> None:
         z, c = row
@@ -95,7 +98,7 @@ def test_a_gamma_of_v_mc_makes_both_rules_one(label_of: Rule) -> None:
 
 
 def test_equal_logits_give_equal_shares_under_both_rules(label_of: Rule) -> None:
-    """The excluded case: with all v equal no gamma makes a difference."""
+    """The proofs exclude this case: if all v are equal, gamma makes no difference."""
     for classes in (2, 3, 10):
         z = np.full(classes, 1.5)
         for gamma in (0.001, 0.01, 5.0):
@@ -149,12 +152,12 @@ def test_the_true_class_keeps_beta_times_the_largest_share(label_of: Rule) -> No
         assert np.count_nonzero(y[others]) == receiving
         assert set(np.nonzero(y)[0]) - {c} == set(oracle.receivers_of(z, c, top_k))
         if receiving == len(z) - 1:
-            assert np.array_equal(y, label_of(z, c, beta, gamma, None, scheme))  # K >= n - 1 is the full rule
+            assert np.array_equal(y, label_of(z, c, beta, gamma, None, scheme))  # top_k >= n - 1 is the full rule
 
     run()
 
 
-def test_two_classes_share_in_the_ratio_of_beta_to_one(label_of: Rule) -> None:
+def test_two_classes_get_mass_in_the_ratio_of_beta_to_one(label_of: Rule) -> None:
     @given(first=st.floats(-1e4, 1e4), second=st.floats(-1e4, 1e4), beta=BETAS, scheme=st.sampled_from(("main", "sup")))
     def run(first: float, second: float, beta: float, scheme: str) -> None:
         y = label_of(np.array([first, second]), 1, beta, 0.01, None, scheme)
@@ -164,7 +167,7 @@ def test_two_classes_share_in_the_ratio_of_beta_to_one(label_of: Rule) -> None:
 
 
 def test_the_log_sum_exp_cancels_in_main(label_of: Rule) -> None:
-    """The true class's own logit, and a shift of all, change nothing."""
+    """A change of the true class's logit, or a shift of all logits, changes nothing."""
 
     @given(row=rows(), beta=BETAS, shift=st.sampled_from((-64.0, 0.5, 1024.0)))
     def run(row: tuple[np.ndarray, int], beta: float, shift: float) -> None:

@@ -1,5 +1,4 @@
-"""What every operator with `out` owes whoever passes one: overlapping memory is read before it is written, and autograd
-is told of the write."""
+"""Every operator with `out`: it may overlap an input in memory, and autograd notices that it was written."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from torch import Tensor
 import rmcla_fast
 
 SIZE = 2052  # more than one block of any backend
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of Triton's interpreter, beyond the batch
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # Triton's interpreter, for rows beyond the batch
 
 Operator = Callable[[Tensor, Tensor | None, str], Tensor]
 
@@ -58,7 +57,7 @@ def test_out_may_be_a_shifted_view_of_an_input(backend: Backend, operator: Opera
 
 @pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.__name__)
 def test_autograd_sees_that_out_was_written(backend: Backend, operator: Operator) -> None:
-    """A product that saved `out` for its backward must not go on with what is there now."""
+    """If `out` was saved for a backward pass, that pass must fail after `out` was written."""
     tensor = torch.rand(SIZE, device=backend.device)
     out = torch.rand(SIZE, device=backend.device)
     weight = torch.ones(SIZE, device=backend.device, requires_grad=True)

@@ -1,4 +1,4 @@
-"""What leaves in a source distribution: all that its build and its tests need."""
+"""The source distribution has all files that the build and the tests need."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_a_source_distribution_holds_every_source(tmp_path: Path) -> None:
-    """Even one made where no torch is, so that the build does not know of its sources."""
+    """This includes a distribution made without torch, in which setup.py does not list the sources."""
     command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", tmp_path, "sdist", "--dist-dir", tmp_path]
     environment = os.environ | {"RMCLA_SKIP_NATIVE": "1"}
     finished = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

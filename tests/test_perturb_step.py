@@ -1,4 +1,4 @@
-"""`perturb_step`: the same bits as the oracle on every backend, and never outside the ball or the range."""
+"""`perturb_step`: the bits of the oracle on every backend, and no result outside the ball or the pixel range."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ EPSILON, STEP = 8 / 255, 2 / 255
 def expected(
     images: Tensor, origin: Tensor, grad: Tensor, step: float | Tensor, epsilon: float | Tensor, lower, upper
 ) -> Tensor:
-    """The oracle in the arithmetic's dtype, rounded once to the images'."""
+    """Return the oracle's result, computed in the dtype of the arithmetic and rounded once to the images' dtype."""
     work = torch.float64 if images.dtype == torch.float64 else torch.float32
 
     def budget(value: float | Tensor) -> np.ndarray | float:
@@ -49,20 +49,20 @@ def expected(
 
 
 def dense_layout(images: Tensor) -> tuple[int, ...]:
-    """The strides that a result has: the images' where their memory is dense, else contiguous."""
+    """Return the strides of a result: those of the images if their memory is dense, else contiguous."""
     dense = torch.empty_like(images).stride() == images.stride()
     return images.stride() if dense else images.contiguous().stride()
 
 
 def test_random_shapes(backend: Backend) -> None:
-    per_image = st.sampled_from(("float", "scalar tensor", "one an image"))
+    kinds = st.sampled_from(("float", "scalar tensor", "per image"))
 
     @settings(max_examples=backend.examples)
     @given(
         shape=image_shapes(backend.interpreted),
         dtypes=st.tuples(*[st.sampled_from(FLOAT_DTYPES)] * 2, st.sampled_from((*FLOAT_DTYPES, torch.uint8))),
         layouts=st.tuples(*[st.sampled_from(IMAGE_LAYOUTS)] * 3),
-        budgets=st.tuples(per_image, per_image),
+        budgets=st.tuples(kinds, kinds),
         bounds=st.sampled_from(((0.0, 1.0), (0.0, 1.0), (-1.0, 1.0), (0.1, 0.7), (0.5, 0.5))),
         out=st.sampled_from((None, None, "contiguous", "transposed", "strided", "images")),
         specials=st.booleans(),
@@ -80,9 +80,9 @@ def test_random_shapes(backend: Backend) -> None:
         images, origin, grad = (lay_out(t, name) for t, name in zip((images, origin, grad), layouts, strict=True))
 
         def budget(kind: str, most: float) -> float | Tensor:
-            if kind == "float" or (kind == "one an image" and not shape):
+            if kind == "float" or (kind == "per image" and not shape):
                 return most * torch.rand((), generator=generator).item()
-            size = shape[:1] if kind == "one an image" else ()
+            size = shape[:1] if kind == "per image" else ()
             drawn = (most * torch.rand(size, generator=generator)).to(backend.device)
             return lay_out(drawn, ("contiguous", "strided", "expanded")[seed % 3])
 
@@ -115,8 +115,8 @@ def test_random_shapes(backend: Backend) -> None:
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
 @pytest.mark.parametrize("epsilon", [0.0, 1e-4, 8 / 255, 0.1, 0.3])
-def test_never_leaves_the_ball_or_the_range(backend: Backend, dtype: torch.dtype, epsilon: float) -> None:
-    """Compared in the output's dtype: the ends of the ball are rounded as the result is."""
+def test_no_result_is_outside_the_ball_or_the_range(backend: Backend, dtype: torch.dtype, epsilon: float) -> None:
+    """The comparison is in the result's dtype, in which the ends of the ball are rounded too."""
     count = 500 if backend.interpreted else 20_000
     work = torch.float64 if dtype == torch.float64 else torch.float32
     generator = torch.Generator().manual_seed(0)
@@ -137,7 +137,7 @@ def test_never_leaves_the_ball_or_the_range(backend: Backend, dtype: torch.dtype
 
 
 def test_every_byte_of_a_uint8_origin(backend: Backend) -> None:
-    """Value / 255, correctly rounded; a multiplication by the reciprocal is off at 126 of the 256."""
+    """Each is divided by 255 with correct rounding; multiplying by the reciprocal is wrong for 126 of the 256."""
     origin = torch.arange(256, dtype=torch.uint8, device=backend.device)
     for dtype in FLOAT_DTYPES:
         images = torch.full((256,), 0.5, dtype=dtype, device=backend.device)
@@ -149,8 +149,8 @@ def test_every_byte_of_a_uint8_origin(backend: Backend) -> None:
 
 @pytest.mark.parametrize("grad_dtype", FLOAT_DTYPES, ids=str)
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
-def test_sign_of_every_kind_of_gradient(backend: Backend, dtype: torch.dtype, grad_dtype: torch.dtype) -> None:
-    """Zeros have sign 0, infinities +-1, and the smallest number of the gradient's own dtype keeps its sign."""
+def test_signs_of_special_gradients(backend: Backend, dtype: torch.dtype, grad_dtype: torch.dtype) -> None:
+    """Zeros have sign 0, infinities have +-1, and the smallest numbers of the gradient's dtype keep their sign."""
     smallest = torch.finfo(grad_dtype).smallest_normal
     subnormal = torch.finfo(grad_dtype).smallest_normal * torch.finfo(grad_dtype).eps
     values = [
@@ -176,7 +176,7 @@ def test_sign_of_every_kind_of_gradient(backend: Backend, dtype: torch.dtype, gr
 
 @pytest.mark.parametrize("place", ["images", "origin", "grad"])
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
-def test_nan_in_any_of_three_stays_in_its_element(backend: Backend, dtype: torch.dtype, place: str) -> None:
+def test_nan_in_any_input_gives_nan_only_in_its_element(backend: Backend, dtype: torch.dtype, place: str) -> None:
     count = 67
     for index in (0, 1, 31, 64, 66):
         tensors = {
@@ -223,7 +223,7 @@ def test_out_writes_nothing_outside_itself(backend: Backend) -> None:
     assert not bool((buffer[..., 1::2] == 7.0).any())
 
 
-def test_a_bad_radius_in_a_tensor_is_nan_in_that_image_alone(backend: Backend) -> None:
+def test_a_bad_radius_in_a_tensor_gives_nan_only_in_its_image(backend: Backend) -> None:
     images = pixels((4, 3, 5, 5), torch.float32, backend.device, torch.Generator().manual_seed(0)).clamp(0, 1)
     epsilon = torch.tensor([0.1, -0.1, NAN, 0.0], device=backend.device)
     result = rmcla_fast.perturb_step(images, images, images, step_size=1.0, epsilon=epsilon, backend=backend.name)
@@ -232,8 +232,8 @@ def test_a_bad_radius_in_a_tensor_is_nan_in_that_image_alone(backend: Backend) -
     assert bool(result[0].isfinite().all())
 
 
-def test_budgets_that_are_not_finite(backend: Backend) -> None:
-    """The formula as it is: an infinite ball clips nothing, an infinite step gives the edge or, at sign 0, NaN."""
+def test_steps_and_radii_that_are_not_finite(backend: Backend) -> None:
+    """An infinite ball clips nothing. An infinite step ends at the edge, or with sign 0 in NaN, as the formula says."""
     images = pixels((6, 3, 3, 4), torch.float32, backend.device, torch.Generator().manual_seed(0)).clamp(0, 1)
     grad = images.flip(0) - 0.5
     grad[:, 0] = 0
@@ -260,14 +260,14 @@ def test_a_million_and_one_elements(backend: Backend) -> None:
         assert_same_bits(out, wanted, "out")
 
 
-def test_repeats_and_threads_change_no_bit(backend: Backend) -> None:
+def test_repeated_calls_and_threads_change_no_bit(backend: Backend) -> None:
     shape = (2, 3, 8, 8) if backend.interpreted else (16, 3, 64, 64)
     images = pixels(shape, torch.float32, backend.device, torch.Generator().manual_seed(0))
     rule = {"step_size": STEP, "epsilon": EPSILON, "backend": backend.name}
     assert_threads_change_no_bit(lambda: rmcla_fast.perturb_step(images, images.flip(0), images, **rule))
 
 
-def test_result_never_requires_grad(backend: Backend) -> None:
+def test_the_result_never_requires_grad(backend: Backend) -> None:
     images = torch.rand(2, 3, 4, 4, device=backend.device, requires_grad=True)
     result = rmcla_fast.perturb_step(images, images, images, step_size=STEP, epsilon=EPSILON, backend=backend.name)
     assert not result.requires_grad

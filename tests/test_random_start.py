@@ -1,4 +1,4 @@
-"""`random_start`: the published generator, the same bits on every backend, noise by place and step alone."""
+"""`random_start`: the published generator, and noise with the same bits on every backend."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def rng_of(seed: int, step: int, device: torch.device) -> Tensor:
 
 
 def memory_order(images: Tensor) -> list[int]:
-    """The dimensions, outermost in memory first; of what is not dense, their own order."""
+    """Return the dimensions, outermost in memory first; if the images are not dense, in their own order."""
     dense = torch.empty_like(images).stride() == images.stride()
     return sorted(range(images.dim()), key=lambda d: -images.stride(d)) if dense else list(range(images.dim()))
 
@@ -52,7 +52,7 @@ def memory_order(images: Tensor) -> list[int]:
 def expected(
     images: Tensor, epsilon: float | Tensor, seed: int, step: int, bounds: tuple[float, float] | None = None
 ) -> Tensor:
-    """From the oracle's generator, with one rounding to float32 after the product and one after the sum."""
+    """Return the oracle's result, with one rounding after the product and one after the sum."""
     kind = np.float64 if images.dtype == torch.float64 else np.float32
     flat = np.array([oracle.random_unit(seed, step, i) for i in range(images.numel())], dtype=np.float32)
     order = memory_order(images)
@@ -71,14 +71,16 @@ def expected(
 
 
 @pytest.mark.parametrize(("counter", "key", "answer"), oracle.PHILOX_KNOWN_ANSWERS)
-def test_published_known_answers(counter: tuple[int, ...], key: tuple[int, ...], answer: tuple[int, ...]) -> None:
+def test_philox_gives_the_published_answers(
+    counter: tuple[int, ...], key: tuple[int, ...], answer: tuple[int, ...]
+) -> None:
     assert oracle.philox4x32(counter, key) == answer
     words = philox4x32([torch.tensor(word) for word in counter], [torch.tensor(word) for word in key])
     assert tuple(int(word) for word in words) == answer
 
 
 def test_the_public_function_gives_a_published_answer(backend: Backend) -> None:
-    """Seed and step 0: the first four pixels are the words that are published for the zero counter and key."""
+    """With seed and step 0, the first four pixels are the published words for the zero counter and key."""
     images = torch.zeros(4, device=backend.device)
     result = rmcla_fast.random_start(images, 1.0, rng=rng_of(0, 0, backend.device), backend=backend.name)
     words = oracle.PHILOX_KNOWN_ANSWERS[0][2]
@@ -87,7 +89,7 @@ def test_the_public_function_gives_a_published_answer(backend: Backend) -> None:
 
 @pytest.mark.parametrize(("seed", "step"), SEEDS)
 def test_seeds_and_steps_of_64_bits(backend: Backend, seed: int, step: int) -> None:
-    """The seed's two words are the key; of the step the low word counts. Both may be negative."""
+    """Both words of the seed are the key, and only the low word of the step is used. Both numbers may be negative."""
     images = torch.full((2, 3, 3, 3), 0.5, device=backend.device)
     result = rmcla_fast.random_start(images, EPSILON, rng=rng_of(seed, step, backend.device), backend=backend.name)
     assert_same_bits(result, expected(images, EPSILON, seed, step), "result")
@@ -101,7 +103,7 @@ def test_random_shapes(backend: Backend) -> None:
         shape=image_shapes(backend.interpreted),
         dtype=st.sampled_from((*FLOAT_DTYPES, torch.uint8)),
         layout=st.sampled_from(IMAGE_LAYOUTS),
-        budget=st.sampled_from(("float", "scalar tensor", "one an image")),
+        budget=st.sampled_from(("float", "scalar tensor", "per image")),
         bounds=st.sampled_from((None, None, (0.0, 1.0), (-0.5, 0.7), (0.3, 0.3))),
         out=st.sampled_from((None, None, "contiguous", "transposed", "strided", "images")),
         words=st.sampled_from(SEEDS),
@@ -111,8 +113,8 @@ def test_random_shapes(backend: Backend) -> None:
         generator = torch.Generator().manual_seed(seed)
         images = lay_out(pixels(shape, dtype, backend.device, generator), layout)
         epsilon: float | Tensor = 0.3 * torch.rand((), generator=generator).item()
-        if budget == "scalar tensor" or (budget == "one an image" and shape):
-            epsilon = 0.3 * torch.rand(shape[:1] if budget == "one an image" else (), generator=generator)
+        if budget == "scalar tensor" or (budget == "per image" and shape):
+            epsilon = 0.3 * torch.rand(shape[:1] if budget == "per image" else (), generator=generator)
             epsilon = lay_out(epsilon.to(backend.device), ("contiguous", "strided", "expanded")[seed % 3])
         wanted = expected(images, epsilon, *words, bounds)
         dense = torch.empty_like(images).stride() == images.stride()
@@ -135,7 +137,7 @@ def test_random_shapes(backend: Backend) -> None:
 
 
 def test_noise_follows_memory_order(backend: Backend) -> None:
-    """The same pixels in another layout get other noise; what is not dense is made contiguous first."""
+    """The same images in another layout get other noise; images that are not dense are made contiguous first."""
     rng = rng_of(3, 4, backend.device)
     images = torch.zeros(2, 3, 4, 5, device=backend.device)
     plain = rmcla_fast.random_start(images, 1.0, rng=rng, backend=backend.name)
@@ -147,7 +149,7 @@ def test_noise_follows_memory_order(backend: Backend) -> None:
     assert torch.equal(strided, plain)
 
 
-def test_noise_changes_with_the_step_and_the_seed_alone(backend: Backend) -> None:
+def test_noise_depends_only_on_the_step_and_the_seed(backend: Backend) -> None:
     images = torch.rand(2, 3, 8, 8, device=backend.device)
     first, again = (
         rmcla_fast.random_start(images, 0.1, rng=rng_of(1, 2, backend.device), backend=backend.name) for _ in range(2)
@@ -171,13 +173,13 @@ def test_noise_is_uniform_in_the_ball(backend: Backend) -> None:
     assert abs(float(noise.std()) / deviation - 1) < 5 / math.sqrt(count)
     counts = torch.histc(noise, bins=16, min=-radius, max=radius)
     chi_squared = float(((counts - count / 16) ** 2 / (count / 16)).sum())
-    assert chi_squared < 45  # 15 degrees of freedom: exceeded once in 10,000 seeds, and this seed is fixed
+    assert chi_squared < 45  # with 15 degrees of freedom exceeded once in 10,000 seeds; this seed is fixed
     assert float(noise.max()) > 0.99 * radius
     assert float(noise.min()) < -0.99 * radius
 
 
 def test_a_million_and_one_elements(backend: Backend) -> None:
-    """The whole against the reference, and places across the whole against the oracle."""
+    """The whole result equals that of the reference, and some elements equal the oracle's."""
     count = 4_099 if backend.interpreted else MANY
     images = pixels((count,), torch.float32, backend.device, torch.Generator().manual_seed(0))
     rng = rng_of(2**40 + 1, 17, backend.device)
@@ -197,7 +199,7 @@ def test_every_byte_of_uint8_images(backend: Backend) -> None:
     assert_same_bits(result, torch.from_numpy(np.arange(256, dtype=np.float32) / np.float32(255)), "result")
 
 
-def test_nan_and_bad_radius(backend: Backend) -> None:
+def test_nan_pixels_and_bad_radii_give_nan(backend: Backend) -> None:
     """NaN stays in its element, with and without clip; a negative or NaN radius in a tensor gives NaN in that image."""
     images = torch.rand(3, 2, 5, 5, device=backend.device)
     images[0, 1, 2, 3] = float("nan")
@@ -212,13 +214,13 @@ def test_nan_and_bad_radius(backend: Backend) -> None:
         assert bool(result[1:].isnan().all())
 
 
-def test_threads_change_no_bit(backend: Backend) -> None:
+def test_repeated_calls_and_threads_change_no_bit(backend: Backend) -> None:
     images = torch.rand((2, 3, 8, 8) if backend.interpreted else (16, 3, 64, 64), device=backend.device)
     rng = rng_of(5, 6, backend.device)
     assert_threads_change_no_bit(lambda: rmcla_fast.random_start(images, 0.1, rng=rng, backend=backend.name))
 
 
-def test_result_never_requires_grad(backend: Backend) -> None:
+def test_the_result_never_requires_grad(backend: Backend) -> None:
     images = torch.rand(2, 3, device=backend.device, requires_grad=True)
     assert not rmcla_fast.random_start(
         images, 0.1, rng=rng_of(0, 0, backend.device), backend=backend.name

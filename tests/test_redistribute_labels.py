@@ -1,4 +1,4 @@
-"""`redistribute_labels` against the float64 oracle: the soft labels of `joint_gradient` alone, and its `out`."""
+"""`redistribute_labels` against the float64 oracle and `joint_gradient`, with and without `out`."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_random_shapes(backend: Backend) -> None:
 
 @pytest.mark.parametrize("scheme", ["main", "sup"])
 @pytest.mark.parametrize("top_k", [None, 1, 9])
-def test_is_what_joint_gradient_gives(backend: Backend, scheme: str, top_k: int | None) -> None:
+def test_the_labels_are_those_of_joint_gradient(backend: Backend, scheme: str, top_k: int | None) -> None:
     for dtype in FLOAT_DTYPES:
         logits = torch.randn(4, 33, generator=torch.Generator().manual_seed(0)).to(backend.device, dtype)
         labels = torch.tensor([0, 32, 5, 17], device=backend.device)
@@ -67,7 +67,7 @@ def test_is_what_joint_gradient_gives(backend: Backend, scheme: str, top_k: int 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("scheme", ["main", "sup"])
-def test_a_bad_row_is_nan_and_touches_no_other(backend: Backend, scheme: str, bad: float) -> None:
+def test_a_bad_row_gives_nan_and_changes_no_other(backend: Backend, scheme: str, bad: float) -> None:
     logits = torch.randn(5, 33, generator=torch.Generator().manual_seed(1)).to(backend.device)
     labels = torch.tensor([0, 3, 7, 32, 9], device=backend.device)
     for top_k in (None, 3):
@@ -82,7 +82,7 @@ def test_a_bad_row_is_nan_and_touches_no_other(backend: Backend, scheme: str, ba
 
 
 def test_two_classes(backend: Backend) -> None:
-    """eps_y = 1 / (1 + beta) whatever the logits, also where p of the other class is 1 and v is 0."""
+    """eps_y is 1 / (1 + beta) for all logits, also if p of the other class is 1 and its v is 0."""
     logits = torch.tensor([[1e4, -1e4], [1e4, -1e4], [0.0, 0.0], [3.0, -2.0]], device=backend.device)
     labels = torch.tensor([0, 1, 1, 0], device=backend.device)
     for scheme in ("main", "sup"):
@@ -93,8 +93,8 @@ def test_two_classes(backend: Backend) -> None:
             assert torch.allclose(kept, torch.full_like(kept, 0.9), atol=1e-6), scheme
 
 
-def test_labels_that_are_no_class_write_nothing(backend: Backend) -> None:
-    """On a CPU; on a GPU the row is NaN."""
+def test_labels_outside_the_classes(backend: Backend) -> None:
+    """They are an error on a CPU, before anything is written, and on a GPU they give NaN rows."""
     logits = torch.randn(4, 10, device=backend.device)
     labels = torch.tensor([1, 2, 10, -1], device=backend.device)
     out = torch.full((4, 10), 7.0, device=backend.device)
@@ -133,8 +133,8 @@ def test_opcheck(backend: Backend, scheme: str) -> None:
 
 @pytest.mark.parametrize("classes", [2, 10, 100])
 @pytest.mark.parametrize("scheme", ["main", "sup"])
-def test_numbers_that_float32_cannot_hold(backend: Backend, classes: int, scheme: str) -> None:
-    """The labels are those of the limit, and not NaN: equal logits share equally, a huge beta keeps everything."""
+def test_beta_and_gamma_outside_the_range_of_float32(backend: Backend, classes: int, scheme: str) -> None:
+    """The labels are the limits and not NaN: equal logits get equal shares, and with a huge beta labels are one-hot."""
     logits = torch.zeros(3, classes, device=backend.device)
     labels = torch.tensor([0, 1, classes - 1], device=backend.device)
     one_hot = torch.nn.functional.one_hot(labels, classes).float()
@@ -152,8 +152,8 @@ def test_numbers_that_float32_cannot_hold(backend: Backend, classes: int, scheme
 
 @pytest.mark.parametrize("classes", [3, 12, 100, 2000, 5000])
 @pytest.mark.parametrize("rule", [{}, {"label_scheme": "sup"}, {"top_k": 1}], ids=str)
-def test_logits_that_are_hardly_finite(backend: Backend, classes: int, rule: dict[str, object]) -> None:
-    """Where the sum of the shares overflows the whole row is NaN: an infinite sum would leave a row of zeros."""
+def test_very_large_logits(backend: Backend, classes: int, rule: dict[str, object]) -> None:
+    """If the sum of the shares overflows, the whole row is NaN; division by infinity would give a row of zeros."""
     if backend.interpreted and classes > 100:
         classes = 130
     generator = torch.Generator().manual_seed(classes)
@@ -165,7 +165,7 @@ def test_logits_that_are_hardly_finite(backend: Backend, classes: int, rule: dic
         logits.to(backend.device), labels.to(backend.device), **rule, backend=backend.name
     )
     soft = soft.cpu().double()
-    overflown = soft.isnan().all(1)
-    assert bool(overflown[0]) or rule == {"top_k": 1}
-    assert not bool(overflown[-2:].any())
-    assert bool(((soft - exact).abs().amax(1) <= 1e-6)[~overflown].all())
+    overflowed = soft.isnan().all(1)
+    assert bool(overflowed[0]) or rule == {"top_k": 1}
+    assert not bool(overflowed[-2:].any())
+    assert bool(((soft - exact).abs().amax(1) <= 1e-6)[~overflowed].all())

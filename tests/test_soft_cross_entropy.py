@@ -25,7 +25,7 @@ REDUCTIONS = ("mean", "sum", "none")
 
 
 def soft_labels(case: LogitCase, kind: str, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(B, C): rows that sum to one, one-hot rows, or rows that sum to anything."""
+    """Return labels (B, C): rows that sum to one, one-hot rows, or rows that sum to any number."""
     generator = torch.Generator().manual_seed(case.seed + 2)
     shape = (case.batch, case.classes)
     labels = torch.rand(shape, generator=generator, dtype=torch.float64)
@@ -39,7 +39,7 @@ def soft_labels(case: LogitCase, kind: str, dtype: torch.dtype, device: torch.de
 
 
 def check(logits: Tensor, labels: Tensor, reduction: str, upstream: Tensor, backend: str) -> None:
-    """Loss, gradient of the logits and (float labels) of the labels, for a gradient `upstream` of the loss."""
+    """Check the loss, the gradient in the logits and, for float labels, in the labels; `upstream` scales them."""
     logits = logits.detach().requires_grad_()
     wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
     if labels.dtype == torch.int64:
@@ -56,12 +56,12 @@ def check(logits: Tensor, labels: Tensor, reduction: str, upstream: Tensor, back
         wanted = rows
     elif len(rows):
         wanted = np.asarray(rows.sum() / (batch if reduction == "mean" else 1))
-    else:  # as torch's cross entropy
+    else:  # an empty batch gives the result of torch's cross entropy
         wanted = np.asarray(np.nan if reduction == "mean" else 0.0)
     assert loss.dtype == wide
     assert_close(loss, wanted, LOSS, "loss")
     loss.backward(upstream.to(loss))
-    # The derivative's rounding is that of sum(y) p, times the incoming gradient.
+    # The rounding error of the gradient grows with sum(y) and with the incoming gradient.
     scale = np.maximum(1, np.abs(y).sum(1, keepdims=True)) * np.maximum(1, np.abs(factor))
     assert logits.grad.dtype == logits.dtype
     assert_close(logits.grad, factor * gradient, GRADIENT, "gradient of the logits", scale)
@@ -117,7 +117,7 @@ def test_imagenet_21k_classes(backend: Backend, reduction: str) -> None:
 
 
 def test_large_batch(backend: Backend) -> None:
-    """The mean and the sum of many rows keep the loss's tolerance: they are not added one after the other."""
+    """The mean and the sum of many rows are within the tolerance, since rows are not added one after the other."""
     case = LogitCase(200 if backend.interpreted else 20_003, 10, torch.float32, "normal", "contiguous", 0)
     logits, labels = case.logits(backend.device), soft_labels(case, "distribution", torch.float32, backend.device)
     rows, _, _ = oracle.soft_cross_entropy(exact(logits), exact(labels))
@@ -127,8 +127,8 @@ def test_large_batch(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_is_torchs_cross_entropy(backend: Backend, reduction: str) -> None:
-    """For class indices and for distributions, an empty batch included."""
+def test_the_loss_equals_torchs_cross_entropy(backend: Backend, reduction: str) -> None:
+    """This holds for class indices and distributions, and for an empty batch."""
     for batch in (0, 5):
         logits = torch.randn(batch, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(
             backend.device
@@ -141,7 +141,7 @@ def test_is_torchs_cross_entropy(backend: Backend, reduction: str) -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("indices", [False, True])
-def test_a_bad_row_is_nan_and_touches_no_other(backend: Backend, indices: bool, bad: float) -> None:
+def test_a_bad_row_gives_nan_and_changes_no_other(backend: Backend, indices: bool, bad: float) -> None:
     case = LogitCase(5, 33, torch.float32, "normal", "contiguous", 1)
     logits = case.logits(backend.device)
     labels = (
@@ -169,8 +169,7 @@ def test_a_bad_row_is_nan_and_touches_no_other(backend: Backend, indices: bool, 
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_bad_soft_labels_show(backend: Backend, bad: float) -> None:
-    """NaN or infinity in a label is never a finite loss, and stays in its row."""
+def test_a_bad_soft_label_makes_only_its_row_not_finite(backend: Backend, bad: float) -> None:
     case = LogitCase(5, 10, torch.float32, "normal", "contiguous", 1)
     logits, labels = case.logits(backend.device), soft_labels(case, "distribution", torch.float32, backend.device)
     labels[2, 3] = bad
@@ -191,7 +190,7 @@ def test_gradcheck(backend: Backend, reduction: str) -> None:
     assert torch.autograd.gradcheck(lambda z: loss(z, case.classes_drawn(backend.device)), (logits,))
 
 
-def test_only_what_is_asked_for_gets_a_gradient(backend: Backend) -> None:
+def test_only_inputs_that_require_grad_get_a_gradient(backend: Backend) -> None:
     case = LogitCase(3, 6, torch.float32, "normal", "contiguous", 2)
     logits, labels = case.logits(backend.device), soft_labels(case, "distribution", torch.float32, backend.device)
     assert not rmcla_fast.soft_cross_entropy(logits, labels, backend=backend.name).requires_grad
@@ -202,8 +201,8 @@ def test_only_what_is_asked_for_gets_a_gradient(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_a_loss_scale_beyond_float16(backend: Backend, reduction: str) -> None:
-    """The first scale of a gradient scaler, 65,536, is infinite in float16 while the scaled gradients are not."""
+def test_a_loss_scale_too_large_for_float16(backend: Backend, reduction: str) -> None:
+    """The first scale of a gradient scaler, 65,536, is infinite in float16, but the scaled gradients are finite."""
     case = LogitCase(100, 6, torch.float16, "normal", "contiguous", 2)
     logits, labels = case.logits(backend.device), case.classes_drawn(backend.device)
     logits = logits.scatter(1, labels[:, None], 3.0)  # gradients below 1
@@ -211,7 +210,7 @@ def test_a_loss_scale_beyond_float16(backend: Backend, reduction: str) -> None:
 
 
 @pytest.mark.parametrize("wanted", ["logits", "labels"])
-def test_second_derivative_raises(backend: Backend, wanted: str) -> None:
+def test_a_second_derivative_raises(backend: Backend, wanted: str) -> None:
     logits = torch.randn(3, 6, device=backend.device, requires_grad=True)
     labels = torch.rand(3, 6, device=backend.device, requires_grad=True)
     loss = rmcla_fast.soft_cross_entropy(logits, labels, backend=backend.name)
@@ -219,9 +218,9 @@ def test_second_derivative_raises(backend: Backend, wanted: str) -> None:
         torch.autograd.grad(loss, {"logits": logits, "labels": labels}[wanted], create_graph=True)
 
 
-def test_labels_that_are_no_class(backend: Backend) -> None:
+def test_labels_outside_the_classes(backend: Backend) -> None:
     logits = torch.randn(4, 10, device=backend.device)
-    for value in (-1, 10, -100, 2**40):  # -100 too: torch's ignore_index is not silently taken over
+    for value in (-1, 10, -100, 2**40):  # also -100, which torch would ignore
         labels = torch.tensor([1, 2, value, 4], device=backend.device)
         if backend.checks_label_values:
             with pytest.raises(ValueError, match=rf"labels must lie in \[0, 10\); got {value} in row 2"):
@@ -232,7 +231,7 @@ def test_labels_that_are_no_class(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_repeats_and_threads_change_no_bit(backend: Backend, reduction: str) -> None:
+def test_repeated_calls_and_threads_change_no_bit(backend: Backend, reduction: str) -> None:
     case = LogitCase(3 if backend.interpreted else 1003, 33, torch.float32, "normal", "contiguous", 4)
     logits, labels = case.logits(backend.device), soft_labels(case, "distribution", torch.float32, backend.device)
     rule = {"reduction": reduction, "backend": backend.name}

@@ -1,4 +1,4 @@
-"""Bytes become [0, 1] with the bits of value / 255, also on devices that divide by a number as CUDA does."""
+"""Bytes are converted to the correctly rounded value / 255, also on devices that divide as CUDA does; strides."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ QUOTIENTS = {
 
 
 class DividesAsCuda(TorchFunctionMode):
-    """A float tensor divided by a Python number is multiplied by the number's reciprocal, as CUDA and Inductor do."""
+    """A mode in which dividing a float tensor by a Python number multiplies by the reciprocal, as on CUDA."""
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -37,7 +37,7 @@ class DividesAsCuda(TorchFunctionMode):
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
-    """The CPU, made to divide as CUDA does, and a GPU where there is one."""
+    """Run the test on the CPU, where division works as on CUDA, and on a GPU if there is one."""
     if request.param == "cuda":
         if not torch.cuda.is_available():
             pytest.skip("there is no CUDA device")
@@ -47,17 +47,17 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
             yield torch.device("cpu")
 
 
-def test_the_emulation_is_off_for_126_bytes() -> None:
+def test_the_emulated_division_is_wrong_for_126_bytes() -> None:
     with DividesAsCuda():
         assert int((BYTES.float() / 255 != QUOTIENTS[torch.float32]).sum()) == 126
 
 
 @pytest.mark.parametrize("dtype", QUOTIENTS, ids=str)
-def test_every_byte_has_the_bits_of_the_quotient(device: torch.device, dtype: torch.dtype) -> None:
+def test_every_byte_is_divided_with_correct_rounding(device: torch.device, dtype: torch.dtype) -> None:
     assert torch.equal(to_unit(BYTES.to(device), dtype).cpu(), QUOTIENTS[dtype])
 
 
-def test_the_reference_and_the_evaluation_convert_bytes_alike(device: torch.device) -> None:
+def test_the_reference_and_the_evaluation_convert_bytes_correctly(device: torch.device) -> None:
     pixels = BYTES.view(1, 1, 16, 16).to(device)
     exact = QUOTIENTS[torch.float32].view(1, 1, 16, 16)
     still = torch.zeros(pixels.shape, device=device)
@@ -72,15 +72,15 @@ def test_the_reference_and_the_evaluation_convert_bytes_alike(device: torch.devi
 
 
 @pytest.mark.parametrize("dtype", QUOTIENTS, ids=str)
-def test_compiled_code_converts_bytes_alike(dtype: torch.dtype) -> None:
-    """Inductor turns a division by a number into a multiplication, too."""
+def test_compiled_code_converts_bytes_correctly(dtype: torch.dtype) -> None:
+    """Inductor too turns a division by a number into a multiplication."""
     place = "cuda" if torch.cuda.is_available() else "cpu"
     converted = torch.compile(to_unit, fullgraph=True, dynamic=False)(BYTES.to(place), dtype)
     assert torch.equal(converted.cpu(), QUOTIENTS[dtype])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
-def test_floats_are_as_they_are(dtype: torch.dtype) -> None:
+def test_floats_are_not_converted(dtype: torch.dtype) -> None:
     images = torch.tensor([0.0, 0.3, float("nan"), 2.0], dtype=dtype)
     assert to_unit(images) is images
 
@@ -92,11 +92,11 @@ def test_floats_are_as_they_are(dtype: torch.dtype) -> None:
         (torch.rand(4, 8, 8, 1).permute(0, 3, 1, 2), (64, 64, 8, 1)),
         (torch.rand(1, 3, 8, 8).as_strided((1, 3, 8, 8), (7, 64, 8, 1)), (192, 64, 8, 1)),
         (torch.rand(1, 8, 8, 3).permute(0, 3, 1, 2).as_strided((1, 3, 8, 8), (7, 1, 24, 3)), (192, 1, 24, 3)),
-        (torch.rand(4, 3, 8, 16)[..., ::2], (384, 128, 16, 2)),  # with gaps: as it was
+        (torch.rand(4, 3, 8, 16)[..., ::2], (384, 128, 16, 2)),  # with gaps, so the strides stay as they are
         (torch.rand(1, 3, 8, 16)[..., ::2], (384, 128, 16, 2)),
     ],
 )
-def test_a_dimension_of_one_element_has_the_stride_of_its_place(images: Tensor, strides: tuple[int, ...]) -> None:
+def test_a_dimension_of_size_one_gets_the_stride_of_its_layout(images: Tensor, strides: tuple[int, ...]) -> None:
     got = with_own_strides(images)
     assert got.stride() == strides
     assert torch.equal(got, images)

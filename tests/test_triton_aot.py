@@ -1,7 +1,7 @@
 """The Triton kernels compiled ahead of time for sm_80 and sm_90, without a GPU: no spills, wide loads, exact results.
 
-Run as a script, in a process where Triton compiles and does not interpret, this file compiles every variant and prints
-what became of it; the tests read that.
+The tests run this file as a script, in a process where Triton compiles and does not interpret. It compiles every
+variant and prints a report, which the tests read.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Variant = tuple[str, Any, dict[str, str], dict[str, Any], int]  # name, kernel, 
 
 
 def row_variants() -> Iterator[Variant]:
-    """`joint_gradient`, `redistribute_labels` and `soft_cross_entropy` on contiguous logits of C classes."""
+    """Yield variants of the kernels on rows, for contiguous logits."""
     from rmcla_fast.triton_kernels import joint_gradient, rows, soft_cross_entropy
     from rmcla_fast.triton_kernels.conversion import alignment_of, arithmetic
 
@@ -72,7 +72,7 @@ def row_variants() -> Iterator[Variant]:
 
 
 def element_variants() -> Iterator[Variant]:
-    """`perturb_step` and `random_start` on images of a size that 16 divides."""
+    """Yield variants of `perturb_step` and `random_start`, for images whose size is a multiple of 16."""
     from rmcla_fast.triton_kernels import elements, perturb_step, random_start
     from rmcla_fast.triton_kernels.conversion import arithmetic
 
@@ -112,7 +112,7 @@ def augmentation_variants() -> Iterator[Variant]:
 
 
 def compile_variant(variant: Variant, capability: int) -> dict[str, Any]:
-    """Compiles for one GPU and reads what ptxas says of it; arguments that are not named are 32-bit integers."""
+    """Compile a variant for one GPU and return facts about its code; arguments without a type are 32-bit integers."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -126,7 +126,7 @@ def compile_variant(variant: Variant, capability: int) -> dict[str, Any]:
     }
     options = {"num_warps": warps, "enable_fp_fusion": name.startswith(("joint", "soft"))}
     source = ASTSource(kernel, signature, constants, aligned)
-    triton.knobs.nvidia.dump_ptxas_log = True  # of the very command that Triton gives
+    triton.knobs.nvidia.dump_ptxas_log = True
     triton.knobs.compilation.always_compile = True
     with redirect_stdout(io.StringIO()) as log:
         stages = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options).asm
@@ -144,7 +144,7 @@ def compile_variant(variant: Variant, capability: int) -> dict[str, Any]:
 
 
 def specializations(kernel: Any, **arguments: Any) -> list[Any]:
-    """What Triton's cache tells a call with these arguments by; the others are constants, and aligned tensors."""
+    """Return the key by which Triton's cache finds the kernel for these arguments; the others have fixed values."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler.compiler import make_backend
     from triton.runtime.jit import create_function_from_signature
@@ -157,7 +157,7 @@ def specializations(kernel: Any, **arguments: Any) -> list[Any]:
 
 
 def recompilations() -> dict[str, bool]:
-    """For each kernel, whether numbers that change from call to call make it compile again."""
+    """Return, for each kernel, whether numbers that change from call to call make it compile again."""
     from rmcla_fast.triton_kernels import augment, joint_gradient, perturb_step, random_start, soft_cross_entropy
 
     numbers = {
@@ -221,20 +221,20 @@ def test_elements_are_loaded_128_bits_at_once(report: dict[str, Any]) -> None:
 
 
 def test_elements_are_counted_in_64_bits(report: dict[str, Any]) -> None:
-    """Their number is a 32-bit argument divided by ALIGNMENT: the product of 2^27 and 16 is no 32-bit integer."""
+    """The argument is 32-bit, and their number is its product with ALIGNMENT, which may need 64 bits: 2^27 times 16."""
     for operator in ("perturb_step", "random_start", "augment"):
         for kernel in kernels(report, operator):
             assert not kernel["narrow_counts"], kernel
 
 
-def test_rows_are_loaded_wide_where_the_number_of_classes_allows(report: dict[str, Any]) -> None:
+def test_rows_are_loaded_wide_if_the_number_of_classes_allows_it(report: dict[str, Any]) -> None:
     for kernel in kernels(report):
         if " 1000 " in kernel["name"] or " 100 " in kernel["name"]:
             assert any(".v" in load for load in kernel["loads"]), kernel
 
 
-def test_arithmetic_that_must_give_the_same_bits_everywhere(report: dict[str, Any]) -> None:
-    """No multiply-add is fused and no subnormal flushed; uint8 is divided exactly; bfloat16 is rounded by the GPU."""
+def test_exact_arithmetic_uses_the_right_instructions(report: dict[str, Any]) -> None:
+    """No multiply-add is fused, no subnormal becomes 0, uint8 is divided exactly, and the GPU rounds to bfloat16."""
     for operator in ("perturb_step", "random_start"):
         for kernel in kernels(report, operator):
             words = kernel["instructions"]
@@ -252,7 +252,7 @@ def test_registers_leave_room_for_every_warp(report: dict[str, Any]) -> None:
         assert kernel["registers"] <= (192 if "float64" in kernel["name"] else limit), kernel
 
 
-def test_numbers_that_change_from_call_to_call_compile_nothing_new(report: dict[str, Any]) -> None:
+def test_numbers_that_change_from_call_to_call_cause_no_compilation(report: dict[str, Any]) -> None:
     assert len(report["recompilations"]) == 5
     assert not any(report["recompilations"].values()), report["recompilations"]
 

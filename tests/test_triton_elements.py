@@ -1,6 +1,6 @@
-"""The Triton kernels on elements: batch geometry, every dtype, the generator and the conversions.
+"""The Triton kernels on elements against the reference: batch geometry, every dtype, the generator, conversions.
 
-The truth is `rmcla_fast.reference`. What every backend owes alike is in test_<operator>.py.
+Tests that all backends share are in test_<operator>.py.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def seed() -> None:
 
 
 def assert_equal(result: Tensor, expected: Tensor, what: str) -> None:
-    """The same bits, and the same memory layout."""
+    """Check that the bits and the memory layout are the same."""
     assert_same_bits(result, expected, what)
     assert result.stride() == expected.stride(), what
 
@@ -49,7 +49,7 @@ IMAGES = {
 
 
 def amounts(images: Tensor) -> list[float | Tensor]:
-    """A float, and tensors (), (B,) and (B,) strided, of which one value means NaN."""
+    """Return a float, and tensors (), (B,) and (B,) strided, of which some values are bad and mean NaN."""
     values: list[float | Tensor] = [8 / 255, torch.tensor(0.03, device=DEVICE)]
     if images.dim():
         per_image = torch.rand(len(images), 2, device=DEVICE) * 0.1
@@ -76,7 +76,7 @@ def test_elements_in_every_layout(name: str) -> None:
             noise[backend] = rmcla_fast.random_start(images, amount, rng=rng, clip=True, backend=backend)
         assert_equal(step["triton"], step["reference"], what)
         assert_equal(noise["triton"], noise["reference"], what)
-        for out in (torch.empty_like(other), images.clone()):  # perhaps another layout, and the images' own
+        for out in (torch.empty_like(other), images.clone()):  # another layout for some images, and their own
             images_or_out = out.copy_(images)
             rmcla_fast.perturb_step(
                 images_or_out, origin, grad, step_size=amount, epsilon=amount, out=out, backend="triton"
@@ -123,7 +123,9 @@ def _words_kernel(rng, block, out, STREAM: tl.constexpr):
 
 
 @pytest.mark.parametrize(("counter", "key", "words"), PHILOX_KNOWN_ANSWERS)
-def test_published_philox_vectors(counter: tuple[int, ...], key: tuple[int, ...], words: tuple[int, ...]) -> None:
+def test_philox_gives_the_published_words(
+    counter: tuple[int, ...], key: tuple[int, ...], words: tuple[int, ...]
+) -> None:
 
     def signed(low: int, high: int) -> int:
         value = low | high << 32
@@ -156,7 +158,7 @@ def test_bfloat16_conversions() -> None:
     torch.testing.assert_close(narrow_result, near.to(torch.bfloat16), rtol=0, atol=0, equal_nan=True)
 
 
-def test_layout_of_a_single_element_does_not_matter() -> None:
+def test_the_stride_of_a_dimension_of_size_one_does_not_matter() -> None:
     first, second = torch.rand(1, 3, 4, 4), torch.rand(1, 3, 4, 4).as_strided((1, 3, 4, 4), (7, 16, 4, 1))
     assert elements.same_layout(first, second)
     assert elements.in_layout_of(first, second) is second

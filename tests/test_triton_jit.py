@@ -1,7 +1,7 @@
-"""The Triton launches through Triton's own JIT, which binds arguments and compares globals, as on a GPU.
+"""The Triton launches go through Triton's JIT compiler, which binds arguments as on a GPU.
 
-Run as a script, in a process where Triton compiles and does not interpret, this file makes every launch on CPU tensors
-with a driver that stands for sm_90 and starts nothing; the tests read what it prints.
+The tests run this file as a script, in a process where Triton compiles and does not interpret. It makes every launch
+with CPU tensors and a stand-in for an sm_90 driver that runs no kernel, and prints a report, which the tests read.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 
 class Driver:
-    """What the JIT asks of a driver before it launches."""
+    """The part of a driver that the JIT compiler needs before a launch."""
 
     def get_current_device(self) -> int:
         return 0
@@ -37,12 +37,12 @@ class Driver:
 
 
 def launches() -> Iterator[str]:
-    """Makes one launch after another; yields its operator's name."""
+    """Make one launch after another; yield the name of each."""
     from rmcla_fast.triton_kernels import augment, joint_gradient, perturb_step, random_start, soft_cross_entropy
 
     images, rng, radii = torch.rand(2, 3, 8, 8), torch.tensor([1, 2]), torch.rand(2)
     labels, dataset = torch.zeros(4, dtype=torch.int64), torch.zeros(5, 3, 8, 8, dtype=torch.uint8)
-    for number in (0.1, 0.0, 1.0):  # 0 and 1 are special to the JIT among integers
+    for number in (0.1, 0.0, 1.0):  # the JIT compiler treats the integers 0 and 1 specially
         perturb_step.perturb_step(images, images, images, number, None, number, None, 0.0, number)
         yield "perturb_step"
         random_start.random_start(images, number, None, rng, 0.0, number, False)
@@ -102,7 +102,7 @@ def report() -> list[dict[str, Any]]:
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def test_a_number_that_changes_compiles_nothing(report: list[dict[str, Any]]) -> None:
+def test_a_number_that_changes_causes_no_compilation(report: list[dict[str, Any]]) -> None:
     kernels: dict[str, set[str]] = {}
     for launch in report:
         kernels.setdefault(launch["name"], set()).add(launch["kernel"])

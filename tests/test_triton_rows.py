@@ -1,6 +1,6 @@
-"""The Triton kernels on rows: their walks over long rows in tiles, integer keys, tie ranks and targets.
+"""The Triton kernels on rows against the reference: long rows in tiles, integer keys, ranks of ties, and targets.
 
-The truth is `rmcla_fast.reference`. What every backend owes alike is in test_<operator>.py.
+Tests that all backends share are in test_<operator>.py.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def seed() -> None:
 
 @pytest.fixture
 def tiles_of_16(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Rows of more than 16 classes are walked in tiles, as on a GPU those of more than 4,096."""
+    """Make kernels read rows of more than 16 classes in tiles, as they do for more than 4,096 classes."""
     monkeypatch.setattr(rows, "LONGEST_TILE", 16)
     rows.block_shape.cache_clear()
     yield
@@ -37,7 +37,7 @@ def tiles_of_16(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def assert_near(result: Tensor | None, expected: Tensor | None, what: str) -> None:
-    """Equal dtype and NaN; values to a few units of the arithmetic, and to one of the storage."""
+    """Check that dtype and NaN are equal, and values within rounding errors of the arithmetic and the storage."""
     assert (result is None) == (expected is None), what
     if result is None or expected is None:
         return
@@ -54,7 +54,7 @@ def assert_near(result: Tensor | None, expected: Tensor | None, what: str) -> No
 
 
 def logits_and_labels(batch: int, classes: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """Few distinct values: ties everywhere."""
+    """Return logits with few distinct values, so that there are many ties, and labels."""
     logits = (torch.randn(batch, classes) * 2).round().to(dtype).to(DEVICE)
     return logits, torch.randint(0, classes, (batch,)).to(DEVICE)
 
@@ -62,7 +62,7 @@ def logits_and_labels(batch: int, classes: int, dtype: torch.dtype = torch.float
 def check_rows(
     logits: Tensor, labels: Tensor, target: str = "mc", scheme: str = "main", top_k: int | None = None
 ) -> None:
-    """`joint_gradient` and `redistribute_labels` against the reference, on rows whose labels are classes."""
+    """Check `joint_gradient` and `redistribute_labels` against the reference."""
     what = f"{tuple(logits.shape)} {logits.dtype} {logits.stride()} {target} {scheme} top {top_k}"
     wanted = labels.flip(0) if target == "given" else target
     rule = {"top_k": top_k, "label_scheme": scheme}
@@ -75,13 +75,13 @@ def check_rows(
             assert_near(got, value, f"{name}, {what}")
     if scheme != "none":
         assert expected.soft_labels is not None
-        assert torch.equal(result.soft_labels == 0, expected.soft_labels == 0), what  # who receives, ties included
+        assert torch.equal(result.soft_labels == 0, expected.soft_labels == 0), what  # the same classes receive mass
         alone = rmcla_fast.redistribute_labels(logits, labels, **rule, backend="triton")
         assert_same_bits(alone, result.soft_labels, what)
 
 
 def check_loss(logits: Tensor, labels: Tensor) -> None:
-    """Loss and both gradients against the reference, for every reduction."""
+    """Check the loss and both gradients against the reference, for every reduction."""
     for reduction in ("mean", "sum", "none"):
         results = []
         for backend in ("triton", "reference"):
@@ -116,7 +116,7 @@ def test_every_top_k(dtype: torch.dtype) -> None:
 
 @pytest.mark.usefixtures("tiles_of_16")
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES)
-def test_rows_walked_in_tiles(dtype: torch.dtype) -> None:
+def test_rows_in_several_tiles(dtype: torch.dtype) -> None:
     logits, labels = logits_and_labels(9, 37, dtype)  # two programs, three tiles
     for number, target in enumerate(TARGETS):
         check_rows(logits, labels, target, ("main", "sup")[number % 2])
@@ -128,7 +128,7 @@ def test_rows_walked_in_tiles(dtype: torch.dtype) -> None:
 @pytest.mark.usefixtures("tiles_of_16")
 def test_ties_across_tiles() -> None:
     logits = torch.zeros(4, 50, device=DEVICE)
-    logits[1, 20:] = -0.0  # equal to 0, and so of the same rank
+    logits[1, 20:] = -0.0  # equal to 0, so these are ties
     logits[2, ::7] = 1.0
     logits[3, 40] = -1.0
     for top_k in (1, 16, 17, 48):
@@ -156,7 +156,7 @@ def test_saturated_logits(value: float) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.usefixtures("tiles_of_16")
-def test_non_finite_rows_walked_in_tiles(value: float) -> None:
+def test_non_finite_rows_in_several_tiles(value: float) -> None:
     logits, labels = logits_and_labels(4, 40)
     logits[0, 39] = logits[2, labels[2]] = value
     for number, target in enumerate(TARGETS):

@@ -1,7 +1,7 @@
-"""How close a result must be, one table for every operator and backend, and the comparisons that read it.
+"""The tolerances of the tests, the same for every backend, and the comparisons that use them.
 
-The exact result is the float64 oracle on the exactly converted input. What is stored in float16 or bfloat16 may be one
-unit in the last place further off than the same result stored in float32.
+The exact result is that of the float64 oracle for the exactly converted input. A result in float16 or bfloat16 may be
+off by one more unit in the last place than the same result in float32.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from torch import Tensor
 
 
 class Tolerance(NamedTuple):
-    """|result - stored| <= absolute + relative * |stored| + units_in_last_place * ulp(stored).
+    """The bound |result - exact| <= absolute + relative * |exact| + units_in_last_place * ulp(exact).
 
-    With units in the last place, `stored` is the exact result rounded to the result's dtype; without, the exact result.
+    If units_in_last_place is not 0, `exact` is first rounded to the dtype of the result.
     """
 
     absolute: float
@@ -34,7 +34,7 @@ GRADIENT = {
     torch.float16: Tolerance(1e-6, units_in_last_place=1),
     torch.bfloat16: Tolerance(1e-6, units_in_last_place=1),
 }
-LABEL_GRADIENT = {  # v = -log p has a loss's magnitude, and the label's dtype
+LABEL_GRADIENT = {  # v = -log p has the magnitude of a loss and the dtype of the labels
     torch.float32: Tolerance(1e-6, 1e-6),
     torch.float64: Tolerance(1e-12, 1e-12),
     torch.float16: Tolerance(1e-6, 1e-6, 1),
@@ -43,12 +43,12 @@ LABEL_GRADIENT = {  # v = -log p has a loss's magnitude, and the label's dtype
 
 
 def exact(tensor: Tensor) -> np.ndarray:
-    """The tensor's values in float64, on the host."""
+    """Return the values of the tensor in float64, on the host."""
     return tensor.detach().cpu().to(torch.float64).numpy()
 
 
 def unit_in_last_place(values: np.ndarray, dtype: torch.dtype) -> np.ndarray:
-    """The distance between neighbours of `dtype` at `values`."""
+    """Return the distance between neighbouring numbers of `dtype` at `values`."""
     info = torch.finfo(dtype)
     magnitude = np.clip(np.nan_to_num(np.abs(values), posinf=info.max), info.smallest_normal, info.max)
     return 2.0 ** np.floor(np.log2(magnitude)) * info.eps
@@ -61,7 +61,7 @@ def assert_close(
     what: str,
     scale: float | np.ndarray = 1.0,
 ) -> None:
-    """NaN exactly where the oracle has NaN, and every other element within the table's tolerance, times `scale`."""
+    """Check that every element is within the table's tolerance times `scale`, and is NaN exactly if the oracle's is."""
     tolerance = table[result.dtype]
     got = exact(result)
     if tolerance.units_in_last_place:
@@ -83,15 +83,18 @@ def assert_close(
 
 
 def assert_soft_labels(soft_labels: Tensor, expected: np.ndarray) -> None:
-    """Close to the oracle's; exactly 0 where no mass goes; each row sums to one."""
+    """Check that soft labels are close to the oracle's, exactly 0 for classes without mass, and sum to 1 in a row."""
     assert_close(soft_labels, expected, SOFT_LABELS, "soft_labels")
-    assert (exact(soft_labels)[expected == 0] == 0).all(), "soft_labels: exactly 0 where no mass goes"
+    assert (exact(soft_labels)[expected == 0] == 0).all(), "soft_labels: must be exactly 0 for classes without mass"
     off = np.abs(exact(soft_labels).sum(1) - 1)
     assert (off[np.isfinite(off)] <= SOFT_LABEL_SUM[soft_labels.dtype]).all(), "soft_labels: rows must sum to 1"
 
 
 def assert_same_bits(result: Tensor, expected: Tensor, what: str) -> None:
-    """The same shape, dtype and value everywhere, NaN beside NaN; the two zeros are one, since max(-0, 0) is either."""
+    """Check that shape, dtype and every value are equal, with NaN equal to NaN.
+
+    The zeros are equal too, since max(-0, 0) may be either.
+    """
     assert result.dtype == expected.dtype, f"{what}: {result.dtype}, expected {expected.dtype}"
     assert result.shape == expected.shape, f"{what}: shape {tuple(result.shape)}, expected {tuple(expected.shape)}"
     result, expected = result.detach().cpu(), expected.detach().cpu()
@@ -105,7 +108,7 @@ def assert_same_bits(result: Tensor, expected: Tensor, what: str) -> None:
 
 
 def assert_threads_change_no_bit(call: Callable[[], Tensor | tuple[Tensor, ...]]) -> None:
-    """The same bits from call to call, and on one, two and three threads."""
+    """Check that repeated calls give the same bits, also with one, two and three threads."""
     threads = torch.get_num_threads()
     results = []
     try:

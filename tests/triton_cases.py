@@ -1,4 +1,4 @@
-"""Where the tests of the Triton backend's own run: on a GPU, or on CPU tensors in Triton's interpreter."""
+"""The device for tests of the Triton backend: a GPU, or the CPU with Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 REASON = dispatch.why_not(DEVICE.type, "triton")
 MARKS = [
     pytest.mark.skipif(bool(REASON), reason=REASON),
-    # The interpreter computes the rows beyond the batch, and NaN rows, in numpy, which warns.
+    # In the interpreter, numpy warns about NaN rows and about rows beyond the batch.
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),
 ]
