@@ -13,7 +13,7 @@ class UserError(Exception):
 
 
 class RunFailed(UserError):
-    """A run that stopped and can be resumed; its text is one sentence on where it stopped. Exit code 1."""
+    """A run that stopped and can be resumed; its text says in one sentence where and how to go on. Exit code 1."""
 
     exit_code = 1
 

@@ -121,7 +121,7 @@ class Recipe:
     def cost(self) -> int:
         """Return the cost of one update in forward passes of the network.
 
-        A backward pass for the images alone, or for the weights alone, counts as one forward pass.
+        A backward pass for only the images, or for only the weights, counts as one forward pass.
         """
         return int(self.clean_forward) + 2 * self.steps + (6 if self.outer_loss == "trades" else 3)
 

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 
-def write_cifar10(root: Path, per_file: int = 20) -> Path:
-    """Write a small CIFAR-10 with the layout, keys and pickle protocol of the Python version."""
+def write_cifar10(root: Path) -> Path:
+    """Write a CIFAR-10 of 20 images per file, with the layout, keys and pickle protocol of the Python version."""
     folder = root / "cifar-10-batches-py"
     folder.mkdir(parents=True)
     draw = np.random.default_rng(0)
+    per_file = 20
     for name in (*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"):
         images = draw.integers(0, 256, (per_file, 3072), dtype=np.uint8)
         labels = [k % 10 for k in range(per_file)]

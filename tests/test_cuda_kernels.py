@@ -82,9 +82,9 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def batch(classes: int, dtype: torch.dtype, rows: int = 3, scale: float = 3.0) -> tuple[Tensor, Tensor, Tensor]:
+def batch(classes: int, dtype: torch.dtype, rows: int = 3) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(classes)
-    logits = (scale * torch.randn(rows, classes, generator=generator, dtype=torch.float64)).to(dtype)
+    logits = (3 * torch.randn(rows, classes, generator=generator, dtype=torch.float64)).to(dtype)
     labels, given = torch.randint(0, classes, (2, rows), generator=generator)
     return logits, labels, given
 

@@ -21,7 +21,7 @@ RMCLA_SHARED void joint_lanes(const JointRows<T>& a, int64_t first) {
   const M label = load_classes<M>(a.labels + first, rows);
   M target = a.given ? load_classes<M>(a.given + first, rows) : label;
 
-  // The extremes of the classes other than the true one, and where they are: the first of equals.
+  // The largest and smallest logit of the classes other than the true one, and their classes; ties go to the lower one.
   V most = simd::splat<V>(-infinity), least = simd::splat<V>(infinity), true_logit = zero, given_logit = zero;
   M most_at{}, least_at{}, magnitude{};
   for (int64_t k = 0; k < classes; ++k) {
@@ -81,24 +81,25 @@ RMCLA_SHARED void joint_lanes(const JointRows<T>& a, int64_t first) {
     store_columns(result, rows, classes, a.gradient + first * classes, a.gradient + a.rows * classes);
     objective = finite ? objective : nan;
     std::memcpy(a.objective + first, &objective, size_t(rows) * sizeof(T));
-    target |= ~finite;  // -1
+    target |= ~finite;  // -1 in rows that are not finite
     Integer targets[kCount];
     simd::store(targets, target);
     for (int64_t row = 0; row < rows; ++row) a.targets[first + row] = targets[row];
   }
 
   if (!a.soft_labels) return;
-  const bool halves = sup && classes == 2;  // the limit of two classes: both shares are equal
+  const bool pair = sup && classes == 2;  // a share of 1 gives the same labels as v, and is never 0
   const V added = sup ? log_sum : simd::splat<V>(std::max(T(a.gamma), T(0x1p-100)));
   for (int64_t k = 0; k < classes; ++k) {
-    const V share = halves ? simd::splat<V>(T(1)) : label_share(z[k], base, added);
+    const V share = pair ? simd::splat<V>(T(1)) : label_share(z[k], base, added);
     result[k] = label == simd::splat<M>(Integer(k)) ? zero : share;
     gap_sum.add(k, result[k]);
   }
   const T beta = T(a.beta);
-  const V kept = beta * (halves ? simd::splat<V>(T(1)) : label_share(least, base, added));
+  const V kept = beta * (pair ? simd::splat<V>(T(1)) : label_share(least, base, added));
   const V total = gap_sum.total() + kept;
-  const V scale = (finite & (total < infinity)) ? V(T(1) / total) : nan;  // infinite of logits that are hardly finite
+  // The shares of very large logits overflow: NaN, since division by infinity would give zeros.
+  const V scale = (finite & (total < infinity)) ? V(T(1) / total) : nan;
   const V kept_share = kept * scale;
   for (int64_t k = 0; k < classes; ++k)
     result[k] = label == simd::splat<M>(Integer(k)) ? kept_share : result[k] * scale;

@@ -11,7 +11,7 @@ from rmcla_fast.models.normalize import Normalize
 
 
 class SmallCNN(nn.Module):
-    """Two 3x3 convolutions and one hidden layer, without batch norm.
+    """Two 3x3 convolutions of 16 and 32 channels and a hidden layer of 100 units, without batch norm.
 
     It maps images (B, C, H, W) in [0, 1], of at least 8x8 pixels, to logits (B, num_classes).
     """
@@ -22,17 +22,16 @@ class SmallCNN(nn.Module):
         channels: int = 1,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        width: int = 16,
     ) -> None:
         super().__init__()
         self.features = nn.Sequential(
             Normalize(channels, mean, std),
-            nn.Conv2d(channels, width, 3, padding=1),
+            nn.Conv2d(channels, 16, 3, padding=1),
             nn.ReLU(inplace=True),
-            nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
+            nn.Conv2d(16, 32, 3, stride=2, padding=1),
             nn.ReLU(inplace=True),
         )
-        self.hidden = nn.Sequential(nn.Linear(2 * width * 16, 100), nn.ReLU(inplace=True))
+        self.hidden = nn.Sequential(nn.Linear(32 * 4 * 4, 100), nn.ReLU(inplace=True))
         self.classifier = nn.Linear(100, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Triton's interpreter truncates where it should round to bfloat16, and loses bfloat16's subnormals. GPUs convert right,
-# in one instruction.
+# Triton's interpreter truncates instead of rounding to bfloat16, and loses bfloat16's subnormals. GPUs convert
+# correctly, in one instruction.
 BFLOAT16_BY_HAND = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
 
