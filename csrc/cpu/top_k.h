@@ -59,7 +59,7 @@ class TopK {
 
  private:
   static constexpr int64_t kManyLanes = 4;
-  static constexpr int64_t kRankByCounting = 64;  // up to so many candidates; nth_element ranks more
+  static constexpr int64_t kRankByCounting = 64;  // with at most this many candidates; nth_element ranks more
 
   // The k-th smallest of ranked_[0, count): the smallest value such that at least k are not above it. It counts in
   // vectors, in O(count^2).
@@ -94,7 +94,7 @@ class TopK {
     return kth_smallest<V>(kManyLanes * R::kCount, k);
   }
 
-  // Removes all candidates, which are in ascending order of index, but the k smallest.
+  // Keeps the k smallest of the candidates, which are in ascending order of index, and removes the others.
   template <typename V>
   RMCLA_SHARED int64_t keep_smallest(int64_t count, int64_t k) {
     std::copy_n(values_, count, ranked_);
