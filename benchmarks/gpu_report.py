@@ -3,7 +3,7 @@
     python benchmarks/gpu_report.py benchmarks/results/nvidia-h100-80gb-hbm3-2026-11-26 --picture docs/h100.png
     python benchmarks/gpu_report.py benchmarks/results/train_step_cpu_eager_fp32_preact-resnet18.json  # of a CPU
 
-docs/h100.md and docs/results.md hold these tables, and tests/test_gpu_report.py checks that they equal what this prints.
+docs/h100.md and docs/results.md hold these tables. tests/test_gpu_report.py checks that they equal what this prints.
 """
 
 from __future__ import annotations

@@ -19,8 +19,6 @@ from rmcla_fast.evaluation import results as record_keeping
 from rmcla_fast.evaluation.curves import loss_surface, over_epsilon, over_iterations
 from rmcla_fast.evaluation.robustbench import entry
 from rmcla_fast.evaluation.run import load_data, open_run
-from rmcla_fast.paper.plan import Plan
-from rmcla_fast.paper.report import command
 from rmcla_fast.training import TrainConfig, checkpoint, train
 
 matplotlib_image = pytest.importorskip("matplotlib.image", reason="pip install 'rmcla-fast[train]'")

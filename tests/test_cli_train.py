@@ -58,7 +58,7 @@ def test_quiet_is_quiet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         ("train --data digits --recipe magic", "no recipe is called 'magic'"),
         ("train --data digits --model magic", "no model is called 'magic'"),
         ("train --data digits --model nowhere:factory", "cannot be found"),
-        ("train --data digits --epsilon 8", "say 8/255 or 0.031373"),
+        ("train --data digits --epsilon 8", "write 8/255 or 0.031373"),
         ("train --data digits --epsilon big", "such as 8/255"),
         ("train --data digits --epochs 0", "--epochs must be at least 1"),
         ("train --data digits --epochs many", "valid integer"),

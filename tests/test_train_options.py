@@ -39,7 +39,7 @@ from rmcla_fast.training.distributed import World
         ({"precision": "fp8"}, "--precision must be one of"),
         ({"capture": "magic"}, "--capture must be one of"),
         ({"seed": -1}, "--seed must be in"),
-        ({"epsilon": "8"}, "say 8/255 or 0.031373"),
+        ({"epsilon": "8"}, "write 8/255 or 0.031373"),
         ({"epochs": "3"}, "--epochs must be a whole number; got '3'"),
         ({"epochs": 3.0}, "--epochs must be a whole number; got 3.0"),
         ({"seed": True}, "--seed must be a whole number; got True"),
