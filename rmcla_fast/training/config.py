@@ -27,8 +27,7 @@ from rmcla_fast.options import (
 )
 from rmcla_fast.precision import PRECISIONS
 from rmcla_fast.training.schedule import SCHEDULES
-
-CAPTURES = ("auto", "eager", "compile", "cuda-graph")
+from rmcla_fast.training.step import CAPTURES
 
 # These options say where a run is and how it is watched, so a resumed run may change them.
 # The others decide the weights and must stay as they were.
