@@ -4,7 +4,7 @@
 the figures of the others there, so its figures are written only to `--rows FILE`. This command measures a GPU in one
 minute, and tests/test_benchmarks.py checks that it selects cases of every operator:
 
-    python -m pytest benchmarks/bench_{perturb_step,random_start,joint_gradient,soft_cross_entropy,augment}.py \\
+    python -m pytest benchmarks/bench_{augment,random_start,perturb_step,joint_gradient,soft_cross_entropy}.py \\
       -m compact -q --benchmark-disable-gc --references-for 30 --rows FILE
 """
 

@@ -47,7 +47,7 @@ for name in $variants; do
     *) usage "VARIANTS knows no '$name'" ;;
   esac
 done
-operator_files=$(echo benchmarks/bench_{perturb_step,random_start,joint_gradient,soft_cross_entropy,augment}.py)
+operator_files=$(echo benchmarks/bench_{augment,random_start,perturb_step,joint_gradient,soft_cross_entropy}.py)
 bench="python3 benchmarks/bench_train_step.py --device $device --precision bf16 --channels-last --no-memory"
 [ "$device" = cpu ] && bench+=" --capture compile"
 pytest="python3 -m pytest -q --tb=short -p no:cacheprovider -rfEs --maxfail=60"
