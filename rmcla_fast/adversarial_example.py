@@ -1,6 +1,7 @@
-"""Adversarial images and labels from (model, images, labels, recipe): the method, readable on one screen.
+"""The adversarial images and labels that an update trains on.
 
-"Bilateral Adversarial Training" (Wang and Zhang, ICCV 2019), and the attacks that other methods train on.
+`attack` is the method of "Bilateral Adversarial Training" (Wang and Zhang, ICCV 2019), and also runs the attacks of the
+other recipes. `adversarial_example` is the public function around it.
 """
 
 from __future__ import annotations
@@ -28,11 +29,14 @@ class AdversarialExample(NamedTuple):
 
     images: Tensor  # (B, C, H, W) float, in [0, 1]
     soft_labels: Tensor | None  # (B, classes) float32 or float64; None where the labels stay one-hot
-    targets: Tensor  # (B,) int64: what the attack moved towards; the labels where untargeted
+    targets: Tensor  # (B,) int64: the classes that the attack moved towards; the labels if it is untargeted
 
 
 class Radii(NamedTuple):
-    """The attack's sizes in pixel units: floats, or float32 scalars on the device that a captured graph reads."""
+    """The sizes of an attack, in the unit of [0, 1] images.
+
+    They are floats, or float32 scalars on the device, which a captured CUDA graph reads at each replay.
+    """
 
     start: float | Tensor
     step: float | Tensor
@@ -42,15 +46,15 @@ class Radii(NamedTuple):
 def adversarial_example(
     model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe, *, rng: Tensor
 ) -> AdversarialExample:
-    """The images and labels that one update of `recipe` trains on.
+    """Return the images and labels that one update of `recipe` trains on.
 
-    The model comes back as it was: mode, buffers (batch norm's statistics too), gradients and requires-grad flags, also
-    after an exception. Its gradients in the weights are never computed.
+    The model's mode, buffers (and so the statistics of batch norm), gradients and requires-grad flags are the same
+    afterwards, also after an exception. Gradients of the weights are never computed.
 
     Args:
         model: any module that maps images in [0, 1], (B, C, H, W), to logits, (B, classes).
-        images: (B, C, H, W) float, or uint8 that means value / 255. The clean ones; not changed.
-        labels: (B,) int64.
+        images: the clean images, (B, C, H, W) float, or uint8 that means value / 255. They are not changed.
+        labels: the true classes, (B,) int64.
         recipe: a value of `rmcla_fast.recipes`.
         rng: int64 tensor (seed, step) on the images' device, for the random start and random targets.
 
@@ -77,7 +81,11 @@ def attack(
     rng: Tensor,
     weight: Tensor | None = None,
 ) -> AdversarialExample:
-    """`adversarial_example` by a forward function in the right mode, and sizes that may be device tensors."""
+    """Return what `adversarial_example` returns, without its checks and its change of the model's mode.
+
+    `forward` maps images to logits in the recipe's mode. `weight` (classes, features) is the weight of the last layer,
+    which only the targets "mosa" and "mix" need.
+    """
     targets, soft_labels = labels, None
     if recipe.steps == 0:
         return AdversarialExample(to_unit(images).detach(), soft_labels, targets)
@@ -93,13 +101,14 @@ def attack(
 
     moved = first_images(images, recipe, sizes, rng)
     for step in range(recipe.steps):
-        # One forward, one backward: the gradient in the logits is fed to autograd, which goes to the images alone.
+        # One forward and one backward pass: autograd begins at the gradient of the logits and ends at the images.
         moved = moved.detach().requires_grad_()
         with torch.enable_grad():
-            # Hooks on a module's inputs fail on a leaf in autograd.grad. Unlike a view this keeps all strides.
+            # Not `moved` itself: hooks on a module's inputs fail on a leaf in autograd.grad. Unlike `view_as`,
+            # `expand_as` keeps all strides.
             logits = forward(moved.expand_as(moved))
         if recipe.outer_loss == "trades":
-            # d KL(clean || adversarial), whose terms nearly cancel: not in 16 bits.
+            # The gradient of KL(clean || adversarial) in the logits. Its terms nearly cancel, so 16 bits are too few.
             grad_logits = logits.detach().softmax(1, _wide(logits)) - clean_logits.softmax(1, _wide(logits))
             grad_logits = grad_logits.to(logits.dtype)
         else:
@@ -107,12 +116,12 @@ def attack(
                 aim = class_target(recipe.target, logits.detach(), labels, rng, weight)
             joint = joint_gradient(logits.detach(), labels, target=aim, **rule)
             grad_logits = joint.grad_logits
-            if step == 0 and recipe.label_source == "start":  # what the first forward says holds for all steps
+            if step == 0 and recipe.label_source == "start":  # the later steps keep these
                 targets, soft_labels, rule = joint.targets, joint.soft_labels, {"label_scheme": "none"}
                 aim = settled(recipe.target, targets)
         (grad,) = torch.autograd.grad(logits, moved, grad_logits)
         moved = moved.detach()
-        # Without projection the ball of radius 1 holds the whole pixel range.
+        # Without projection the radius is 1: such a ball contains every image in [0, 1].
         radius = sizes.epsilon if recipe.project else 1.0
         perturb_step(moved, images, grad, step_size=sizes.step, epsilon=radius, out=moved)
     return AdversarialExample(moved, soft_labels, targets)
@@ -123,19 +132,25 @@ def _wide(logits: Tensor) -> torch.dtype:
 
 
 def settled(target: str, targets: Tensor) -> str | Tensor:
-    """The aim of the later passes: the class that was chosen (a diverged row has -1, and is NaN whatever the class)."""
+    """Return the target of the later steps: the classes that the first pass chose.
+
+    A row whose logits were not finite has class -1. It stays NaN for every target, so it gets class 0.
+    """
     return target if target in ("untargeted", "margin") else targets.clamp(min=0)
 
 
 def radii(recipe: Recipe, epsilon: float | None = None) -> Radii:
-    """The recipe's sizes, at another epsilon where given; a normal start's deviation does not scale with it."""
+    """Return the sizes of the recipe's attack at `epsilon`; None means the recipe's own epsilon.
+
+    The standard deviation of a normal start does not scale with epsilon.
+    """
     radius = recipe.epsilon if epsilon is None else epsilon
     start = recipe.start_ratio * (1.0 if recipe.start == "normal" else radius)
     return Radii(start, recipe.step_ratio * radius, radius)
 
 
 def first_images(images: Tensor, recipe: Recipe, sizes: Radii, rng: Tensor) -> Tensor:
-    """Where the attack starts: a new tensor, not clipped to the pixel range."""
+    """Return the images that the attack starts from: a new tensor, not clipped to the pixel range."""
     if recipe.start == "uniform":
         return random_start(images, sizes.start, rng=rng)
     clean = to_unit(images)
@@ -145,18 +160,19 @@ def first_images(images: Tensor, recipe: Recipe, sizes: Radii, rng: Tensor) -> T
 
 
 def standard_normal(shape: torch.Size, rng: Tensor) -> Tensor:
-    """float32 from pairs of the counter-based uniforms, by Box and Muller's formula."""
+    """Return standard normal float32 numbers: the Box-Muller transform of pairs of counter-based uniform numbers."""
     uniform = random_start(torch.zeros(2, *shape, device=rng.device), 0.5, rng=rng) + 0.5  # [0, 1), exactly
     return (-2 * torch.log1p(-uniform[0])).sqrt() * torch.cos(2 * torch.pi * uniform[1])
 
 
 @contextmanager
 def attack_mode(model: nn.Module, mode: str) -> Iterator[None]:
-    """Put the model into evaluation or training mode inside, and undo that and what training mode does to buffers.
+    """Put the model into evaluation or training mode inside the `with` block; restore modes and buffers after it.
 
-    In mode "train" a model that is training already keeps the modes of its parts, frozen batch norms for example.
-    Nothing here reads a value, so a CUDA graph can hold it. `attacks.checked_model.untouched` uses this for the mode
-    and undoes more, which costs reads.
+    Buffers are restored because training mode changes them, as it does the statistics of batch norm. In mode "train", a
+    model that is training already keeps the modes of its parts, such as frozen batch norms. No value is read on the
+    host, so that a CUDA graph can be captured. `attacks.checked_model.untouched` uses this function for the mode, and
+    restores more, for which it reads values.
     """
     modes = [(module, module.training) for module in model.modules()]
     buffers = [buffer for buffer in model.buffers() if writable(buffer)] if mode == "train" else []
@@ -179,7 +195,7 @@ def writable(tensor: Tensor) -> bool:
 
 
 def check(model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe) -> None:
-    """What the operators do not check: with no attack they do not even run."""
+    """Check what the operators do not check. Without an attack they do not run at all."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
     if not isinstance(recipe, Recipe):
@@ -198,5 +214,5 @@ def check_images_and_labels(images: Tensor, labels: Tensor) -> None:
         got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
         raise TypeError(f"labels must be an int64 tensor of shape ({len(images)},); got {got}")
     if labels.shape != images.shape[:1]:
-        raise ValueError(f"labels must have shape ({len(images)},), one an image; got {tuple(labels.shape)}")
+        raise ValueError(f"labels must have shape ({len(images)},), one per image; got {tuple(labels.shape)}")
     checks.same_device("labels", labels, images, "images")

@@ -1,6 +1,6 @@
-"""CUDA graphs captured by hand: of an attack's step (`captured_work`) and of a whole update (`CapturedUpdate`).
+"""Capture and replay of CUDA graphs: one attack step (`captured_work`), and a whole update (`CapturedUpdate`).
 
-Where a capture fails, nothing of the attempt is left behind.
+If a capture fails, everything that it left in PyTorch, the model and the optimizer is cleaned up.
 """
 
 from __future__ import annotations
@@ -15,56 +15,61 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-WARM_UP = 3  # runs before a capture: cuDNN picks its algorithms, modules compile, the optimizer makes its state
+# Runs before a capture, in which cuDNN picks its algorithms, modules compile and the optimizer creates its state:
+WARM_UP = 3
 Work = Callable[[], None]
 Update = Callable[[Tensor, Tensor], Tensor]
 
-_BROKEN: list[torch.cuda.CUDAGraph] = []  # PyTorch's allocator may ask a graph whose capture broke for ever
+_BROKEN: list[torch.cuda.CUDAGraph] = []  # never freed, since PyTorch's allocator may still use such a graph
 
 
 class CaptureFailed(Exception):
-    """Why something cannot be captured, in one sentence."""
+    """Something cannot be captured in a CUDA graph. The message says why in one sentence."""
 
 
 def record(
     device: torch.device, stream: torch.cuda.Stream, work: Callable[[], Any]
 ) -> tuple[torch.cuda.CUDAGraph, Any]:
-    """`work` as a graph, captured on `stream` without being run, and what it returned; CaptureFailed if it cannot be.
+    """Capture `work` on `stream` without running it, and return the graph and what `work` returned.
 
-    PyTorch does not clean up where the capture itself broke, as it does when the host waits within it: then the stream
-    would stay current, the allocator would go on recording, and the random generator would refuse to draw.
+    PyTorch does not clean up after a capture that broke, for example because the host waited for the GPU. Without the
+    clean-up here, the stream would stay current, the allocator would go on recording, and the random generator would
+    refuse to draw.
+
+    Raises:
+        CaptureFailed: `work` cannot be captured.
     """
     graph = torch.cuda.CUDAGraph()
     pool = torch.cuda.graph_pool_handle()
     try:
         # The outer context puts the current stream back, which the inner one does not if its capture broke.
-        # "thread_local": a thread that pins batches meanwhile must not break the capture.
+        # "thread_local", so that a thread that pins batches at the same time does not break the capture.
         with (
             torch.cuda.stream(torch.cuda.current_stream(device)),
             torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
         ):
             return graph, work()
-    except Exception as error:  # whatever a model does that no graph can hold
+    except Exception as error:  # each operation that a graph cannot hold raises its own
         raise CaptureFailed(first_line(_first(error) if _cleaned_up(graph, device, pool) else error)) from error
 
 
 def _cleaned_up(graph: torch.cuda.CUDAGraph, device: torch.device, pool: Any) -> bool:
-    """Whether there was anything to clean up: not where the capture ended as it should, only too early."""
+    """Clean up after a capture that broke, and return True; return False if PyTorch has ended the capture itself."""
     index = torch.cuda.current_device() if device.index is None else device.index
     try:
         torch._C._cuda_endAllocateToPool(index, pool)
-    except RuntimeError:  # it has ended
+    except RuntimeError:  # the allocator is not recording
         return False
     torch._C._cuda_releasePool(index, pool)
     _BROKEN.append(graph)
     generator = torch.cuda.default_generators[index]
-    generator.graphsafe_set_state(generator.clone_state())  # a copy is in no capture
+    generator.graphsafe_set_state(generator.clone_state())  # a copy belongs to no capture
     torch.cuda.synchronize(device)
     return True
 
 
 def _first(error: BaseException) -> BaseException:
-    """The error that broke the capture; those that followed say no more than that it is broken."""
+    """Return the error that broke the capture. The errors after it only say that the capture is broken."""
     while error.__context__ is not None:
         error = error.__context__
     return error
@@ -72,9 +77,9 @@ def _first(error: BaseException) -> BaseException:
 
 @contextmanager
 def refusing_to_wait() -> Iterator[None]:
-    """CaptureFailed where the host waits for the GPU inside: a capture would break there."""
+    """Raise CaptureFailed if the host waits for the GPU inside the `with` block, since that would break a capture."""
     mode = torch.cuda.get_sync_debug_mode()
-    with warnings.catch_warnings():  # PyTorch says once that the check does not know every way to wait
+    with warnings.catch_warnings():  # PyTorch warns that it does not detect every wait
         warnings.simplefilter("ignore")
         torch.cuda.set_sync_debug_mode("error")
     try:
@@ -86,17 +91,18 @@ def refusing_to_wait() -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, or what it is called."""
+    """Return the first line of the error's message, or the name of its class if there is no message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def captured_work(device: torch.device, work: Work) -> Work:
-    """Return `work`, once it is warm, as one CUDA graph.
+    """Run `work` a few times to warm up, capture it as a CUDA graph, and return the function that replays the graph.
 
-    CaptureFailed for a model that waits for the GPU or refuses to be captured.
+    During the last warm-up, PyTorch's check for synchronisation is on. It finds a model whose control flow depends on
+    values, before a capture would break. Errors of the model itself are raised unchanged.
 
-    The last warm-up runs with PyTorch's check for synchronisation on, so that a model whose control flow depends on its
-    values is found out before a capture breaks in the middle. Errors of the model itself come out as they are.
+    Raises:
+        CaptureFailed: the model waits for the GPU, or cannot be captured for another reason.
     """
     with torch.cuda.device(device):
         stream: torch.cuda.Stream = torch.cuda.Stream()
@@ -114,16 +120,17 @@ def captured_work(device: torch.device, work: Work) -> Work:
 
 
 class CapturedUpdate:
-    """`update(images, labels)`, replayed as one CUDA graph once it is warm.
+    """The function `update(images, labels)`, which is captured as a CUDA graph after a few calls and then replayed.
 
-    The first calls are real updates on a side stream; the first shapes that come a fourth time are captured there and
-    replayed, as they are ever after. A batch of other shapes runs uncaptured. Learning rates are device tensors that
-    the graph reads: a schedule may still write floats into the optimizer's groups. A change of any other
-    hyper-parameter, or of the optimizer's state by `load_state_dict`, captures anew.
+    The first calls are real updates on a side stream. When a batch of the same shapes comes for the fourth time, the
+    update is captured on that stream. This batch, and every later batch of these shapes, is trained on by a replay. A
+    batch of other shapes runs uncaptured. Learning rates are device tensors that the graph reads, so a schedule may
+    still write floats into the optimizer's groups. If any other hyper-parameter changes, or if `load_state_dict`
+    changes the optimizer's state, the update is captured again.
 
-    `rehearse`, of the same arguments, does before a capture what the update asks of the model, and changes nothing: a
-    model that waits for the GPU is found there. A call raises CaptureFailed where the update cannot be captured; the
-    batch was not trained on then, and nothing has changed.
+    Before a capture, `rehearse(images, labels)` runs the part of the update that runs the model, and changes nothing.
+    It finds a model that waits for the GPU. A call raises CaptureFailed if the update cannot be captured. Nothing has
+    changed then, and the batch was not trained on.
     """
 
     def __init__(
@@ -142,21 +149,22 @@ class CapturedUpdate:
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: list[Tensor] = []
         self._loss: Tensor | None = None
-        self._shapes: Any = None  # that it was captured for
+        self._shapes: Any = None  # of the batch that the graph was captured for
         self._captured_with: Any = None
         self._warned = False
-        self._warm: Counter[Any] = Counter()  # updates so far, by their shapes
+        self._warm: Counter[Any] = Counter()  # the number of uncaptured updates, by shapes
         optimizer.register_load_state_dict_post_hook(lambda _: self.forget())
 
     def forget(self) -> None:
-        """Drops the graph; the next calls warm up and capture again."""
+        """Drop the graph, so that the next calls warm up and capture again."""
         self._graph, self._loss, self._inputs = None, None, []
         self._warm.clear()
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         self._bind_learning_rates()
         given = [images, labels]
-        shapes = tuple((tensor.shape, tensor.dtype) for tensor in given)  # any strides are copied into the graph's
+        # Strides do not matter, since the batch is copied into the graph's own tensors.
+        shapes = tuple((tensor.shape, tensor.dtype) for tensor in given)
         hyper_parameters = self._hyper_parameters()
         if hyper_parameters != self._captured_with:
             self.forget()
@@ -168,8 +176,7 @@ class CapturedUpdate:
             if self._graph is not None and shapes[0][0] == self._shapes[0][0] and not self._warned:
                 self._warned = True
                 warnings.warn(
-                    "an update runs uncaptured, since its batch differs from those that the graph was captured for in "
-                    "shape or dtype",
+                    "an update runs uncaptured, since its batch has another shape or dtype than the captured one",
                     stacklevel=3,
                 )
             loss = self._on_side_stream(images, labels)
@@ -190,7 +197,7 @@ class CapturedUpdate:
 
     @contextmanager
     def _beside(self, current: torch.cuda.Stream) -> Iterator[None]:
-        """On the side stream, after what the current one holds and before what it gets next."""
+        """Run the `with` block on the side stream, after the earlier work of `current` and before its later work."""
         self._stream.wait_stream(current)
         try:
             with torch.cuda.stream(self._stream):
@@ -199,9 +206,10 @@ class CapturedUpdate:
             current.wait_stream(self._stream)
 
     def _capture(self, given: list[Tensor]) -> None:
-        """Records one update without running it. Gradients, images and activations live in the graph's own memory.
+        """Capture one update without running it. Gradients, images and activations lie in the graph's own memory.
 
-        CaptureFailed leaves model and optimizer as they were.
+        Raises:
+            CaptureFailed: the update cannot be captured. Model and optimizer are as they were.
         """
         inputs = [tensor.clone(memory_format=torch.preserve_format) for tensor in given]
         images, labels = inputs
@@ -214,7 +222,7 @@ class CapturedUpdate:
         try:
             self._graph, self._loss = record(self._device, self._stream, lambda: self._update(images, labels))
         except CaptureFailed:
-            # A state or gradient that the capture made was never written, and its memory is gone.
+            # States and gradients that the capture created were never written, and their memory is gone.
             optimizer.state.clear()
             optimizer.state.update(states)
             optimizer.zero_grad(set_to_none=True)
@@ -236,12 +244,16 @@ class CapturedUpdate:
 
 
 def _is_note(name: str) -> bool:
-    """What schedules write into a group for themselves."""
+    """Return whether a learning-rate schedule keeps this entry of a group for its own use."""
     return name in ("initial_lr", "max_lr", "min_lr")
 
 
 def resolve_capture(capture: str, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> str:
-    """The capture to begin with; ValueError where "cuda-graph" is asked for and cannot be had."""
+    """Return the capture to begin with.
+
+    Raises:
+        ValueError: "cuda-graph" is asked for, and the device, the model or the optimizer does not allow it.
+    """
     if capture not in ("auto", "cuda-graph"):
         return capture
     reason = ""
@@ -254,7 +266,7 @@ def resolve_capture(capture: str, model: nn.Module, optimizer: torch.optim.Optim
     elif not all(group.get("capturable", True) for group in optimizer.param_groups):
         reason = "the optimizer must be made with capturable=True"
     if capture == "cuda-graph" and reason:
-        raise ValueError(f"capture 'cuda-graph' cannot be had: {reason}")
+        raise ValueError(f"capture 'cuda-graph' is not possible: {reason}")
     if capture == "auto" and reason:
         return "compile" if device.type == "cuda" else "eager"
     return "cuda-graph"

@@ -230,7 +230,7 @@ def test_a_diverged_network_gives_nan_and_not_a_label() -> None:
         ({"recipe": "r-mc-la"}, "recipe must be a Recipe, as rmcla_fast.recipes.get(name) gives it; got str"),
         ({"images": torch.zeros(16, 64)}, "images must have shape (B, C, H, W); got (16, 64)"),
         ({"images": torch.zeros(16, 1, 8, 8, dtype=torch.int32)}, "images must be uint8, float32"),
-        ({"labels": torch.zeros(15, dtype=torch.int64)}, "labels must have shape (16,), one an image; got (15,)"),
+        ({"labels": torch.zeros(15, dtype=torch.int64)}, "labels must have shape (16,), one per image; got (15,)"),
         ({"labels": torch.zeros(16)}, "labels must be an int64 tensor of shape (16,); got torch.float32"),
         ({"labels": [0] * 16}, "labels must be an int64 tensor of shape (16,); got list"),
         ({"rng": torch.zeros(2)}, "rng must be an int64 tensor (seed, step); got torch.float32"),

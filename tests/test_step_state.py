@@ -224,7 +224,7 @@ def test_a_distributed_model_takes_the_same_step(tmp_path: Any) -> None:
         ({"precision": "fp16"}, 'precision "fp16" needs an optimizer made with fused=True'),
         ({"skip_nonfinite": True}, "skip_nonfinite needs an optimizer made with fused=True"),
         ({"capture": "graph"}, "capture must be one of"),
-        ({"capture": "cuda-graph"}, "capture 'cuda-graph' cannot be had: the model is on cpu"),
+        ({"capture": "cuda-graph"}, "capture 'cuda-graph' is not possible: the model is on cpu"),
         ({"seed": 1.5}, "seed must be of type int; got float"),
         ({"seed": 2**64}, "seed must fit 64 bits"),
         ({"clip_norm": 0.0}, "clip_norm must be positive; got 0.0"),
@@ -244,7 +244,7 @@ def test_the_graph_needs_an_optimizer_that_can_be_captured() -> None:
     model, cuda = network(), torch.device("cuda")
     adam = torch.optim.Adam(model.parameters(), fused=True)
     assert resolve_capture("auto", model, adam, cuda) == "compile"
-    with pytest.raises(ValueError, match="cannot be had: the optimizer must be made with capturable=True"):
+    with pytest.raises(ValueError, match="is not possible: the optimizer must be made with capturable=True"):
         resolve_capture("cuda-graph", model, adam, cuda)
     assert resolve_capture("auto", model, sgd(model, fused=True), cuda) == "cuda-graph"
 
@@ -293,7 +293,7 @@ def test_a_captured_update_takes_any_strides_and_says_what_it_cannot_take(monkey
         if update._graph is not None:
             assert torch.equal(update._inputs[0], given)
     assert done == ["run"] * 3 + ["replay"] * 3
-    with pytest.warns(UserWarning, match="an update runs uncaptured, since its batch differs"):
+    with pytest.warns(UserWarning, match="an update runs uncaptured, since its batch has another shape"):
         update(images.double(), labels)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -65,7 +65,7 @@ def test_a_bad_value_is_one_sentence(changes: dict[str, Any], sentence: str) -> 
         ({"model": "small-cnm"}, "no model is called 'small-cnm'"),
         ({"device": "cuda:77"}, "--device cuda:77 cannot be used"),
         ({"device": "toaster"}, "--device toaster cannot be used"),
-        ({"capture": "cuda-graph", "device": "cpu"}, "capture 'cuda-graph' cannot be had"),
+        ({"capture": "cuda-graph", "device": "cpu"}, "capture 'cuda-graph' is not possible"),
         ({"stop_on_overfitting": True, "monitor_images": 0}, "needs images to watch"),
         ({"images_per_class": 100000}, "fewer than the 100000 images per class"),
     ],
