@@ -122,7 +122,7 @@ def test_a_failed_write_leaves_the_old_one(tmp_path: Path, model: nn.Module, mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(RunFailed, match=r"No space left on device\); the one before it still stands"):
+    with pytest.raises(RunFailed, match=r"No space left on device\); the previous checkpoint is kept"):
         checkpoint.save(path, {})
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["checkpoint.pt"]

@@ -39,7 +39,7 @@ def test_train_writes_the_folder_and_prints_its_name(tmp_path: Path, capsys: pyt
     )
     before = {path: path.read_bytes() for path in out.iterdir()}
     assert cli.run(arguments) == 2
-    assert "already holds something; go on with --resume" in capsys.readouterr().err
+    assert "is not empty; go on with --resume" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in out.iterdir()} == before
     assert cli.run([*arguments, "--resume"]) == 0
     assert "is finished: 1 epochs; nothing is left to resume" in capsys.readouterr().err
@@ -110,7 +110,7 @@ def test_a_run_that_fails_midway_exits_with_1(tmp_path: Path, capsys: pytest.Cap
     [
         (500, 2, "run cannot be written: File too large"),  # config.json
         (1000, 1, "could not be written (File too large); --resume goes on"),  # metrics.jsonl or TensorBoard's events
-        (100_000, 1, "best.pt could not be written (File too large); there was none before it"),
+        (100_000, 1, "best.pt could not be written (File too large); there is no earlier one"),
     ],
 )
 def test_a_full_disk_is_one_sentence(tmp_path: Path, largest_file: int, code: int, sentence: str) -> None:
@@ -220,7 +220,7 @@ def test_control_c_outside_the_updates_is_one_sentence(
 
     monkeypatch.setattr(training, "train", interrupted)
     assert cli.run(["train", *QUICK]) == 130
-    assert capsys.readouterr().err.startswith("rmcla: stopped at once; the last checkpoint stands")
+    assert capsys.readouterr().err.startswith("rmcla: stopped at once; the last checkpoint is kept")
 
 
 @pytest.mark.parametrize(

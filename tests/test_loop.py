@@ -71,7 +71,7 @@ def test_a_run_on_the_cpu_leaves_cudnn_alone(tmp_path: Path, monkeypatch: pytest
 def test_an_existing_folder_is_refused_and_a_finished_run_left_alone(tmp_path: Path) -> None:
     train(small(tmp_path / "a", epochs=1))
     before = (tmp_path / "a" / "checkpoint.pt").read_bytes()
-    with pytest.raises(UserError, match="already holds something; go on with --resume"):
+    with pytest.raises(UserError, match="is not empty; go on with --resume"):
         train(small(tmp_path / "a", epochs=1))
     train(small(tmp_path / "a", epochs=1, resume=True))
     train(TrainConfig(out=str(tmp_path / "a"), resume=True, workers=1))

@@ -210,7 +210,7 @@ def test_a_model_that_waits_goes_on_uncaptured() -> None:
     asked = make_branching("cuda-graph")
     for n in range(3):
         asked(*wide_batch(n))
-    with pytest.raises(UserError, match="capture 'cuda-graph' cannot be had"):
+    with pytest.raises(UserError, match="capture 'cuda-graph' is not possible"):
         asked(*wide_batch(3))
 
 

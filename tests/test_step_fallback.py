@@ -154,7 +154,7 @@ def test_an_asked_for_compilation_that_fails_is_one_sentence_and_nothing_is_lost
     monkeypatch.setattr(torch, "compile", compiler)
     step = make(network(), captured)
     before = state(step)
-    words = f"capture '{captured}' cannot be had, since torch.compile cannot compile the model: no kernel for this"
+    words = f"capture '{captured}' is not possible, since torch.compile cannot compile the model: no kernel for this"
     with pytest.raises(UserError, match=words):
         step(*given(0))
     assert same(state(step), before)
@@ -229,7 +229,7 @@ def test_an_asked_for_capture_that_fails_is_one_sentence_and_nothing_is_lost(
     for n in range(cuda_graph.WARM_UP):
         step(*given(n))
     before = state(step)
-    with pytest.raises(UserError, match="capture 'cuda-graph' cannot be had, since the update cannot be captured"):
+    with pytest.raises(UserError, match="capture 'cuda-graph' is not possible, since the update cannot be captured"):
         step(*given(cuda_graph.WARM_UP))
     assert same(state(step), before)
     assert step.calls == cuda_graph.WARM_UP

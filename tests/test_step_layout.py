@@ -95,7 +95,7 @@ def test_a_pass_that_runs_eager_says_so_once(passed: Passed) -> None:
     images = torch.rand(4, 3, 6, 6)
     passes.update(images)
     images = images.contiguous(memory_format=torch.channels_last)
-    with pytest.warns(UserWarning, match=r"a pass runs eager, since its images are torch\.float32 with strides"):
+    with pytest.warns(UserWarning, match=r"a pass runs eagerly, since its images are torch\.float32 with strides"):
         passes.update(images)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

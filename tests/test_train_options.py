@@ -166,7 +166,7 @@ def larger_images(num_classes: int, channels: int) -> torch.nn.Module:
 
 @pytest.mark.parametrize(
     ("factory", "sentence"),
-    [("five_classes", r"must answer logits of shape \(1, 10\)"), ("larger_images", "cannot take")],
+    [("five_classes", r"must return logits of shape \(1, 10\)"), ("larger_images", "cannot take")],
 )
 def test_a_model_that_does_not_fit_the_data_is_refused_before_anything_is_written(
     tmp_path: Path, factory: str, sentence: str

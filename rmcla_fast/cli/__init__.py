@@ -62,7 +62,7 @@ def run(arguments: list[str]) -> int:
     try:
         code = app(arguments or ["--help"], prog_name="rmcla", standalone_mode=False) or 0
         if code == 130:  # typer catches Ctrl-C and prints nothing
-            resumes = "; the last checkpoint stands, and --resume goes on from it" if arguments[:1] == ["train"] else ""
+            resumes = "; the last checkpoint is kept; --resume goes on from it" if arguments[:1] == ["train"] else ""
             return _print_error(f"stopped at once{resumes}", code)
         return code
     except typer.Exit as error:
@@ -73,10 +73,10 @@ def run(arguments: list[str]) -> int:
         return _print_error("stopped", 130)
     except UserError as error:
         return _print_error(str(error), error.exit_code)
-    except RuntimeError as error:  # torch raises it where the memory of a GPU or of the system is too short
+    except RuntimeError as error:  # torch raises it if a GPU or the system is out of memory
         if not any(words in str(error) for words in ("out of memory", "can't allocate memory")):
             raise
-        return _print_error(f"memory is too short, give a smaller --batch-size: {str(error).splitlines()[0]}", 1)
+        return _print_error(f"not enough memory; give a smaller --batch-size: {str(error).splitlines()[0]}", 1)
     except BrokenPipeError:  # the reader of stdout, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

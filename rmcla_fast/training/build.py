@@ -1,4 +1,4 @@
-"""Build the parts of a run from its options: model, optimizer, update, loader and monitor."""
+"""The parts of a run, built from its options: model, optimizer, update, loader and monitor."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ class Parts:
 
     @property
     def watched(self) -> nn.Module:
-        """The model that is watched and loaded: the average where there is one."""
+        """Return the model that is measured and later loaded: the average of the weights, if the run keeps one."""
         return self.model if self.ema is None else self.ema.module
 
 
 def choose_device(name: str | None) -> torch.device:
-    """Return the device of that name, or a GPU where there is one and none was named. A GPU comes with its index.
+    """Return the device called `name`. None means a GPU if there is one, else the CPU. A GPU has its index.
 
     Raises:
-        UserError: no such device here.
+        UserError: the device does not exist or cannot be used.
     """
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -64,7 +64,7 @@ def choose_device(name: str | None) -> torch.device:
 
 
 def choose_recipe(config: ResolvedConfig) -> Recipe:
-    """Return the run's recipe at its epsilon and beta; UserError where no recipe has that name."""
+    """Return the run's recipe with the run's epsilon and beta; raise UserError if no recipe has this name."""
     try:
         return recipes.get(config.recipe).replace(epsilon=config.epsilon, beta=config.beta)
     except ValueError as error:
@@ -76,7 +76,7 @@ def build(config: ResolvedConfig, splits: DataSplits, device: torch.device, worl
 
     Raises:
         UserError: one sentence: an unknown recipe or model, a precision that the device lacks, too few images, a
-            batch that cannot be cut.
+            batch that cannot be cut into equal pieces, or no held-out images for `stop_on_overfitting`.
     """
     recipe = choose_recipe(config)
     seed, batch_size, precision = config.seed, config.batch_size, config.precision
@@ -95,7 +95,7 @@ def build(config: ResolvedConfig, splits: DataSplits, device: torch.device, worl
     model = create_model(config.model, splits.num_classes, splits.train.shape[0]).to(device)
     if device.type == "cuda":
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    _check_answer(model, config.model, splits, device)
+    _check_logits(model, config.model, splits, device)
     schedule = Schedule(config.schedule, config.lr, config.epochs * updates)
     optimizer = build_optimizer(model, schedule.rate(0), config.momentum, config.weight_decay)
     ema = ExponentialAverage(model, config.ema) if config.ema else None
@@ -120,7 +120,7 @@ def build(config: ResolvedConfig, splits: DataSplits, device: torch.device, worl
     else:
         flip = config.data != "svhn"  # a mirrored digit is no longer that digit
         loader = Loader(train, batch_size, seed, device, step.rng, config.augment, flip, world)
-    torch.manual_seed(world.torch_seed(seed))  # for what the network itself draws, as dropout does
+    torch.manual_seed(world.torch_seed(seed))  # seeds the network's own draws, such as those of dropout
     monitor = (
         Monitor(held_out, recipe.epsilon, device, seed)
         if held_out is not None and len(held_out) and world.is_main
@@ -131,7 +131,7 @@ def build(config: ResolvedConfig, splits: DataSplits, device: torch.device, worl
 
 
 def _held_out(config: ResolvedConfig, splits: DataSplits) -> tuple[ImageSet | StreamedSet, ImageSet | None]:
-    """Return (images to train on, images to watch). At most a tenth of the training images are held out."""
+    """Return (images to train on, held-out images). At most a tenth of the training images are held out."""
     count = min(config.monitor_images, len(splits.train) // 10)
     if not count:
         return splits.train, None
@@ -142,7 +142,7 @@ def _held_out(config: ResolvedConfig, splits: DataSplits) -> tuple[ImageSet | St
 
 
 def create_model(name: str, num_classes: int, channels: int) -> nn.Module:
-    """Return the network of that name; UserError, with the names there are, where there is none."""
+    """Return the network called `name`; raise UserError, with the known names, if there is none."""
     try:
         return models.create(name, num_classes, channels)
     except (ValueError, TypeError, ImportError) as error:
@@ -150,8 +150,8 @@ def create_model(name: str, num_classes: int, channels: int) -> nn.Module:
 
 
 @torch.no_grad()
-def _check_answer(model: nn.Module, name: str, splits: DataSplits, device: torch.device) -> None:
-    """Raise a UserError where the model cannot take the images or answers another number of classes."""
+def _check_logits(model: nn.Module, name: str, splits: DataSplits, device: torch.device) -> None:
+    """Raise UserError if the model cannot take the images, or returns logits of another number of classes."""
     image = torch.zeros(1, *splits.train.shape, device=device)
     try:
         with attack_mode(model, "eval"):
@@ -162,7 +162,9 @@ def _check_answer(model: nn.Module, name: str, splits: DataSplits, device: torch
         ) from error
     shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
     if shape != (1, splits.num_classes):
-        raise UserError(f"model {name} must answer logits of shape (1, {splits.num_classes}) to one image; got {shape}")
+        raise UserError(
+            f"model {name} must return logits of shape (1, {splits.num_classes}) for one image; got {shape}"
+        )
 
 
 def describe(config: ResolvedConfig, splits: DataSplits) -> dict[str, Any]:

@@ -18,10 +18,10 @@ KEYS = ("model", "ema", "optimizer", "schedule", "rng", "epoch", "step", "config
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
-    """Write `state` so that `path` holds the old content or the new one, whole, whenever the process is killed.
+    """Write `state` so that `path` holds either the whole old or the whole new content if the process is killed.
 
     Raises:
-        RunFailed: the disk is full or the folder cannot be written; the old content stands.
+        RunFailed: the disk is full or the folder cannot be written; the old content is kept.
     """
     try:
         with replacing(path) as file:
@@ -29,7 +29,7 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
         cause = error if isinstance(error, OSError) else error.__context__  # the system's error, below torch's
         why = cause.strerror if isinstance(cause, OSError) else str(error).splitlines()[0]
-        before = "the one before it still stands" if path.exists() else "there was none before it"
+        before = "the previous checkpoint is kept" if path.exists() else "there is no earlier one"
         raise RunFailed(f"{path} could not be written ({why}); {before}") from error
 
 
@@ -37,13 +37,13 @@ def read(path: Path) -> dict[str, Any]:
     """Return the checkpoint in `path`, on the CPU. No code that it might hold is run.
 
     Raises:
-        UserError: no file, a truncated one, or one that is no checkpoint of this library.
+        UserError: the file does not exist, is truncated, or is not a checkpoint of this library.
     """
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}; train first, or name another run folder")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # zip, pickle and torch each raise their own on a damaged file
+    except Exception as error:  # for a damaged file, zip, pickle and torch raise different ones
         raise UserError(
             f"{path} is truncated or was not written by rmcla_fast, and cannot be read as a checkpoint"
         ) from error
@@ -54,17 +54,19 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def load(run_folder: str | Path, which: str = "last", model: str | nn.Module | None = None) -> nn.Module:
-    """Return the trained model of a run, in evaluation mode: images in [0, 1] to logits. EMA weights where kept.
+    """Return the trained model of a run, in evaluation mode. It maps images in [0, 1] to logits.
+
+    Its weights are the moving average (EMA), if the run kept one.
 
     Args:
-        run_folder: what `rmcla train` wrote.
-        which: "last", or "best": the highest PGD accuracy on the held-out images.
-        model: needed only where the run's model came from a factory of your own. It is "package.module:factory" again,
-            since a checkpoint never decides what code is imported, or the module itself, whose weights are replaced.
+        run_folder: the folder that `rmcla train` wrote.
+        which: the "last" checkpoint, or the "best" one, with the highest PGD accuracy on the held-out images.
+        model: needed only if the run's model came from a factory of your own, since a checkpoint never decides what
+            code is imported. It is "package.module:factory" again, or a module whose weights are replaced.
 
     Raises:
-        UserError: one sentence: no such checkpoint, a truncated or foreign one, a factory that was not named again, or
-            weights that do not fit the model.
+        UserError: one sentence: a checkpoint that does not exist, is truncated or was written by another program, a
+            factory that was not named again, or weights that do not fit the model.
     """
     if which not in ("last", "best"):
         raise UserError(f"which must be 'last' or 'best'; got {which!r}")

@@ -59,8 +59,8 @@ def setting(help: str, default: Value | None, rule: Rule | None = None, **for_da
         rule: the condition that the value is held to.
         for_data: the values for single data sets, by name.
     """
-    of_one = [f"{name}: {as_text(value) or 'off'}" for name, value in for_data.items()]
-    shown = "; ".join(filter(None, ("torch's choice" if default is None else as_text(default), *of_one)))
+    by_data = [f"{name}: {as_text(value) or 'off'}" for name, value in for_data.items()]
+    shown = "; ".join(filter(None, ("torch's choice" if default is None else as_text(default), *by_data)))
     return option(help, None, rule, shown=shown, default_for={name: for_data.get(name, default) for name in DATASETS})
 
 

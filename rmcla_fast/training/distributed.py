@@ -1,8 +1,9 @@
-"""Training by several processes that torchrun starts: they share each batch equally and average their gradients.
+"""Distributed training: the processes that torchrun starts share each batch equally and average their gradients.
 
-`torchrun --nproc-per-node 8 -m rmcla_fast.cli train ...`. Each process has a GPU or a share of the
-cores, and the batch size is that of all ranks together. The attack synchronises nothing. Each rank draws its own noise.
-Batch norm normalises by its rank's images, and the running statistics are those of rank 0, which watches and writes.
+The command is `torchrun --nproc-per-node 8 -m rmcla_fast.cli train ...`. Each process has a GPU or a share of the CPU
+cores. The batch size counts the images of all ranks together. The attack needs no communication, and each rank draws
+its own noise. Batch norm normalises by the images of its own rank. The running statistics are those of rank 0, which
+also measures the held-out images and writes the files.
 """
 
 from __future__ import annotations
@@ -24,19 +25,19 @@ from torch.nn.parallel import DistributedDataParallel
 from rmcla_fast.errors import RunFailed, UserError
 
 Value = TypeVar("Value")
-TIMEOUT = timedelta(minutes=10)  # the ranks' patience with one that is lost, and with rank 0 while it writes
+TIMEOUT = timedelta(minutes=10)  # how long ranks wait for a lost one, or for rank 0 while it writes
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among its peers; alone it is rank 0 of 1."""
+    """The rank of this process and the number of processes. A process on its own is rank 0 of 1."""
 
     rank: int = 0
     size: int = 1
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that watches and writes."""
+        """Return whether this is the process that measures the held-out images and writes the files."""
         return self.rank == 0
 
     def seed(self, seed: int) -> int:
@@ -51,7 +52,7 @@ class World:
         """Return the model with gradients averaged over the ranks, or the model itself where there is one rank."""
         if self.size == 1:
             return model
-        warnings.filterwarnings("ignore", "Grad strides do not match")  # where a size is 1, strides mean nothing
+        warnings.filterwarnings("ignore", "Grad strides do not match")  # the stride of a size of 1 has no effect
         return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
 
     def mean(self, values: Tensor) -> Tensor:
@@ -73,7 +74,7 @@ class World:
         return values
 
     def wait(self) -> None:
-        """Wait until every rank is here."""
+        """Wait until every rank has called this method."""
         if self.size > 1:
             dist.barrier()
 
@@ -83,15 +84,15 @@ def joined(device: torch.device) -> Iterator[World]:
     """Join the processes that torchrun started, and leave them at the end.
 
     Raises:
-        UserError: torchrun's variables are incomplete, or the ranks do not find one another.
-        RunFailed: a rank was lost; the last checkpoint stands.
+        UserError: torchrun's environment variables are incomplete, or the ranks do not find one another.
+        RunFailed: a rank was lost; the last checkpoint is kept.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield World()
         return
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # where NCCL's barrier works, and what it gathers
+        torch.cuda.set_device(device)  # NCCL's barrier and gathers use the current device
     try:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
@@ -99,8 +100,8 @@ def joined(device: torch.device) -> Iterator[World]:
     world = World(dist.get_rank(), size)
     try:
         yield world
-        # DistributedDataParallel keeps the group until it is itself let go, and then joins gloo's threads without
-        # releasing the interpreter, which they may still need to free the last call's tensor: here they can.
+        # DistributedDataParallel keeps the group alive. When it is freed, it waits for gloo's threads without releasing
+        # the interpreter lock, which they may still need to free a tensor. During this barrier they can take the lock.
         world.wait()
     except RuntimeError as error:
         if not lost(error):
@@ -110,16 +111,16 @@ def joined(device: torch.device) -> Iterator[World]:
             "start all ranks again with --resume to go on from the last checkpoint"
         ) from error
     else:
-        dist.destroy_process_group()  # not after an error: it would wait for those that are gone
+        dist.destroy_process_group()  # not after an error, since it would wait for the lost ranks
 
 
 def local_device(name: str | None) -> str | None:
-    """Return this rank's own GPU where torchrun started the process and no device was named; else `name`."""
+    """Return this rank's own GPU if torchrun started the process and `name` is None or "cuda"; else return `name`."""
     rank = os.environ.get("LOCAL_RANK")
     return f"cuda:{rank}" if name in (None, "cuda") and rank is not None and torch.cuda.is_available() else name
 
 
 def lost(error: RuntimeError) -> bool:
-    """Return whether a collective failed because a peer is gone."""
+    """Return whether a collective operation failed because another rank is gone."""
     text = str(error).lower()
     return isinstance(error, dist.DistError) or any(word in text for word in ("gloo", "nccl", "peer", "timed out"))

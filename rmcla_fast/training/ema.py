@@ -1,4 +1,4 @@
-"""The exponential moving average of a model's weights, updated in one fused pass and without the host."""
+"""The exponential moving average of a model's weights, updated on the device in one fused pass."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from rmcla_fast.adversarial_example import writable
 
 
 class ExponentialAverage(nn.Module):
-    """`average.module` is a copy of the model whose weights and buffers follow it: a <- decay a + (1 - decay) w.
+    """A copy of a model, `average.module`, whose weights and buffers follow those of the model.
+
+    Each update is average <- decay * average + (1 - decay) * model.
 
     Args:
         model: the model to follow; it is copied at once.
@@ -30,7 +32,7 @@ class ExponentialAverage(nn.Module):
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Move towards the model's present weights. Counters and other integers are copied."""
+        """Move the average towards the model's current weights. Counters and other integers are copied."""
         average, current, counters, counts = [], [], [], []
         for ours, theirs in zip(_tensors(self.module), _tensors(model), strict=True):
             if not writable(ours):

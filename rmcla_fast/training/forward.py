@@ -17,12 +17,12 @@ Signature = tuple[torch.Size, tuple[int, ...], torch.dtype]
 
 
 class Passes:
-    """`attack(images)` and `update(images)` give logits, eager or compiled, in one precision and memory layout.
+    """The passes `attack(images)` and `update(images)`, eager or compiled, in one precision and memory layout.
 
     Eager autograd computes only the gradients that are asked for. A compiled module with trainable parameters computes
     theirs, too. So the compiled attack sees detached views of the parameters, which share their storage and therefore
     follow every update. Both passes are compiled for the largest batch's shape, because a run may be resumed at an
-    epoch's last, smaller batch. Other shapes run eager.
+    epoch's last, smaller batch. Batches of other shapes run eagerly.
     """
 
     def __init__(self, model: nn.Module, precision: str, compiled: bool) -> None:
@@ -41,7 +41,7 @@ class Passes:
         self._compiled_for: Signature | None = None
         self._compiled: tuple[Any, Any] | None = None
         self._warned = False
-        self.eager = False  # whether the compiled passes are not used
+        self.eager = False  # True: run eagerly, even if there are compiled passes
         if compiled:
             # Inductor's own CUDA graphs are off, since the whole update is captured by hand. Its other options are as
             # the process has set them in torch._inductor.config. On an H100 combo_kernels gained 3 %, programmatic
@@ -100,7 +100,7 @@ class Passes:
         if images.shape == self._compiled_for[0] and not self._warned:
             self._warned = True
             warnings.warn(
-                f"a pass runs eager, since its images are {images.dtype} with strides {images.stride()} and it was "
+                f"a pass runs eagerly, since its images are {images.dtype} with strides {images.stride()} and it was "
                 f"compiled for {self._compiled_for[2]} with strides {self._compiled_for[1]}",
                 stacklevel=2,
             )

@@ -19,15 +19,15 @@ from rmcla_fast.training.forward import Passes
 
 
 class Gradients:
-    """`gradients(images, labels)` leaves the weights' gradients of one update in `.grad`, and returns its loss.
+    """The gradients of one update: `gradients(images, labels)` stores them in `.grad` and returns the loss.
 
     Args:
         model: the model, perhaps wrapped in DistributedDataParallel.
-        optimizer: whose gradients are cleared first.
+        optimizer: the optimizer, whose gradients are cleared first.
         recipe: how the adversarial images and labels are made, and which loss is descended.
         passes: the model's passes for the attack and for the update.
-        seed: of the noise; see `TrainStep`.
-        accumulate: how many pieces a batch is cut into, one after the other.
+        seed: the seed of the noise; see `TrainStep`.
+        accumulate: how many pieces a batch is cut into; they run one after the other.
         loss_scale: a float32 scalar on the device that multiplies the gradients, or None.
     """
 
@@ -49,7 +49,7 @@ class Gradients:
         self._last_weight = last_linear(model) if recipe.target in ("mosa", "mix") else None
 
     def set_epsilon(self, epsilon: float) -> None:
-        """Scale the radius, the step and the start of the next attacks. A captured graph reads the new sizes."""
+        """Set epsilon for the next attacks, and scale step and start with it. A captured graph reads the new sizes."""
         for place, size in enumerate(radii(self._recipe, epsilon)):
             self._radii[place].fill_(size)
 
@@ -67,7 +67,7 @@ class Gradients:
         return losses[0] if count == 1 else torch.stack(losses).sum()
 
     def _synchronised(self, last: bool) -> AbstractContextManager[Any]:
-        """Let the ranks sum their gradients in the backward pass of the last piece alone."""
+        """Let the ranks sum their gradients only in the backward pass of the last piece."""
         wrapped = isinstance(self._model, DistributedDataParallel)
         return self._model.no_sync() if wrapped and not last else nullcontext()  # type: ignore[operator]
 
@@ -101,7 +101,7 @@ class Gradients:
             return loss.detach()
         logits = self._passes.update(example.images)
         targets = labels if example.soft_labels is None else example.soft_labels
-        # The operator gives loss and gradient in one pass. Called without autograd, it spares the nodes between them.
+        # The operator returns loss and gradient in one pass. Calling it outside autograd saves the graph's nodes.
         operator = dispatch.choose("soft_cross_entropy", logits, None)
         loss, grad_logits, _ = operator(logits.detach(), targets, "mean", False)
         if scale is None:

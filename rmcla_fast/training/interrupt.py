@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM: the update is finished and a checkpoint written first. A second signal stops at once."""
+"""The handling of Ctrl-C and SIGTERM: a run finishes its update and writes a checkpoint before it stops.
+
+A second signal stops it at once.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,14 @@ from types import FrameType, TracebackType
 
 
 class StopRequest:
-    """Within `with StopRequest() as stop:`, `stop.signal` is the signal that asked to stop, or None."""
+    """A request to stop: inside `with StopRequest() as stop:`, `stop.signal` is the signal that came, or None."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers only there
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._ask)
         return self

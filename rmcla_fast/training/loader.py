@@ -1,4 +1,7 @@
-"""Loader of a data set that is held as uint8, on the device where it fits; their order depends on (seed, epoch)."""
+"""Loaders of training batches: from uint8 images in memory, on the device if they fit, or from image files on disk.
+
+The order of the images depends only on (seed, epoch).
+"""
 
 from __future__ import annotations
 
@@ -46,10 +49,10 @@ class Loader:
     Args:
         data: the training set.
         batch_size: images in an update.
-        seed: of the order.
-        device: where the batches are wanted.
-        rng: int64 (seed, step) on the device, from which crops and flips are drawn: the update's own, which advances
-            it. So a batch is drawn after the update before it was made.
+        seed: the seed of the order.
+        device: the device of the batches.
+        rng: int64 (seed, step) on the device, from which crops and flips are drawn. It belongs to the update, which
+            advances it, so a batch must not be drawn before the previous update is made.
         augment: whether images are cropped with a padding of 4.
         flip: whether half of the augmented images are mirrored left to right, too.
         world: the processes that share each batch equally. Up to `world.size` - 1 images of a last batch are left out.
@@ -69,7 +72,7 @@ class Loader:
         self.steps = steps_in_epoch(len(data), batch_size, world.size)
         self._batch_size, self._seed, self._device, self._rng, self._world = batch_size, seed, device, rng, world
         self._augment, self._flip = augment, flip
-        self._layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format  # the network's
+        self._layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format  # that of the network
         self._labels = data.labels.to(device)
         self._images = data.images.to(device) if _fits(data.images, device) else data.images
 
@@ -95,15 +98,15 @@ class Loader:
 class StreamedLoader:
     """The batches of a training set that stays on disk: worker processes decode, crop and flip ahead of the updates.
 
-    An unreadable image stops the run with a UserError that names it.
+    An unreadable image stops the run with a RunFailed that names it.
 
     Args:
         data: the files of the training set.
         batch_size: images in an update.
-        seed: of the order, the crops and the flips.
-        device: where the batches are wanted.
-        augment: whether images are cropped at random and flipped; else their middle is taken.
-        workers: processes that decode; 0 decodes in this process.
+        seed: the seed of the order, the crops and the flips.
+        device: the device of the batches.
+        augment: whether images are cropped at random and flipped; if not, their middle is taken.
+        workers: the number of processes that decode; with 0, this process decodes.
         world: the processes that share each batch equally.
     """
 
@@ -130,7 +133,7 @@ class StreamedLoader:
             self._decoder,
             batch_sampler=[[(row, epoch) for row in share.tolist()] for share in shares],
             num_workers=self._workers,
-            # A generator of its own, so that the model's draws do not depend on where a run was resumed.
+            # The loader has its own generator, so that the model's draws do not depend on where a run was resumed.
             generator=torch.Generator(),
             pin_memory=self._device.type == "cuda",
             prefetch_factor=4 if self._workers else None,

@@ -1,4 +1,4 @@
-"""`train(config)`: a run from the first update to the last, which is watched, logged and saved along the way."""
+"""`train(config)`: a run from the first update to the last, with its measurements, logs and checkpoints."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ from rmcla_fast.training.schedule import set_rate, warmed_up
 
 
 def train(config: TrainConfig, *, quiet: bool = True) -> Path:
-    """Train as `config` says and return the run folder. The command `rmcla train` is this function.
+    """Train as `config` says and return the run folder. The command `rmcla train` calls this function.
 
-    Killed at any instant and called again with `resume`, a run on the CPU ends with the bits of an uninterrupted one.
+    A run on the CPU that is killed at any instant and resumed ends with the same weights, bit for bit, as one that was
+    not interrupted.
     On a GPU, cuDNN measures which of its algorithms are the fastest (`torch.backends.cudnn.benchmark`), unless
     deterministic ones are asked for. This setting and torch's number of threads are put back at the end.
 
@@ -42,7 +43,7 @@ def train(config: TrainConfig, *, quiet: bool = True) -> Path:
         quiet: whether to show no progress.
 
     Raises:
-        UserError: the run cannot start, in one sentence; nothing was written.
+        UserError: the run cannot start. The message says why in one sentence, and nothing was written.
         RunFailed: the run stopped midway: a loss that is not finite, a full disk, or catastrophic overfitting where
             `stop_on_overfitting` is set.
         Interrupted: Ctrl-C or SIGTERM stopped it, after the checkpoint was written.
@@ -185,13 +186,13 @@ class _Run:
         return False
 
     def _warm_up(self) -> None:
-        """Set the next update's epsilon while it grows."""
+        """Set the epsilon of the next update during the warm-up, in which epsilon grows."""
         parts = self.parts
         if parts.warm_up_steps and self.at.step <= parts.warm_up_steps:
             parts.step.epsilon = warmed_up(parts.recipe.epsilon, self.at.step, parts.warm_up_steps)
 
     def _interrupted(self, stop: StopRequest) -> None:
-        number = stop.signal or signal.SIGINT  # another rank may have got it
+        number = stop.signal or signal.SIGINT  # the signal may have reached only another rank
         factory = f" --model {self.config.model}" if ":" in self.config.model else ""
         raise Interrupted(
             f"stopped by {number.name} at step {self.at.step} of {self.total_steps}; "

@@ -14,11 +14,11 @@ FIRST_SCALE = 2.0**16
 
 
 class LossScale:
-    """Skips an update whose gradients are not finite.
+    """The scale of the loss, and the rule that an update whose gradients are not finite is skipped.
 
-    A fused optimizer skips its step by itself where the tensor `found_inf` is not 0. With `scaled` (fp16) the loss is
-    multiplied by `scale`, which halves when an update is skipped and doubles after 2,000 updates that were not.
-    Without it the scale stays 1.
+    A fused optimizer skips its step by itself if the tensor `found_inf` is not 0. With `scaled` (fp16), the loss is
+    multiplied by `scale`, which halves when an update is skipped and doubles after 2,000 updates in a row that were
+    not. Without `scaled`, the scale stays 1.
     """
 
     def __init__(self, device: torch.device, scaled: bool) -> None:
@@ -27,7 +27,7 @@ class LossScale:
         self.skipped = torch.zeros((), dtype=torch.int64, device=device)
         self._found_inf = torch.zeros((), device=device)
         self._growth = torch.zeros((), dtype=torch.int32, device=device)
-        self._first: list[nn.Parameter] = []  # parameters whose momentum this update makes
+        self._first: list[nn.Parameter] = []  # parameters whose momentum this update creates
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"scale": self.scale.cpu(), "growth": self._growth.cpu(), "skipped": self.skipped.cpu()}
@@ -50,19 +50,19 @@ class LossScale:
 
     @torch.no_grad()
     def remember(self, model: nn.Module) -> list[Tensor]:
-        """Return the buffers' values before an update, in one flat tensor a dtype, so that few kernels copy them."""
+        """Return the buffers' values before an update, in one flat tensor per dtype, so that few kernels copy them."""
         return [_flat(buffers) for buffers in _by_dtype(model)]
 
     @torch.no_grad()
     def settle(self, model: nn.Module, optimizer: torch.optim.Optimizer, before: list[Tensor]) -> None:
-        """Put the buffers back if the update was skipped, count it, and move the scale. Call it after the optimizer."""
+        """After the optimizer's step: restore the buffers if it was skipped, count it, and update the scale."""
         skip = self._found_inf > 0
-        for parameter in self._first:  # fused SGD allocates the momentum, and when it skips leaves it unwritten
+        for parameter in self._first:  # fused SGD allocates the momentum, but does not write it if it skips
             momentum = optimizer.state[parameter].get("momentum_buffer")
             if momentum is not None:
                 momentum.copy_(torch.where(skip, 0.0, momentum))
         for buffers, values in zip(_by_dtype(model), before, strict=True):
-            # A choice and not a product: a value may be NaN or infinite, and is kept to the bit.
+            # Not a product with 0 or 1: a value may be NaN or infinite, and its bits must not change.
             chosen = torch.where(skip, values, _flat(buffers)).split([buffer.numel() for buffer in buffers])
             torch._foreach_copy_(
                 buffers, [value.view(buffer.shape) for value, buffer in zip(chosen, buffers, strict=True)]

@@ -13,7 +13,7 @@ def draw_curves(folder: Path) -> Path | None:
     """Draw RUN/curves.png and return its path, or None where no epoch has ended yet.
 
     Raises:
-        RunFailed: it cannot be written; the earlier picture stays.
+        RunFailed: the picture cannot be written; an earlier one is kept.
     """
     epochs = [row for row in read_metrics(folder / METRICS) if row["kind"] == "epoch"]
     if not epochs:

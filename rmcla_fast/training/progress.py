@@ -11,7 +11,7 @@ from rmcla_fast.training.monitor import Watched
 
 
 class Display:
-    """A progress bar on stderr. Without a terminal it is a line for each watched epoch, and with `quiet` nothing."""
+    """A progress bar on stderr, or a line for each measured epoch if there is no terminal; nothing if `quiet`."""
 
     def __init__(self, total_steps: int, step: int, *, quiet: bool = False) -> None:
         console_module = need("rich.console", "train", "the progress bar")
@@ -43,7 +43,7 @@ class Display:
         self._bar.update(self._task, completed=step, epoch=epoch, status=self._status + self._watched)
 
     def watched(self, step: int, epoch: str, loss: float, seen: Watched, seconds_left: float) -> None:
-        """Show the accuracies of a watched epoch, and its mean loss where no step has been logged yet."""
+        """Show the accuracies of a measured epoch, and its mean loss if no step has been logged yet."""
         self._status = self._status or f"loss {loss:.3f}"
         self._watched = f" clean {seen.clean:.1f} FGSM {seen.fgsm:.1f} PGD {seen.pgd:.1f} %"
         self._bar.update(self._task, completed=step, epoch=epoch, status=self._status + self._watched)

@@ -1,4 +1,4 @@
-"""The run folder: config.json, metrics.jsonl, TensorBoard events and checkpoints, which agree also after a kill."""
+"""The run folder: config.json, metrics.jsonl, TensorBoard events and checkpoints, which agree even after a kill."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def open_run(asked: TrainConfig) -> tuple[ResolvedConfig, dict[str, Any] | None]
     """Return the run's options and the checkpoint to go on from, or None at the start. Nothing is written.
 
     Raises:
-        UserError: the folder holds something and `resume` was not asked for, a damaged checkpoint, or an option that
+        UserError: a folder that is not empty although `resume` is not set, a damaged checkpoint, or an option that
             differs from the recorded one.
     """
     config = resolve(asked) if asked.data is not None or not asked.resume else None
     if config is None and not asked.out:
-        raise UserError("--resume needs to know the run: give --out, its folder")
+        raise UserError("--resume needs the folder of the run; give --out")
     folder = Path(config.out if config else asked.out or "")
     if not folder.exists():
         if config is None:
@@ -36,7 +36,7 @@ def open_run(asked: TrainConfig) -> tuple[ResolvedConfig, dict[str, Any] | None]
         raise UserError(f"--out {folder} is a file; a folder is needed")
     if not asked.resume:
         if any(folder.iterdir()):
-            raise UserError(f"{folder} already holds something; go on with --resume, or give another --out")
+            raise UserError(f"{folder} is not empty; go on with --resume, or give another --out")
         return resolve(asked), None
     state = checkpoint.read(folder / checkpoint.LAST) if (folder / checkpoint.LAST).exists() else None
     if state is None and not (folder / CONFIG).exists():
@@ -48,7 +48,7 @@ def open_run(asked: TrainConfig) -> tuple[ResolvedConfig, dict[str, Any] | None]
 
 
 class RunFolder:
-    """Writes what a run leaves behind. metrics.jsonl has one object for each logged step and one for each epoch."""
+    """The writer of a run's files. metrics.jsonl has one object for each logged step and one for each epoch."""
 
     def __init__(self, path: Path, config: dict[str, Any], step: int) -> None:
         """Open the folder at `step`. Lines of later steps, which a killed run logged, are removed."""

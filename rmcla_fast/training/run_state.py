@@ -15,12 +15,12 @@ from rmcla_fast.training.build import Parts
 
 @dataclass
 class RunState:
-    """How far a run has come, and what it has counted on the way."""
+    """The progress of a run: finished epochs and updates, the best accuracy, time and losses."""
 
     epoch: int = 0  # epochs that are done
     step: int = 0  # updates that are done
-    best: float = -math.inf  # PGD accuracy
-    warned: bool = False  # of catastrophic overfitting, since it last began
+    best: float = -math.inf  # the highest PGD accuracy so far, in %
+    warned: bool = False  # whether the last measurement showed catastrophic overfitting, with a warning
     seconds: float = 0.0  # of training
     epoch_loss: float = 0.0  # the sum over this epoch's updates so far
     epoch_count: int = 0
@@ -56,7 +56,7 @@ class RunState:
 
 
 def own_state(parts: Parts) -> dict[str, Any]:
-    """Return the state that each rank has for itself: torch's generators and, except on rank 0, the buffers."""
+    """Return the state that differs between ranks: torch's generators and, except on rank 0, the buffers."""
     cuda = [torch.cuda.get_rng_state(parts.device)] if parts.device.type == "cuda" else []
     buffers = {} if parts.world.is_main else {"buffers": [buffer.cpu() for buffer in parts.model.buffers()]}
     return {"torch": torch.get_rng_state(), "cuda": cuda, **buffers}
@@ -66,7 +66,7 @@ def restored(state: dict[str, Any], parts: Parts, total_steps: int, folder: Path
     """Put a checkpoint's content into the parts, and return the run's state.
 
     Raises:
-        UserError: it belongs to another model or data set, or to a run of more or fewer processes.
+        UserError: the checkpoint belongs to another model or data set, or to a run of more or fewer processes.
     """
     rng, world = state["rng"], parts.world
     others = rng.get("others", [])

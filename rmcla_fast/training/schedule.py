@@ -11,8 +11,8 @@ from rmcla_fast.models import weight_groups
 
 SCHEDULES = ("piecewise", "one-cycle")
 MILESTONES = (0.5, 0.75)  # the paper divides by 10 after epochs 100 and 150 of 200
-WARM_UP = 0.3  # of one cycle
-ONE_CYCLE_START, ONE_CYCLE_END = 0.04, 0.001  # of the peak
+WARM_UP = 0.3  # the rising fraction of "one-cycle"
+ONE_CYCLE_START, ONE_CYCLE_END = 0.04, 0.001  # fractions of the peak
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Schedule:
     """The learning rate as a function of the step alone, so that a resumed run needs only the step.
 
     "piecewise" is `peak`, a tenth of it from half of the steps on, and a hundredth from three quarters on. "one-cycle"
-    rises in a straight line to `peak` over the first 30 % and falls in one to a thousandth of it.
+    rises linearly to `peak` over the first 30 % of the steps, and then falls linearly to a thousandth of it.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Schedule:
 
 
 def warmed_up(epsilon: float, step: int, warm_up_steps: int) -> float:
-    """Return the epsilon of update `step`, which grows in a straight line from 0 over `warm_up_steps`."""
+    """Return the epsilon of update `step`, which grows linearly from 0 over `warm_up_steps`."""
     return epsilon if step >= warm_up_steps else epsilon * (step + 1) / (warm_up_steps + 1)
 
 

@@ -28,43 +28,44 @@ class CompileFailed(Exception):
 
 
 class TrainStep:
-    """`step(images, labels)` is one update of the model. It returns the loss, a detached scalar on the device.
+    """One update of the model: `step(images, labels)` makes it and returns the loss, a detached scalar on the device.
 
     The attack computes the gradient of the images alone, in the recipe's mode. The update computes the gradients of the
     weights alone, in training mode, so that batch norm's statistics move once ("trades" has two forward passes in its
-    update, and moves them in each). No call reads a tensor on the host, so that a GPU never waits.
+    update, which both move them). No call reads a tensor on the host, so that a GPU never waits.
 
     `accumulate` cuts a batch into pieces, which lowers the memory to that of a piece. It is still one update: its
     gradients are the mean over all images, and DistributedDataParallel sums the ranks' gradients once. Each piece draws
-    noise of its own. Batch norm normalises by each piece, and its statistics move once a piece.
+    noise of its own. Batch norm normalises by each piece, and its statistics move once per piece.
 
     Args:
         model: maps images in [0, 1] to logits; may be wrapped in DistributedDataParallel (not with "cuda-graph").
         optimizer: over the model's parameters. It must be fused (`fused=True`) for "cuda-graph", "fp16" and
             `skip_nonfinite`.
         recipe: a value of `rmcla_fast.recipes`.
-        ema: follows the weights after each update.
+        ema: the moving average of the weights, which is updated after each update.
         precision: "fp32", "bf16" or "fp16". In 16 bits the passes run under autocast; weights, images and loss stay
             float32. "fp16" multiplies the loss by a scale that lives on the device. In "fp32" a GPU computes
             convolutions in TF32, as PyTorch does by default (`torch.backends.cudnn.allow_tf32`), and linear layers only
             where `torch.set_float32_matmul_precision` allows it.
-        capture: how the update runs; the numbers agree within rounding. "eager" runs it as it is. "compile" compiles
-            the passes as two modules that share the weights. "cuda-graph" captures the whole update, around these two,
-            as one CUDA graph. "auto" is "cuda-graph" on a GPU where model and optimizer allow it, "compile" on a GPU
-            where they do not, and "eager" elsewhere. A batch of another shape than the largest runs eager. What turns
-            out to fail is a UserError. With "auto" it is a warning instead: this update, of which nothing was done, and
-            all later ones run the next simpler way, which `capture` then names.
-        seed: of the noise. The n-th call draws from (seed, n), and its pieces from (seed, n `accumulate` + piece). A
-            rank goes into the upper 32 bits.
-        clip_norm: the norm that gradients are scaled down to, where they exceed it.
+        capture: how the update runs; the results agree within rounding. "eager" runs it as it is. "compile" compiles
+            the passes as two modules that share the weights. "cuda-graph" compiles them too, and captures the whole
+            update as one CUDA graph. "auto" is "cuda-graph" on a GPU if model and optimizer allow it, "compile" on a
+            GPU if they do not, and "eager" elsewhere. A batch of another shape than the largest runs eagerly. If an
+            update cannot be compiled or captured, nothing of it is done, and a UserError is raised. With "auto" there
+            is a warning instead: this update and all later ones run in the next simpler way, which the attribute
+            `capture` then names.
+        seed: the seed of the noise. Piece p of call n, both counted from 0, draws from (seed, n * accumulate + p). The
+            upper 32 bits are for the rank of a process.
+        clip_norm: the largest norm of the gradients; larger ones are scaled down to it. None does not clip.
         skip_nonfinite: whether an update whose gradients are not finite leaves the model as it was; `skipped` counts
-            them.
+            such updates.
         accumulate: how many pieces a batch is cut into; fewer where a piece would be a single image.
 
     Attributes:
-        rng: int64 (seed, step) on the device, from which the next call draws. The call advances it. Augmentation draws
-            from it, too, in a stream of its own.
-        capture: the way that the update runs.
+        rng: int64 (seed, step) on the device, from which the next call draws. The call advances it. Augmentation also
+            draws from it, in another stream.
+        capture: the way in which updates run now.
         calls: the number of updates so far.
 
     Raises:
@@ -120,7 +121,7 @@ class TrainStep:
         scale = None if self._loss_scale is None else self._loss_scale.scale
         self._gradients = Gradients(model, optimizer, recipe, self._passes, seed, accumulate, scale)
         self.rng = self._gradients.rng
-        self._compiled_images = 0  # in the largest batch whose passes were compiled
+        self._compiled_images = 0  # in the largest batch that was compiled
         self._captured: CapturedUpdate | None = None
         if self.capture == "cuda-graph":
             self._captured = CapturedUpdate(self._update, optimizer, device, self._rehearse)
@@ -144,12 +145,12 @@ class TrainStep:
             loss = update(images, labels)
         except (CaptureFailed, CompileFailed) as error:  # nothing of this update was done
             simpler, why = self._simpler_way(error)
-        if simpler:  # not in the handler, where the error would still hold its memory
+        if simpler:  # not in the handler, where the error would keep memory alive
             before = self.capture, self._captured
             self.capture, self._captured, self._passes.eager = simpler, None, simpler == "eager"
             try:
                 loss = self._update(images, labels)
-            except BaseException:  # it fails this way, too: the capture was not to blame
+            except BaseException:  # it fails in the simpler way too, so the capture was not the cause
                 (self.capture, self._captured), self._passes.eager = before, False
                 raise
             warnings.warn(f"training goes on with capture {simpler!r}, since {why}", stacklevel=2)
@@ -158,7 +159,7 @@ class TrainStep:
 
     @property
     def epsilon(self) -> float:
-        """The radius of the next update. Setting it also scales the attack's step and start, and recaptures nothing."""
+        """Return the radius of the next update. Setting it also scales step and start, and needs no new capture."""
         return self._epsilon
 
     @epsilon.setter
@@ -170,16 +171,16 @@ class TrainStep:
 
     @property
     def skipped(self) -> Tensor | None:
-        """The number of skipped updates, an int64 scalar on the device; None where none can be skipped."""
+        """Return the number of skipped updates, an int64 scalar on the device; None if updates are never skipped."""
         return None if self._loss_scale is None else self._loss_scale.skipped
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the next call depends on beside model, optimizer and average: calls, epsilon and loss scale."""
+        """Return what the next call depends on besides model, optimizer and average: calls, epsilon and loss scale."""
         scale = {} if self._loss_scale is None else {"loss_scale": self._loss_scale.state_dict()}
         return {"step": self.calls, "epsilon": self._epsilon, **scale}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where the step whose `state_dict` this is would have gone on."""
+        """Continue from the state that `state_dict` of another step returned."""
         self.calls = int(state["step"])
         self.rng[1].fill_(self.calls * self._accumulate)
         self.epsilon = state["epsilon"]
@@ -187,13 +188,13 @@ class TrainStep:
             self._loss_scale.load_state_dict(state["loss_scale"])
 
     def _simpler_way(self, error: Exception) -> tuple[str, str]:
-        """Return the capture that does without what failed, and why it is taken; UserError unless capture is "auto"."""
+        """Return the next simpler capture and the reason for it; raise UserError unless "auto" was asked for."""
         failed, simpler, what = "cuda-graph", "compile", "the update cannot be captured in a CUDA graph"
         if isinstance(error, CompileFailed):
             failed, simpler, what = self.capture, "eager", "torch.compile cannot compile the model"
         if not self._auto:
             raise UserError(
-                f"capture {failed!r} cannot be had, since {what}: {error}; capture {simpler!r} trains the same"
+                f"capture {failed!r} is not possible, since {what}: {error}; capture {simpler!r} trains the same model"
             ) from error
         return simpler, f"{what}: {error}"
 
@@ -235,7 +236,7 @@ class TrainStep:
         return loss
 
     def _rehearse(self, images: Tensor, labels: Tensor) -> None:
-        """Run all of an update that runs the model, and undo it."""
+        """Run the part of an update that runs the model, and undo what it changes."""
         restore = self._gradients.remember()
         try:
             self._gradients(images, labels)
