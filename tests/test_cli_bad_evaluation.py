@@ -115,7 +115,7 @@ def test_a_model_that_answers_nan_is_misclassified_and_reported(
     found = json.loads((tmp_path / "out.json").read_text())["attacks"]
     assert [found[name]["accuracy"] for name in ("clean", "ce20")] == [0, 0]
     printed = " ".join(capsys.readouterr().out.split())
-    assert "answered NaN or infinity on 40 clean images, which count as misclassified" in printed
+    assert "returned NaN or infinity on 40 clean images, which count as misclassified" in printed
 
 
 def test_a_data_set_with_a_new_class_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -257,5 +257,5 @@ def test_the_error_names_bad_images_and_labels(images: Tensor, labels: Tensor, n
 
 def test_a_model_that_answers_no_logits_is_refused() -> None:
     images, labels = examples(4)
-    with pytest.raises(ValueError, match=r"^model must answer logits"):
+    with pytest.raises(ValueError, match=r"^model must return logits"):
         pgd(nn.Identity(), images, labels, epsilon=EPSILON, step_size=STEP, steps=3)

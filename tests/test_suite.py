@@ -187,7 +187,7 @@ def test_attack_names_are_put_in_the_order_of_the_tables() -> None:
         ({"labels": torch.zeros(3, dtype=torch.int64)}, "^labels must have shape"),
         ({"images": torch.rand(4, 3, 8, 8) * 2 - 1}, r"^images must lie in \[0, 1\]"),
         ({"images": torch.rand(0, 3, 8, 8), "labels": torch.zeros(0, dtype=torch.int64)}, "^images must hold"),
-        ({"model": nn.Flatten(0)}, "^model must answer logits"),
+        ({"model": nn.Flatten(0)}, "^model must return logits"),
         ({"model": torch.flatten}, "^model must be a torch.nn.Module"),
         ({"attacks": None}, "^attacks must name at least one"),
         ({"attacks": ["clean", 3]}, "^attacks must be among.*; got '3'"),
@@ -213,7 +213,7 @@ def test_the_error_names_bad_input(change: dict[str, object], message: str) -> N
 
 def test_a_model_with_another_number_of_classes_than_the_data_is_refused() -> None:
     images, labels = examples(8)
-    with pytest.raises(ValueError, match=r"^model must answer 12 classes, as the data have; got 10"):
+    with pytest.raises(ValueError, match=r"^model must have 12 classes, as the data have; got 10"):
         evaluate(small_net(), images, labels, attacks="clean", epsilon=EPSILON, num_classes=12)
 
 
@@ -245,7 +245,7 @@ class Fickle(nn.Module):
 
 def test_a_model_that_changes_its_number_of_classes_is_refused() -> None:
     images, labels = examples(8)
-    with pytest.raises(ValueError, match=r"^model must answer 10 classes, as the data have; got 7"):
+    with pytest.raises(ValueError, match=r"^model must have 10 classes, as the data have; got 7"):
         evaluate(Fickle(), images, labels, attacks="fgsm", epsilon=EPSILON, batch_size=4)
 
 

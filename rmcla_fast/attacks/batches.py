@@ -1,4 +1,4 @@
-"""Images as attacks take them, and the walk through a data set in batches of them."""
+"""The batches in which a data set is attacked, and the form in which attacks take images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Batch(NamedTuple):
     labels: Tensor  # (B,) int64
 
     def seed(self, seed: int) -> int:
-        """Return the batch's own seed for random starts: the upper half of a Philox seed tells the batches apart."""
+        """Return the batch's own seed for random starts, with the number of the batch in the upper 32 bits."""
         return seed + (self.number << 32)
 
 
@@ -37,9 +37,9 @@ def as_images(images: Tensor, *, widen: bool = True) -> Tensor:
     """Return floats in [0, 1]: uint8 means value / 255, and 16-bit floats become float32 if `widen`.
 
     Attacks need float32 arithmetic, since a bfloat16 pixel near 1 is off by 6 % of an epsilon of 8/255. The result is
-    never an inference-mode tensor, which autograd refuses. Its strides are those of `with_own_strides`: given images of
-    one channel with the stride of channels_last, convolutions would answer in that layout, and every step of an attack
-    would mix the two.
+    never an inference-mode tensor, which autograd refuses. Its strides are those of `with_own_strides`. Otherwise
+    images of one channel could have the strides of channels_last, convolutions would return that layout, and every step
+    of an attack would mix two layouts.
     """
     images = to_unit(images)
     if widen and images.dtype in (torch.float16, torch.bfloat16):

@@ -1,6 +1,6 @@
-"""`checked` opens the one door to somebody's model: its answers are checked, and it is left as it was.
+"""`checked` gives a model to an attack: its logits are checked, and afterwards the model is as it was.
 
-Mode, weights, buffers, gradients, requires-grad flags and the global random states are put back at the end.
+Mode, weights, buffers, gradients, requires-grad flags and the global random states are restored.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from rmcla_fast.adversarial_example import attack_mode
 from rmcla_fast.precision import PRECISIONS, check_precision, require_precision
 
 MISCLASSIFIED = -1
-"""The class that stands for an answer with NaN or infinity; no label equals it."""
+"""The predicted class if a logit is NaN or infinite; no label equals it."""
 
 
 @contextmanager
 def checked(model: nn.Module, *, num_classes: int | None = None, precision: str = "fp32") -> Iterator[CheckedModel]:
-    """Return the model as a `CheckedModel` inside, and leave it as it was.
+    """Yield the model as a `CheckedModel`, and leave the model as it was after the `with` block.
 
     Args:
-        model: images in [0, 1] to logits; asked in evaluation mode.
-        num_classes: the number of classes that it must answer; None accepts any from 2 up.
+        model: maps images in [0, 1] to logits; it runs in evaluation mode.
+        num_classes: the number of logits that it must return for an image; None accepts any number from 2 up.
         precision: "fp32", "bf16" or "fp16"; see `CheckedModel`.
     """
     with untouched(model):
@@ -36,7 +36,7 @@ def checked(model: nn.Module, *, num_classes: int | None = None, precision: str 
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Put the model into evaluation mode with frozen parameters inside, and restore all that an attack may change.
+    """Freeze the model in evaluation mode inside the `with` block, and restore all that an attack may change.
 
     Parameters are frozen because no attack needs the gradient of a weight, and because the libraries that ask for one
     would leave it behind. The global random states, the gradient mode and the trace function are restored, too, since
@@ -88,12 +88,12 @@ def same_values(a: Tensor, b: Tensor) -> bool:
 
 
 class CheckedModel(nn.Module):
-    """The model, asked in its own floating-point type, whose answer is checked to be logits (B, C) with C >= 2.
+    """The model, run in its own floating-point type, whose output is checked to be logits (B, C) with C >= 2.
 
     Attacks compute images in float32. The images are converted to the model's type here, inside the autograd graph; a
-    model under the caller's autocast converts them by itself. With `precision` "bf16" or "fp16" the model is asked
-    under an autocast of our own and its answer is converted to float32. Its weights must then be float32 or of that
-    type, since autocast leaves float64 as it is.
+    model under the caller's autocast converts them by itself. With `precision` "bf16" or "fp16" the model runs
+    under an autocast of this class, and its logits are converted to float32. Its weights must then be float32 or of
+    that type, since autocast leaves float64 as it is.
     """
 
     def __init__(self, model: nn.Module, num_classes: int | None = None, precision: str = "fp32") -> None:
@@ -108,7 +108,7 @@ class CheckedModel(nn.Module):
             if self.dtype not in (torch.float32, PRECISIONS[precision]):
                 raise ValueError(
                     f"precision {precision!r} needs weights in float32 or {PRECISIONS[precision]}; the model's are "
-                    f"{self.dtype}, in which it is asked with 'fp32'"
+                    f"{self.dtype}, which precision 'fp32' uses as they are"
                 )
         self.train(model.training)
 
@@ -130,17 +130,17 @@ class CheckedModel(nn.Module):
             logits = self.model(inputs)
         if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != images.shape[0]:
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ValueError(f"model must answer logits of shape ({images.shape[0]}, C); got {got}")
+            raise ValueError(f"model must return logits of shape ({images.shape[0]}, C); got {got}")
         if logits.shape[1] < 2:
-            raise ValueError(f"model must answer at least 2 classes; got logits of shape {tuple(logits.shape)}")
+            raise ValueError(f"model must have at least 2 classes; got logits of shape {tuple(logits.shape)}")
         if self.num_classes is not None and logits.shape[1] != self.num_classes:
-            raise ValueError(f"model must answer {self.num_classes} classes, as the data have; got {logits.shape[1]}")
+            raise ValueError(f"model must have {self.num_classes} classes, as the data have; got {logits.shape[1]}")
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
         return logits if scale is None else scale.with_scaling_hook(logits)
 
     def _autocast(self, device_type: str) -> AbstractContextManager[object]:
-        """Return an autocast without its cache: the weights may change until a CUDA graph replays, which casts them."""
+        """Return an autocast without a cache of cast weights: each replay of a CUDA graph must cast them again."""
         if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(device_type, dtype=PRECISIONS[self.precision], cache_enabled=False)
@@ -156,12 +156,13 @@ def _differentiated(tensor: Tensor) -> bool:
 
 
 class _GradientScale:
-    """A scale of the gradient within a float16 network: its largest element is 1 at the logits, image by image.
+    """The scale of the gradient in a float16 network: at the logits, the largest element of each image becomes 1.
 
-    The gradient of a confident answer is below the smallest float16 (6e-8). It would vanish on its way, the attack
-    would stand still, and the model would look robust. Float32 holds it before and after the network, so it is scaled
-    at the logits and scaled back at the images. Each image has its own scale, since one that an attack leaves alone
-    must not decide for the others. That is exact for first derivatives of a network that answers each image by itself.
+    The gradient of a confident prediction can be below the smallest float16 number (6e-8). It would become 0 in the
+    network, the attack would not move, and the model would look robust. Outside the network, float32 can represent it.
+    So it is scaled at the logits and scaled back at the images. Each image has its own scale, since an image that the
+    attack no longer moves must not decide the scale of the others. This is exact for first derivatives of a network
+    that computes the logits of each image independently.
     """
 
     def __init__(self) -> None:
@@ -177,7 +178,7 @@ class _GradientScale:
     def with_unscaling_hook(self, images: Tensor) -> Tensor:
         """Return the images with a hook that scales their gradient back, except for float16 images.
 
-        Those could not hold the gradient, so theirs stays scaled.
+        Float16 images could not hold the gradient, so theirs stays scaled.
         """
         inputs = images.view_as(images)
         if images.dtype != torch.float16:

@@ -19,7 +19,7 @@ def check_examples(images: Tensor, labels: Tensor) -> None:
         raise ValueError(f"labels must be classes, 0 and up; got {int(labels.min())}")
     if images.numel() and images.dtype != torch.uint8:
         lowest, highest = torch.aminmax(images.detach())
-        if lowest < 0 or highest > 1:  # NaN passes: the model's answer to it counts as wrong
+        if lowest < 0 or highest > 1:  # NaN passes, since its image counts as misclassified
             raise ValueError(
                 f"images must lie in [0, 1]; got values from {float(lowest):g} to {float(highest):g}"
                 " (normalisation belongs inside the model)"
@@ -30,7 +30,7 @@ def check_classes(labels: Tensor, logits: Tensor) -> None:
     """Check that the model has a logit for every label."""
     if int(labels.max()) >= logits.shape[1]:
         raise ValueError(
-            f"labels must lie in [0, {logits.shape[1]}), the classes that the model answers; got {int(labels.max())}"
+            f"labels must lie in [0, {logits.shape[1]}), the classes of the model; got {int(labels.max())}"
         )
 
 

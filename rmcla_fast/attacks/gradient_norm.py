@@ -1,4 +1,4 @@
-"""The squared l2 norm of the loss's input gradient, image by image: table 4 of Wang and Zhang (2019), supplementary."""
+"""The squared l2 norm of each image's input gradient, as in supplementary table 4 of Wang and Zhang (2019)."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ WHY_TWO_SCALES = (
 class GradientNorm:
     """The squared gradient norms of N images, in the scale of [0, 1] images and in the two scales of the paper."""
 
-    squared: Tensor  # (N,) float64, ||d CE / d image||^2; NaN where the model's answer is not finite
+    squared: Tensor  # (N,) float64, ||d CE / d image||^2; NaN where a logit is not finite
 
     @property
     def paper(self) -> Tensor:
-        """(N,) in the scale of the paper's table 4, as we infer it."""
+        """Return the norms (N,) in the scale of the paper's table 4, as we infer it."""
         return self.squared / PAPER_DIVISOR
 
     @property
     def strict(self) -> Tensor:
-        """(N,) in [0, 255] pixel units."""
+        """Return the norms (N,) in [0, 255] pixel units."""
         return self.squared / STRICT_DIVISOR
 
     @property
     def finite(self) -> Tensor:
-        """(N,) bool: the norm is a finite number."""
+        """Return which norms are finite, (N,) bool."""
         return self.squared.isfinite()
 
     def summary(self) -> dict[str, Any]:
@@ -71,14 +71,15 @@ def gradient_norm(
     """Return ||d CE(model(x), label) / d x||^2 for every image, by one forward and one backward pass.
 
     Args:
-        model: images (B, C, H, W) in [0, 1] to logits (B, classes); asked in evaluation mode, and left as it was.
+        model: maps images (B, C, H, W) in [0, 1] to logits (B, classes). It runs in evaluation mode, and is left as it
+            was.
         images: (N, C, H, W) float in [0, 1], or uint8 (value / 255).
         labels: (N,) int64.
-        batch_size: images a pass.
+        batch_size: images per pass.
         progress: called with the fraction done.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong kind, shape or range, or a model that answers something else.
+        TypeError, ValueError: an argument of the wrong kind, shape or range, or a model that returns something else.
     """
     check_examples(images, labels)
     check_count("batch_size", batch_size)

@@ -1,7 +1,7 @@
 """Projected gradient descent on the fused operators; FGSM, CE-PGD and CW-PGD are settings of it.
 
-`pgd` attacks one batch. `PGDAttack` is what it runs, for callers that attack many batches of one model or want to know
-which images the model still gets right.
+`pgd` attacks one batch. `PGDAttack` is for callers that attack many batches of one model, or need to know which images
+the model still classifies correctly.
 """
 
 from __future__ import annotations
@@ -42,35 +42,35 @@ def pgd(
 
     One restart is `steps` times x <- clip(clip(x + step_size * sign(g), image - epsilon, image + epsilon), 0, 1), with
     g the gradient of +CE(z, label) ("ce") or of -max(z_c - max_k z_k + margin, 0) ("margin", Carlini and Wagner 2017).
-    It begins at a uniform start in the ball, clipped to [0, 1], or at the image itself. The images are those of other
-    libraries' PGD.
+    It begins at a uniform start in the ball, clipped to [0, 1], or at the image itself. Other libraries' PGD
+    gives the same images.
 
-    On a GPU many steps are replayed from one CUDA graph. What a model does in Python besides (a counter, a draw from
-    `random`) then happens only while the graph is captured. A model whose Python waits for the GPU runs uncaptured,
-    with one warning.
+    On a GPU many steps are replayed from one CUDA graph. The model's Python code (a counter, a draw from `random`)
+    then runs only while the graph is captured. A model that waits for the GPU runs uncaptured, with one warning.
 
     Args:
-        model: images (B, C, H, W) in [0, 1] to logits (B, classes); asked in evaluation mode, and left as it was.
+        model: maps images (B, C, H, W) in [0, 1] to logits (B, classes). It runs in evaluation mode, and is left as it
+            was.
         images: (B, C, H, W) float in [0, 1], or uint8 (value / 255).
         labels: (B,) int64, the true classes.
         epsilon: the radius in [0, 1] pixels (8/255), in (0, 1].
         step_size: positive, in the same unit.
-        steps: gradient steps a restart, at least 1.
+        steps: gradient steps per restart, at least 1.
         objective: "ce" or "margin".
         margin: how far past the boundary the margin objective pushes, in logits.
-        restarts: independent starts, at least 1. Those after the first run only on images that are not fooled yet, and
-            are all alike unless `random_start`.
+        restarts: independent starts, at least 1. Those after the first run only on images that do not fool the model
+            yet. Without `random_start` all of them are the same.
         random_start: whether each restart begins with uniform noise in the ball.
-        seed: of the noise, which `rmcla_fast.random_start` draws: the same on every device.
-        drop_fooled: an image stays as it is from the first iterate, its start included, that the model gets wrong, and
-            no longer costs anything. Without it, every image takes all the steps of its restart.
+        seed: the seed of the noise, which `rmcla_fast.random_start` draws. It is the same on every device.
+        drop_fooled: whether an image stays at its first iterate (or start) that the model misclassifies, and then costs
+            nothing more. Otherwise every image takes all the steps of its restart.
 
     Returns:
         (B, C, H, W) in the images' dtype (float32 for uint8), inside the ball and [0, 1]. A pixel whose gradient is not
         a number stays where it is.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong kind, shape or range, or a model that answers something else.
+        TypeError, ValueError: an argument of the wrong kind, shape or range, or a model that returns something else.
     """
     check_examples(images, labels)
     settings = PGDSettings(epsilon, step_size, steps, objective, margin, restarts, random_start, drop_fooled)
@@ -82,18 +82,18 @@ class PGDResult(NamedTuple):
     """The result of `PGDAttack.run`."""
 
     images: Tensor  # (B, C, H, W), adversarial
-    right: Tensor  # (B,) bool: the model gets the adversarial image right
+    right: Tensor  # (B,) bool: the model classifies the adversarial image correctly
 
 
 class PGDAttack:
-    """PGD on one model: the CUDA graphs that it captures serve its later batches, too."""
+    """PGD on one model. The CUDA graphs that it captures are used again for later batches."""
 
     def __init__(self, model: CheckedModel) -> None:
         self.model = model
         self.pool = BatchPool(model)
 
     def perturb(self, images: Tensor, labels: Tensor, settings: PGDSettings, *, seed: int = 0) -> Tensor:
-        """Return the adversarial images (B, C, H, W), of float images as `as_images` returns them."""
+        """Return adversarial images (B, C, H, W) for float images as `as_images` returns them."""
         found, _ = self._search(images, labels, settings, seed, None)
         return found
 
@@ -106,9 +106,9 @@ class PGDAttack:
         seed: int = 0,
         step_done: StepDone | None = None,
     ) -> PGDResult:
-        """Return the adversarial images and which of them the model gets right.
+        """Return the adversarial images, and which of them the model classifies correctly.
 
-        With `drop_fooled` an image counts as wrong from the first iterate that the model gets wrong.
+        With `drop_fooled` an image counts as misclassified from its first misclassified iterate on.
         """
         found, rows = self._search(images, labels, settings, seed, step_done)
         right = torch.zeros(len(labels), dtype=torch.bool, device=images.device)
@@ -118,7 +118,7 @@ class PGDAttack:
     def _search(
         self, images: Tensor, labels: Tensor, settings: PGDSettings, seed: int, step_done: StepDone | None
     ) -> tuple[Tensor, Tensor]:
-        """Return the adversarial images, and the rows of those that no look at the model has found to be wrong."""
+        """Return the adversarial images, and the rows of those that were not yet seen to fool the model."""
         self.pool.prepare(settings, images)
         found = images.clone()
         rows = torch.arange(len(images), device=images.device)  # of the images that are not fooled yet
@@ -149,14 +149,14 @@ class PGDAttack:
         return found, rows
 
     def _still_right(self, images: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
-        """Return those of the rows whose images the model gets right."""
+        """Return those of the rows whose images the model classifies correctly."""
         if not rows.numel():
             return rows
         return rows[self.model.predict(_rows_of(images, rows)) == _rows_of(labels, rows)]
 
 
 def _start(images: Tensor, rows: Tensor, settings: PGDSettings, seed: int, restart: int) -> Tensor:
-    """Return where these rows of the batch begin, in memory of their own.
+    """Return the starting points of these rows of the batch, in new memory.
 
     The noise is drawn for the whole batch, so that an image's start does not depend on which others are left.
     """
@@ -167,14 +167,14 @@ def _start(images: Tensor, rows: Tensor, settings: PGDSettings, seed: int, resta
 
 
 def _rows_of(tensor: Tensor, rows: Tensor) -> Tensor:
-    """Return the rows of a tensor, without a copy where they are all of them."""
+    """Return these rows of a tensor, or the tensor itself if they are all of its rows."""
     return tensor if len(rows) == len(tensor) else tensor[rows]
 
 
 def _report(step_done: StepDone, taken: int, steps: int, batch: AttackedBatch, count: int) -> None:
     """Call `step_done` for each of the last `steps`, after `taken` others, on the first `count` images of the batch."""
     attacked = [count] * steps
-    if batch.settings.drop_fooled:  # an image is attacked in as many of them as it was right in
+    if batch.settings.drop_fooled:  # an image takes as many steps as it had correctly classified iterates
         number = torch.arange(steps, device=batch.times_right.device)
         attacked = (batch.times_right[:count, None] > number).sum(0).tolist()
     for number_of_step, still in enumerate(attacked, start=taken + 1):

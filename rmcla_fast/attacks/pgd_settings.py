@@ -13,17 +13,17 @@ MARGIN = 50.0
 
 @dataclass(frozen=True)
 class PGDSettings:
-    """What `PGDAttack` does with a batch; `pgd` describes each field in full.
+    """The settings with which `PGDAttack` attacks a batch; `pgd` describes each field in full.
 
     Args:
         epsilon: the radius in [0, 1] pixels (8/255), in (0, 1].
         step_size: positive, in the same unit.
-        steps: gradient steps a restart, at least 1.
+        steps: gradient steps per restart, at least 1.
         objective: "ce" or "margin".
         margin: how far past the boundary the margin objective pushes, in logits.
         restarts: independent starts, at least 1.
         random_start: whether each restart begins with uniform noise in the ball.
-        drop_fooled: whether an image stays as it is once the model gets it wrong.
+        drop_fooled: whether an image stays as it is once the model misclassifies it.
 
     Raises:
         TypeError, ValueError: a field of the wrong kind or range.
@@ -49,5 +49,5 @@ class PGDSettings:
 
     @property
     def one_step(self) -> PGDSettings:
-        """The settings of a single step: attacks that share them share a CUDA graph."""
+        """Return the settings of a single step. Attacks with the same single step share a CUDA graph."""
         return replace(self, steps=1, restarts=1, random_start=False)

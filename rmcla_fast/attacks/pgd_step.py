@@ -1,8 +1,8 @@
 """One step of PGD on a batch, in place, and the same step replayed from a CUDA graph.
 
 `EagerBatch` runs the step. `CapturedBatch` replays it on tensors that stay where they are, for a fixed number of
-images. Fewer images fill its first rows. The step computes the other rows as well, but does not move them, and nobody
-reads them.
+images. Fewer images fill its first rows. The step computes the other rows as well, but does not move them, and their
+results are not used.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from rmcla_fast.attacks.pgd_settings import MARGIN, PGDSettings
 from rmcla_fast.cuda_graph import CaptureFailed, Work, captured_work
 from rmcla_fast.ops import joint_gradient, perturb_step
 
-CAPTURED_STEPS = 10  # between two looks at what is fooled: each look waits for the GPU
-WORTH_CAPTURING = 20  # steps that are still to come: a capture costs about as much as WARM_UP + 1 eager steps
+CAPTURED_STEPS = 10  # steps between two checks for fooled images, which wait for the GPU
+WORTH_CAPTURING = 20  # the fewest remaining steps for a capture, which costs about WARM_UP + 1 eager steps
 
 Capture = Callable[[Work], Work]
 GraphKey = tuple[PGDSettings, torch.Size, torch.dtype, tuple[int, ...], torch.device]
@@ -29,23 +29,23 @@ GraphKey = tuple[PGDSettings, torch.Size, torch.dtype, tuple[int, ...], torch.de
 class AttackedBatch:
     """The tensors of a batch under attack, which each step changes in place."""
 
-    images: Tensor  # (B, C, H, W), the present iterates
+    images: Tensor  # (B, C, H, W), the current iterates
     origin: Tensor  # (B, C, H, W), the centres of the balls
     labels: Tensor  # (B,) int64
-    fooled: Tensor  # (B,) bool: the model got an iterate wrong; with `drop_fooled` the image stays there
-    times_right: Tensor  # (B,) int64: iterates of the last `advance` that the model got right; with `drop_fooled` alone
+    fooled: Tensor  # (B,) bool: the image stays at an iterate that fooled the model; used only with `drop_fooled`
+    times_right: Tensor  # (B,) int64: correctly classified iterates of the last `advance`; only with `drop_fooled`
 
     def __init__(self, settings: PGDSettings) -> None:
         self.settings = settings
 
     def load(self, images: Tensor, origin: Tensor, labels: Tensor) -> None:
-        """Keep these tensors; the steps write `images`."""
+        """Use these tensors; the steps write into `images`."""
         self.images, self.origin, self.labels = images, origin, labels
         self.fooled = torch.zeros_like(labels, dtype=torch.bool)
         self.times_right = torch.zeros_like(labels)
 
     def step(self, model: CheckedModel) -> None:
-        """Ask the model, mark the images that fool it, and move the others."""
+        """Run the model, mark the images that fool it, and move the others."""
         settings = self.settings
         fooled = self.fooled if settings.drop_fooled else None
         gradient = image_gradient(
@@ -79,7 +79,7 @@ class EagerBatch(AttackedBatch):
 
 
 class CapturedBatch(AttackedBatch):
-    """A batch in memory that does not move, whose step is captured once; it holds up to as many images as at first."""
+    """A batch at a fixed place in memory, whose step is captured once. It holds at most as many images as at first."""
 
     steps_at_once = CAPTURED_STEPS
 
@@ -113,19 +113,19 @@ class CapturedBatch(AttackedBatch):
 
 
 class BatchPool:
-    """The batches in which one model is attacked: an eager one, and captured ones of the sizes that pay off.
+    """The batches in which one model is attacked: an eager one, and captured ones of sizes for which that pays off.
 
-    Captured batches stay for the next images and for the next attack that has the same step.
+    Captured batches are kept for later images, and for later attacks that have the same step.
     """
 
     def __init__(self, model: CheckedModel) -> None:
         self._model = model
-        self.captured: dict[int, CapturedBatch] = {}  # by how many images they hold
+        self.captured: dict[int, CapturedBatch] = {}  # by the number of images that they can hold
         self.captured_for: GraphKey | None = None
         self.uncapturable = False
 
     def prepare(self, settings: PGDSettings, images: Tensor) -> None:
-        """Get ready for an attack on these images: forget the captured batches that cannot serve it."""
+        """Get ready for an attack on these images: drop the captured batches if they do not fit it."""
         if images.device.type == "cpu":
             keep_freed_memory()
         self._settings = settings.one_step
@@ -145,7 +145,11 @@ class BatchPool:
         return batch
 
     def _captured_batch(self, images: Tensor, origin: Tensor, labels: Tensor, steps_left: int) -> CapturedBatch | None:
-        """Return the smallest that the images fill to half or more; else, with many steps left, a new one."""
+        """Return a captured batch for these images, or None if none pays off.
+
+        With many steps left, it is the smallest batch that the images fill to half or more, or else a new one. With few
+        steps left, it is the smallest batch that can hold the images.
+        """
         count, capture = len(labels), capture_for(images.device)
         if capture is None or self.uncapturable:
             return None
@@ -175,11 +179,11 @@ def capture_for(device: torch.device) -> Capture | None:
 
 @cache
 def keep_freed_memory() -> None:
-    """Keep glibc from returning the top of its heap to the system, once a process.
+    """Keep glibc from returning the top of its heap to the system; done once per process.
 
-    It returns what exceeds twice the largest block that was ever freed. Each step would then fault in again the pages
-    that the activations of the step before had used. Freeing one larger block, whose pages are never touched, ends
-    that and costs nothing.
+    glibc returns what exceeds twice the largest block that was ever freed. Each step would then cause page faults for
+    the memory that the activations of the previous step had used. Freeing one larger block, whose pages are never
+    touched, ends that and costs nothing.
     """
     torch.empty(24 << 20, dtype=torch.uint8)
 
@@ -193,9 +197,9 @@ def image_gradient(
     margin: float = MARGIN,
     fooled: Tensor | None = None,
 ) -> Tensor:
-    """Return the images' gradient of what the attack ascends; 0 where it is not a number.
+    """Return the gradient of the attack's objective with respect to the images; 0 where it is NaN.
 
-    `fooled` (B,) bool gains the images that the model gets wrong; their gradient is 0.
+    `fooled` (B,) bool becomes true for the images that the model misclassifies; their gradient is 0.
     """
     images = images.detach().requires_grad_(True)
     logits = model(images)
@@ -212,6 +216,6 @@ def image_gradient(
         fooled.logical_or_(predictions(answered) != labels)
         direction.masked_fill_(fooled[:, None], 0.0)
     (gradient,) = torch.autograd.grad(logits, images, direction, allow_unused=True)
-    if gradient is None:  # a model that does not look at its images
+    if gradient is None:  # the logits do not depend on the images
         return torch.zeros_like(images)
     return gradient.nan_to_num_(nan=0.0)

@@ -24,16 +24,16 @@ BATCH_SIZE = 256
 
 @dataclass(frozen=True)
 class GradientAttack:
-    """PGD as the paper names it: its settings at any epsilon."""
+    """One of the PGD attacks that the paper names, at any epsilon."""
 
     title: str
     steps: int
-    step_ratio: float  # the step over epsilon
+    step_ratio: float  # the step size divided by epsilon
     objective: str = "ce"
     random_start: bool = True
 
     def settings(self, epsilon: float, restarts: int = 1) -> PGDSettings:
-        """Return the settings at this epsilon; without a random start there is one start only."""
+        """Return the settings at this epsilon; without a random start there are no restarts."""
         return PGDSettings(
             epsilon,
             self.step_ratio * epsilon,
@@ -68,7 +68,7 @@ Progress = Callable[[str, float], None]
 class AttackResult:
     """The `accuracy` in % of a model under one attack, over `images` images, measured in `seconds`.
 
-    An l2 attack has more: `accuracy` counts its successes at any distortion, as the paper does, and
+    An l2 attack has more fields: `accuracy` counts its successes at any distortion, as the paper does, and
     `accuracy_in_budget` only those within `l2_budget`. `distortion_median` and `distortion_mean` are of its successes,
     in the unit of [0, 1] images.
     """
@@ -88,7 +88,7 @@ class AttackResult:
     right: Tensor | None = field(default=None, repr=False, compare=False)  # (N,) bool on the CPU, image by image
 
     def as_json(self) -> dict[str, Any]:
-        """Return the fields as JSON values, without those that are empty or as usual."""
+        """Return the fields as JSON values, without those that are empty or have their usual value."""
         entries = {name: value for name, value in asdict(self).items() if name != "right"}
         entries["seconds"] = round(self.seconds, 3)
         entries["notes"] = list(self.notes)
@@ -126,25 +126,26 @@ def evaluate(
         labels: (N,) int64.
         attacks: names of ATTACKS, or one string with commas between them.
         epsilon: the l-infinity radius in [0, 1] pixels (8/255), in (0, 1].
-        restarts: of the attacks that start at random (CE and CW); each runs on the survivors of those before it.
+        restarts: the number of restarts of CE and CW, which start at random. Each restart attacks only the images that
+            withstood those before it.
         batch_size: how many images are attacked together.
-        seed: of every random start, in [0, 2^32).
-        l2_budget: for `accuracy_in_budget` of the l2 attacks; None: the l2 norm of a perturbation of epsilon/4 in every
-            pixel.
-        num_classes: of the data, where it is known: a model that answers another number of classes is refused.
+        seed: the seed of every random start, in [0, 2^32).
+        l2_budget: the budget for `accuracy_in_budget` of the l2 attacks. None means the l2 norm of a perturbation of
+            epsilon/4 in every pixel.
+        num_classes: the number of classes of the data, if it is known. A model with another number is refused.
         progress: called with (attack, fraction done) from time to time.
-        precision: "fp32" asks the model as it is, in the type of its weights; "bf16" or "fp16" asks it under autocast,
-            in the attacks and in the verdicts. That is the accuracy of the 16-bit network; the one to publish is that
-            of float32 weights with "fp32". Images, balls and losses are float32 in any case (float64 for float64
-            images).
+        precision: "fp32" runs the model as it is, in the type of its weights; "bf16" or "fp16" runs it under autocast,
+            in the attacks and in the verdicts, which gives the accuracy of the 16-bit network. Publish the accuracy
+            with float32 weights and "fp32" instead. Images, balls and losses are float32 in any case (float64 for
+            float64 images).
 
     Returns:
-        For each attack, in the order of ATTACKS, its AttackResult. A model that answers NaN or infinity is counted as
-        wrong on that image, and `nonfinite` says for how many clean images that happened.
+        The AttackResult of each attack, in the order of ATTACKS. An image for which a logit is NaN or
+        infinite counts as misclassified, and `nonfinite` is the number of such clean images.
 
     Raises:
         TypeError, ValueError: an argument of the wrong kind, shape or range, an attack that does not exist, a model
-            that answers something else than (B, classes), or a 16-bit precision with weights that are neither in that
+            that returns something else than (B, classes), or a 16-bit precision with weights that are neither in that
             type nor in float32.
         rmcla_fast.errors.UserError: the library of an attack is not installed, or the GPU has no bf16.
     """
@@ -189,7 +190,7 @@ def attack_names(attacks: str | Iterable[str]) -> list[str]:
 
 
 class _Evaluation:
-    """One model on one data set: the clean answers are asked once, and attacks get the images that were right."""
+    """One model on one data set. Only images that are classified correctly without an attack are attacked."""
 
     def __init__(
         self, model: CheckedModel, images: Tensor, labels: Tensor, epsilon: float, batch_size: int, seed: int
@@ -198,7 +199,7 @@ class _Evaluation:
         self.pgd = PGDAttack(model)
         self.labels = labels.cpu()
         self.batches = partial(batches, model, images, labels, batch_size)
-        self.clean = torch.empty(0, dtype=torch.int64)  # (N,) the clean answers, once `ask_clean` has run
+        self.clean = torch.empty(0, dtype=torch.int64)  # (N,) the predictions on clean images, once `ask_clean` has run
         self.clean_seconds = 0.0
 
     def ask_clean(self, report: Callable[[float], None]) -> None:
@@ -218,7 +219,7 @@ class _Evaluation:
         nonfinite = int((self.clean == MISCLASSIFIED).sum())
         notes: tuple[str, ...] = ()
         if nonfinite:
-            notes = (f"the model answered NaN or infinity on {nonfinite} clean images, which count as misclassified",)
+            notes = (f"the model returned NaN or infinity on {nonfinite} clean images, which count as misclassified",)
         right = self.clean == self.labels
         if name == "clean":
             return self._result(right, self.clean_seconds, nonfinite=nonfinite, notes=notes)
@@ -244,7 +245,7 @@ class _Evaluation:
         return AttackResult(accuracy, len(right), seconds, right=right, precision=self.model.precision, **extras)
 
     def _attack(self, name: str, right: Tensor, restarts: int, report: Callable[[float], None]) -> Verdict:
-        """Return the verdict on all images, of which those that are right without an attack are attacked."""
+        """Return the verdict on all images, after an attack on those that `right` marks as correctly classified."""
         remaining = torch.zeros_like(right)
         distortion = torch.full(right.shape, float("inf"))
         notes: dict[str, None] = {}

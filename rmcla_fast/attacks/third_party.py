@@ -1,7 +1,7 @@
 """Attacks of other libraries: MI-FGSM, Carlini-Wagner l2 and DeepFool l2 by foolbox, and AutoAttack by its own package.
 
-The libraries have traps, found in their sources and avoided here. Where foolbox' Carlini-Wagner finds nothing, it
-returns a black image, and its success flag then asks the model about that image. AutoAttack logs, seeds the global
+The libraries have traps, which this module avoids. If foolbox's Carlini-Wagner attack finds nothing, it returns a black
+image, and its success flag then depends on the model's prediction for that image. AutoAttack logs, seeds the global
 generators, unsets the trace function, and needs 4 classes. `checked` restores the model and the random states.
 """
 
@@ -25,7 +25,7 @@ INSTALL = "pip install 'rmcla-fast[eval]'"
 
 @dataclass(frozen=True)
 class Task:
-    """What an attack is given: a batch that the model gets right, and where to say how far it is."""
+    """The input of an attack: a batch that the model classifies correctly, and a function for the progress."""
 
     model: CheckedModel
     images: Tensor  # (B, C, H, W), as `as_images` returns them
@@ -37,7 +37,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What an attack found on images that the model gets right."""
+    """The result of an attack on images that the model classifies correctly."""
 
     right: Tensor  # (B,) bool: the attack failed
     distortion: Tensor | None = None  # (B,) l2 norm of the perturbation, infinite where the attack failed
@@ -47,7 +47,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class ExternalAttack:
-    """An attack of another library, and the packages of which one must be installed."""
+    """An attack of another library. One of its packages must be installed."""
 
     title: str
     packages: tuple[str, ...]
@@ -55,7 +55,7 @@ class ExternalAttack:
 
 
 def require(name: str) -> str:
-    """Return the package that runs the attack, the first of its packages that is installed; UserError without any."""
+    """Return the first of the attack's packages that is installed; raise UserError if none is."""
     attack = EXTERNAL[name]
     for package in attack.packages:
         if importlib.util.find_spec(package) is not None:
@@ -74,11 +74,10 @@ def _foolbox(make: Callable[[Any], Any], task: Task, *, expected_calls: int, eps
     """Return the images that a foolbox attack found, clipped to [0, 1].
 
     Args:
-        make: from the module `foolbox.attacks` to the attack.
+        make: makes the attack from the module `foolbox.attacks`.
         task: what to attack.
-        expected_calls: how often the attack asks the model. foolbox says nothing while it runs, so the calls are
-            counted for the progress.
-        epsilon: the radius; None for the nearest images that it finds.
+        expected_calls: how often the attack calls the model. foolbox reports no progress, so the calls are counted.
+        epsilon: the radius; None lets the attack look for the nearest images that fool the model.
     """
     foolbox = importlib.import_module("foolbox")
     torch.manual_seed(task.seed)
@@ -107,7 +106,7 @@ def _mi(task: Task) -> Verdict:
 def _l2(make: Callable[[Any], Any], task: Task, *, expected_calls: int) -> Verdict:
     """Run an l2 attack of foolbox."""
     found = _foolbox(make, task, expected_calls=expected_calls)
-    nothing = (found == 0).flatten(1).all(1)  # what Carlini-Wagner returns where it found nothing
+    nothing = (found == 0).flatten(1).all(1)  # what Carlini-Wagner returns if it finds nothing
     found = torch.where(nothing[:, None, None, None], task.images, found)
     right = task.model.predict(found) == task.labels
     distortion = (found - task.images).flatten(1).norm(dim=1).masked_fill(right, float("inf"))
@@ -142,7 +141,7 @@ def _deepfool(task: Task) -> Verdict:
     had_handlers = list(root.handlers)
     try:
         classes = min(10, task.model.num_classes or 10)
-        # 50 steps at most: it ends when every image is fooled.
+        # It takes 50 steps at most, and ends when every image is fooled.
         return _l2(lambda attacks: attacks.L2DeepFoolAttack(), task, expected_calls=50 * classes)
     finally:
         root.removeFilter(silenced)
@@ -194,7 +193,10 @@ class _AutoAttackLog(logging.Handler):
 
 
 def _autoattack(task: Task) -> Verdict:
-    """Run standard l-infinity AutoAttack (Croce and Hein, ICML 2020); with fewer than 4 classes, what of it can run."""
+    """Run standard l-infinity AutoAttack (Croce and Hein, ICML 2020), or those of its attacks that can run.
+
+    With fewer than 4 classes, targeted APGD cannot run.
+    """
     package = require("autoattack")
     classes = task.model.num_classes
     assert classes is not None  # `evaluate` knows it from the clean images

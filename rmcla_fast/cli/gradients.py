@@ -49,6 +49,6 @@ def command(
     figures, source = published.gradients_of(opened.recipe, opened.data)
     lines = [WHY_TWO_SCALES]
     if document["nonfinite"]:
-        lines.append(f"{document['nonfinite']} images, on which the model answers NaN or infinity, are left out.")
+        lines.append(f"{document['nonfinite']} images, on which the model returns NaN or infinity, are left out.")
     show(gradient_table(found, title, figures, source), *lines)
     plots.gradient_histogram(picture, found.paper[found.finite], figures, title=title)
