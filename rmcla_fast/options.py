@@ -117,7 +117,7 @@ def flag(name: str) -> str:
 
 
 def members(kind: Any) -> tuple[Any, ...]:
-    """Return the types of a union except None; a type that is no union is its own only member."""
+    """Return the types in a union except None; for a type that is not a union, only the type itself."""
     union = get_origin(kind) in (Union, types.UnionType)
     return tuple(one for one in (get_args(kind) if union else (kind,)) if one is not type(None))
 

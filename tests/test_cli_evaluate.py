@@ -222,7 +222,7 @@ def test_the_signs_of_gradient_masking(arguments: tuple[object, ...], expected: 
 def test_a_verdict_without_autoattack_says_so() -> None:
     assert masking.verdict({"clean": 99.0, "ce20": 80.0}).endswith("AutoAttack has not been run")
     assert masking.verdict({"clean": 99.0, "ce20": 80.0, "autoattack": 78.0}) == "no sign of gradient masking"
-    assert masking.verdict({"clean": 10.0, "ce20": 10.0}, chance=10.0).startswith("knows no more than chance")
+    assert masking.verdict({"clean": 10.0, "ce20": 10.0}, chance=10.0).startswith("is no better than chance")
 
 
 def test_curves_agree_with_each_other_and_leave_the_model_unchanged(runs: dict[str, Path]) -> None:

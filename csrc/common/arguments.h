@@ -33,7 +33,7 @@ inline void check_logits(const at::Tensor& logits) {
                     logits.sizes());
 }
 
-// Class indices: int64 (B,) on the device of the logits.
+// Class indices must be int64 (B,) on the device of the logits.
 inline void check_classes(const char* name, const at::Tensor& labels, const at::Tensor& logits) {
   TORCH_CHECK_TYPE(labels.scalar_type() == at::kLong, name, " must be int64; got ", labels.scalar_type());
   TORCH_CHECK_VALUE(labels.dim() == 1 && labels.size(0) == logits.size(0), name, " must have shape (", logits.size(0),
@@ -42,7 +42,7 @@ inline void check_classes(const char* name, const at::Tensor& labels, const at::
                     labels.device());
 }
 
-// The same shape and device as `images`.
+// `tensor` must have the shape and device of `images`.
 inline void check_like(const char* name, const at::Tensor& tensor, const at::Tensor& images) {
   TORCH_CHECK_VALUE(tensor.sizes() == images.sizes(), name, " must have shape ", images.sizes(), "; got ",
                     tensor.sizes());
@@ -50,7 +50,7 @@ inline void check_like(const char* name, const at::Tensor& tensor, const at::Ten
                     tensor.device());
 }
 
-// `values`, where given, is float32 of shape () or (B,) on the device of the images, where the kernel reads it.
+// `values`, if given, must be float32 of shape () or (B,), on the device of the images, since the kernel reads it.
 inline void check_per_image(const char* name, const std::optional<at::Tensor>& values, const at::Tensor& images) {
   if (!values) return;
   TORCH_CHECK_TYPE(values->scalar_type() == at::kFloat, name, " must be float32; got ", values->scalar_type());

@@ -8,14 +8,14 @@
 
 namespace rmcla {
 
-// Shifts of the source against the output, in [-padding, padding] modulo 2^32: a place beyond any border is then no
-// smaller than the image, as an unsigned number, and takes one comparison.
+// The shifts from output pixels to source pixels, in [-padding, padding] modulo 2^32. A row or column beyond any border
+// is then, as an unsigned number, not less than the size of the image, so that one comparison finds it.
 struct Crop {
   uint32_t down, right;
   bool mirrored;
 };
 
-// Of image `image` of the batch: block `image` of the augmentation's stream. `padding` < 2^30.
+// The crop of image `image` of the batch, from block `image` of the augmentation's stream. `padding` is below 2^30.
 RMCLA_SHARED Crop crop_of(int64_t seed, int64_t step, int64_t image, uint32_t padding, bool flip) {
   const PhiloxBlock block = philox_block(seed, step, uint64_t(image), kAugmentation);
   const uint64_t sides = 2 * uint64_t(padding) + 1;
@@ -23,10 +23,10 @@ RMCLA_SHARED Crop crop_of(int64_t seed, int64_t step, int64_t image, uint32_t pa
           flip && block.word[2] >> 31 != 0};
 }
 
-// The row that output row `row` comes from: inside the image where it is less than the height.
+// The row that output row `row` comes from. It is inside the image if it is less than the height.
 RMCLA_SHARED uint32_t source_row(const Crop& crop, uint32_t row) { return row + crop.down; }
 
-// The column that output column `column` comes from: inside the image where it is less than the width.
+// The column that output column `column` comes from. It is inside the image if it is less than the width.
 RMCLA_SHARED uint32_t source_column(const Crop& crop, uint32_t column, uint32_t width) {
   return (crop.mirrored ? width - 1 - column : column) + crop.right;
 }

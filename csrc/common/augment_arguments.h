@@ -1,4 +1,4 @@
-// Checks the arguments of augment once more, for callers from C++. Python's checks say more.
+// Checks of the arguments of augment. Python's checks come first and explain more; these protect callers from C++.
 #pragma once
 
 #include "common/arguments.h"

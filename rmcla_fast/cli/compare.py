@@ -1,4 +1,4 @@
-"""`rmcla compare`: several runs beside each other."""
+"""`rmcla compare`: several runs next to each other."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def command(
     device: Device = None,
     precision: Precision = "fp32",
 ) -> None:
-    """Draw several runs beside each other, and say for each whether its robustness can be believed.
+    """Draw several runs next to each other, and say for each whether its robustness can be believed.
 
     Writes FOLDER/comparison.png (accuracy under each attack and over epsilon),
     FOLDER/details.png (accuracy over iterations and training minutes, loss surfaces)
@@ -98,7 +98,7 @@ def command(
 def own_factory(run: Path, named: list[str]) -> str | None:
     """Return the factory among `named` that makes this run's model: the one it was trained with, or the only one.
 
-    Returns None for a run whose model has a name of its own, and where several are named and none is the run's.
+    Return None if the run's model is not from a factory, or if several are named and none of them is the run's.
     """
     recorded = str(read_config(run)["model"])
     if ":" not in recorded or not named:

@@ -1,4 +1,4 @@
-"""Describe this installation for `rmcla info`: build, versions, devices, and the backend of each operator."""
+"""`rmcla info`: the build, versions and devices of this installation, and the backend of each operator."""
 
 from __future__ import annotations
 

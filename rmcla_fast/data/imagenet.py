@@ -36,7 +36,7 @@ def load_imagenet(data_dir: Path | None, *, skip_unreadable: bool, progress: Pro
 
     Raises:
         UserError: as for an image folder, except that sizes may differ. Training images are checked here only with
-            `skip_unreadable`. Without it, an unreadable one stops the run with its name when it is needed.
+            `skip_unreadable`. Without it, the run stops when it needs an unreadable image, with an error that names it.
     """
     need("PIL.Image", "train", "imagenet")
     root, folders = split_folders("imagenet", data_dir, ADDRESS)

@@ -132,8 +132,8 @@ def per_class(data: ImageSet | StreamedSet, count: int, num_classes: int, seed: 
 def hold_out(data: Set, count: int, num_classes: int, seed: int) -> tuple[Set, Set]:
     """Hold out `count` images, drawn with `seed`; return (the remaining images, the held-out images).
 
-    As many are drawn from each class, but at most a tenth of it. If these are too few, the rest is the same share of
-    each class, so that no rare class is held out entirely.
+    The same number is drawn from each class, but at most a tenth of it. If these are too few, the others are the same
+    fraction of each class, so that no rare class is held out entirely.
     """
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(data), generator=generator)

@@ -1,4 +1,4 @@
-"""The data sets with a standard file format: digits (of scikit-learn), CIFAR-10, CIFAR-100 and SVHN."""
+"""The data sets in their published formats: digits (from scikit-learn), CIFAR-10, CIFAR-100 and SVHN."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compare several runs: their accuracy under each attack, their curves, and whether they show gradient masking."""
+"""The comparison of several runs: accuracy under each attack, curves, and signs of gradient masking."""
 
 from __future__ import annotations
 

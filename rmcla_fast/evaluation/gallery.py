@@ -18,7 +18,7 @@ from rmcla_fast.evaluation.run import Run, evenly_spaced
 
 
 def draw(run: Run, epsilon: float, path: Path, *, count: int = 8, seed: int = 0, precision: str = "fp32") -> Path:
-    """Draw `count` test images that the model gets right, attacked by CE20, one a column; fooled ones come first."""
+    """Draw `count` correctly classified test images before and after CE20, one per column, fooled ones first."""
     some = evenly_spaced(len(run.labels))
     images, labels = run.images[some], run.labels[some]
     with checked(run.model, precision=precision) as asked:
@@ -61,7 +61,7 @@ def _class(run: Run, label: int) -> str:
 
 
 def _show(axes: Any, image: Tensor) -> None:
-    """Show an image (C, H, W) in [0, 1]; where it has not three channels, the first of them in grey."""
+    """Show an image (C, H, W) in [0, 1]. Without three channels, only the first one is shown, in grey."""
     pixels = image.clamp(0, 1).float()
     if pixels.shape[0] == 3:
         axes.imshow(pixels.permute(1, 2, 0).numpy(), interpolation="nearest")

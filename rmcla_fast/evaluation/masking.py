@@ -1,4 +1,4 @@
-"""The signs of gradient masking, which makes a model look more robust than it is, as one line a model.
+"""The signs of gradient masking, which makes a model look more robust than it is, and a line about them for each model.
 
 The signs are those of Athalye et al. (ICML 2018) and Carlini et al. ("On evaluating adversarial robustness", 2019): one
 step fools more images than many steps do, more iterations do not help, no epsilon is large enough, and AutoAttack fools
@@ -15,7 +15,7 @@ USEFUL_GAIN = 0.5
 VISIBLE_DROP = 2.0
 AUTOATTACK_GAP = 5.0
 ABOVE_CHANCE = 10.0
-LUCKY_IMAGES = 2  # so many images fooled by FGSM alone are no sign
+LUCKY_IMAGES = 2  # up to so many images that only FGSM fools are not a sign
 LARGE_EPSILON = 0.5  # at which every pixel can become grey
 
 
@@ -71,7 +71,7 @@ def verdict(
     The arguments are those of `signs`.
     """
     if accuracies.get("clean", 100.0) <= min(1.5 * chance, chance + ABOVE_CHANCE / 2):
-        return f"knows no more than chance ({accuracies['clean']:.1f} on clean images): there is nothing to attack"
+        return f"is no better than chance ({accuracies['clean']:.1f} on clean images): there is nothing to attack"
     found = signs(accuracies, iterations, at_large_epsilon, chance, images)
     if found:
         return "looks more robust than it is: " + "; ".join(found)

@@ -1,4 +1,4 @@
-"""Draw the pictures of an evaluation: bars for each attack, curves, and histograms of gradients.
+"""The pictures of an evaluation: bars for each attack, curves, and histograms of gradients.
 
 Colour-blind readers can tell the colours apart. A missing value is written as a word and never drawn as 0.
 """

@@ -1,4 +1,4 @@
-"""Show the progress of an evaluation on stderr: one bar for each attack, with the time left."""
+"""The progress of an evaluation on stderr: one bar for each attack, with the time left."""
 
 from __future__ import annotations
 

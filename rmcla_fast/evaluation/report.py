@@ -1,4 +1,4 @@
-"""Present the results of an evaluation: as JSON, as a table, and as the sentences under the table."""
+"""The results of an evaluation as JSON, as a table, and as the sentences under the table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evaluate a run and keep the result of each attack in RUN/evaluation.json, so that a stopped command can go on.
+"""The results of the attacks on a run, stored in RUN/evaluation.json so that a stopped command can go on.
 
 A stored result is reused only for the same weights, network, images, epsilon, seed and precision. The file holds the
 latest evaluation, and under "others" the evaluations with other settings. So a quick evaluation of a few images does

@@ -1,4 +1,4 @@
-"""Make a RobustBench entry (a model_info JSON file) from an evaluation that includes AutoAttack."""
+"""A RobustBench entry (a model_info JSON file), made from an evaluation that includes AutoAttack."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Open a run folder for evaluation: read its options, load its model on a device, and load its test images."""
+"""A run folder, opened for evaluation: its options, its model on a device, and its test images."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def augment(
         padding: how many pixels a crop may reach over each border; 0 crops nothing.
         flip: whether half of the images are mirrored left to right.
         fill: the byte of pixels beyond the border, in [0, 255].
-        memory_format: of the result: torch.contiguous_format or torch.channels_last.
+        memory_format: the result's, torch.contiguous_format or torch.channels_last.
         backend: None (choose), "reference", "cpu", "triton" or "cuda".
 
     Returns:

@@ -1,1 +1,1 @@
-"""Reproduce the tables of the paper, and compare the results with the published figures."""
+"""The reproduction of the tables of the paper, and the published figures to compare with."""

@@ -1,4 +1,4 @@
-"""Define what `rmcla reproduce` is asked for (a plan), and what it finds for each row of a table."""
+"""What `rmcla reproduce` is asked for (a plan), and what it finds for each row of a table."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def whole_numbers(text: str) -> tuple[int, ...]:
     """Return the numbers in "0,1,2".
 
     Raises:
-        UserError: a part is no whole number.
+        UserError: a part is not a whole number.
     """
     try:
         return tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError:
-        raise UserError(f"--seeds must be whole numbers with commas between, such as 0,1,2; got {text!r}") from None
+        raise UserError(f"--seeds must be whole numbers separated by commas, such as 0,1,2; got {text!r}") from None
 
 
 @documented
 @dataclass(frozen=True)
 class Plan:
-    """What `rmcla reproduce` makes. `data` is the data set of the paper's table where none is given.
+    """The options of `rmcla reproduce`. If `data` is not given, it is the data set of the table in the paper.
 
     Raises:
         UserError: no table has this name, no seed is given, or a value has the wrong type or is out of range.

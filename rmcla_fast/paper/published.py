@@ -1,4 +1,4 @@
-"""Hold the published figures: supplementary tables 1 to 5 of Wang and Zhang (ICCV 2019) and other sources.
+"""Published figures: supplementary tables 1 to 5 of Wang and Zhang (ICCV 2019) and other sources.
 
 The other sources are the README of their public code, and the papers and leaderboards that the notes name. Accuracies
 are in %. The attacks have epsilon 8/255 on CIFAR-10, CIFAR-100 and SVHN, and 16/255 on ImageNet.

@@ -1,4 +1,4 @@
-"""Write the results of `rmcla reproduce` as Markdown and JSON: the table, its cost, and what differs from the paper."""
+"""The results of `rmcla reproduce` as Markdown and JSON: the table, its cost, and what differs from the paper."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Reproduce a table of the paper, on its data set or another: train the models, attack them, and write the table.
+"""The reproduction of a table of the paper: the models are trained and attacked, and the table is written.
+
+The data set may be another than that of the paper.
 
 Finished runs and known results are reused, a stopped run is resumed, and the table is written again after every model.
 """
@@ -65,7 +67,7 @@ def reproduce(plan: Plan, *, quiet: bool = True) -> tuple[Path, Path]:
     if not plan.seeds:
         raise UserError("--seeds must name at least one seed")
     if plan.table != GRADIENT_TABLE and plan.autoattack:
-        require("autoattack")  # checked now, and not only after the first training
+        require("autoattack")  # checked before the first training, and not after it
     rows = [_row(plan, source) for source in _sources(plan)]
     attacks = _attacks(plan)
     markdown = plan.out / f"{plan.table}-{plan.data}.md"
@@ -156,7 +158,7 @@ def _images_per_class(plan: Plan, fraction: float) -> int:
 
 
 def _train(plan: Plan, row: ReproducedRow, seed: int, quiet: bool) -> Path:
-    """Train the model of a row, resume its run, or find it finished; return its run folder."""
+    """Train the model of a row, or resume its run if it is not finished; return the run folder."""
     config = row.config
     epsilon = format_epsilon(float(config.epsilon or 0)).replace("/", "of")
     parts = [plan.data, str(config.model).replace(":", "."), row.source.recipe, f"eps{epsilon}", f"beta{config.beta:g}"]
