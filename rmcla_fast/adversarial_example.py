@@ -97,7 +97,7 @@ def attack(
             aim = class_target(recipe.target, clean_logits, labels, rng, weight)
             chosen = joint_gradient(clean_logits, labels, target=aim, **rule)
             targets, soft_labels, rule = chosen.targets, chosen.soft_labels, {"label_scheme": "none"}
-            aim = settled(recipe.target, targets)
+            aim = fixed_target(recipe.target, targets)
 
     moved = first_images(images, recipe, sizes, rng)
     for step in range(recipe.steps):
@@ -118,7 +118,7 @@ def attack(
             grad_logits = joint.grad_logits
             if step == 0 and recipe.label_source == "start":  # the later steps keep these
                 targets, soft_labels, rule = joint.targets, joint.soft_labels, {"label_scheme": "none"}
-                aim = settled(recipe.target, targets)
+                aim = fixed_target(recipe.target, targets)
         (grad,) = torch.autograd.grad(logits, moved, grad_logits)
         moved = moved.detach()
         # Without projection the radius is 1: such a ball contains every image in [0, 1].
@@ -131,7 +131,7 @@ def _wide(logits: Tensor) -> torch.dtype:
     return torch.promote_types(logits.dtype, torch.float32)
 
 
-def settled(target: str, targets: Tensor) -> str | Tensor:
+def fixed_target(target: str, targets: Tensor) -> str | Tensor:
     """Return the target of the later steps: the classes that the first pass chose.
 
     A row whose logits were not finite has class -1. It stays NaN for every target, so it gets class 0.
@@ -169,10 +169,10 @@ def standard_normal(shape: torch.Size, rng: Tensor) -> Tensor:
 def attack_mode(model: nn.Module, mode: str) -> Iterator[None]:
     """Put the model into evaluation or training mode inside the `with` block; restore modes and buffers after it.
 
-    Buffers are restored because training mode changes them, as it does the statistics of batch norm. In mode "train", a
-    model that is training already keeps the modes of its parts, such as frozen batch norms. No value is read on the
-    host, so that a CUDA graph can be captured. `attacks.checked_model.untouched` uses this function for the mode, and
-    restores more, for which it reads values.
+    Buffers are restored because training mode changes some of them, such as the statistics of batch norm. In mode
+    "train", a model that is training already keeps the modes of its parts, for example of frozen batch norms. No value
+    is read on the host, so that a CUDA graph can be captured. `attacks.checked_model.untouched` uses this function for
+    the mode, and restores more, for which it reads values.
     """
     modes = [(module, module.training) for module in model.modules()]
     buffers = [buffer for buffer in model.buffers() if writable(buffer)] if mode == "train" else []

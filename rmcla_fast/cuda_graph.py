@@ -20,7 +20,8 @@ WARM_UP = 3
 Work = Callable[[], None]
 Update = Callable[[Tensor, Tensor], Tensor]
 
-_BROKEN: list[torch.cuda.CUDAGraph] = []  # never freed, since PyTorch's allocator may still use such a graph
+# Graphs whose capture broke. They are never freed, since PyTorch's allocator may still use them.
+_BROKEN: list[torch.cuda.CUDAGraph] = []
 
 
 class CaptureFailed(Exception):
@@ -49,11 +50,11 @@ def record(
             torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
         ):
             return graph, work()
-    except Exception as error:  # each operation that a graph cannot hold raises its own
-        raise CaptureFailed(first_line(_first(error) if _cleaned_up(graph, device, pool) else error)) from error
+    except Exception as error:  # each operation that a graph cannot hold raises its own kind
+        raise CaptureFailed(first_line(_root_error(error) if _clean_up(graph, device, pool) else error)) from error
 
 
-def _cleaned_up(graph: torch.cuda.CUDAGraph, device: torch.device, pool: Any) -> bool:
+def _clean_up(graph: torch.cuda.CUDAGraph, device: torch.device, pool: Any) -> bool:
     """Clean up after a capture that broke, and return True; return False if PyTorch has ended the capture itself."""
     index = torch.cuda.current_device() if device.index is None else device.index
     try:
@@ -68,7 +69,7 @@ def _cleaned_up(graph: torch.cuda.CUDAGraph, device: torch.device, pool: Any) ->
     return True
 
 
-def _first(error: BaseException) -> BaseException:
+def _root_error(error: BaseException) -> BaseException:
     """Return the error that broke the capture. The errors after it only say that the capture is broken."""
     while error.__context__ is not None:
         error = error.__context__
@@ -238,12 +239,16 @@ class CapturedUpdate:
 
     def _hyper_parameters(self) -> list[dict[str, Any]]:
         return [
-            {name: value for name, value in group.items() if name not in ("params", "lr") and not _is_note(name)}
+            {
+                name: value
+                for name, value in group.items()
+                if name not in ("params", "lr") and not _belongs_to_schedule(name)
+            }
             for group in self._optimizer.param_groups
         ]
 
 
-def _is_note(name: str) -> bool:
+def _belongs_to_schedule(name: str) -> bool:
     """Return whether a learning-rate schedule keeps this entry of a group for its own use."""
     return name in ("initial_lr", "max_lr", "min_lr")
 

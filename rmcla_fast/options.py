@@ -63,7 +63,7 @@ def option(
         shown: the default as the help shows it. Where it is left out, `as_text` makes it from `default`.
         metavar: the word that stands for the value in the help.
         parse: makes the value from the command line's text, for types that have no simple text form.
-        facts: whatever else the field's metadata should hold.
+        facts: further entries of the field's metadata.
     """
     shown = as_text(default) if shown is None else shown
     return dataclasses.field(

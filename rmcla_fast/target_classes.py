@@ -12,7 +12,7 @@ from rmcla_fast.ops.philox import STREAM_RANDOM_TARGETS, philox_uniform
 
 
 def class_target(target: str, logits: Tensor, labels: Tensor, rng: Tensor, weight: Tensor | None) -> str | Tensor:
-    """Return the target for `joint_gradient`: one of its own names, or (B,) int64 classes other than the labels.
+    """Return the target for `joint_gradient`: a name that it knows, or (B,) int64 classes other than the labels.
 
     Args:
         target: the target of a recipe.

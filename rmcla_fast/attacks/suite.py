@@ -117,8 +117,8 @@ def evaluate(
 
     Step sizes, starts and libraries are the paper's (Wang and Zhang, ICCV 2019, section "Attacks"): FGSM without a
     random start; CE20, CE100, CE1000 and CW100 (margin 50) with step epsilon/4 from a uniform start; MI-FGSM, the two
-    settings of Carlini and Wagner's l2 attack and DeepFool by foolbox; and standard AutoAttack. An image counts as
-    fooled from the first iterate of CE or CW that the model gets wrong, and then costs nothing more.
+    settings of Carlini and Wagner's l2 attack and DeepFool by foolbox; and standard AutoAttack. Under CE and CW,
+    an image counts as misclassified from its first misclassified iterate on, and then costs nothing more.
 
     Args:
         model: images (B, C, H, W) in [0, 1] to logits (B, classes), in any floating-point type or under autocast.

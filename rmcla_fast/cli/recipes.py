@@ -9,7 +9,7 @@ from rmcla_fast import recipes
 
 
 def command() -> None:
-    """List the training methods with their cost: one update takes as long as this many forward passes."""
+    """List the training methods with the cost of one update, in forward passes of the network."""
     table = Table(box=None, pad_edge=False)
     for column in ("recipe", "passes", "steps x eps", "start x eps", "target", "labels", "logits"):
         table.add_column(column, justify="right" if column == "passes" else "left", no_wrap=True)

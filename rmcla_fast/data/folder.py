@@ -136,7 +136,7 @@ def decode(path: Path, mode: str) -> np.ndarray:
 def check_bits(path: Path, mode: str) -> None:
     """Raise UserError if the pixels have more than 8 bits, which Pillow would clip to white."""
     if mode not in GREY_MODES | COLOUR_MODES:
-        raise UserError(f"{path} has pixels of mode {mode}; convert it to 8 bits a channel first")
+        raise UserError(f"{path} has pixels of mode {mode}; convert it to 8 bits per channel first")
 
 
 def require_every_class(folder: Path, listing: Listing, classes: tuple[str, ...]) -> None:

@@ -165,7 +165,7 @@ class TrainConfig:
 class ResolvedConfig(TrainConfig):
     """The options of a run after `resolve`, which has put in every default and checked every value.
 
-    The fields are those of `TrainConfig`. What stands here narrows their types.
+    The fields are those of `TrainConfig`. The declarations here narrow their types.
     """
 
     data: str

@@ -55,7 +55,7 @@ class LossScale:
 
     @torch.no_grad()
     def settle(self, model: nn.Module, optimizer: torch.optim.Optimizer, before: list[Tensor]) -> None:
-        """After the optimizer's step: restore the buffers if it was skipped, count it, and update the scale."""
+        """Restore the buffers if the optimizer has just skipped its step, count the skip, and update the scale."""
         skip = self._found_inf > 0
         for parameter in self._first:  # fused SGD allocates the momentum, but does not write it if it skips
             momentum = optimizer.state[parameter].get("momentum_buffer")

@@ -60,7 +60,7 @@ class TrainStep:
         clip_norm: the largest norm of the gradients; larger ones are scaled down to it. None does not clip.
         skip_nonfinite: whether an update whose gradients are not finite leaves the model as it was; `skipped` counts
             such updates.
-        accumulate: how many pieces a batch is cut into; fewer where a piece would be a single image.
+        accumulate: how many pieces a batch is cut into; fewer if a piece would be a single image.
 
     Attributes:
         rng: int64 (seed, step) on the device, from which the next call draws. The call advances it. Augmentation also
