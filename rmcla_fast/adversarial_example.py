@@ -28,7 +28,7 @@ class AdversarialExample(NamedTuple):
     """The result of `adversarial_example`; no tensor of it requires grad."""
 
     images: Tensor  # (B, C, H, W) float, in [0, 1]
-    soft_labels: Tensor | None  # (B, classes) float32 or float64; None where the labels stay one-hot
+    soft_labels: Tensor | None  # (B, classes) float32 or float64; None if the labels stay one-hot
     targets: Tensor  # (B,) int64: the classes that the attack moved towards; the labels if it is untargeted
 
 
@@ -190,7 +190,7 @@ def attack_mode(model: nn.Module, mode: str) -> Iterator[None]:
 
 
 def writable(tensor: Tensor) -> bool:
-    """Return whether PyTorch can write into the tensor: it refuses where several elements share their memory."""
+    """Return whether PyTorch can write into the tensor, which it refuses if elements share memory."""
     return not any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 

@@ -58,9 +58,9 @@ def option(
 
     Args:
         help: what the option does. The command's help and the dataclass's docstring show it.
-        default: the field's value where none is given.
+        default: the field's value if none is given.
         rule: the condition that `check` holds the value to.
-        shown: the default as the help shows it. Where it is left out, `as_text` makes it from `default`.
+        shown: the default as the help shows it. If it is left out, `as_text` makes it from `default`.
         metavar: the word that stands for the value in the help.
         parse: makes the value from the command line's text, for types that have no simple text form.
         facts: further entries of the field's metadata.

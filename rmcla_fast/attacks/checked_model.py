@@ -55,7 +55,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
         if buffer is not None
     ]
     python_state, numpy_state, trace = random.getstate(), np.random.get_state(), sys.gettrace()
-    gpus = range(torch.cuda.device_count())  # fork_rng warns where there are several and none is named
+    gpus = range(torch.cuda.device_count())  # fork_rng warns if there are several and none is named
     try:
         for parameter, _, _ in parameters:
             parameter.requires_grad_(False)
@@ -113,7 +113,7 @@ class CheckedModel(nn.Module):
         self.train(model.training)
 
     def device_for(self, images: Tensor) -> torch.device:
-        """Return the device of the model; that of the images where it has no parameter."""
+        """Return the device of the model, or that of the images if the model has no parameter."""
         parameter = next(self.model.parameters(), None)
         return images.device if parameter is None else parameter.device
 

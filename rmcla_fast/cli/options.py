@@ -28,7 +28,7 @@ Json = Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the 
 DataDir = Annotated[str | None, typer.Option(help="Folder of the data set.", show_default="where the run found it")]
 Model = Annotated[str | None, typer.Option(help="pkg.mod:factory, if the run was trained with a factory.")]
 Which = Annotated[str, typer.Option(help="Checkpoint: last or best.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1.", show_default="a GPU where there is one")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1.", show_default="a GPU if there is one")]
 Images = Annotated[int | None, typer.Option(help="Use only this many test images, evenly spaced.", show_default="all")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images attacked together.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of every random start.")]

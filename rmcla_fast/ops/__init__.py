@@ -1,4 +1,4 @@
-"""The fused operators, one file each: the public function, its checks, and its registration with PyTorch."""
+"""The fused operators. Each file has a public function, its checks, and its registration with PyTorch."""
 
 from rmcla_fast.ops.augment import augment
 from rmcla_fast.ops.joint_gradient import (

@@ -1,4 +1,4 @@
-"""`augment`: from the uint8 data set on the device to a batch of cropped and flipped images, in one pass over bytes."""
+"""`augment`: a batch of cropped and flipped images from a uint8 data set on the device, in one pass over bytes."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class Plan:
     out: Path = option("folder for the runs and tables", Path("reproduced"), metavar="FOLDER")
     autoattack: bool = option("run AutoAttack too, which is the slowest attack and the most reliable one", True)
     batch_size: int = option("images attacked together", BATCH_SIZE, AT_LEAST_1)
-    device: str | None = option("cpu, cuda or cuda:1", None, shown="a GPU where there is one")
+    device: str | None = option("cpu, cuda or cuda:1", None, shown="a GPU if there is one")
     precision: str | None = option("the network trains in fp32, bf16 or fp16", None, one_of(PRECISIONS), shown="fp32")
 
     def __post_init__(self) -> None:

@@ -29,7 +29,7 @@ from rmcla_fast.precision import PRECISIONS
 from rmcla_fast.training.schedule import SCHEDULES
 from rmcla_fast.training.step import CAPTURES
 
-# These options say where a run is and how it is watched, so a resumed run may change them.
+# These options say where a run is stored and how it is monitored, so a resumed run may change them.
 # The others decide the weights and must stay as they were.
 FREE_ON_RESUME = frozenset(
     (
@@ -96,7 +96,7 @@ class TrainConfig:
         "images in one update; an epoch's last batch may be smaller", 128, AT_LEAST_1, digits=32, imagenet=256
     )
     accumulate: int | None = setting(
-        "equal pieces that a batch is cut into where memory is short; it stays one update, and batch norm normalises "
+        "equal pieces that a batch is cut into if memory is short; it stays one update, and batch norm normalises "
         "each piece by itself",
         1,
         AT_LEAST_1,
@@ -113,7 +113,7 @@ class TrainConfig:
         "weight decay of SGD; biases and batch norm do not decay", 2e-4, NOT_NEGATIVE, digits=3e-3
     )
     ema: float | None = setting(
-        "decay of a running average of the weights, which is then watched and loaded in their place; 0 keeps none",
+        "decay of a running average of the weights, which is then evaluated and loaded in their place; 0 keeps none",
         0.0,
         BELOW_1,
     )
@@ -138,7 +138,7 @@ class TrainConfig:
     )
     stop_on_overfitting: bool | None = setting("stop when catastrophic overfitting begins", False)
     monitor_images: int | None = setting(
-        "training images held out to watch clean, FGSM and PGD accuracy on; with 0, nothing is watched and no best "
+        "training images held out to measure clean, FGSM and PGD accuracy; with 0, nothing is measured and no best "
         "checkpoint is kept",
         512,
         NOT_NEGATIVE,
@@ -152,14 +152,14 @@ class TrainConfig:
         NOT_NEGATIVE,
     )
     log_every: int | None = setting("number of updates between two logged ones", 50, AT_LEAST_1, digits=10)
-    device: str | None = option("cpu, cuda or cuda:1", None, shown="a GPU where there is one")
+    device: str | None = option("cpu, cuda or cuda:1", None, shown="a GPU if there is one")
     threads: int | None = setting(
         "CPU threads of the network's passes; a resumed run keeps their number, because sums depend on it",
         None,
         AT_LEAST_1,
         digits=1,
     )
-    workers: int | None = setting("processes that decode images where the data set is streamed", 8, NOT_NEGATIVE)
+    workers: int | None = setting("processes that decode images if the data set is streamed", 8, NOT_NEGATIVE)
 
 
 class ResolvedConfig(TrainConfig):

@@ -49,7 +49,7 @@ class World:
         return int(np.random.SeedSequence((seed, self.rank)).generate_state(1)[0])
 
     def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """Return the model with gradients averaged over the ranks, or the model itself where there is one rank."""
+        """Return the model with gradients averaged over the ranks, or the model itself if there is only one rank."""
         if self.size == 1:
             return model
         warnings.filterwarnings("ignore", "Grad strides do not match")  # the stride of a size of 1 has no effect
@@ -101,7 +101,7 @@ def joined(device: torch.device) -> Iterator[World]:
     try:
         yield world
         # DistributedDataParallel keeps the group alive. When it is freed, it waits for gloo's threads without releasing
-        # the interpreter lock, which they may still need to free a tensor. During this barrier they can take the lock.
+        # the interpreter lock, which they may need to free the last call's tensor. During this barrier they can take it.
         world.wait()
     except RuntimeError as error:
         if not lost(error):

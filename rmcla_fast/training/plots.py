@@ -10,7 +10,7 @@ from rmcla_fast.training.run_folder import CURVES, METRICS, read_metrics
 
 
 def draw_curves(folder: Path) -> Path | None:
-    """Draw RUN/curves.png and return its path, or None where no epoch has ended yet.
+    """Draw RUN/curves.png and return its path, or None if no epoch has ended yet.
 
     Raises:
         RunFailed: the picture cannot be written; an earlier one is kept.

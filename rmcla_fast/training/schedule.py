@@ -51,7 +51,7 @@ def build_optimizer(model: nn.Module, rate: float, momentum: float, weight_decay
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Write the learning rate, in place where it is a tensor."""
+    """Set the learning rate, in place if it is a tensor."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(rate)
