@@ -101,7 +101,7 @@ def joined(device: torch.device) -> Iterator[World]:
     try:
         yield world
         # DistributedDataParallel keeps the group alive. When it is freed, it waits for gloo's threads without releasing
-        # the interpreter lock, which they may need to free the last call's tensor. During this barrier they can take it.
+        # the interpreter lock, which they may need to free the last call's tensor. Here they can take it.
         world.wait()
     except RuntimeError as error:
         if not lost(error):
