@@ -73,7 +73,12 @@ def main() -> None:
     )
     if options.output:
         settings = {name: str(value) for name, value in vars(options).items() if name != "output"}
-        document = {"context": machine.describe_machine(device), "options": settings, "capture": step.capture, "seconds": seconds}
+        document = {
+            "context": machine.describe_machine(device),
+            "options": settings,
+            "capture": step.capture,
+            "seconds": seconds,
+        }
         options.output.write_text(json.dumps(document, indent=1) + "\n")
 
 

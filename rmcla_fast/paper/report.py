@@ -38,7 +38,7 @@ def differences(plan: Plan, rows: Sequence[ReproducedRow]) -> list[str]:
         )
     attacked = format_epsilon(attack_epsilon(plan))
     if plan.table != GRADIENT_TABLE and attacked != "8/255":
-        trained = sorted({format_epsilon(float(row.config.epsilon or 0)) for row in rows})
+        trained = sorted({format_epsilon(row.config.epsilon) for row in rows})
         found.append(f"Epsilon: trained with {' and '.join(trained)}, attacked with {attacked} (8/255 in the paper).")
     shares = {row.config.images_per_class for row in rows if row.config.images_per_class}
     if shares and plan.data != "cifar10":

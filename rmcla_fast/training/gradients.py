@@ -60,7 +60,7 @@ class Gradients:
         losses = []
         for number, (piece, piece_labels) in enumerate(pieces):
             with self._synchronised(last=number + 1 == count):
-                losses.append(self._of_piece(piece, piece_labels, total=len(images)))
+                losses.append(self._add_piece(piece, piece_labels, total=len(images)))
             self.rng[1].add_(1)
         if count < self._accumulate:
             self.rng[1].add_(self._accumulate - count)
@@ -71,7 +71,7 @@ class Gradients:
         wrapped = isinstance(self._model, DistributedDataParallel)
         return self._model.no_sync() if wrapped and not last else nullcontext()  # type: ignore[operator]
 
-    def _of_piece(self, images: Tensor, labels: Tensor, total: int) -> Tensor:
+    def _add_piece(self, images: Tensor, labels: Tensor, total: int) -> Tensor:
         """Add the gradients of some of the update's `total` images, and return their part of its loss."""
         images = self._passes.layout(images.detach())
         with attack_mode(self._passes.attacked, self._recipe.attack_mode):
