@@ -1,5 +1,5 @@
-// augment on the CPU: the lines of each crop are copied as bytes, over an image of `fill` where the crop reaches beyond
-// a border.
+// augment on the CPU: the lines of each crop are copied as bytes. If a crop reaches beyond a border, its image is first
+// filled with `fill`.
 #include <torch/library.h>
 
 #include <cstring>
@@ -18,7 +18,8 @@ at::Tensor augment(const at::Tensor& dataset, const at::Tensor& index, const at:
   at::AutoDispatchBelowADInplaceOrView guard;
   check_augmentation(dataset, index, rng, padding, fill);
   const int64_t batch = index.size(0), channels = dataset.size(1), height = dataset.size(2), width = dataset.size(3);
-  const at::Tensor chosen = batch ? checked_classes("index", index, dataset.size(0)) : index;  // before any write
+  // The index is checked before anything is written.
+  const at::Tensor chosen = batch ? checked_classes("index", index, dataset.size(0)) : index;
   const at::Tensor images = at::empty({batch, channels, height, width}, dataset.options(),
                                       channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous);
   if (images.numel() == 0) return images;

@@ -1,4 +1,4 @@
-// The lines of a crop, put together as bytes.
+// Copies a crop of an image, line by line, as bytes.
 #pragma once
 
 #include <algorithm>
@@ -8,20 +8,21 @@
 
 namespace rmcla {
 
-// One image on its way. A line is a row of one channel, or, channels last, a row of all channels.
+// An image of the data set and its crop. A line is one row of the output in memory: a row of one channel or, if the
+// output is channels last, a row of all channels.
 struct CroppedImage {
   const uint8_t* pixels;  // (channels, height, width)
   Crop crop;
   int64_t channels, height, width;
-  bool interleaved;    // channels last
-  int64_t begin, end;  // the output columns that lie inside the image
-  int64_t from;        // the smallest source column of these
+  bool interleaved;    // whether the output is channels last
+  int64_t begin, end;  // the output columns whose source is inside the image
+  int64_t from;        // the smallest source column among these
 
   CroppedImage(const uint8_t* pixels, const Crop& crop, int64_t channels, int64_t height, int64_t width,
                bool interleaved)
       : pixels(pixels), crop(crop), channels(channels), height(height), width(width), interleaved(interleaved) {
     const int64_t right = int32_t(crop.right);
-    const int64_t shift = crop.mirrored ? right : -right;  // of the image in the output
+    const int64_t shift = crop.mirrored ? right : -right;  // how far the image lies to the right in the output
     begin = std::min(width, std::max<int64_t>(0, shift));
     end = std::max(begin, std::min(width, width + shift));
     from = crop.mirrored ? width - end + right : begin + right;
@@ -30,10 +31,10 @@ struct CroppedImage {
   RMCLA_SHARED int64_t in_line() const { return interleaved ? channels : 1; }
   RMCLA_SHARED int64_t line_size() const { return in_line() * width; }
   RMCLA_SHARED int64_t lines() const { return interleaved ? height : channels * height; }
-  RMCLA_SHARED bool whole() const { return crop.down == 0 && end - begin == width; }  // no border in the crop
+  RMCLA_SHARED bool whole() const { return crop.down == 0 && end - begin == width; }  // no pixel is beyond a border
 };
 
-// A run of a row, forwards or mirrored: eight bytes at a time, the last eight over what is there already.
+// Copies a part of a row, forwards or mirrored, eight bytes at a time. The last eight may overlap those before them.
 RMCLA_SHARED void copy_run(const uint8_t* from, bool mirrored, uint8_t* to, int64_t count) {
   if (count < 8) {
     for (int64_t i = 0; i < count; ++i) to[i] = from[mirrored ? count - 1 - i : i];
@@ -49,12 +50,12 @@ RMCLA_SHARED void copy_run(const uint8_t* from, bool mirrored, uint8_t* to, int6
   }
 }
 
-// The same with `step` bytes from one output column to the next.
+// Copies a part of a row with `step` bytes from one output column to the next.
 RMCLA_SHARED void scatter_run(const uint8_t* from, bool mirrored, uint8_t* to, int64_t count, int64_t step) {
   for (int64_t i = 0; i < count; ++i) to[i * step] = from[mirrored ? count - 1 - i : i];
 }
 
-// Three channels side by side, which the compiler turns into shuffles.
+// Copies parts of the rows of three channels into neighbouring bytes. The compiler turns these loops into shuffles.
 RMCLA_SHARED void interleave_three(const uint8_t* from, int64_t plane, bool mirrored, uint8_t* to, int64_t count) {
   const uint8_t *const a = from, *const b = from + plane, *const c = from + 2 * plane;
   if (mirrored) {
@@ -72,7 +73,7 @@ RMCLA_SHARED void interleave_three(const uint8_t* from, int64_t plane, bool mirr
   }
 }
 
-// The whole crop, in the order of the output's memory. What lies beyond a border is left as it is.
+// Copies the whole crop in the order of the output's memory. Output pixels beyond a border are not written.
 template <int Bytes>
 RMCLA_SHARED void crop_lines(const CroppedImage& image, uint8_t* to) {
   const int64_t plane = image.height * image.width, step = image.in_line(), count = image.end - image.begin;

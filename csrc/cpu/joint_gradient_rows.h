@@ -33,7 +33,7 @@ struct JointRows {
   RMCLA_SHARED bool exponential() const {
     return (gradient && target != Target::kMargin) || (scheme == LabelScheme::kSup && classes > 2);
   }
-  // Whether top_k leaves classes out. Those that receive mass are then selected and written one by one.
+  // Whether top_k leaves classes out. Then the classes that receive mass are selected and written one by one.
   RMCLA_SHARED bool selects() const { return soft_labels && receivers < classes - 1; }
   RMCLA_SHARED int64_t padded() const { return (classes + 63) / 64 * 64; }
   RMCLA_SHARED int64_t scratch_bytes() const {

@@ -1,5 +1,5 @@
-// augment on a GPU: each byte is read once and written once, sixteen to a thread. What an image has one of (its place
-// in the data set, its crop) is worked out once a block and kept in shared memory.
+// augment on a GPU: each byte is read once and written once, and a thread writes sixteen. Every block computes the plan
+// of each of its images (where it is in the data set, and its crop) once, and keeps it in shared memory.
 #include "common/augment.h"
 #include "cuda/elements.cuh"
 #include "cuda/tensors.h"
@@ -13,9 +13,9 @@ namespace {
 
 struct AugmentRule {
   const uint8_t* dataset;  // (size, channels, height, width)
-  const int64_t* index;    // index_stride apart
+  const int64_t* index;    // elements are index_stride apart
   int64_t index_stride, size;
-  const int64_t* rng;  // (seed, step), rng_stride apart
+  const int64_t* rng;  // (seed, step), which are rng_stride apart
   int64_t rng_stride;
   ImageIndex image;
   uint32_t channels, height, width, padding;
@@ -24,7 +24,7 @@ struct AugmentRule {
 };
 
 struct ImagePlan {
-  const uint8_t* pixels;  // null where the index is no image
+  const uint8_t* pixels;  // null if the index is outside the data set
   Crop crop;
 };
 
@@ -49,7 +49,7 @@ __device__ __forceinline__ Place place_of(const AugmentRule& rule, uint32_t with
   return {channel, line - channel * rule.height, within - line * rule.width};
 }
 
-// To the next element in memory, within an image.
+// Moves `at` to the next element in memory, within an image.
 __device__ __forceinline__ void advance(const AugmentRule& rule, Place& at) {
   if (rule.channels_last) {
     if (++at.channel < rule.channels) return;
@@ -73,7 +73,7 @@ __device__ __forceinline__ uint8_t cropped_pixel(const AugmentRule& rule, const 
   return plan.pixels[(at.channel * rule.height + row) * rule.width + column];
 }
 
-constexpr int kBytes = kVector<uint8_t>;  // of a thread
+constexpr int kBytes = kVector<uint8_t>;  // per thread
 
 __global__ void __launch_bounds__(kThreads) augment_bytes(uint8_t* images, int64_t count, AugmentRule rule) {
   constexpr int kTile = kThreads * kBytes;
@@ -83,7 +83,8 @@ __global__ void __launch_bounds__(kThreads) augment_bytes(uint8_t* images, int64
   const int64_t tile_end = tile + kTile < count ? tile + kTile : count;
   const int64_t first_image = rule.image.of(tile);
   const int64_t images_here = rule.image.of(tile_end - 1) - first_image + 1;
-  const bool planned = images_here <= kPlans;  // where images are tiny there are more, and each thread makes its own
+  // A block of tiny images may have more images than plans. Then each thread makes its own plans.
+  const bool planned = images_here <= kPlans;
   if (planned) {
     if (threadIdx.x < images_here) plans[threadIdx.x] = plan_of(rule, first_image + threadIdx.x);
     __syncthreads();
@@ -92,7 +93,7 @@ __global__ void __launch_bounds__(kThreads) augment_bytes(uint8_t* images, int64
 
   const int64_t first = tile + int64_t(threadIdx.x) * kBytes;
   if (first >= count) return;
-  if (rule.image.stride % kBytes == 0) {  // then all sixteen are there, and lie in one image
+  if (rule.image.stride % kBytes == 0) {  // then all sixteen bytes exist and are in one image
     const int64_t image = rule.image.of(first);
     const ImagePlan plan = plan_at(image);
     Place at = place_of(rule, uint32_t(first - image * rule.image.stride));

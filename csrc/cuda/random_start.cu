@@ -11,7 +11,7 @@ namespace {
 template <typename W>
 struct StartRule {
   PerImage<float> radius;
-  const int64_t* rng;  // (seed, step), rng_stride apart
+  const int64_t* rng;  // (seed, step), which are rng_stride apart
   int64_t rng_stride;
   W lower, upper;
   bool clip;
