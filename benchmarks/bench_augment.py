@@ -1,4 +1,4 @@
-"""augment against the reference and plain code, eager and compiled: gather, crop and flip of one batch of bytes."""
+"""Time augment (gather, crop and flip of a batch of bytes) against the reference and plain code, eager and compiled."""
 
 from __future__ import annotations
 

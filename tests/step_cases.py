@@ -1,4 +1,4 @@
-"""What the tests of the training step share: a small network with batch norm, batches of noise, a mode that watches."""
+"""What the tests of the training step share: a small network, batches of noise, a mode that forbids host reads."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def batch(size: int = 16, classes: int = 10, seed: int = 0) -> tuple[Tensor, Ten
 
 
 def network(classes: int = 10) -> nn.Module:
-    """Convolutions, batch norm, a linear classifier."""
+    """Return a network of convolutions with batch norm and a linear classifier."""
     torch.manual_seed(0)
     layers: list[nn.Module] = [models.Normalize(1)]
     for inputs, outputs in ((1, 16), (16, 16), (16, 32)):
@@ -48,7 +48,7 @@ def weights(model: nn.Module) -> Tensor:
 
 
 class RefuseHostReads(TorchDispatchMode):
-    """Fails on what makes a GPU wait: a scalar read, or a shape that depends on values."""
+    """A mode that raises an error where the host would wait for a GPU: at reads of scalars and shapes from values."""
 
     REFUSED = (
         "_local_scalar_dense",

@@ -1,4 +1,4 @@
-"""The adversarial example: the method's formulas, every recipe's ball, and a model that comes back as it was."""
+"""`adversarial_example` follows the formulas of its recipe, keeps to the ball, and leaves the model unchanged."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RNG = torch.tensor([7, 3])
 
 
 class WithDropout(nn.Module):
-    """No batch norm, dropout, and two linear layers."""
+    """A network with dropout and two linear layers, and without batch norm."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,12 +32,12 @@ class WithDropout(nn.Module):
 def network(seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     model = models.WideResNet(10, channels=1, depth=10, width=1)
-    model(torch.rand(64, 1, 8, 8))  # running statistics that are not the initial ones
+    model(torch.rand(64, 1, 8, 8))  # so that the running statistics are not the initial ones
     return model
 
 
 @pytest.mark.parametrize("name", recipes.names())
-def test_every_recipe_gives_images_in_range_and_labels_that_are_labels(name: str) -> None:
+def test_every_recipe_gives_images_in_the_ball_and_labels_that_sum_to_one(name: str) -> None:
     images, labels = batch()
     result = adversarial_example(network(), images, labels, recipe(name), rng=RNG)
     clean = images.float() / 255
@@ -63,8 +63,8 @@ def test_every_recipe_gives_images_in_range_and_labels_that_are_labels(name: str
 
 
 @pytest.mark.parametrize("source", ["start", "clean"])
-def test_the_method_in_plain_torch(source: str) -> None:
-    """R-MC-LA and R-MC-LA+, by the paper's formulas with logarithms."""
+def test_the_example_agrees_with_the_paper_in_plain_torch(source: str) -> None:
+    """The recipes are R-MC-LA and R-MC-LA+, computed by the paper's formulas with logarithms."""
     model, (images, labels) = network().eval(), batch(seed=1)
     clean = images.float() / 255
     start = random_start(clean, EPSILON, rng=RNG).requires_grad_()
@@ -86,11 +86,11 @@ def test_the_method_in_plain_torch(source: str) -> None:
     assert torch.equal(result.targets, target)
     assert result.soft_labels is not None
     torch.testing.assert_close(result.soft_labels, soft, atol=1e-6, rtol=0)
-    # Where a gradient is nothing but rounding its sign is too.
+    # Where a gradient is only a rounding error, its sign may differ.
     assert float(((result.images - expected).abs() > 1e-6).float().mean()) < 1e-3
 
 
-def test_pgd_is_the_plain_loop() -> None:
+def test_the_pgd_recipe_agrees_with_a_plain_loop() -> None:
     model, (images, labels) = network().eval(), batch(seed=2)
     clean = images.float() / 255
     moved = random_start(clean, EPSILON, rng=RNG)
@@ -103,7 +103,7 @@ def test_pgd_is_the_plain_loop() -> None:
     assert float(((result.images - moved).abs() > 1e-6).float().mean()) < 2e-3
 
 
-def test_trades_ascends_the_divergence() -> None:
+def test_the_attack_of_trades_increases_the_divergence() -> None:
     model, (images, labels) = network().eval(), batch(seed=3)
     clean = images.float() / 255
     p = model(clean).softmax(1)
@@ -127,10 +127,10 @@ def test_unprojected_step_leaves_the_ball() -> None:
 @pytest.mark.parametrize("mode", ["eval", "train"])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("kind", ["batch norm", "dropout"])
-def test_the_model_comes_back_as_it_was(name: str, mode: str, training: bool, kind: str) -> None:
+def test_the_model_is_unchanged_after_the_attack(name: str, mode: str, training: bool, kind: str) -> None:
     model = network() if kind == "batch norm" else WithDropout()
     model.train(training)
-    next(model.children()).train(not training)  # a part in another mode than the whole
+    next(model.children()).train(not training)  # this part has another mode than the whole
     first = next(model.parameters())
     first.requires_grad_(False)
     first.grad = None
@@ -140,7 +140,7 @@ def test_the_model_comes_back_as_it_was(name: str, mode: str, training: bool, ki
     grads = [parameter.grad for parameter in model.parameters()]
     images, labels = batch()
     kept = images.clone()
-    with torch.no_grad():  # and it works without gradients around it
+    with torch.no_grad():  # the attack works inside no_grad, too
         adversarial_example(model, images, labels, recipe(name).replace(attack_mode=mode), rng=RNG)
     assert torch.equal(images, kept)
     assert [m.training for m in model.modules()] == [m.training for m in before.modules()]
@@ -153,11 +153,11 @@ def test_the_model_comes_back_as_it_was(name: str, mode: str, training: bool, ki
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
-def test_the_model_comes_back_as_it_was_after_an_exception(mode: str) -> None:
+def test_the_model_is_unchanged_after_an_exception(mode: str) -> None:
     model = network().train()
     before = copy.deepcopy(model.state_dict())
     images, labels = batch()
-    labels[3] = 10  # the kernels refuse it, after the forward pass
+    labels[3] = 10  # an error that the kernels raise after the forward pass
     with pytest.raises(ValueError, match="labels must lie in"):
         adversarial_example(model, images, labels, recipe("r-mc-la").replace(attack_mode=mode), rng=RNG)
     assert all(module.training for module in model.modules())
@@ -171,7 +171,7 @@ def test_training_mode_uses_the_batch_statistics() -> None:
     assert not torch.equal(in_eval.images, in_train.images)
 
 
-def test_float_images_are_the_same_and_stay_untouched() -> None:
+def test_float_and_uint8_images_give_the_same_example_and_are_not_changed() -> None:
     model, (images, labels) = network(), batch()
     clean = images.float() / 255
     kept = clean.clone()
@@ -184,7 +184,7 @@ def test_float_images_are_the_same_and_stay_untouched() -> None:
         assert torch.equal(clean, kept), name
 
 
-def test_noise_is_a_function_of_seed_and_step() -> None:
+def test_noise_depends_only_on_the_seed_and_the_step() -> None:
     model, (images, labels) = network(), batch()
     for name in ("r-mc-la", "r-rand", "trades"):
         results = [
@@ -206,7 +206,7 @@ def test_the_attack_computes_no_weight_gradient() -> None:
         assert counted.get_total_flops() == cost * forward.get_total_flops(), name
 
 
-def test_normal_noise_is_normal() -> None:
+def test_normal_noise_has_a_standard_normal_distribution() -> None:
     noise = standard_normal(torch.Size([100_000]), RNG)
     assert abs(float(noise.mean())) < 0.02
     assert abs(float(noise.std()) - 1) < 0.02
@@ -237,7 +237,7 @@ def test_a_diverged_network_gives_nan_and_not_a_label() -> None:
         ({"rng": torch.zeros(3, dtype=torch.int64)}, "rng must have shape (2,)"),
     ],
 )
-def test_bad_arguments_are_one_sentence(changes: dict[str, object], words: str) -> None:
+def test_a_bad_argument_raises_one_sentence(changes: dict[str, object], words: str) -> None:
     images, labels = batch()
     given: dict[str, object] = {"model": network(), "images": images, "labels": labels, "recipe": recipe("r-mc-la")}
     rng = changes.pop("rng", RNG)

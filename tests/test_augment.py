@@ -1,4 +1,4 @@
-"""`augment`: every image's crop and flip come from its own draw, with the same bits on every backend."""
+"""`augment`: every image has a random crop and flip of its own, with the same bits on every backend."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_random_cases(backend: Backend) -> None:
     run()
 
 
-# Sizes around vectors and the blocks that kernels work in; a line longer than any of them.
+# Sizes close to those of vectors and of the blocks of kernels, and a line that is longer than any of them.
 SIZES = [(5, 3, 32, 32), (3, 1, 28, 28), (2, 3, 40, 57), (64, 1, 8, 8), (3, 5, 17, 31), (1, 3, 2, 700), (2, 1, 3, 2049)]
 
 
@@ -95,8 +95,8 @@ def test_every_backend_gives_the_bits_of_the_reference(backend: Backend, shape: 
         assert images.stride() == wanted.stride()
 
 
-def test_without_crop_and_flip_the_images_are_the_data_set(backend: Backend) -> None:
-    """Every byte, and images that are asked for more than once."""
+def test_without_crop_and_flip_images_are_copied(backend: Backend) -> None:
+    """The images have every byte, and some are copied more than once."""
     dataset = torch.arange(512, device=backend.device).remainder(256).to(torch.uint8).view(2, 1, 16, 16)
     index = torch.tensor([1, 0, 0, 1, 1], device=backend.device)
     rule = {"rng": rng_of(0, 0, backend.device), "padding": 0, "flip": False}
@@ -112,7 +112,7 @@ def test_the_layout_does_not_change_the_images(backend: Backend) -> None:
 
 
 def test_crops_and_flips_are_uniform_and_independent(backend: Backend) -> None:
-    """With a padding of 1 every (down, right, mirrored), told from the pixels of one image, comes equally often."""
+    """With a padding of 1, every (down, right, mirrored) occurs equally often. The pixels show which one it is."""
     count = 900 if backend.interpreted else 18_000
     dataset = torch.arange(1, 10, dtype=torch.uint8, device=backend.device).view(1, 1, 3, 3)
     index = torch.zeros(count, dtype=torch.int64, device=backend.device)
@@ -126,8 +126,8 @@ def test_crops_and_flips_are_uniform_and_independent(backend: Backend) -> None:
     assert len(unflipped.flatten(1).unique(dim=0)) == 9
 
 
-def test_an_image_draws_by_its_place_alone(backend: Backend) -> None:
-    """The same place and step give the same crop in another batch; another step gives another crop."""
+def test_a_crop_depends_only_on_the_rng_and_the_place_in_the_batch(backend: Backend) -> None:
+    """An image in the same place gets the same crop in a smaller batch. Another seed or step gives another crop."""
     dataset = dataset_of((6, 3, 8, 8), backend.device)
     index = torch.tensor([5, 2, 2, 0], device=backend.device)
 
@@ -136,7 +136,7 @@ def test_an_image_draws_by_its_place_alone(backend: Backend) -> None:
 
     whole = drawn(index, 1, 2)
     assert torch.equal(whole[:3], drawn(index[:3], 1, 2))
-    assert not torch.equal(whole[1], whole[2]), "one draw for two places"
+    assert not torch.equal(whole[1], whole[2]), "two places have the same crop"
     for seed, step in ((1, 3), (2, 2), (1 + 2**32, 2)):
         assert not torch.equal(drawn(index, seed, step), whole)
     assert torch.equal(drawn(index, 1, 2 + 2**32), whole)  # only the low word of the step counts
@@ -144,7 +144,7 @@ def test_an_image_draws_by_its_place_alone(backend: Backend) -> None:
 
 @pytest.mark.parametrize("bad", [-1, 4, 2**40, -(2**63)])
 def test_an_index_outside_the_data_set(backend: Backend, bad: int) -> None:
-    """On a CPU it is a ValueError that names it; on a GPU, where the check would stall, an image of `fill`."""
+    """On a CPU it raises a ValueError that names it. On a GPU, which the check would stall, the image is all `fill`."""
     dataset = dataset_of((4, 3, 4, 4), backend.device)
     index = torch.tensor([3, bad, 0, bad], device=backend.device)
     rule = {"rng": rng_of(1, 2, backend.device), "fill": 77, "backend": backend.name}
@@ -159,8 +159,8 @@ def test_an_index_outside_the_data_set(backend: Backend, bad: int) -> None:
 
 
 @pytest.mark.parametrize("memory_format", LAYOUTS, ids=str)
-def test_nothing_to_do(backend: Backend, memory_format: torch.memory_format) -> None:
-    """No image is asked for, of some and of none; images without a pixel."""
+def test_empty_batches_and_images(backend: Backend, memory_format: torch.memory_format) -> None:
+    """The index is empty, with and without images in the data set, or the images have no pixels."""
     for shape, count in (((4, 3, 5, 6), 0), ((0, 3, 5, 6), 0), ((4, 3, 0, 6), 2), ((4, 3, 5, 0), 2), ((4, 0, 5, 6), 2)):
         dataset = torch.zeros(shape, dtype=torch.uint8, device=backend.device)
         index = torch.zeros(count, dtype=torch.int64, device=backend.device)
@@ -181,14 +181,14 @@ def test_opcheck(backend: Backend) -> None:
     operator, rng = backend.operator("augment"), rng_of(1, 2, backend.device)
     assert operator.overloads() == ["default"]
     index = torch.tensor([1, 0, 1], device=backend.device)
-    for shape in ((2, 3, 4, 4), (2, 1, 5, 4), (2, 1, 1, 1)):  # one channel: the layouts differ in strides alone
+    for shape in ((2, 3, 4, 4), (2, 1, 5, 4), (2, 1, 1, 1)):  # with one channel the layouts differ only in strides
         dataset = dataset_of(shape, backend.device)
         for channels_last in (False, True):
             torch.library.opcheck(operator.default, (dataset, index, rng, 4, True, 128, channels_last))
 
 
-def test_compiles_whole(backend: Backend) -> None:
-    """There is no graph break, and the bits and strides are the same, for any batch."""
+def test_augment_compiles_without_a_graph_break(backend: Backend) -> None:
+    """The bits and strides of the results are those of eager code, for any size of the batch."""
     torch._dynamo.reset()
     compilations = 0
 
@@ -212,4 +212,4 @@ def test_compiles_whole(backend: Backend) -> None:
             for place, (got, wanted) in enumerate(zip(compiled(*arguments), function(*arguments), strict=True)):
                 assert_same_bits(got, wanted, f"result {place}")
                 assert got.stride() == wanted.stride(), place
-        assert compilations == 2  # for a batch of six, and for any
+        assert compilations == 2  # one for a batch of six, and one for any size

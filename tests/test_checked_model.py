@@ -1,4 +1,4 @@
-"""`CheckedModel` in 16 bits: it asks the present weights, and the scale of its gradients cannot be seen outside."""
+"""`CheckedModel` in 16 bits: it uses the present weights, and scales its gradients back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def test_a_change_of_the_weights_changes_the_answer_under_autocast() -> None:
     model = small_net()
     images, _ = examples(4)
     asked = CheckedModel(model, precision="bf16")
-    with torch.autocast("cpu", dtype=torch.bfloat16):  # within which PyTorch would keep the weights that it cast
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # here PyTorch would keep a copy of the weights in bf16
         before = asked(images)
         with torch.no_grad():
             model[-1].weight.neg_()
@@ -32,7 +32,7 @@ def test_the_gradient_of_images_without_height_and_width_is_scaled_back() -> Non
 
 
 def test_the_scale_does_not_change_the_gradient_of_images_and_logits() -> None:
-    """Its size is right, too, which DeepFool and Carlini-Wagner use, also where a row's gradient is zero."""
+    """The size of the gradient is right as well, because DeepFool and Carlini-Wagner use it. A row may be zero."""
     model = small_net()
     images, labels = examples(6)
     direction = torch.nn.functional.one_hot(labels, 10) * torch.tensor([1.0, 1e-9, 1e-20, 0.0, 1e3, 1.0])[:, None]
@@ -43,7 +43,8 @@ def test_the_scale_does_not_change_the_gradient_of_images_and_logits() -> None:
     assert torch.equal(of_logits, direction)
     for row in range(6):
         assert float((got[row] - expected[row]).norm()) <= 5e-3 * float(expected[row].norm())
-    (again,) = torch.autograd.grad(logits, images, torch.ones_like(direction))  # as other libraries do
+    # Other libraries also take a second gradient of the same logits.
+    (again,) = torch.autograd.grad(logits, images, torch.ones_like(direction))
     (whole,) = torch.autograd.grad(model(images), images, torch.ones_like(direction))
     torch.testing.assert_close(again, whole, atol=5e-3 * float(whole.abs().max()), rtol=0)
 

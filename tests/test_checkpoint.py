@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, read without running code, and loaded as the model that was trained."""
+"""Checkpoints are written completely or not at all, are read without running code, and load as the trained model."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def same(first: nn.Module, second: nn.Module) -> bool:
     return all(torch.equal(one, other) for one, other in pairs)
 
 
-def test_what_is_saved_is_read(tmp_path: Path, model: nn.Module) -> None:
+def test_a_saved_checkpoint_can_be_read(tmp_path: Path, model: nn.Module) -> None:
     checkpoint.save(tmp_path / "checkpoint.pt", state(model))
     read = checkpoint.read(tmp_path / "checkpoint.pt")
     assert tuple(read) == checkpoint.KEYS
@@ -53,7 +53,7 @@ def test_load_gives_the_model_in_evaluation_mode(tmp_path: Path, model: nn.Modul
         rmcla_fast.load(tmp_path, which="first")
 
 
-def test_load_takes_the_average_where_it_was_kept(tmp_path: Path, model: nn.Module) -> None:
+def test_load_takes_the_average_of_the_weights_if_there_is_one(tmp_path: Path, model: nn.Module) -> None:
     average = models.create("small-cnn", 10, 1)
     checkpoint.save(tmp_path / "checkpoint.pt", state(model, ema=average.state_dict()))
     assert same(rmcla_fast.load(tmp_path), average)
@@ -72,7 +72,7 @@ def test_a_factory_is_imported_only_when_it_is_named_again(tmp_path: Path) -> No
     assert same(rmcla_fast.load(tmp_path, model=factory(10, 1)), ours)
 
 
-def test_weights_that_do_not_fit(tmp_path: Path, model: nn.Module) -> None:
+def test_weights_that_do_not_fit_the_model_are_an_error(tmp_path: Path, model: nn.Module) -> None:
     checkpoint.save(tmp_path / "checkpoint.pt", state(model))
     with pytest.raises(UserError, match="do not fit the model preact-resnet18"):
         rmcla_fast.load(tmp_path, model="preact-resnet18")
@@ -84,7 +84,7 @@ def test_weights_that_do_not_fit(tmp_path: Path, model: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("kept", [0, 10, 1000, -100])
-def test_a_truncated_checkpoint(tmp_path: Path, model: nn.Module, kept: int) -> None:
+def test_a_truncated_checkpoint_is_an_error(tmp_path: Path, model: nn.Module, kept: int) -> None:
     path = tmp_path / "checkpoint.pt"
     checkpoint.save(path, state(model))
     path.write_bytes(path.read_bytes()[:kept])
@@ -92,7 +92,7 @@ def test_a_truncated_checkpoint(tmp_path: Path, model: nn.Module, kept: int) -> 
         checkpoint.read(path)
 
 
-def test_a_foreign_checkpoint(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_program_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     torch.save({"state_dict": {}}, path)
     with pytest.raises(UserError, match="it has no 'model', 'ema'"):
@@ -112,7 +112,9 @@ def test_a_malicious_checkpoint_does_not_run(tmp_path: Path, write: Any) -> None
     assert not mark.exists()
 
 
-def test_a_failed_write_leaves_the_old_one(tmp_path: Path, model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_keeps_the_old_checkpoint(
+    tmp_path: Path, model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "checkpoint.pt"
     checkpoint.save(path, state(model))
     before = path.read_bytes()

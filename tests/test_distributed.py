@@ -1,4 +1,4 @@
-"""Two processes on the CPU (gloo): their gradients are those of one process, and a rank that is lost is said."""
+"""Two processes on the CPU (gloo) train the weights that one process trains, and report a lost rank."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ pytestmark = [
 def updated(world: World, wrap: bool, accumulate: int, updates: int = 3) -> list[torch.Tensor]:
     """Return the weights after a few updates of R-MC-LA on this rank's share of each batch.
 
-    The attack starts at the clean images, since each rank draws noise of its own.
+    The attack starts at the clean images, since each rank would draw different noise.
     """
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
@@ -56,7 +56,7 @@ def rank(number: int, address: str, accumulate: int, results: Any) -> None:
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_the_ranks_gradients_are_those_of_one_process(tmp_path: Path, accumulate: int) -> None:
+def test_two_ranks_train_the_weights_of_one_process(tmp_path: Path, accumulate: int) -> None:
     results = mp.get_context("spawn").Manager().dict()
     mp.spawn(rank, (str(tmp_path / "meeting"), accumulate, results), nprocs=2)
     alone = updated(World(), wrap=False, accumulate=1)
@@ -66,7 +66,7 @@ def test_the_ranks_gradients_are_those_of_one_process(tmp_path: Path, accumulate
 
 
 def dropping(num_classes: int) -> nn.Module:
-    """What differs between ranks: the masks of dropout, and batch norm's statistics, which the attack reads."""
+    """Return a model with what differs between ranks: dropout masks and batch norm statistics, which attacks use."""
     features = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout())
     return nn.Sequential(features, nn.Linear(144, num_classes))
 
@@ -90,7 +90,7 @@ def rank_of_a_run(number: int, port: int, out: Path, resume: bool) -> None:
             train(small(out / "killed", **options))
 
 
-def test_ranks_that_drop_out_resume_to_the_bit(tmp_path: Path) -> None:
+def test_two_ranks_with_dropout_resume_to_the_same_bits(tmp_path: Path) -> None:
     port = 20000 + os.getpid() % 10000
     mp.spawn(rank_of_a_run, (port, tmp_path, False), nprocs=2)
     stopped = checkpoint.read(tmp_path / "killed" / checkpoint.LAST)
@@ -111,7 +111,7 @@ def torchrun(out: Path, *options: str) -> subprocess.Popen[str]:
     return python(*launcher, *run, *options)
 
 
-def test_torchrun_trains_loses_a_rank_and_resumes(tmp_path: Path) -> None:
+def test_torchrun_reports_a_lost_rank_and_resumes(tmp_path: Path) -> None:
     out = tmp_path / "run"
     process = torchrun(out, "--epochs", "9999")
     wait_for_checkpoint(out, process)

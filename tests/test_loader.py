@@ -1,4 +1,4 @@
-"""What an update is given: each image once an epoch, from any step on, in equal shares; learning rate and epsilon."""
+"""Tests of the inputs of an update: the batches of an epoch, the shares of ranks, learning rate and warm-up."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from rmcla_fast.training.schedule import Schedule, build_optimizer, set_rate, wa
 CPU = torch.device("cpu")
 
 
-def test_batches_cover_an_epoch_once_and_start_anywhere() -> None:
+def test_an_epoch_has_each_image_once_and_may_start_at_any_step() -> None:
     images = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1).expand(10, 1, 6, 6).contiguous()
     rng = torch.tensor([5, 0])
     loader = Loader(ImageSet(images, torch.arange(10)), 4, 5, CPU, rng, augment=True, flip=True, world=World())
     epoch = []
     for batch in loader.epoch(1):
         epoch.append(batch)
-        rng[1] += 1  # as the update does
+        rng[1] += 1  # as an update does
     labels = [labels for _, labels in epoch]
     assert [len(some) for some in labels] == [4, 4, 2]
     assert torch.cat(labels).tolist() == epoch_order(10, 5, 1).tolist()
@@ -37,7 +37,7 @@ def test_batches_cover_an_epoch_once_and_start_anywhere() -> None:
         steps_in_epoch(3, 4)
 
 
-def test_images_stay_bytes_and_are_cropped_by_the_updates_own_numbers() -> None:
+def test_images_stay_bytes_and_are_cropped_with_the_rng_of_the_update() -> None:
     images = torch.randint(0, 256, (12, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     rng = torch.tensor([7, 3])
     held = ImageSet(images, torch.arange(12))
@@ -60,7 +60,7 @@ def test_ranks_share_each_batch_equally() -> None:
         steps_in_epoch(23, 8, ranks=3)
 
 
-def test_schedules() -> None:
+def test_learning_rates_follow_the_schedule_and_the_warm_up() -> None:
     piecewise = Schedule("piecewise", 0.1, 200)
     assert [piecewise.rate(step) for step in (0, 99, 100, 149, 150, 199)] == pytest.approx(
         [0.1, 0.1, 0.01, 0.01] + [1e-3] * 2

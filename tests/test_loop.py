@@ -1,4 +1,4 @@
-"""A whole run in small: what it writes, what it refuses, and how it stops and goes on."""
+"""Short training runs: the files that they write, the options that they refuse, and how they stop and resume."""
 
 from __future__ import annotations
 
@@ -33,13 +33,20 @@ def test_a_run_writes_its_folder(tmp_path: Path) -> None:
     assert (config["num_classes"], config["channels"], config["epsilon"]) == (10, 1, 0.15)
     rows = read_metrics(out / "metrics.jsonl")
     steps, epochs = ([row for row in rows if row["kind"] == kind] for kind in ("step", "epoch"))
-    assert [row["step"] for row in steps] == [2, 4, 6, 8, 10, 12]  # 200 images less 20 held out: 6 updates an epoch
+    assert [row["step"] for row in steps] == [
+        2,
+        4,
+        6,
+        8,
+        10,
+        12,
+    ]  # 180 images, without the 20 held out, are 6 updates an epoch
     assert [row["step"] for row in epochs] == [6, 12]
     assert all(math.isfinite(row["loss"]) and row["lr"] > 0 for row in rows)
     assert all(0 <= row[name] <= 100 for row in epochs for name in ("clean", "fgsm", "pgd"))
     state = checkpoint.read(out / "checkpoint.pt")
     assert (state["epoch"], state["step"]) == (2, 12)
-    assert torch.get_num_threads() == threads  # as it was
+    assert torch.get_num_threads() == threads  # unchanged
     logits = rmcla_fast.load(out)(torch.rand(3, 1, 8, 8))
     assert logits.shape == (3, 10)
     assert logits.isfinite().all()
@@ -47,7 +54,7 @@ def test_a_run_writes_its_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize("before", [False, True])
-def test_cudnn_chooses_by_measuring_unless_deterministic(
+def test_cudnn_times_its_algorithms_unless_it_is_deterministic(
     deterministic: bool, before: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", deterministic)
@@ -80,10 +87,10 @@ def test_an_existing_folder_is_refused_and_a_finished_run_left_alone(tmp_path: P
         train(small(tmp_path / "a", epochs=2, resume=True))
 
 
-def test_resume_starts_where_there_is_nothing(tmp_path: Path) -> None:
+def test_resume_starts_a_run_that_has_no_checkpoint(tmp_path: Path) -> None:
     train(small(tmp_path / "a", epochs=1, resume=True))
     (tmp_path / "a" / "checkpoint.pt").unlink()
-    train(TrainConfig(out=str(tmp_path / "a"), resume=True))  # config.json says how
+    train(TrainConfig(out=str(tmp_path / "a"), resume=True))  # the options come from config.json
     assert checkpoint.read(tmp_path / "a" / "checkpoint.pt")["step"] == 6
     assert len(read_metrics(tmp_path / "a" / "metrics.jsonl")) == 4
     with pytest.raises(UserError, match="there is no run"):
@@ -92,7 +99,7 @@ def test_resume_starts_where_there_is_nothing(tmp_path: Path) -> None:
         train(TrainConfig(resume=True))
 
 
-def test_a_damaged_checkpoint_is_one_sentence(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_raises_one_sentence(tmp_path: Path) -> None:
     out = tmp_path / "a"
     train(small(out, epochs=1))
     whole = (out / "checkpoint.pt").read_bytes()
@@ -101,7 +108,7 @@ def test_a_damaged_checkpoint_is_one_sentence(tmp_path: Path) -> None:
         train(small(out, epochs=1, resume=True))
     state = torch.load(out / "best.pt", weights_only=True)
     del state["model"]["classifier.bias"]
-    state |= {"epoch": 0, "step": 0}  # not finished, so that it is taken up
+    state |= {"epoch": 0, "step": 0}  # so that the run does not count as finished
     torch.save(state, out / "checkpoint.pt")
     with pytest.raises(UserError, match="does not fit"):
         train(small(out, epochs=1, resume=True))
@@ -131,8 +138,8 @@ def test_other_recipes_and_options_run(tmp_path: Path, recipe: str) -> None:
     assert all(torch.equal(loaded[name], value) for name, value in state["ema"].items())
 
 
-def test_a_batch_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Recorded, fixed for the run, and taken up to the bit within an epoch whose last batch is smaller."""
+def test_a_run_with_batches_in_pieces_resumes_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`accumulate` is recorded and cannot change. A run stopped within an epoch resumes to the same bits."""
     whole = small(tmp_path / "a", accumulate=4, checkpoint_every=2, epochs=1)
     train(whole)
     assert json.loads((tmp_path / "a" / "config.json").read_text())["accumulate"] == 4
@@ -191,7 +198,7 @@ def test_updates_that_are_not_finite_are_skipped_and_counted(tmp_path: Path, mon
     assert [row["skipped"] for row in rows if row["kind"] == "epoch"] == [1, 1]
     state = checkpoint.read(tmp_path / "a" / "checkpoint.pt")
     assert all(value.isfinite().all() for value in state["model"].values())
-    for precision in ("fp32", "fp16"):  # which skips on its own, but only where gradients overflow
+    for precision in ("fp32", "fp16"):  # fp16 by itself skips only updates whose gradients overflow
         with pytest.raises(RunFailed, match="the loss of step 3 is nan"):
             train(small(tmp_path / precision, precision=precision))
 

@@ -1,4 +1,4 @@
-"""A run is watched: accuracy on held-out images, catastrophic overfitting reported and stopped, the progress bar."""
+"""Tests of the monitor (held-out accuracy, catastrophic overfitting) and of the progress display."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run killed with SIGKILL at random instants ends with the bits of one that is not (50 kills: the benchmark)."""
+"""A run that is killed at random times and resumed ends with the same bits (the benchmark kills it 50 times)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from run_cases import ROOT, python
 
 
 @pytest.mark.slow
-def test_killed_at_random_instants_the_bits_are_the_same() -> None:
+def test_a_run_killed_at_random_times_ends_with_the_same_bits() -> None:
     process = python(ROOT / "benchmarks" / "kill_and_resume.py", "--kills", "3", "--seed", "1")
     printed, said = process.communicate()
     assert process.returncode == 0, said

@@ -1,4 +1,4 @@
-"""One update: its passes by counting, its numbers against an independent port, its ways to run, no host reads."""
+"""One update: its number of passes, its results beside an independent port, compilation, and no reads on the host."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from rmcla_fast import models, random_start, recipes
 from rmcla_fast.training import ExponentialAverage, TrainStep
 
-# The passes of the network, by counting.
+# The number of passes of the network.
 
 
 @pytest.mark.parametrize("name", ["standard", "r-mc-la", "r-mc-la+", "madry-pgd7-2", "trades", "n-fgsm"])
-def test_an_update_costs_its_passes_and_no_more(name: str) -> None:
+def test_an_update_costs_exactly_the_passes_of_its_recipe(name: str) -> None:
     torch.manual_seed(0)
     model = models.create("preact-resnet18", 10)
     images, labels = torch.rand(2, 3, 16, 16), torch.tensor([3, 4])
@@ -32,14 +32,14 @@ def test_an_update_costs_its_passes_and_no_more(name: str) -> None:
     assert passes == pytest.approx(recipe(name).cost, rel=0.02)
 
 
-# The whole step against an independent implementation.
+# The whole step beside an independent implementation.
 
 CLASSES = {"r-mc-la": 10, "r-mc-la+": 10, "r-mc-la9": 100}
 MUTANTS = [{"attack_sign": 1.0}, {"target": "ll"}, {"clean_source": None}]
 
 
 def against_the_port(name: str, updates: int, **wrong: Any) -> tuple[float, float]:
-    """Largest relative distance of the weights after one update, and of the losses over all of them."""
+    """Return the relative error of the first update of the weights, and the largest relative error of all losses."""
     epsilon, classes = 0.3, CLASSES[name]
     ours, theirs = network(classes), network(classes)
     before = weights(ours)
@@ -58,12 +58,12 @@ def against_the_port(name: str, updates: int, **wrong: Any) -> tuple[float, floa
         losses = max(losses, abs(loss - expected) / expected)
         if n == 0:
             change = weights(theirs) - before
-            first = float((weights(ours) - weights(theirs)).norm() / change.norm())  # of the update, not of the weights
+            first = float((weights(ours) - weights(theirs)).norm() / change.norm())  # relative to the update
     return first, losses
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_the_step_is_the_public_step(name: str) -> None:
+def test_the_step_agrees_with_the_public_step(name: str) -> None:
     first, losses = against_the_port(name, 10)
     assert first < 2e-4
     assert losses < 2e-3
@@ -71,7 +71,7 @@ def test_the_step_is_the_public_step(name: str) -> None:
 
 @pytest.mark.parametrize("wrong", MUTANTS, ids=["flipped sign", "another target", "another label source"])
 @pytest.mark.parametrize("name", CLASSES)
-def test_a_wrong_step_is_seen(name: str, wrong: dict[str, Any]) -> None:
+def test_the_comparison_notices_a_wrong_step(name: str, wrong: dict[str, Any]) -> None:
     first, losses = against_the_port(name, 10, **wrong)
     assert first > 10 * 2e-4
     assert losses > 2e-3
@@ -82,7 +82,7 @@ def test_a_wrong_step_is_seen(name: str, wrong: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", ["standard", "r-mc-la", "r-mc-la+", "madry-pgd7-2"])
 @pytest.mark.parametrize("mode", ["eval", "train"])
-def test_running_statistics_move_once(name: str, mode: str) -> None:
+def test_running_statistics_are_updated_once_per_update(name: str, mode: str) -> None:
     model = network().eval()
     step = TrainStep(model, sgd(model), recipe(name).replace(attack_mode=mode), capture="eager")
     train(step, 3)
@@ -112,14 +112,14 @@ def test_the_loss_is_a_detached_scalar() -> None:
 
 
 @pytest.mark.parametrize("name", recipes.names())
-def test_every_recipe_learns_a_batch(name: str) -> None:
+def test_every_recipe_lowers_the_loss_of_a_batch(name: str) -> None:
     model = network()
     step = TrainStep(model, sgd(model, 0.1), recipe(name).replace(epsilon=0.03), capture="eager")
     losses = [float(step(*batch())) for _ in range(12)]
     assert losses[-1] < losses[0]
 
 
-# Ways to run.
+# Compiled steps, layouts and dtypes.
 
 
 @pytest.fixture
@@ -131,13 +131,13 @@ def fresh_compiler() -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["standard", "r-mc-la", "r-mc-la+", "trades"])
-def test_compiled_is_eager(name: str, fresh_compiler: None) -> None:
-    """In float64: in float32 a pixel whose gradient is nearly zero may go the other way, and the runs part."""
+def test_the_compiled_step_gives_the_results_of_the_eager_one(name: str, fresh_compiler: None) -> None:
+    """Both run in float64. In float32, rounding may flip the sign of a gradient near zero, and the results differ."""
     results = {}
     for capture in ("eager", "compile"):
         model = network().double()
         step = TrainStep(model, sgd(model, 0.02), recipe(name), capture=capture, seed=1)
-        batches = [batch(seed=n) for n in range(4)] + [batch(7, seed=9)]  # an uneven batch runs uncaptured
+        batches = [batch(seed=n) for n in range(4)] + [batch(7, seed=9)]  # a batch of another size runs uncompiled
         losses = [float(step(images.double() / 255, labels)) for images, labels in batches]
         results[capture] = (losses, weights(model))
     assert results["compile"][0] == pytest.approx(results["eager"][0], rel=1e-6)
@@ -145,8 +145,8 @@ def test_compiled_is_eager(name: str, fresh_compiler: None) -> None:
 
 
 @pytest.mark.slow
-def test_the_compiled_attack_follows_the_weights(fresh_compiler: None) -> None:
-    """Compiled once, it must see weights that moved in place, and leave no gradient in them."""
+def test_the_compiled_attack_uses_the_present_weights(fresh_compiler: None) -> None:
+    """It is compiled once. After updates in place it must use the new weights, and it must not give them gradients."""
     model = network()
     step = TrainStep(model, sgd(model, 0.1), recipe("r-mc-la"), capture="compile", seed=1)
     images = batch()[0].float() / 255
@@ -170,8 +170,8 @@ def test_the_compiled_attack_follows_the_weights(fresh_compiler: None) -> None:
 
 
 @pytest.mark.parametrize("images", ["uint8", "float", "channels_last"])
-def test_layouts_and_dtypes_of_images_agree(images: str) -> None:
-    """uint8 and float images are the same images; a channels_last model gets its images in that layout."""
+def test_images_may_be_uint8_or_float_and_get_the_layout_of_the_model(images: str) -> None:
+    """uint8 and float images give the same loss. A channels_last model gets its images in that layout."""
     torch.manual_seed(0)
     model = models.WideResNet(10, depth=10, width=1)
     given = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
@@ -193,10 +193,10 @@ def test_layouts_and_dtypes_of_images_agree(images: str) -> None:
         )
 
 
-# Nothing on the host.
+# No reads on the host.
 
 
-def test_the_dispatch_mode_refuses() -> None:
+def test_reading_a_tensor_on_the_host_is_noticed() -> None:
     with RefuseHostReads():
         value = torch.ones(3)
         for read in (value.sum().item, value.nonzero, lambda: bool(value[0]), lambda: value[value > 0]):

@@ -1,4 +1,4 @@
-"""One update from several pieces of a batch: the whole batch's gradients, fresh noise in each piece, one step."""
+"""One update from several pieces of a batch: the gradients of the whole batch, and new noise in each piece."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rmcla_fast.training import ExponentialAverage, TrainStep
 
 
 def plain() -> nn.Module:
-    """Without batch norm a batch's gradient is the mean of its pieces'."""
+    """Return a network without batch norm, so that a batch's gradient is the mean of the gradients of its pieces."""
     torch.manual_seed(0)
     return models.create("small-cnn", 10, 1)
 
@@ -24,7 +24,7 @@ def plain() -> nn.Module:
 def updated(name: str, accumulate: int, size: int, **options: Any) -> tuple[list[float], Tensor]:
     """Return the losses and the change of the weights over two updates whose attacks start at the clean images.
 
-    Each piece draws noise of its own, so a random start would differ from the whole batch's.
+    A random start would differ from that of the whole batch, because each piece draws its own noise.
     """
     model = plain()
     before = weights(model)
@@ -36,7 +36,7 @@ def updated(name: str, accumulate: int, size: int, **options: Any) -> tuple[list
 
 @pytest.mark.parametrize(("accumulate", "size"), [(2, 16), (4, 16), (3, 16), (8, 7)], ids=str)
 @pytest.mark.parametrize("name", ["standard", "r-mc-la", "r-mc-la9+", "trades", "madry-pgd7-2"])
-def test_pieces_make_the_whole_batch(name: str, accumulate: int, size: int) -> None:
+def test_pieces_give_the_gradient_of_the_whole_batch(name: str, accumulate: int, size: int) -> None:
     losses, change = updated(name, accumulate, size)
     expected_losses, expected = updated(name, 1, size)
     assert losses == pytest.approx(expected_losses, rel=1e-5)
@@ -53,14 +53,14 @@ def test_clipping_and_skipping_see_the_whole_gradient(options: dict[str, Any]) -
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("name", ["r-mc-la", "trades"])
-def test_sixteen_bits(name: str, precision: str) -> None:
+def test_pieces_give_the_gradient_of_the_whole_batch_in_16_bits(name: str, precision: str) -> None:
     losses, change = updated(name, 4, 16, precision=precision)
     expected_losses, expected = updated(name, 1, 16, precision=precision)
     assert losses == pytest.approx(expected_losses, rel=0.01)
     assert float((change - expected).norm() / expected.norm()) < 0.1
 
 
-def test_an_update_costs_the_same_passes() -> None:
+def test_an_update_in_pieces_costs_the_same_passes() -> None:
     model = plain()
     images, labels = batch()
     with FlopCounterMode(display=False) as forward, torch.no_grad():
@@ -78,8 +78,8 @@ def test_an_update_costs_the_same_passes() -> None:
 # Noise.
 
 
-def test_no_piece_repeats_anothers_noise() -> None:
-    """The first forward of a piece sees its start; piece p of call n draws from (seed, n accumulate + p)."""
+def test_every_piece_draws_different_noise() -> None:
+    """The first forward pass of a piece gets its start. Piece p of call n draws from (seed, n * accumulate + p)."""
     model = plain()
     starts: list[Tensor] = []
 
@@ -91,7 +91,7 @@ def test_no_piece_repeats_anothers_noise() -> None:
     step = TrainStep(model, sgd(model), recipe("r-mc-la"), seed=5, accumulate=3)
     images, labels = batch(1)[0].expand(12, 1, 8, 8).contiguous(), torch.zeros(12, dtype=torch.int64)
     step(images, labels)
-    step(images[:2], labels[:2])  # too few for three pieces; the numbers go on as if there were
+    step(images[:2], labels[:2])  # two images are one piece, but the call counts as three
     step(images, labels)
     assert [len(start) for start in starts] == [4, 4, 4, 2, 4, 4, 4]
     for number, start in zip((0, 1, 2, 3, 6, 7, 8), starts, strict=True):
@@ -100,11 +100,11 @@ def test_no_piece_repeats_anothers_noise() -> None:
     assert len(everything.unique(dim=0)) == len(everything)
 
 
-# Statistics, skipped updates, ways to run.
+# Running statistics, host reads, compilation, several ranks.
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
-def test_running_statistics_move_once_a_piece(mode: str) -> None:
+def test_running_statistics_are_updated_once_per_piece(mode: str) -> None:
     model = network()
     average = ExponentialAverage(model, 0.5)
     step = TrainStep(model, sgd(model), recipe("r-mc-la").replace(attack_mode=mode), accumulate=4, ema=average)
@@ -127,8 +127,8 @@ def test_nothing_is_read_on_the_host() -> None:
 
 
 @pytest.mark.slow
-def test_compiled_is_eager() -> None:
-    """In float64, where rounding turns no pixel's direction."""
+def test_the_compiled_step_gives_the_results_of_the_eager_one() -> None:
+    """Both run in float64, where rounding does not flip the direction of a pixel."""
     torch.compiler.reset()
     results = {}
     for capture in ("eager", "compile"):
@@ -145,7 +145,7 @@ def test_compiled_is_eager() -> None:
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch is built without torch.distributed")
-def test_ranks_synchronise_once_an_update(tmp_path: Path) -> None:
+def test_ranks_synchronise_once_per_update(tmp_path: Path) -> None:
     model = network()
     expected = train(TrainStep(model, sgd(model), recipe("r-mc-la"), seed=1, accumulate=4), 3)
     with process_group(tmp_path):
@@ -158,7 +158,8 @@ def test_ranks_synchronise_once_an_update(tmp_path: Path) -> None:
             done.set_result(bucket.buffer())
             return done
 
-        wrapped.register_comm_hook(None, lambda _, bucket: count(bucket))  # a lambda: annotations would be checked
+        # A lambda has no annotations, which PyTorch would check.
+        wrapped.register_comm_hook(None, lambda _, bucket: count(bucket))
         step = TrainStep(wrapped, sgd(wrapped), recipe("r-mc-la"), seed=1, accumulate=4)
         assert train(step, 3) == expected
         assert torch.equal(weights(wrapped), weights(model))

@@ -1,4 +1,4 @@
-"""One update on a GPU: the captured graph gives eager's numbers, follows schedules and batches, and never waits."""
+"""One update on a GPU: the captured graph gives the results of eager code, follows schedules, and never waits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.usefixtures("deterministic_convolutions"),
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
 ]
-UPDATES = 8  # three warm the graph up, the others replay it
+UPDATES = 8  # three run before the capture, and the others replay the graph
 
 
 def batch(seed: int, size: int = 32) -> tuple[Tensor, Tensor]:
@@ -51,9 +51,9 @@ def make(capture: str, name: str = "r-mc-la", model: nn.Module | None = None, **
 
 
 def make_wide(capture: str, name: str = "r-mc-la", **options: Any) -> TrainStep:
-    """In float64, in which two ways to the same update stay together.
+    """Return a step in float64, in which eager and captured updates stay close to each other.
 
-    In float32 they part: where a gradient is nearly zero a rounding turns its sign, and the pixel goes the other way.
+    In float32 they do not, because rounding flips the sign of a gradient near zero, and the pixel moves the other way.
     """
     return make(capture, name, network().double(), **options)
 
@@ -69,7 +69,7 @@ def assert_same(ours: TrainStep, theirs: TrainStep) -> None:
 
 
 @pytest.mark.parametrize("name", recipes.names())
-def test_the_graph_is_eager(name: str) -> None:
+def test_the_graph_gives_the_results_of_the_eager_step(name: str) -> None:
     eager, graph = make_wide("eager", name), make_wide("cuda-graph", name)
     for n in range(UPDATES):
         given = wide_batch(n)
@@ -98,7 +98,7 @@ def test_the_graph_holds_all_pieces_of_a_batch_in_sixteen_bits() -> None:
 def test_a_step_never_waits_for_the_gpu(capture: str) -> None:
     step = make(capture, clip_norm=1.0, skip_nonfinite=True, accumulate=2)
     batches = [batch(n) for n in range(UPDATES)]
-    for given in batches:  # compiling and capturing may wait
+    for given in batches:  # the updates that compile and capture may wait
         step(*given)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
@@ -125,7 +125,7 @@ def test_the_graph_follows_learning_rate_epsilon_and_uneven_batches() -> None:
 
 
 def test_another_thread_may_pin_memory_while_the_graph_is_captured() -> None:
-    """As a DataLoader's does."""
+    """The thread of a DataLoader does so."""
     done = threading.Event()
 
     def pin() -> None:
@@ -154,13 +154,13 @@ def test_losses_that_are_kept_do_not_change() -> None:
     assert len(set(values)) == UPDATES
 
 
-def test_the_graph_follows_a_state_that_is_loaded() -> None:
+def test_the_graph_uses_a_state_that_is_loaded_later() -> None:
     first, second = make_wide("cuda-graph"), make_wide("cuda-graph")
     for n in range(UPDATES):
         first(*wide_batch(n))
-        second(*wide_batch(n + 50))  # its own graph, then another's state
+        second(*wide_batch(n + 50))  # so that it has a graph of its own before it gets the other state
     second.model.load_state_dict(first.model.state_dict())
-    # A copy, since PyTorch's optimizers take over the very tensors that they are given: the momentum would be shared.
+    # It gets a copy, since an optimizer keeps the tensors that it loads, and both would share the momentum.
     second.optimizer.load_state_dict(copy.deepcopy(first.optimizer.state_dict()))
     second.load_state_dict(first.state_dict())
     assert first.ema is not None
@@ -182,7 +182,7 @@ def test_each_precision_in_the_graph(precision: str, apart: float, layout: torch
 
 
 class Branching(nn.Module):
-    """Control flow that waits for the values: no graph can hold it."""
+    """A model whose control flow waits for values, so that no graph can hold it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -198,7 +198,7 @@ def make_branching(capture: str) -> TrainStep:
 
 
 @pytest.mark.filterwarnings("ignore:training goes on")
-def test_a_model_that_waits_goes_on_uncaptured() -> None:
+def test_a_model_that_waits_for_the_gpu_is_trained_uncaptured() -> None:
     eager, auto = make_branching("eager"), make_branching("auto")
     for n in range(UPDATES):
         given = wide_batch(n)
@@ -214,7 +214,7 @@ def test_a_model_that_waits_goes_on_uncaptured() -> None:
         asked(*wide_batch(3))
 
 
-def test_auto_is_the_graph_where_it_can_be_had() -> None:
+def test_auto_chooses_the_graph_if_it_is_possible() -> None:
     assert make("auto").capture == "cuda-graph"
     model = network()
     plain = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -224,7 +224,7 @@ def test_auto_is_the_graph_where_it_can_be_had() -> None:
 
 
 def test_a_capture_that_breaks_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last of the file: it breaks a capture in the middle, which the rehearsal would have prevented."""
+    """A capture fails in the middle, which the rehearsal would prevent. The test comes last: it may end the process."""
     eager, auto = make_branching("eager"), make_branching("auto")
     before = torch.cuda.current_stream()
     with monkeypatch.context() as patch:
@@ -236,7 +236,7 @@ def test_a_capture_that_breaks_leaves_nothing_behind(monkeypatch: pytest.MonkeyP
     assert_same(auto, eager)
     assert torch.cuda.current_stream() == before
     assert torch.rand(4, device="cuda").isfinite().all()
-    captured = make("cuda-graph")  # and another capture goes well
+    captured = make("cuda-graph")  # a later capture succeeds
     for n in range(UPDATES):
         captured(*batch(n))
     assert captured._captured is not None

@@ -1,6 +1,7 @@
-"""What cannot be compiled or captured is said once, loses no update and does none twice.
+"""A model that cannot be compiled or captured causes one message, and no update is lost or done twice.
 
-Without a GPU the streams are left out, torch.compile returns what it is given, and a capture is what each test needs.
+The tests need no GPU. They replace streams by nothing, torch.compile by the function that it gets, and the capture by
+what each test needs.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ CPU = torch.device("cpu")
 
 @contextmanager
 def no_host_reads() -> Iterator[None]:
-    """In place of PyTorch's check, which needs a GPU."""
+    """Raise CaptureFailed where the host reads a tensor, in place of PyTorch's check, which needs a GPU."""
     try:
         with RefuseHostReads():
             yield
@@ -38,7 +39,7 @@ def no_host_reads() -> Iterator[None]:
 
 
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch, captured: str) -> None:
-    """`capture` "auto" is `captured`, and so is an explicit one; nothing is compiled; there are no streams."""
+    """Make every step choose the capture `captured`, compile nothing, and use no streams."""
     monkeypatch.setattr(step_module, "resolve_capture", lambda *_: captured)
     monkeypatch.setattr(torch, "compile", lambda forward, **_: forward)
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
@@ -100,7 +101,7 @@ class FailsInBackward(torch.autograd.Function):
 
 
 def failing(place: str) -> Callable[..., Compiled]:
-    """A torch.compile whose functions fail in that place."""
+    """Return a torch.compile whose functions fail in the "attack", the "update" or the "backward" of the update."""
 
     def compiler(forward: Compiled, **_: Any) -> Compiled:
         def compiled(images: Tensor) -> Tensor:
@@ -117,7 +118,7 @@ def failing(place: str) -> Callable[..., Compiled]:
 
 @pytest.mark.parametrize("captured", ["compile", "cuda-graph"])
 @pytest.mark.parametrize("place", ["attack", "update", "backward"])
-def test_auto_goes_on_eager_where_the_model_cannot_be_compiled(
+def test_auto_falls_back_to_eager_if_the_model_cannot_be_compiled(
     place: str, captured: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses, end = expected(network())
@@ -133,7 +134,7 @@ def test_auto_goes_on_eager_where_the_model_cannot_be_compiled(
 
 
 @pytest.mark.parametrize("captured", ["compile", "cuda-graph"])
-def test_an_asked_for_compilation_that_fails_is_one_sentence_and_nothing_is_lost(
+def test_a_requested_compilation_that_fails_raises_one_sentence_and_changes_nothing(
     captured: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from torch._dynamo.exc import TorchDynamoException
@@ -165,7 +166,7 @@ def test_an_asked_for_compilation_that_fails_is_one_sentence_and_nothing_is_lost
     assert same(state(step), end)
 
 
-def test_an_error_of_the_model_itself_is_raised_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_the_update_itself_is_raised_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     as_on_a_gpu(monkeypatch, "compile")
     images, labels = given(0)
     for capture in ("auto", "compile"):
@@ -178,7 +179,7 @@ def test_an_error_of_the_model_itself_is_raised_as_it_is(monkeypatch: pytest.Mon
 
 
 class Branching(nn.Module):
-    """Control flow that waits for the values: no graph can hold it."""
+    """A model whose control flow waits for values, so that no graph can hold it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -204,7 +205,7 @@ def never(*_: Any) -> Any:
         (network, refused, "operation not permitted when stream is capturing"),
     ],
 )
-def test_auto_goes_on_uncaptured_where_the_update_cannot_be_captured(
+def test_auto_falls_back_to_compile_if_the_update_cannot_be_captured(
     model: Callable[[], nn.Module], record: Any, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses, end = expected(model())
@@ -220,7 +221,7 @@ def test_auto_goes_on_uncaptured_where_the_update_cannot_be_captured(
 
 
 @pytest.mark.parametrize(("model", "record"), [(Branching, never), (network, refused)])
-def test_an_asked_for_capture_that_fails_is_one_sentence_and_nothing_is_lost(
+def test_a_requested_capture_that_fails_raises_one_sentence_and_changes_nothing(
     model: Callable[[], nn.Module], record: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     as_on_a_gpu(monkeypatch, "cuda-graph")
@@ -236,8 +237,8 @@ def test_an_asked_for_capture_that_fails_is_one_sentence_and_nothing_is_lost(
     assert step.capture == "cuda-graph"
 
 
-def test_states_that_a_broken_capture_made_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A capture runs no kernel, but makes states and gradients, in memory that goes with it."""
+def test_optimizer_states_made_by_a_failed_capture_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A capture runs no kernel, but it makes states and gradients, whose memory is freed with the capture."""
     as_on_a_gpu(monkeypatch, "cuda-graph")
     model = network()
     optimizer = sgd(model, fused=True)
@@ -271,8 +272,8 @@ def test_a_rehearsal_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("device", ["cuda:0", "cuda"])
 @pytest.mark.parametrize("broken", [True, False], ids=["broken", "ended"])
-def test_nothing_of_a_failed_capture_stays(broken: bool, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As `torch.cuda.graph` does: it ends the capture first, and leaves its stream only if that did not fail."""
+def test_a_failed_capture_is_cleaned_up(broken: bool, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Like `torch.cuda.graph`, `Graph` ends the capture first, and restores the stream only if that succeeds."""
     done: list[str] = []
     current = ["main"]
 
@@ -297,7 +298,7 @@ def test_nothing_of_a_failed_capture_stays(broken: bool, device: str, monkeypatc
             current[0] = "main"
 
     def end(index: int, pool: Any) -> None:
-        assert index == 0  # pybind refuses None, the index of "cuda"
+        assert index == 0  # pybind refuses None, which is the index of "cuda"
         if not broken:
             raise RuntimeError("not recording to this pool")
         done.append("end")

@@ -1,4 +1,4 @@
-"""Every pass of a compiled update is compiled: whatever the recipe and the memory of the images, the strides agree."""
+"""A compiled update runs no pass eagerly: images have the compiled strides, for every recipe and every input layout."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from rmcla_fast import recipes
 from rmcla_fast.training import TrainStep
 from rmcla_fast.training.forward import Passes
 
-Passed = list[tuple[str, tuple[Any, ...]]]  # (which pass, what it was given)
+Passed = list[tuple[str, tuple[Any, ...]]]  # name of the pass; shape, strides and dtype of its images
 SHAPES = [(4, 3, 6, 6), (4, 1, 6, 6), (4, 3, 1, 1), (4, 3, 1, 6), (1, 3, 6, 6)]
 
 
 def odd_strides(images: Tensor) -> Tensor:
-    """The same images; dimensions of one element get strides that no layout has."""
+    """Return the same images, in which dimensions of size one have strides that no layout has."""
     strides = [7 if size == 1 else stride for size, stride in zip(images.shape, images.stride(), strict=True)]
     return images.as_strided(images.shape, strides)
 
 
 def gaps(images: Tensor) -> Tensor:
-    """The same images in memory with gaps."""
+    """Return the same images in memory with gaps."""
     return torch.stack([images, images], dim=-1)[..., 0]
 
 
@@ -46,7 +46,7 @@ def network(channels: int, memory_format: torch.memory_format) -> nn.Module:
 
 @pytest.fixture
 def passed(monkeypatch: pytest.MonkeyPatch) -> Passed:
-    """What the passes are given from now on, compiled (torch.compile runs what it is given) or "eager"."""
+    """Collect what compiled and eager passes get from now on; torch.compile is replaced and compiles nothing."""
     seen: Passed = []
 
     def compiler(forward: Callable[[Tensor], Tensor], **options: Any) -> Callable[[Tensor], Tensor]:
@@ -74,7 +74,7 @@ def passed(monkeypatch: pytest.MonkeyPatch) -> Passed:
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("name", recipes.names())
 def test_both_passes_are_compiled_once(name: str, memory_format: torch.memory_format, passed: Passed) -> None:
-    """A batch of the compiled size never runs eager, and never has strides that would compile a second time."""
+    """A batch of the compiled size never runs eagerly, and never has strides that would cause a second compilation."""
     for shape in SHAPES:
         model = network(shape[1], memory_format)
         step = TrainStep(model, sgd(model), recipe(name), capture="compile")
@@ -90,7 +90,7 @@ def test_both_passes_are_compiled_once(name: str, memory_format: torch.memory_fo
         assert len({given for _, given in passed}) == 1, (shape, {given for _, given in passed})
 
 
-def test_a_pass_that_runs_eager_says_so_once(passed: Passed) -> None:
+def test_a_pass_that_runs_eager_warns_once(passed: Passed) -> None:
     passes = Passes(network(3, torch.contiguous_format), "fp32", compiled=True)
     images = torch.rand(4, 3, 6, 6)
     passes.update(images)
@@ -100,4 +100,4 @@ def test_a_pass_that_runs_eager_says_so_once(passed: Passed) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         passes.update(images)
-    passes.update(images[:3])  # another size runs eager, as documented
+    passes.update(images[:3])  # another size runs eagerly without a warning, as documented

@@ -1,4 +1,4 @@
-"""An update that fails leaves the model as it was, whatever a model does to its buffers and draws from torch."""
+"""An update that fails changes nothing, also if the model replaces its buffers or draws random numbers from torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class Drifting(nn.Module):
-    """It replaces its buffer in every forward pass, as code that is not batch norm does."""
+    """A model that replaces its buffer in every forward pass, where batch norm would write into it."""
 
     center: Tensor
 
@@ -27,7 +27,7 @@ class Drifting(nn.Module):
 
 
 class Expanded(nn.Module):
-    """A buffer whose elements share their memory: nobody can write into it."""
+    """A model with a buffer whose elements share memory, so that it cannot be written."""
 
     scale: Tensor
 
@@ -41,7 +41,7 @@ class Expanded(nn.Module):
 
 
 class Dropping(nn.Module):
-    """Dropout, which draws from torch's own generator."""
+    """A model with dropout, which draws from torch's own generator."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Dropping(nn.Module):
 
 @pytest.mark.parametrize("place", ["update", "backward"])
 @pytest.mark.parametrize("model", [Drifting, Expanded, Dropping])
-def test_a_compilation_that_fails_leaves_nothing(
+def test_a_failed_compilation_changes_nothing(
     model: type[nn.Module], place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(7)
@@ -70,7 +70,7 @@ def test_a_compilation_that_fails_leaves_nothing(
 
 
 @pytest.mark.parametrize("model", [Drifting, Expanded])
-def test_a_rehearsal_leaves_nothing(model: type[nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rehearsal_changes_no_buffer(model: type[nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
     step = make(model(), "eager")
     step(*given(0))
     before = state(step)
@@ -79,7 +79,7 @@ def test_a_rehearsal_leaves_nothing(model: type[nn.Module], monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, MemoryError])
-def test_an_interruption_of_the_first_update_leaves_nothing(
+def test_an_interruption_of_the_first_update_changes_nothing(
     kind: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     as_on_a_gpu(monkeypatch, "compile")
@@ -96,7 +96,7 @@ def test_an_interruption_of_the_first_update_leaves_nothing(
     assert same(state(step), before)
 
 
-def test_auto_keeps_its_capture_where_the_batch_was_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_keeps_its_capture_after_a_bad_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     as_on_a_gpu(monkeypatch, "compile")
     step = make(network(), "auto")
     images, labels = given(0)
@@ -108,7 +108,7 @@ def test_auto_keeps_its_capture_where_the_batch_was_wrong(monkeypatch: pytest.Mo
     assert step.capture == "compile"
 
 
-def test_updates_that_are_skipped_leave_an_expanded_buffer() -> None:
+def test_an_update_of_a_model_with_an_expanded_buffer_can_be_skipped() -> None:
     step = make(Expanded(), "eager", skip_nonfinite=True)
     images, labels = given(0)
     step(torch.full_like(images, float("nan"), dtype=torch.float32), labels)

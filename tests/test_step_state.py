@@ -1,4 +1,4 @@
-"""A step over time and at its edges: resuming, warming up, averages, 16 bits, skipped updates, processes, errors."""
+"""Tests of `TrainStep`: resuming, epsilon, averages, 16 bits, skipped updates, several processes, capture, errors."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from rmcla_fast.training import ExponentialAverage, TrainStep
 from rmcla_fast.training.forward import Passes
 from rmcla_fast.training.loss_scale import LossScale
 
-# The state of a step.
+# State, noise and epsilon.
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
-def test_resumed_is_uninterrupted_to_the_bit(accumulate: int) -> None:
+def test_a_resumed_step_gives_the_bits_of_an_uninterrupted_one(accumulate: int) -> None:
     model = network()
     optimizer = sgd(model)
     step = TrainStep(model, optimizer, recipe("r-mc-la"), seed=2**40 + 3, accumulate=accumulate)
@@ -40,7 +40,7 @@ def test_resumed_is_uninterrupted_to_the_bit(accumulate: int) -> None:
     assert torch.equal(weights(again), weights(model))
 
 
-def test_ranks_draw_their_own_noise() -> None:
+def test_each_rank_draws_different_noise() -> None:
     losses = []
     for rank in (0, 1, 2**31 + 1):
         model = network()
@@ -48,7 +48,7 @@ def test_ranks_draw_their_own_noise() -> None:
     assert len(set(losses)) == 3
 
 
-def test_epsilon_warms_up() -> None:
+def test_epsilon_can_change_between_updates() -> None:
     def one_update(start: float) -> Tensor:
         model = network()
         step = TrainStep(model, sgd(model), recipe("n-mc-la").replace(epsilon=start), seed=1)
@@ -66,7 +66,7 @@ def test_epsilon_warms_up() -> None:
         step.epsilon = -0.1
 
 
-# Averages, precision, clipping, updates that are skipped.
+# Averages, precision, clipping and skipped updates.
 
 
 def test_average_follows_the_weights() -> None:
@@ -89,7 +89,7 @@ def test_average_follows_the_weights() -> None:
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("name", ["r-mc-la+", "trades"])
-def test_sixteen_bits_stay_near_thirty_two(precision: str, name: str) -> None:
+def test_losses_in_16_bits_are_close_to_those_in_fp32(precision: str, name: str) -> None:
     losses = {}
     for kind in ("fp32", precision):
         model = network()
@@ -105,7 +105,7 @@ def test_the_loss_scale_halves_when_an_update_overflows(accumulate: int) -> None
     step = TrainStep(model, sgd(model, fused=True), recipe("r-mc-la"), precision="fp16", accumulate=accumulate)
     train(step, 1)
     assert step._loss_scale is not None
-    step._loss_scale.scale.fill_(2.0**40)  # what no fp16 gradient survives
+    step._loss_scale.scale.fill_(2.0**40)  # makes every fp16 gradient overflow
     before = copy.deepcopy(model.state_dict())
     train(step, 1)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -121,7 +121,7 @@ def test_the_loss_scale_halves_when_an_update_overflows(accumulate: int) -> None
 
 @pytest.mark.parametrize(("accumulate", "image"), [(1, 0), (4, 0), (4, 12)])
 def test_a_nonfinite_update_can_be_skipped(accumulate: int, image: int) -> None:
-    """The whole of it, whichever piece is not finite."""
+    """The whole update is skipped, whichever piece is not finite."""
     images, labels = batch()
     broken = images.float() / 255
     broken[image, 0, 0, 0] = torch.nan
@@ -137,7 +137,7 @@ def test_a_nonfinite_update_can_be_skipped(accumulate: int, image: int) -> None:
 
 @pytest.mark.parametrize("skip", [False, True])
 def test_a_skipped_update_puts_buffers_back_to_the_bit(skip: bool) -> None:
-    """Of every dtype and layout, not finite ones too, in as many calls as there are dtypes and no more."""
+    """Buffers may have any dtype, layout and value. There is one call per dtype."""
     model, loss_scale = nn.Linear(2, 2), LossScale(torch.device("cpu"), scaled=False)
     old = {
         "running": torch.tensor([1.5, torch.nan, torch.inf, -0.0]),
@@ -163,8 +163,8 @@ def test_a_skipped_update_puts_buffers_back_to_the_bit(skip: bool) -> None:
     assert len(before) == 4
 
 
-def test_momentum_that_a_first_skipped_update_leaves_is_zero(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fused SGD allocates it, and when it skips leaves in it whatever the memory held: here NaN."""
+def test_momentum_is_zero_after_a_skipped_first_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fused SGD allocates the momentum and, if it skips, leaves in it what was in the memory, which is NaN here."""
     images, labels = batch()
     model = network()
     optimizer = sgd(model, fused=True)
@@ -178,7 +178,7 @@ def test_momentum_that_a_first_skipped_update_leaves_is_zero(monkeypatch: pytest
     assert bool(weights(model).isfinite().all())
 
 
-def test_images_that_want_a_gradient_get_none() -> None:
+def test_images_that_require_grad_get_no_gradient() -> None:
     images, labels = batch()
     wanting = (images.float() / 255).requires_grad_()
     for name in ("standard", "r-mc-la+", "trades"):
@@ -209,7 +209,7 @@ def test_a_distributed_model_takes_the_same_step(tmp_path: Any) -> None:
         assert torch.equal(weights(wrapped), weights(plain))
 
 
-# Bad input, and the graph's conditions.
+# Capture, and bad input.
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_a_distributed_model_takes_the_same_step(tmp_path: Any) -> None:
         ({"accumulate": 2.0}, "accumulate must be of type int; got float"),
     ],
 )
-def test_bad_arguments_are_one_sentence(changes: dict[str, Any], words: str) -> None:
+def test_a_bad_argument_raises_one_sentence(changes: dict[str, Any], words: str) -> None:
     model = network()
     given: dict[str, Any] = {"model": model, "optimizer": sgd(model), "recipe": recipe("r-mc-la"), **changes}
     with pytest.raises((TypeError, ValueError)) as raised:
@@ -250,8 +250,10 @@ def test_the_graph_needs_an_optimizer_that_can_be_captured() -> None:
 
 
 @pytest.mark.parametrize("sizes", [[4, 4, 3] * 3, [3] + [4, 4, 3] * 3, [3, 4] * 4], ids=str)
-def test_short_epochs_and_resumed_ones_are_captured(sizes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is run, captured and replayed, without a GPU: an epoch of three updates must not warm up for ever."""
+def test_updates_are_captured_in_short_epochs_and_after_a_resume(
+    sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The warm-up ends even with three updates an epoch. The test records what is run, captured and replayed."""
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
     optimizer = sgd(network())
     update = CapturedUpdate(lambda *batch: torch.zeros(()), optimizer, torch.device("cpu"))
@@ -276,7 +278,7 @@ def test_short_epochs_and_resumed_ones_are_captured(sizes: list[int], monkeypatc
     assert done[-1] == f"run {captured}"
 
 
-def test_a_captured_update_takes_any_strides_and_says_what_it_cannot_take(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_captured_update_accepts_any_strides_and_warns_about_another_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
     update = CapturedUpdate(lambda *batch: torch.zeros(()), sgd(network()), torch.device("cpu"))
     done: list[str] = []
@@ -302,7 +304,7 @@ def test_a_captured_update_takes_any_strides_and_says_what_it_cannot_take(monkey
 
 
 def test_passes_are_compiled_for_whole_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where a run is resumed at an epoch's last, smaller batch."""
+    """The first batch may be the smaller one, when a run resumes at the last batch of an epoch."""
     compiled: list[int] = []
 
     def compiler(forward: Any, **options: Any) -> Any:
@@ -315,7 +317,7 @@ def test_passes_are_compiled_for_whole_batches(monkeypatch: pytest.MonkeyPatch) 
     assert compiled == [3, 8, 8]
 
 
-def test_bad_batches_are_one_sentence() -> None:
+def test_a_bad_batch_raises_one_sentence() -> None:
     model = network()
     step = TrainStep(model, sgd(model), recipe("standard"))
     images, labels = batch()
