@@ -237,28 +237,6 @@ def test_a_requested_capture_that_fails_raises_one_sentence_and_changes_nothing(
     assert step.capture == "cuda-graph"
 
 
-def test_optimizer_states_made_by_a_failed_capture_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A capture runs no kernel, but it makes states and gradients, whose memory is freed with the capture."""
-    as_on_a_gpu(monkeypatch, "cuda-graph")
-    model = network()
-    optimizer = sgd(model, fused=True)
-    parameters = list(model.parameters())
-    optimizer.state[parameters[0]]["momentum_buffer"] = kept = torch.ones(1)
-
-    def record(*_: Any) -> Any:
-        optimizer.state[parameters[1]]["momentum_buffer"] = torch.full((1,), torch.nan)
-        parameters[1].grad = torch.full_like(parameters[1], torch.nan)
-        raise CaptureFailed("broken")
-
-    monkeypatch.setattr(cuda_graph, "record", record)
-    captured = cuda_graph.CapturedUpdate(never, optimizer, CPU)
-    with pytest.raises(CaptureFailed):
-        captured._capture(list(batch(4)))
-    assert list(optimizer.state) == [parameters[0]]
-    assert optimizer.state[parameters[0]]["momentum_buffer"] is kept
-    assert parameters[1].grad is None
-
-
 def test_a_rehearsal_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     as_on_a_gpu(monkeypatch, "cuda-graph")
     step = make(nn.Sequential(network(), nn.Dropout(0.5)), "cuda-graph", skip_nonfinite=True)
@@ -268,71 +246,3 @@ def test_a_rehearsal_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert same(state(step), before)
     assert torch.equal(torch.get_rng_state(), drawn)
     assert all(parameter.grad is None for parameter in step.model.parameters())
-
-
-@pytest.mark.parametrize("device", ["cuda:0", "cuda"])
-@pytest.mark.parametrize("broken", [True, False], ids=["broken", "ended"])
-def test_a_failed_capture_is_cleaned_up(broken: bool, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Like `torch.cuda.graph`, `Graph` ends the capture first, and restores the stream only if that succeeds."""
-    done: list[str] = []
-    current = ["main"]
-
-    @contextmanager
-    def stream(name: str) -> Iterator[None]:
-        before, current[0] = current[0], name
-        try:
-            yield
-        finally:
-            current[0] = before
-
-    class Graph:
-        def __init__(self, *_: Any, **options: Any) -> None:
-            assert options["pool"] == (0, 1)
-
-        def __enter__(self) -> None:
-            current[0] = "side"
-
-        def __exit__(self, *_: Any) -> None:
-            if broken:
-                raise RuntimeError("operation failed due to a previous error during capture")
-            current[0] = "main"
-
-    def end(index: int, pool: Any) -> None:
-        assert index == 0  # pybind refuses None, which is the index of "cuda"
-        if not broken:
-            raise RuntimeError("not recording to this pool")
-        done.append("end")
-
-    monkeypatch.setattr(torch.cuda, "default_generators", (FakeGenerator(done),))
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current[0])
-    monkeypatch.setattr(torch.cuda, "stream", stream)
-    monkeypatch.setattr(torch.cuda, "graph", Graph)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: done.append("synchronize"))
-    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end, raising=False)
-    monkeypatch.setattr(torch._C, "_cuda_releasePool", lambda *_: done.append("release"), raising=False)
-    monkeypatch.setattr(cuda_graph, "_BROKEN", [])
-
-    def work() -> None:
-        assert current[0] == "side"
-        raise ValueError("the model waits")
-
-    with pytest.raises(CaptureFailed, match="the model waits"):
-        cuda_graph.record(torch.device(device), "side", work)  # type: ignore[arg-type]
-    assert current == ["main"]
-    assert done == (["end", "release", "generator", "synchronize"] if broken else [])
-    assert len(cuda_graph._BROKEN) == broken
-
-
-class FakeGenerator:
-    def __init__(self, done: list[str]) -> None:
-        self.done = done
-
-    def clone_state(self) -> FakeGenerator:
-        return FakeGenerator(self.done)
-
-    def graphsafe_set_state(self, other: FakeGenerator) -> None:
-        assert other is not self
-        self.done.append("generator")

@@ -1,9 +1,8 @@
-"""Tests of `TrainStep`: resuming, epsilon, averages, 16 bits, skipped updates, several processes, capture, errors."""
+"""Tests of `TrainStep`: resuming, epsilon, averages, 16 bits, several processes, errors."""
 
 from __future__ import annotations
 
 import copy
-import warnings
 from typing import Any
 
 import pytest
@@ -12,10 +11,8 @@ from step_cases import batch, network, process_group, recipe, sgd, train, weight
 from torch import Tensor, nn
 
 from rmcla_fast import adversarial_example
-from rmcla_fast.cuda_graph import CapturedUpdate, resolve_capture
 from rmcla_fast.training import ExponentialAverage, TrainStep
 from rmcla_fast.training.forward import Passes
-from rmcla_fast.training.loss_scale import LossScale
 
 # State, noise and epsilon.
 
@@ -66,7 +63,7 @@ def test_epsilon_can_change_between_updates() -> None:
         step.epsilon = -0.1
 
 
-# Averages, precision, clipping and skipped updates.
+# Averages, precision and clipping.
 
 
 def test_average_follows_the_weights() -> None:
@@ -97,85 +94,6 @@ def test_losses_in_16_bits_are_close_to_those_in_fp32(precision: str, name: str)
         losses[kind] = train(step, 4)
         assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
     assert losses[precision] == pytest.approx(losses["fp32"], rel=0.05)
-
-
-@pytest.mark.parametrize("accumulate", [1, 4])
-def test_the_loss_scale_halves_when_an_update_overflows(accumulate: int) -> None:
-    model = network()
-    step = TrainStep(model, sgd(model, fused=True), recipe("r-mc-la"), precision="fp16", accumulate=accumulate)
-    train(step, 1)
-    assert step._loss_scale is not None
-    step._loss_scale.scale.fill_(2.0**40)  # makes every fp16 gradient overflow
-    before = copy.deepcopy(model.state_dict())
-    train(step, 1)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert float(step._loss_scale.scale) == 2.0**39
-    assert step.skipped is not None
-    assert int(step.skipped) == 1
-    state = step.state_dict()
-    again = TrainStep(model, sgd(model, fused=True), recipe("r-mc-la"), precision="fp16")
-    again.load_state_dict(state)
-    assert again._loss_scale is not None
-    assert float(again._loss_scale.scale) == 2.0**39
-
-
-@pytest.mark.parametrize(("accumulate", "image"), [(1, 0), (4, 0), (4, 12)])
-def test_a_nonfinite_update_can_be_skipped(accumulate: int, image: int) -> None:
-    """The whole update is skipped, whichever piece is not finite."""
-    images, labels = batch()
-    broken = images.float() / 255
-    broken[image, 0, 0, 0] = torch.nan
-    model = network()
-    step = TrainStep(model, sgd(model, fused=True), recipe("r-mc-la"), skip_nonfinite=True, accumulate=accumulate)
-    before = copy.deepcopy(model.state_dict())
-    assert bool(step(broken, labels).isnan())
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert bool(step(images, labels).isfinite())
-    assert step.skipped is not None
-    assert int(step.skipped) == 1
-
-
-@pytest.mark.parametrize("skip", [False, True])
-def test_a_skipped_update_puts_buffers_back_to_the_bit(skip: bool) -> None:
-    """Buffers may have any dtype, layout and value. There is one call per dtype."""
-    model, loss_scale = nn.Linear(2, 2), LossScale(torch.device("cpu"), scaled=False)
-    old = {
-        "running": torch.tensor([1.5, torch.nan, torch.inf, -0.0]),
-        "other": torch.rand(2, 3, 4, 5).contiguous(memory_format=torch.channels_last),
-        "strided": torch.rand(4, 4)[:, ::2],
-        "count": torch.tensor(2**40 + 1),
-        "mask": torch.tensor([True, False]),
-        "narrow": torch.tensor([0.1, -torch.inf], dtype=torch.float16),
-        "none": torch.empty(0),
-    }
-    for name, value in old.items():
-        model.register_buffer(name, value.clone(memory_format=torch.preserve_format))
-    before = loss_scale.remember(model)
-    new = {name: torch.ones_like(value) for name, value in old.items()}
-    new["running"] = torch.tensor([torch.nan, 0.0, -torch.inf, 2.0])
-    for name, value in new.items():
-        model.get_buffer(name).copy_(value)
-    loss_scale._found_inf.fill_(float(skip))
-    loss_scale.settle(model, sgd(model, fused=True), before)
-    for name, value in (old if skip else new).items():
-        torch.testing.assert_close(model.get_buffer(name), value, rtol=0, atol=0, equal_nan=True)
-        assert model.get_buffer(name).stride() == old[name].clone().stride()
-    assert len(before) == 4
-
-
-def test_momentum_is_zero_after_a_skipped_first_update(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fused SGD allocates the momentum and, if it skips, leaves in it what was in the memory, which is NaN here."""
-    images, labels = batch()
-    model = network()
-    optimizer = sgd(model, fused=True)
-    step = TrainStep(model, optimizer, recipe("r-mc-la"), skip_nonfinite=True)
-    made = torch.empty_like
-    monkeypatch.setattr(torch, "empty_like", lambda like: made(like).fill_(torch.nan))
-    step(torch.full(images.shape, torch.nan), labels)
-    monkeypatch.undo()
-    assert all(not state["momentum_buffer"].any() for state in optimizer.state.values())
-    step(images, labels)
-    assert bool(weights(model).isfinite().all())
 
 
 def test_images_that_require_grad_get_no_gradient() -> None:
@@ -209,7 +127,7 @@ def test_a_distributed_model_takes_the_same_step(tmp_path: Any) -> None:
         assert torch.equal(weights(wrapped), weights(plain))
 
 
-# Capture, and bad input.
+# Bad input.
 
 
 @pytest.mark.parametrize(
@@ -238,69 +156,6 @@ def test_a_bad_argument_raises_one_sentence(changes: dict[str, Any], words: str)
     with pytest.raises((TypeError, ValueError)) as raised:
         TrainStep(given.pop("model"), given.pop("optimizer"), given.pop("recipe"), **given)
     assert words in str(raised.value)
-
-
-def test_the_graph_needs_an_optimizer_that_can_be_captured() -> None:
-    model, cuda = network(), torch.device("cuda")
-    adam = torch.optim.Adam(model.parameters(), fused=True)
-    assert resolve_capture("auto", model, adam, cuda) == "compile"
-    with pytest.raises(ValueError, match="is not possible: the optimizer must be made with capturable=True"):
-        resolve_capture("cuda-graph", model, adam, cuda)
-    assert resolve_capture("auto", model, sgd(model, fused=True), cuda) == "cuda-graph"
-
-
-@pytest.mark.parametrize("sizes", [[4, 4, 3] * 3, [3] + [4, 4, 3] * 3, [3, 4] * 4], ids=str)
-def test_updates_are_captured_in_short_epochs_and_after_a_resume(
-    sizes: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The warm-up ends even with three updates an epoch. The test records what is run, captured and replayed."""
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
-    optimizer = sgd(network())
-    update = CapturedUpdate(lambda *batch: torch.zeros(()), optimizer, torch.device("cpu"))
-    done: list[str] = []
-
-    def capture(given: list[Tensor]) -> None:
-        done.append("capture")
-        update._inputs, update._loss = [tensor.clone() for tensor in given], torch.zeros(())
-        update._graph = type("Graph", (), {"replay": lambda self: done.append(f"replay {len(given[0])}")})()
-
-    monkeypatch.setattr(update, "_capture", capture)
-    monkeypatch.setattr(update, "_on_side_stream", lambda images, *rest: done.append(f"run {len(images)}"))
-    for size in sizes:
-        update(*batch(size))
-    captured = max(sizes) if sizes.count(4) > sizes.count(3) else 3
-    place = done.index("capture")
-    assert done[:place].count(f"run {captured}") == 3
-    assert f"replay {captured}" in done[place:]
-    assert f"run {captured}" not in done[place:]
-    optimizer.param_groups[0]["momentum"] = 0.5
-    update(*batch(captured))
-    assert done[-1] == f"run {captured}"
-
-
-def test_a_captured_update_accepts_any_strides_and_warns_about_another_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
-    update = CapturedUpdate(lambda *batch: torch.zeros(()), sgd(network()), torch.device("cpu"))
-    done: list[str] = []
-
-    def capture(given: list[Tensor]) -> None:
-        update._inputs, update._loss = [tensor.clone() for tensor in given], torch.zeros(())
-        update._graph = type("Graph", (), {"replay": lambda self: done.append("replay")})()
-
-    monkeypatch.setattr(update, "_capture", capture)
-    monkeypatch.setattr(update, "_on_side_stream", lambda *batch: done.append("run"))
-    images, labels = torch.rand(4, 3, 8, 8), torch.arange(4)
-    for given in (images, images.contiguous(memory_format=torch.channels_last)) * 3:
-        update(given, labels)
-        if update._graph is not None:
-            assert torch.equal(update._inputs[0], given)
-    assert done == ["run"] * 3 + ["replay"] * 3
-    with pytest.warns(UserWarning, match="an update runs uncaptured, since its batch has another shape"):
-        update(images.double(), labels)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        update(images.double(), labels)
-    assert done[6:] == ["run"] * 2
 
 
 def test_passes_are_compiled_for_whole_batches(monkeypatch: pytest.MonkeyPatch) -> None:
