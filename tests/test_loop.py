@@ -159,7 +159,7 @@ def test_a_run_with_batches_in_pieces_resumes_to_the_same_bits(tmp_path: Path, m
     assert all(torch.equal(ended[name], one[name]) for name in one)
 
 
-def test_without_held_out_images_nothing_is_watched(tmp_path: Path) -> None:
+def test_without_held_out_images_nothing_is_measured(tmp_path: Path) -> None:
     train(small(tmp_path / "a", monitor_images=0, epochs=1))
     assert not (tmp_path / "a" / "best.pt").exists()
     assert "pgd" not in read_metrics(tmp_path / "a" / "metrics.jsonl")[-1]

@@ -70,7 +70,7 @@ def test_a_skipped_update_puts_buffers_back_to_the_bit(skip: bool) -> None:
     for name, value in new.items():
         model.get_buffer(name).copy_(value)
     loss_scale._found_inf.fill_(float(skip))
-    loss_scale.settle(model, sgd(model, fused=True), before)
+    loss_scale.finish(model, sgd(model, fused=True), before)
     for name, value in (old if skip else new).items():
         torch.testing.assert_close(model.get_buffer(name), value, rtol=0, atol=0, equal_nan=True)
         assert model.get_buffer(name).stride() == old[name].clone().stride()

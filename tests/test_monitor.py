@@ -15,7 +15,7 @@ from rmcla_fast import data, models
 from rmcla_fast.attacks import pgd
 from rmcla_fast.errors import RunFailed
 from rmcla_fast.training import checkpoint, train
-from rmcla_fast.training.monitor import Monitor, Watched
+from rmcla_fast.training.monitor import Accuracies, Monitor
 from rmcla_fast.training.progress import Display
 from rmcla_fast.training.run_folder import read_metrics
 
@@ -23,7 +23,7 @@ from rmcla_fast.training.run_folder import read_metrics
 def test_catastrophic_overfitting_is_reported_and_can_stop_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(Monitor, "measure", lambda self, model: Watched(99.0, 95.0, 3.0))
+    monkeypatch.setattr(Monitor, "measure", lambda self, model: Accuracies(99.0, 95.0, 3.0))
     train(small(tmp_path / "a"), quiet=False)
     said = capsys.readouterr().err
     assert said.count("catastrophic overfitting begins at epoch 1") == 1
@@ -35,10 +35,10 @@ def test_catastrophic_overfitting_is_reported_and_can_stop_the_run(
 
 
 def test_overfitting_is_a_large_gap_between_fgsm_and_pgd() -> None:
-    assert Watched(99, 95, 10).overfitted
-    assert not Watched(91, 70, 55).overfitted  # the paper's R-MC-LA on CIFAR-10
-    assert not Watched(69, 31, 23).overfitted  # and on CIFAR-100
-    assert not Watched(20, 5, 1).overfitted  # the first epochs
+    assert Accuracies(99, 95, 10).overfitted
+    assert not Accuracies(91, 70, 55).overfitted  # the paper's R-MC-LA on CIFAR-10
+    assert not Accuracies(69, 31, 23).overfitted  # and on CIFAR-100
+    assert not Accuracies(20, 5, 1).overfitted  # the first epochs
 
 
 def test_the_accuracies_are_those_of_pgd() -> None:
@@ -92,7 +92,7 @@ def test_the_display_fits_80_columns_and_shows_the_loss_of_a_short_epoch(monkeyp
         with Display(1000, 500) as display:
             if wide:
                 display.update(500, "100/200", 1.65, 12345.0)
-            display.watched(500, "100/200", 1.65, Watched(93.75, 78.12, 76.56), 60.0)
+            display.measured(500, "100/200", 1.65, Accuracies(93.75, 78.12, 76.56), 60.0)
         shown = written.getvalue()
         assert "loss 1.650" in shown
         assert "clean 93.8 FGSM 78.1 PGD 76.6 %" in shown

@@ -36,7 +36,7 @@ class Compared:
         epsilons: the epsilons of the curve over epsilon.
         at_epsilon: the accuracy under CE20 at each of `epsilons`.
         at_iteration: the accuracy after 1, 2, ... iterations of one PGD attack.
-        minutes: the minutes of training at which accuracy was watched, and the accuracy under PGD then.
+        minutes: the minutes of training at which accuracy was measured, and the accuracy under PGD then.
         surface: the coordinates and the loss around one image, or None if no image is classified correctly by all runs.
         at_large_epsilon: the accuracy under CE20 at an epsilon that hides every image.
         name: the name of the run in tables and pictures.

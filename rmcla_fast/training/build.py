@@ -44,7 +44,7 @@ class Parts:
     world: World
 
     @property
-    def watched(self) -> nn.Module:
+    def measured_model(self) -> nn.Module:
         """Return the model that is measured and later loaded: the average of the weights, if the run keeps one."""
         return self.model if self.ema is None else self.ema.module
 

@@ -22,7 +22,7 @@ from rmcla_fast.training.build import Parts, build, choose_device, choose_recipe
 from rmcla_fast.training.config import ResolvedConfig, TrainConfig
 from rmcla_fast.training.distributed import World, joined, local_device
 from rmcla_fast.training.interrupt import StopRequest
-from rmcla_fast.training.monitor import Watched
+from rmcla_fast.training.monitor import Accuracies
 from rmcla_fast.training.plots import draw_curves
 from rmcla_fast.training.progress import Display, say, shown
 from rmcla_fast.training.run_folder import CURVES, RunFolder, open_run
@@ -257,9 +257,9 @@ class _Run:
             values["skipped"] = int(parts.step.skipped)
         seen = None
         if parts.monitor and ((self.at.epoch + 1) % config.monitor_every == 0 or last):
-            seen = parts.monitor.measure(parts.watched)
+            seen = parts.monitor.measure(parts.measured_model)
             values.update(dataclasses.asdict(seen))
-            self.display.watched(self.at.step, self._epoch_text(), values["loss"], seen, self._seconds_left())
+            self.display.measured(self.at.step, self._epoch_text(), values["loss"], seen, self._seconds_left())
             values["overfitting"] = self._overfitting(seen)
         self._record("epoch", values)
         self.at.epoch += 1
@@ -275,7 +275,7 @@ class _Run:
                 f"{self.folder / checkpoint.BEST}; a smaller --epsilon, another --recipe or a lower --lr may avoid it"
             )
 
-    def _overfitting(self, seen: Watched) -> bool:
+    def _overfitting(self, seen: Accuracies) -> bool:
         found = self.parts.recipe.steps > 0 and seen.overfitted
         if found and not self.at.warned:
             self.display.say(

@@ -54,7 +54,7 @@ class LossScale:
         return [_flat(buffers) for buffers in _by_dtype(model)]
 
     @torch.no_grad()
-    def settle(self, model: nn.Module, optimizer: torch.optim.Optimizer, before: list[Tensor]) -> None:
+    def finish(self, model: nn.Module, optimizer: torch.optim.Optimizer, before: list[Tensor]) -> None:
         """Restore the buffers if the optimizer has just skipped its step, count the skip, and update the scale."""
         skip = self._found_inf > 0
         for parameter in self._first:  # fused SGD allocates the momentum, but does not write it if it skips

@@ -18,7 +18,7 @@ BATCH = 256
 
 
 @dataclass(frozen=True)
-class Watched:
+class Accuracies:
     """Accuracies in % on the held-out images: clean, under FGSM and under PGD (10 steps of epsilon / 4)."""
 
     clean: float
@@ -50,7 +50,7 @@ class Monitor:
                 PGDSettings(epsilon, step_size=epsilon / 4, steps=PGD_STEPS),
             )
 
-    def measure(self, model: nn.Module) -> Watched:
+    def measure(self, model: nn.Module) -> Accuracies:
         """Return the three accuracies of the model in evaluation mode, and leave model and random states as they were.
 
         Every image is attacked, also one that is misclassified without an attack.
@@ -64,4 +64,4 @@ class Monitor:
                     attack.run(batch.images, batch.labels, settings, seed=self.seed).right for settings in self.attacks
                 ]
                 right += torch.stack([clean, *(attacked or [clean, clean])]).sum(1)
-        return Watched(*(100 * right / len(self.labels)).tolist())
+        return Accuracies(*(100 * right / len(self.labels)).tolist())

@@ -1,4 +1,4 @@
-"""The picture curves.png: loss, learning rate and watched accuracies over the epochs, from metrics.jsonl."""
+"""The picture curves.png: loss, learning rate and held-out accuracies over the epochs, from metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def draw_curves(folder: Path) -> Path | None:
     rates = left.twinx()
     rates.plot([row["epoch"] for row in epochs], [row["lr"] for row in epochs], color="tab:grey", linestyle=":")
     rates.set(ylabel="learning rate (dotted)", ylim=(0, None))
-    watched = [row for row in epochs if "pgd" in row]
+    measured = [row for row in epochs if "pgd" in row]
     for name, label in (("clean", "clean"), ("fgsm", "FGSM"), ("pgd", "PGD")):
-        right.plot([row["epoch"] for row in watched], [row[name] for row in watched], label=label)
+        right.plot([row["epoch"] for row in measured], [row[name] for row in measured], label=label)
     right.set(xlabel="epoch", ylabel="accuracy on the held-out images in %", ylim=(0, 100))
-    if watched:
+    if measured:
         right.legend()
     for axis in (left, right):
         axis.grid(alpha=0.3)

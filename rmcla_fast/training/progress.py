@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 
 from rmcla_fast.errors import need
-from rmcla_fast.training.monitor import Watched
+from rmcla_fast.training.monitor import Accuracies
 
 
 class Display:
@@ -27,7 +27,7 @@ class Display:
             disable=quiet or not self._console.is_terminal,
         )
         self._task = self._bar.add_task("", total=total_steps, completed=step, epoch="-", status="")
-        self._watched = ""
+        self._accuracies = ""
         self._status = ""
 
     def __enter__(self) -> Display:
@@ -40,15 +40,15 @@ class Display:
     def update(self, step: int, epoch: str, loss: float, images_per_second: float) -> None:
         """Show the figures of a logged step."""
         self._status = f"loss {loss:.3f} {images_per_second:,.0f} img/s"
-        self._bar.update(self._task, completed=step, epoch=epoch, status=self._status + self._watched)
+        self._bar.update(self._task, completed=step, epoch=epoch, status=self._status + self._accuracies)
 
-    def watched(self, step: int, epoch: str, loss: float, seen: Watched, seconds_left: float) -> None:
+    def measured(self, step: int, epoch: str, loss: float, seen: Accuracies, seconds_left: float) -> None:
         """Show the accuracies of a measured epoch, and its mean loss if no step has been logged yet."""
         self._status = self._status or f"loss {loss:.3f}"
-        self._watched = f" clean {seen.clean:.1f} FGSM {seen.fgsm:.1f} PGD {seen.pgd:.1f} %"
-        self._bar.update(self._task, completed=step, epoch=epoch, status=self._status + self._watched)
+        self._accuracies = f" clean {seen.clean:.1f} FGSM {seen.fgsm:.1f} PGD {seen.pgd:.1f} %"
+        self._bar.update(self._task, completed=step, epoch=epoch, status=self._status + self._accuracies)
         if not self._console.is_terminal:
-            self.say(f"epoch {epoch} {self._status}{self._watched} {seconds_left:.0f} s left")
+            self.say(f"epoch {epoch} {self._status}{self._accuracies} {seconds_left:.0f} s left")
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""

@@ -65,29 +65,29 @@ class RunFolder:
 
     def record(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Write one line of metrics.jsonl, and the numbers among `values` as events. `kind` is "step" or "epoch"."""
-        with self._one_sentence(METRICS):
+        with self._report_os_errors(METRICS):
             self._metrics.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
             self._metrics.flush()
-        with self._one_sentence("the TensorBoard events"):
+        with self._report_os_errors("the TensorBoard events"):
             for name, value in values.items():
                 if isinstance(value, float):
                     self._events.add_scalar(f"{kind}/{name}", value, step)
 
     def save(self, state: dict[str, Any], *, best: bool = False) -> None:
         """Write the checkpoint, after the metrics and events that belong to it are on disk."""
-        with self._one_sentence("the record of the run"):
+        with self._report_os_errors("the record of the run"):
             os.fsync(self._metrics.fileno())
             self._events.flush()
         checkpoint.save(self.path / (checkpoint.BEST if best else checkpoint.LAST), state)
 
     def close(self) -> None:
-        with self._one_sentence("the record of the run"):
+        with self._report_os_errors("the record of the run"):
             self._metrics.close()
             self._events.close()
 
     @contextmanager
-    def _one_sentence(self, what: str) -> Iterator[None]:
-        """Turn an error of the system, such as a full disk, into one sentence."""
+    def _report_os_errors(self, what: str) -> Iterator[None]:
+        """Raise an error of the system, such as a full disk, as a RunFailed of one sentence."""
         try:
             yield
         except OSError as error:

@@ -209,7 +209,7 @@ class TrainStep:
             nn.utils.clip_grad_norm_(self.model.parameters(), self._clip_norm)
         self.optimizer.step()
         if scale is not None:
-            scale.settle(self.model, self.optimizer, before)
+            scale.finish(self.model, self.optimizer, before)
         if self.ema is not None:
             self.ema.update(self._passes.attacked)
         return loss
