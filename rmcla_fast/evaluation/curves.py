@@ -129,7 +129,7 @@ def loss_surface(
 
 
 def training_minutes(folder: Path) -> tuple[list[float], list[float]]:
-    """Return minutes since the start, and PGD accuracy in % on held-out images, of each epoch in which they were measured."""
+    """Return the minutes since the start and the PGD accuracy in % of each epoch that measured held-out images."""
     path = folder / METRICS
     rows = [row for row in read_metrics(path) if "pgd" in row and "seconds" in row] if path.exists() else []
     return [row["seconds"] / 60 for row in rows], [row["pgd"] for row in rows]
