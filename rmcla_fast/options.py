@@ -28,7 +28,7 @@ class Rule:
 
 AT_LEAST_1 = Rule(lambda value: value >= 1, "at least 1")
 NOT_NEGATIVE = Rule(lambda value: 0 <= value < math.inf, "0 or more")
-POSITIVE = Rule(lambda value: 0 < value < math.inf, "positive and finite")
+POSITIVE = Rule(lambda value: 0 < value <= 3e38, "positive and finite")  # also as a float32
 BELOW_1 = Rule(lambda value: 0 <= value < 1, "in [0, 1)")
 SEED = Rule(lambda value: 0 <= value < 2**32, "in [0, 2^32)")
 
@@ -109,6 +109,17 @@ def check(options: Any) -> None:
         rule = field.metadata["rule"]
         if rule is not None and value is not None and not rule.holds(value):
             raise UserError(f"{flag(field.name)} must be {rule.words}; got {value}")
+
+
+def plain(value: Any) -> Any:
+    """Return a value of a subclass as one of bool, int, float or str itself: a NumPy float or a text enum, for example.
+
+    A checkpoint is read without running code, and so holds only these.
+    """
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            return kind.__str__(value) if kind is str else kind(value)
+    return value
 
 
 def flag(name: str) -> str:

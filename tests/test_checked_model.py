@@ -7,7 +7,7 @@ import torch
 from evaluation_cases import examples, small_net
 from torch import nn
 
-from rmcla_fast.attacks.checked_model import CheckedModel
+from rmcla_fast.attacks.checked_model import CheckedModel, untouched
 
 
 def test_a_change_of_the_weights_changes_the_answer_under_autocast() -> None:
@@ -56,3 +56,25 @@ def test_the_model_is_refused_where_its_device_lacks_the_precision(monkeypatch: 
     )
     CheckedModel(small_net(), precision="bf16")
     assert asked == [("bf16", torch.device("cpu"))]
+
+
+class LateBuffers(nn.Module):
+    """Fills a buffer that was None, and registers another, in its first forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("cache", None)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.cache = images.mean()
+        self.register_buffer("late", images.sum())
+        return images.flatten(1)
+
+
+def test_buffers_that_a_model_makes_in_an_attack_are_removed() -> None:
+    model = LateBuffers()
+    with untouched(model):
+        model(torch.rand(2, 1, 2, 2))
+        assert set(model.state_dict()) == {"cache", "late"}
+    assert dict(model._buffers) == {"cache": None}
+    assert not model.state_dict()

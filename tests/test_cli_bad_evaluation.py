@@ -53,6 +53,7 @@ BAD = [
     (("reproduce", "table9"), "no table is called 'table9'"),
     (("reproduce", "table2", "--seeds", "a"), "--seeds must be whole numbers"),
     (("reproduce", "table2", "--seeds", ""), "--seeds must name at least one"),
+    (("reproduce", "table2", "--seeds", "0,-1"), "--seeds must be whole numbers in [0, 2^32)"),
     (("reproduce", "table2", "--epochs", "0"), "--epochs must be at least 1; got 0"),
     (("reproduce", "table2", "--precision", "int8"), "--precision must be one of fp32, bf16, fp16; got int8"),
 ]

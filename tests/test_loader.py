@@ -33,7 +33,7 @@ def test_an_epoch_has_each_image_once_and_may_start_at_any_step() -> None:
     later = next(loader.epoch(1, first=2))
     assert torch.equal(later[0], epoch[2][0])
     assert steps_in_epoch(9, 4) == 2  # a single image is left out
-    with pytest.raises(UserError, match="has 3 training images, fewer than a batch"):
+    with pytest.raises(UserError, match="3 training images are left beside those held out, fewer than a batch of 4"):
         steps_in_epoch(3, 4)
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import math
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from run_cases import SMALL, small
@@ -32,6 +35,7 @@ from rmcla_fast.training.distributed import World
         ({"accumulate": 0}, "--accumulate must be at least 1; got 0"),
         ({"lr": -1.0}, "--lr must be positive and finite; got -1"),
         ({"lr": math.nan}, "--lr must be positive and finite"),
+        ({"lr": 1e308}, "--lr must be positive and finite"),
         ({"beta": 0.0}, "--beta must be positive"),
         ({"momentum": 1.0}, r"--momentum must be in \[0, 1\)"),
         ({"ema": 1.5}, r"--ema must be in \[0, 1\)"),
@@ -53,6 +57,18 @@ from rmcla_fast.training.distributed import World
 def test_a_bad_value_is_one_sentence(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         resolve(dataclasses.replace(SMALL, **changes))
+
+
+class Network(str, enum.Enum):
+    SMALL = "small-cnn"
+
+
+def test_values_of_subclasses_become_plain_ones() -> None:
+    """A checkpoint, which is read without running code, could not hold them."""
+    options = {"lr": np.float64(0.5), "model": Network.SMALL, "recipe": np.str_("r-mc"), "batch_size": signal.SIGINT}
+    config = resolve(dataclasses.replace(SMALL, **options))
+    assert (config.lr, config.model, config.recipe, config.batch_size) == (0.5, "small-cnn", "r-mc", 2)
+    assert {type(value) for value in dataclasses.asdict(config).values()} <= {bool, int, float, str, type(None)}
 
 
 @pytest.mark.parametrize(

@@ -48,12 +48,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
     # `attack_mode` restores buffers only after training mode, and writes every one of them. A foreign model may change
     # buffers in evaluation mode and replace their tensors. What did not change is not written here: autograd would
     # refuse the backward pass of a graph that the caller built before, and inference-mode tensors refuse every write.
-    buffers = [
-        (module, name, buffer, buffer.detach().clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    names = [(module, dict(module._buffers)) for module in model.modules()]
     python_state, numpy_state, trace = random.getstate(), np.random.get_state(), sys.gettrace()
     gpus = range(torch.cuda.device_count())  # fork_rng warns if there are several and none is named
     try:
@@ -72,9 +68,11 @@ def untouched(model: nn.Module) -> Iterator[None]:
             sys.settrace(trace)
         random.setstate(python_state)
         np.random.set_state(numpy_state)
+        for module, own_buffers in names:  # a module may also register buffers, or fill those that were None
+            module._buffers.clear()
+            module._buffers.update(own_buffers)
         with torch.no_grad():
-            for module, name, buffer, value in buffers:
-                module._buffers[name] = buffer
+            for buffer, value in buffers:
                 if not same_values(buffer, value):
                     buffer.copy_(value)
         for parameter, requires_grad, grad in parameters:

@@ -58,7 +58,7 @@ def command(
     ] = False,
     robustbench: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Also write RobustBench's model_info JSON (needs the attack autoattack)."),
+        typer.Option(metavar="FILE", help="Also write RobustBench's model_info JSON (needs clean and autoattack)."),
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Run every attack, those with a known result too.")] = False,
     precision: Precision = "fp32",

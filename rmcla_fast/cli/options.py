@@ -30,7 +30,7 @@ Model = Annotated[str | None, typer.Option(help="pkg.mod:factory, if the run was
 Which = Annotated[str, typer.Option(help="Checkpoint: last or best.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1.", show_default="a GPU if there is one")]
 Images = Annotated[int | None, typer.Option(help="Use only this many test images, evenly spaced.", show_default="all")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images attacked together.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images in one batch.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of every random start.")]
 Precision = Annotated[str, typer.Option(help="The network computes in fp32 (publish this one), bf16 or fp16.")]
 

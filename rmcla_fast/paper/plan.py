@@ -10,7 +10,7 @@ from typing import Any
 from rmcla_fast import recipes
 from rmcla_fast.attacks.suite import BATCH_SIZE
 from rmcla_fast.errors import UserError
-from rmcla_fast.options import AT_LEAST_1, argument, check, documented, one_of, option
+from rmcla_fast.options import AT_LEAST_1, Rule, argument, check, documented, one_of, option
 from rmcla_fast.paper import published
 from rmcla_fast.paper.published import PublishedRow
 from rmcla_fast.precision import PRECISIONS
@@ -51,6 +51,7 @@ class Plan:
     seeds: tuple[int, ...] = option(
         "seeds, separated by commas; each row is trained once with each",
         (0,),
+        Rule(lambda seeds: all(0 <= seed < 2**32 for seed in seeds), "whole numbers in [0, 2^32)"),
         shown="0",
         metavar="LIST",
         parse=whole_numbers,

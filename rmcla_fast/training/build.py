@@ -58,9 +58,12 @@ def choose_device(name: str | None) -> torch.device:
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.empty(0, device=torch.device(name)).device
+        device = torch.empty(0, device=torch.device(name)).device
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name} cannot be used: it is neither a CPU nor a CUDA device")
+    return device
 
 
 def choose_recipe(config: ResolvedConfig) -> Recipe:

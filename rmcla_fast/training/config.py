@@ -24,6 +24,7 @@ from rmcla_fast.options import (
     flag,
     one_of,
     option,
+    plain,
 )
 from rmcla_fast.precision import PRECISIONS
 from rmcla_fast.training.schedule import SCHEDULES
@@ -231,7 +232,7 @@ def resolve(config: TrainConfig) -> ResolvedConfig:
 
 def _given(config: TrainConfig) -> dict[str, Any]:
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    return {name: value for name, value in values.items() if value is not None}
+    return {name: plain(value) for name, value in values.items() if value is not None}
 
 
 def resumed(asked: TrainConfig, recorded: dict[str, Any]) -> TrainConfig:

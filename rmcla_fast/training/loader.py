@@ -36,7 +36,8 @@ def steps_in_epoch(count: int, batch_size: int, ranks: int = 1) -> int:
     """
     if count < batch_size:
         raise UserError(
-            f"the data set has {count} training images, fewer than a batch; give --batch-size {count} or less"
+            f"{count} training images are left beside those held out, fewer than a batch of {batch_size}; "
+            f"give --batch-size {count} or less"
         )
     if batch_size % ranks:
         raise UserError(f"--batch-size {batch_size} cannot be shared by {ranks} processes; give a multiple of {ranks}")

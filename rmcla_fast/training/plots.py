@@ -22,14 +22,16 @@ def draw_curves(folder: Path) -> Path | None:
     figure_module = need("matplotlib.figure", "train", "curves.png")
     figure = figure_module.Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot([row["epoch"] for row in epochs], [row["loss"] for row in epochs], color="tab:blue")
+    left.plot([row["epoch"] for row in epochs], [row["loss"] for row in epochs], color="tab:blue", marker=".")
     left.set(xlabel="epoch", ylabel="training loss")
     rates = left.twinx()
-    rates.plot([row["epoch"] for row in epochs], [row["lr"] for row in epochs], color="tab:grey", linestyle=":")
+    rates.plot(
+        [row["epoch"] for row in epochs], [row["lr"] for row in epochs], color="tab:grey", linestyle=":", marker="."
+    )
     rates.set(ylabel="learning rate (dotted)", ylim=(0, None))
     measured = [row for row in epochs if "pgd" in row]
     for name, label in (("clean", "clean"), ("fgsm", "FGSM"), ("pgd", "PGD")):
-        right.plot([row["epoch"] for row in measured], [row[name] for row in measured], label=label)
+        right.plot([row["epoch"] for row in measured], [row[name] for row in measured], label=label, marker=".")
     right.set(xlabel="epoch", ylabel="accuracy on the held-out images in %", ylim=(0, 100))
     if measured:
         right.legend()

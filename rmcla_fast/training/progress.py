@@ -28,7 +28,7 @@ class Display:
         )
         self._task = self._bar.add_task("", total=total_steps, completed=step, epoch="-", status="")
         self._accuracies = ""
-        self._status = ""
+        self._rate = ""
 
     def __enter__(self) -> Display:
         self._bar.start()
@@ -39,16 +39,18 @@ class Display:
 
     def update(self, step: int, epoch: str, loss: float, images_per_second: float) -> None:
         """Show the figures of a logged step."""
-        self._status = f"loss {loss:.3f} {images_per_second:,.0f} img/s"
-        self._bar.update(self._task, completed=step, epoch=epoch, status=self._status + self._accuracies)
+        self._rate = f" {images_per_second:,.0f} img/s"
+        self._bar.update(self._task, completed=step, epoch=epoch, status=self._status(loss))
 
     def measured(self, step: int, epoch: str, loss: float, seen: Accuracies, seconds_left: float) -> None:
-        """Show the accuracies of a measured epoch, and its mean loss if no step has been logged yet."""
-        self._status = self._status or f"loss {loss:.3f}"
+        """Show the accuracies of a measured epoch, and its mean loss."""
         self._accuracies = f" clean {seen.clean:.1f} FGSM {seen.fgsm:.1f} PGD {seen.pgd:.1f} %"
-        self._bar.update(self._task, completed=step, epoch=epoch, status=self._status + self._accuracies)
+        self._bar.update(self._task, completed=step, epoch=epoch, status=self._status(loss))
         if not self._console.is_terminal:
-            self.say(f"epoch {epoch} {self._status}{self._accuracies} {seconds_left:.0f} s left")
+            self.say(f"epoch {epoch} {self._status(loss)} {seconds_left:.0f} s left")
+
+    def _status(self, loss: float) -> str:
+        return f"loss {loss:.3f}{self._rate}{self._accuracies}"
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
