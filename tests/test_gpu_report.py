@@ -62,12 +62,9 @@ def test_the_page_of_results_has_the_table_of_a_step_on_a_cpu() -> None:
     assert table in page("docs/results.md")
 
 
-def test_the_operators_on_a_cpu_are_rows_of_the_raw_table() -> None:
-    (table,) = gpu_report.tables(RESULTS / "operators-intel-r-xeon-r-processor-2-threads.json").values()
-    on_a_cpu = page("docs/results.md").split("## Operators on a CPU")[1]
-    shown = [line for line in on_a_cpu.splitlines() if line.startswith("| `")]
-    assert len(shown) > 15
-    assert set(shown) <= set(table.splitlines())
+def test_the_page_of_results_has_the_table_of_the_operators_on_a_cpu() -> None:
+    (table,) = gpu_report.tables(RESULTS / "operators-amd-epyc-2-threads.json").values()
+    assert table in page("docs/results.md")
 
 
 def test_the_readme_has_the_steps_of_the_last_run_on_a_gpu_beside_those_on_a_cpu() -> None:
