@@ -28,7 +28,7 @@ class Rule:
 
 AT_LEAST_1 = Rule(lambda value: value >= 1, "at least 1")
 NOT_NEGATIVE = Rule(lambda value: 0 <= value < math.inf, "0 or more")
-POSITIVE = Rule(lambda value: 0 < value <= 3e38, "positive and finite")  # also as a float32
+POSITIVE = Rule(lambda value: 0 < value <= 3e38, "positive, and finite as a float32")
 BELOW_1 = Rule(lambda value: 0 <= value < 1, "in [0, 1)")
 SEED = Rule(lambda value: 0 <= value < 2**32, "in [0, 2^32)")
 

@@ -170,7 +170,7 @@ def evaluate(
     results: dict[str, AttackResult] = {}
     with checked(model, num_classes=num_classes, precision=precision) as asked:
         evaluation = _Evaluation(asked, images, labels, epsilon, batch_size, seed)
-        evaluation.ask_clean(partial(report, "clean"))
+        evaluation.predict_clean(partial(report, "clean"))
         for name in names:
             results[name] = evaluation.run(name, restarts, l2_budget, partial(report, name))
             report(name, 1.0)
@@ -199,10 +199,10 @@ class _Evaluation:
         self.pgd = PGDAttack(model)
         self.labels = labels.cpu()
         self.batches = partial(batches, model, images, labels, batch_size)
-        self.clean = torch.empty(0, dtype=torch.int64)  # (N,) the predictions on clean images, once `ask_clean` has run
+        self.clean = torch.empty(0, dtype=torch.int64)  # (N,) the predictions, after `predict_clean`
         self.clean_seconds = 0.0
 
-    def ask_clean(self, report: Callable[[float], None]) -> None:
+    def predict_clean(self, report: Callable[[float], None]) -> None:
         started = time.perf_counter()
         answers = []
         for batch in self.batches():

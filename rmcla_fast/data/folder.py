@@ -33,13 +33,7 @@ def load_folder(
         UserError: a folder that is missing or empty, a class without a readable image or in one split only, an image
             that cannot be read (unless `skip_unreadable`), images of different sizes or of more than 8 bits.
     """
-    root, folders = split_folders("folder", data_dir)
-    classes = class_names(folders["train"])
-    listings = {split: list_images(folder, classes) for split, folder in folders.items()}
-    if skip_unreadable:
-        listings = {split: readable_only(listing, progress) for split, listing in listings.items()}
-    for split, folder in folders.items():
-        require_every_class(folder, listings[split], classes)
+    root, classes, listings = list_splits("folder", data_dir, skip_unreadable, progress)
     size, mode = _known_size(root, listings)
     shape = (1 if mode == "L" else 3, size[1], size[0])
 
@@ -48,6 +42,24 @@ def load_folder(
 
     packed = {split: pack(root, split, listing, shape, mode, pixels, progress) for split, listing in listings.items()}
     return DataSplits(packed["train"], packed["test"], len(classes), classes)
+
+
+def list_splits(
+    name: str, data_dir: Path | None, skip_unreadable: bool, progress: Progress | None, address: str = ""
+) -> tuple[Path, tuple[str, ...], dict[str, Listing]]:
+    """Return data_dir, the names of the classes, and {"train": its images, "test": its images}.
+
+    Raises:
+        UserError: as `split_folders`, or a folder without an image, or without a readable one of some class.
+    """
+    root, folders = split_folders(name, data_dir, address)
+    classes = class_names(folders["train"])
+    listings = {split: list_images(folder, classes) for split, folder in folders.items()}
+    if skip_unreadable:
+        listings = {split: readable_only(listing, progress) for split, listing in listings.items()}
+    for split, folder in folders.items():
+        require_every_class(folder, listings[split], classes)
+    return root, classes, listings
 
 
 def split_folders(name: str, data_dir: Path | None, address: str = "") -> tuple[Path, dict[str, Path]]:

@@ -16,14 +16,7 @@ import torch
 from torch import Tensor
 
 from rmcla_fast.data.cache import Progress, pack, unreadable_error
-from rmcla_fast.data.folder import (
-    check_bits,
-    class_names,
-    list_images,
-    readable_only,
-    require_every_class,
-    split_folders,
-)
+from rmcla_fast.data.folder import check_bits, list_splits
 from rmcla_fast.data.splits import DataSplits, ImageSet, StreamedSet
 from rmcla_fast.errors import UserError, need
 
@@ -39,13 +32,7 @@ def load_imagenet(data_dir: Path | None, *, skip_unreadable: bool, progress: Pro
             `skip_unreadable`. Without it, the run stops when it needs an unreadable image, with an error that names it.
     """
     need("PIL.Image", "train", "imagenet")
-    root, folders = split_folders("imagenet", data_dir, ADDRESS)
-    classes = class_names(folders["train"])
-    listings = {split: list_images(folder, classes) for split, folder in folders.items()}
-    if skip_unreadable:
-        listings = {split: readable_only(listing, progress) for split, listing in listings.items()}
-    for split, folder in folders.items():
-        require_every_class(folder, listings[split], classes)
+    root, classes, listings = list_splits("imagenet", data_dir, skip_unreadable, progress, ADDRESS)
     train, test = listings["train"], listings["test"]
     packed = pack(root, "test", test, (3, SIZE, SIZE), f"middle {SIZE} of {SHORTER_SIDE}", middle, progress)
     streamed = StreamedSet(train.paths, torch.from_numpy(train.labels), (3, SIZE, SIZE))

@@ -34,16 +34,17 @@ def train(config: TrainConfig, *, quiet: bool = True) -> Path:
     """Train as `config` says and return the run folder. The command `rmcla train` calls this function.
 
     A run on the CPU that is killed at any instant and resumed ends with the same weights, bit for bit, as one that was
-    not interrupted.
-    On a GPU, cuDNN measures which of its algorithms are the fastest (`torch.backends.cudnn.benchmark`), unless
-    deterministic ones are asked for. This setting and torch's number of threads are put back at the end.
+    not interrupted. On a GPU, cuDNN measures which of its algorithms are the fastest
+    (`torch.backends.cudnn.benchmark`), unless deterministic ones are asked for. This setting and torch's number of
+    threads are put back at the end.
 
     Args:
         config: the options. None means the default for the data set.
         quiet: whether to show no progress.
 
     Raises:
-        UserError: the run cannot start. The message says why in one sentence, and nothing was written.
+        UserError: the run cannot start. The message says why in one sentence, and nothing was written to the
+            run folder.
         RunFailed: the run stopped midway: a loss that is not finite, a full disk, or catastrophic overfitting where
             `stop_on_overfitting` is set.
         Interrupted: Ctrl-C or SIGTERM stopped it, after the checkpoint was written.
