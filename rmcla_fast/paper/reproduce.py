@@ -26,7 +26,7 @@ from rmcla_fast.paper.published import PublishedRow
 from rmcla_fast.paper.report import as_json, as_markdown
 from rmcla_fast.training import TrainConfig, train
 from rmcla_fast.training.config import resolve
-from rmcla_fast.training.run_folder import METRICS, read_metrics
+from rmcla_fast.training.metrics import METRICS, read_metrics
 
 CIFAR10_IMAGES_PER_CLASS = 5000
 RECIPES = (
