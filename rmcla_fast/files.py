@@ -63,7 +63,7 @@ def locked(path: Path, *, waiting: str | None = None) -> Iterator[None]:
     no locks, nothing is locked.
 
     Args:
-        path: the lock file; it is created if it does not exist.
+        path: the lock file; it is created if it does not exist, and its folder, too.
         waiting: the warning to give before waiting for another process. None does not wait.
 
     Raises:
@@ -71,6 +71,7 @@ def locked(path: Path, *, waiting: str | None = None) -> Iterator[None]:
     """
     handle = None
     with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
         handle = _lock(path, wait=False)
         if handle is None:
             if waiting is None:

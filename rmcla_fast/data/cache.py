@@ -13,7 +13,6 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -63,7 +62,7 @@ def pack(
     path = cache_path(root, split, listing.paths, f"{what} {full_shape}").with_suffix(".images")
     images = _cached(path, full_shape)
     if images is None:
-        with _only_packer(path):
+        with locked(path.with_suffix(".lock"), waiting=f"another process packs {path}; waiting for it"):
             images = _cached(path, full_shape)  # another process may have packed it in the meantime
             if images is None:
                 _write(path, listing, full_shape, pixels, progress)
@@ -77,15 +76,6 @@ def cache_path(root: Path, name: str, paths: list[Path], what: str) -> Path:
     """Return the path, without suffix, of the cache file for what was read from these files; see `pack`."""
     folder = root / CACHE if os.access(root, os.W_OK) else Path.home() / ".cache" / "rmcla_fast"
     return folder / f"{name}-{_fingerprint(root, paths, what)}"
-
-
-def _only_packer(path: Path) -> AbstractContextManager[None]:
-    """Hold the lock of a cache file, and wait for another process that packs it."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"the image cache {path.parent} cannot be written: {error.strerror}") from error
-    return locked(path.with_suffix(".lock"), waiting=f"another process packs {path}; waiting for it")
 
 
 def _cached(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
@@ -124,6 +114,7 @@ def _write(
     """
     bad: list[Path] = []
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         with replacing(target) as file:
             _reserve(file, math.prod(shape))
             packed = np.memmap(file, np.uint8, "r+", 0, shape)  # type: ignore[call-overload]

@@ -44,8 +44,6 @@ def only_writer(folder: Path) -> Iterator[None]:
         UserError: another process is writing into the folder.
     """
     created = [path for path in (folder, *folder.parents) if not path.exists()]
-    with suppress(OSError):  # a folder that cannot be written is reported by what writes into it
-        folder.mkdir(parents=True, exist_ok=True)
     try:
         with locked(folder / LOCK):
             yield
