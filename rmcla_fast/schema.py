@@ -62,7 +62,8 @@ def shortened(value: object) -> str:
     """Return a value as text of at most 60 characters, for a message."""
     if isinstance(value, (list, tuple, dict, Tensor)):
         return "a tensor" if isinstance(value, Tensor) else f"{_WORDS[type(value)]} of {len(value)}"
-    text = ascii(value) if isinstance(value, (str, int, float, bool, type(None))) else type(value).__name__
+    known = isinstance(value, (str, float, bool, type(None))) or (isinstance(value, int) and abs(value) < 2**64)
+    text = ascii(value) if known else "a number of many digits" if isinstance(value, int) else type(value).__name__
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -87,6 +88,10 @@ def _value(kind: Any, value: Any, place: str) -> Any:
                 return value
         elif plain is float and isinstance(value, (int, float)):
             return _as_float(value, place)
+        elif plain is int and isinstance(value, int):
+            if not -(2**63) <= value < 2**63:
+                raise Mismatch(f"{place} must fit 64 bits; got {shortened(value)}")
+            return value
         elif plain not in (list, tuple, dict, type(None)) and isinstance(value, plain):
             return value
     words = " or ".join(_WORDS.get(get_origin(option) or option, "nothing") for option in options)

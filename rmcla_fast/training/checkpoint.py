@@ -173,6 +173,8 @@ def network_of(opened: Opened, model: str | nn.Module | None = None) -> nn.Modul
         network = create_model(name, facts.num_classes, facts.channels)
     try:
         network.load_state_dict(content.model if content.ema is None else content.ema)
-    except (RuntimeError, AttributeError, TypeError) as error:
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # torch raises all kinds of exceptions for what it cannot load
         raise UserError(f"the weights in {opened.path} do not fit the model {name}") from error
     return network.eval()

@@ -16,6 +16,7 @@ from rmcla_fast.options import (
     NOT_NEGATIVE,
     POSITIVE,
     SEED,
+    THREADS,
     Rule,
     as_text,
     check,
@@ -156,7 +157,7 @@ class TrainConfig:
     threads: int | None = setting(
         "CPU threads of the network's passes; a resumed run keeps their number, because sums depend on it",
         None,
-        AT_LEAST_1,
+        THREADS,
         digits=1,
     )
     workers: int | None = setting("processes that decode images if the data set is streamed", 8, NOT_NEGATIVE)

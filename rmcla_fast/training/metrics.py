@@ -46,7 +46,7 @@ def as_line(row: dict[str, Any]) -> str:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a metrics.jsonl, as `Row` declares them; none if the file does not exist.
 
-    Damaged lines are left out with a warning. A last line that a kill cut short is left out without one.
+    Damaged lines, and a last line that a kill cut short, are left out with a warning.
 
     Raises:
         UserError: the file cannot be read.
@@ -85,12 +85,14 @@ def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
     yield from ((line, _row(line)) for line in whole if line.strip())
     if (row := _row(last)) is not None:
         yield last, row
+    elif last:
+        warnings.warn(f"the last line of {path} was cut short; left out", stacklevel=3)
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
-    """Return the row in a line; None if the line is damaged. A line without a checksum is believed."""
+    """Return the row in a line; None if the line is damaged."""
     row = parse_object(line)
-    if row is None or row.pop(CHECKSUM, _checksum(row)) != _checksum(row):
+    if row is None or row.pop(CHECKSUM, None) != _checksum(row):
         return None
     try:
         read_as(Row, row)

@@ -95,7 +95,9 @@ def restored(opened: Opened, parts: Parts, total_steps: int, folder: Path) -> Ru
         if not world.is_main:
             for buffer, value in zip(parts.model.buffers(), own.buffers or [], strict=True):
                 buffer.copy_(value)
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, UserError) as error:
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # torch raises all kinds of exceptions for what it cannot load
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"the checkpoint in {folder} does not fit ({why})") from error
     return RunState(
@@ -120,7 +122,11 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) 
     optimizer.load_state_dict(state)
     for group, before in zip(optimizer.param_groups, settings, strict=True):
         group.update(before)
-    for parameter, kept in optimizer.state.items():
-        for name, value in kept.items():
-            if isinstance(value, torch.Tensor) and value.shape != parameter.shape:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    kinds = [{name: type(value) for name, value in optimizer.state.get(one, {}).items()} for one in parameters]
+    if any(kind != kinds[0] for kind in kinds):
+        raise ValueError("the weights have different kinds of momentum")
+    for parameter in parameters:
+        for name, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, torch.Tensor) and (value.shape, value.layout) != (parameter.shape, torch.strided):
                 raise ValueError(f"{name} of shape {tuple(value.shape)} for a weight of {tuple(parameter.shape)}")
