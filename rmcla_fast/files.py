@@ -29,11 +29,11 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
     The file is then flushed to disk and renamed, and the folder is flushed too. If anything is raised in between, also
     an OSError of the write itself, the temporary file is removed and `path` stays as it was. A link at `path` is
-    replaced, and not what it points to. If `path` is a device or a pipe, it is written to directly.
+    replaced, and not what it points to. What is in /dev or /proc, such as /dev/stdout, is written to directly.
 
     A temporary file is locked by its writer. Those that a killed writer left in the folder are removed first.
     """
-    if _is_device(path):
+    if str(path.absolute()).startswith(("/dev/", "/proc/")):
         with path.open("ab") as file:  # standard output may be a file that holds something already
             yield file
         return
@@ -94,13 +94,6 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _is_device(path: Path) -> bool:
-    """Return whether `path` is a device or a pipe. A link counts as one only in /dev and /proc, as /dev/stdout does."""
-    if path.is_symlink():
-        return str(path.absolute()).startswith(("/dev/", "/proc/"))
-    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def _new_temporary(path: Path) -> tuple[int, Path]:

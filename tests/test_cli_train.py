@@ -109,7 +109,7 @@ def test_a_run_that_fails_midway_exits_with_1(tmp_path: Path, capsys: pytest.Cap
     ("largest_file", "code", "sentence"),
     [
         (1000, 2, "run cannot be written: File too large"),  # config.json
-        (2000, 1, "could not be written (File too large); --resume goes on"),  # metrics.jsonl or TensorBoard's events
+        (1500, 1, "could not be written (File too large); --resume goes on"),  # metrics.jsonl or TensorBoard's events
         (100_000, 1, "best.pt could not be written (File too large); there is no earlier one"),
     ],
 )

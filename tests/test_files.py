@@ -74,11 +74,9 @@ def test_an_interrupted_write_keeps_the_old_file(tmp_path: Path) -> None:
 def test_a_device_is_written_to_and_not_replaced(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     write_json(Path("/dev/stdout"), [1])
     assert capfd.readouterr().out == "[\n  1\n]\n"
-    os.mkfifo(tmp_path / "pipe")
-    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    os.mkfifo(tmp_path / "pipe")  # in a run folder, a pipe would be waited for without end
     write_json(tmp_path / "pipe", [2])
-    assert os.read(reader, 100) == b"[\n  2\n]\n"
-    os.close(reader)
+    assert (tmp_path / "pipe").read_text() == "[\n  2\n]\n"
     with pytest.raises(UserError, match="cannot be written: Is a directory"):
         write_json(tmp_path, [1])
 

@@ -60,13 +60,13 @@ def pack(
     """
     full_shape = (len(listing.paths), *shape)
     path = cache_path(root, split, listing.paths, f"{what} {full_shape}").with_suffix(".images")
-    images = _cached(path, full_shape)
+    images = open_cached(path, full_shape)
     if images is None:
         with locked(path.with_suffix(".lock"), waiting=f"another process packs {path}; waiting for it"):
-            images = _cached(path, full_shape)  # another process may have packed it in the meantime
+            images = open_cached(path, full_shape)  # another process may have packed it in the meantime
             if images is None:
                 _write(path, listing, full_shape, pixels, progress)
-                images = _cached(path, full_shape)
+                images = open_cached(path, full_shape)
     if images is None:
         raise UserError(f"the image cache {path} does not hold what was written; is its disk damaged?")
     return ImageSet(torch.from_numpy(images), torch.from_numpy(listing.labels))
@@ -78,7 +78,7 @@ def cache_path(root: Path, name: str, paths: list[Path], what: str) -> Path:
     return folder / f"{name}-{_fingerprint(root, paths, what)}"
 
 
-def _cached(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+def open_cached(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     """Return the cached images, memory-mapped; None if there is no cache, or if it is damaged, with a warning."""
     try:
         with path.open("rb") as file:

@@ -27,6 +27,7 @@ from rmcla_fast.options import (
     plain,
 )
 from rmcla_fast.precision import PRECISIONS
+from rmcla_fast.schema import shortened
 from rmcla_fast.training.schedule import SCHEDULES
 from rmcla_fast.training.step import CAPTURES
 
@@ -220,7 +221,7 @@ def resolve(config: TrainConfig) -> ResolvedConfig:
     if config.data is None:
         raise UserError(f"--data is missing; one of: {', '.join(DATASETS)}")
     if config.data not in DATASETS:
-        raise UserError(f"unknown data set {config.data!r}; one of: {', '.join(DATASETS)}")
+        raise UserError(f"unknown data set {shortened(config.data)}; one of: {', '.join(DATASETS)}")
     check(config)
     filled = DEFAULTS[config.data] | _given(config)
     filled["epsilon"] = parse_epsilon(filled["epsilon"])
