@@ -16,6 +16,7 @@ from rmcla_fast.data import DataSplits
 from rmcla_fast.data.splits import ImageSet, require_classes
 from rmcla_fast.epsilon import parse_epsilon
 from rmcla_fast.errors import UserError
+from rmcla_fast.text import shell_word
 from rmcla_fast.training import checkpoint
 from rmcla_fast.training.build import choose_device
 from rmcla_fast.training.config import DEFAULTS, read_recorded
@@ -108,7 +109,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         UserError: the folder does not exist, or `rmcla train` did not write it.
     """
     if not folder.is_dir():
-        raise UserError(f"there is no run folder {folder}; train one first with: rmcla train --out {folder}")
+        raise UserError(
+            f"there is no run folder {folder}; train one first with: rmcla train --out {shell_word(folder)}"
+        )
     path = folder / "config.json"
     if not path.exists():
         raise UserError(f"{folder} is not a run folder: it has no config.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def load(run_folder: str | Path, which: str = "last", model: str | nn.Module | N
     """
     if which not in ("last", "best"):
         raise UserError(f"which must be 'last' or 'best'; got {which!r}")
-    path = Path(run_folder).expanduser() / (LAST if which == "last" else BEST)
+    path = Path(os.path.expanduser(run_folder)) / (LAST if which == "last" else BEST)
     state = read(path)
     network = model if isinstance(model, nn.Module) else _rebuild(path, state["config"], model)
     weights = state["ema"] if state["ema"] is not None else state["model"]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from rmcla_fast.errors import RunFailed, UserError, need
 from rmcla_fast.files import replacing
+from rmcla_fast.text import utf8_path
 from rmcla_fast.training import checkpoint
 from rmcla_fast.training.config import ResolvedConfig, TrainConfig, read_recorded, resolve, resumed
 
@@ -59,7 +60,9 @@ class RunFolder:
             _write(path / CONFIG, json.dumps(config, indent=2) + "\n")
             _cut(path / METRICS, step)
             self._metrics = (path / METRICS).open("a")
-            self._events = board.SummaryWriter(str(path), purge_step=step + 1 if step else None)
+            self._opened = ExitStack()
+            named = self._opened.enter_context(utf8_path(path))
+            self._events = board.SummaryWriter(named, purge_step=step + 1 if step else None)
         except OSError as error:
             raise UserError(f"the run folder {path} cannot be written: {error.strerror}") from error
 
@@ -84,6 +87,7 @@ class RunFolder:
         with self._report_os_errors("the record of the run"):
             self._metrics.close()
             self._events.close()
+            self._opened.close()
 
     @contextmanager
     def _report_os_errors(self, what: str) -> Iterator[None]:
