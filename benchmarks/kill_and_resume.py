@@ -10,6 +10,7 @@ is compared with the uninterrupted run, and another one begins.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import random
@@ -25,7 +26,7 @@ from typing import Any
 import torch
 
 from rmcla_fast.training import checkpoint
-from rmcla_fast.training.run_folder import read_metrics
+from rmcla_fast.training.metrics import read_metrics
 
 OPTIONS = [
     "--data",
@@ -101,7 +102,7 @@ def compare(out: Path, whole: Path) -> list[str]:
     """Return the places where a killed run differs from the uninterrupted one: checkpoints and metrics.jsonl."""
     found = []
     for name in (checkpoint.LAST, checkpoint.BEST):
-        found += differences(checkpoint.read(whole / name), checkpoint.read(out / name), name)
+        found += differences(*(dataclasses.asdict(checkpoint.read(at / name)) for at in (whole, out)), name)
     if metrics(out) != metrics(whole):
         found.append("metrics.jsonl")
     return found
@@ -128,7 +129,7 @@ def main() -> None:
             for path in (last, folder / "run" / checkpoint.BEST):
                 if path.exists():
                     checkpoint.read(path)
-            steps.append(checkpoint.read(last)["step"] if last.exists() else 0)
+            steps.append(checkpoint.read(last).step if last.exists() else 0)
             early += not last.exists()
             print(f"kill {kills} of {arguments.kills} at step {steps[-1]}", file=sys.stderr)
             continue

@@ -30,6 +30,8 @@ AT_LEAST_1 = Rule(lambda value: value >= 1, "at least 1")
 NOT_NEGATIVE = Rule(lambda value: 0 <= value < math.inf, "0 or more")
 POSITIVE = Rule(lambda value: 0 < value <= 3e38, "positive, and finite as a float32")
 BELOW_1 = Rule(lambda value: 0 <= value < 1, "in [0, 1)")
+FINITE = Rule(math.isfinite, "finite")
+PERCENT = Rule(lambda value: 0 <= value <= 100, "in [0, 100]")
 SEED = Rule(lambda value: 0 <= value < 2**32, "in [0, 2^32)")
 
 
@@ -69,6 +71,11 @@ def option(
     return dataclasses.field(
         default=default, metadata=_facts(help, rule=rule, shown=shown, metavar=metavar, parse=parse) | facts
     )
+
+
+def fact(rule: Rule, default: Any = dataclasses.MISSING) -> Any:
+    """Declare a dataclass field that is read from a file (`schema.read_as`) and held to a rule."""
+    return dataclasses.field(default=default, metadata={"rule": rule})
 
 
 def _facts(help: str, **facts: object) -> dict[str, object]:

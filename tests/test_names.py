@@ -27,6 +27,8 @@ from rmcla_fast.evaluation.progress import Bars
 from rmcla_fast.evaluation.run import Run
 from rmcla_fast.text import markdown, markdown_code, printable, shell_word
 from rmcla_fast.training import TrainConfig, train
+from rmcla_fast.training.config import resolve
+from rmcla_fast.training.record import Facts, RunRecord
 
 for package in ("typer", "matplotlib", "PIL.Image", "tensorboard"):
     pytest.importorskip(package, reason="pip install 'rmcla-fast[train]'")
@@ -150,9 +152,12 @@ class NearestGrey(nn.Module):
 def test_a_gallery_has_the_names_of_its_classes(first: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     labels = torch.arange(first, first + 8)
     images = torch.linspace(0, 1, len(NAMES))[labels].mul(255).round().byte()[:, None, None, None].expand(8, 1, 8, 8)
-    config = {"data": "folder", "model": NAMES[first], "recipe": "r-mc-la"}
+    options = resolve(TrainConfig(data="folder", model=NAMES[first], epochs=1))
+    facts = Facts(num_classes=len(NAMES), channels=1, image_size=(8, 8), train_images=1, classes=NAMES)
     network = NearestGrey()
-    run = Run(tmp_path / NAMES[first], "last", 1, config, network, images, labels, len(NAMES), NAMES, {})
+    run = Run(
+        tmp_path / NAMES[first], "last", 1, RunRecord(options, facts), network, images, labels, len(NAMES), NAMES, {}
+    )
     figures: list[Any] = []
     monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure) or save(figure, path))
     gallery.draw(run, 0.2, tmp_path / "gallery.png")

@@ -41,7 +41,7 @@ def command(
             )
         except ValueError as error:
             raise UserError(f"{run}: {error}") from error
-    document = {"model": opened.config["model"], "data": opened.data, "recipe": opened.recipe, **found.summary()}
+    document = {"model": opened.network, "data": opened.data, "recipe": opened.recipe, **found.summary()}
     for path in (record, json):
         if path is not None:
             write_json(path, document)

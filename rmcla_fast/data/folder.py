@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
+from rmcla_fast import sealed
 from rmcla_fast.data.cache import Listing, Progress, cache_path, first_names, pack, unreadable_error, with_progress
 from rmcla_fast.data.splits import DataSplits
 from rmcla_fast.errors import UserError, need
 from rmcla_fast.files import replacing
+from rmcla_fast.options import AT_LEAST_1, fact, one_of
+from rmcla_fast.schema import Mismatch, read_as
 
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".gif", ".tif", ".tiff"))
 GREY_MODES = frozenset(("1", "L", "LA"))
@@ -183,23 +186,31 @@ def readable_only(listing: Listing, progress: Progress | None) -> Listing:
     return Listing([path for path, kept in zip(listing.paths, keep, strict=True) if kept], listing.labels[keep])
 
 
+@dataclass(frozen=True)
+class _Size:
+    """The content of the cache's file with the size that all images have, and the mode in which they are decoded."""
+
+    mode: str = fact(one_of(("L", "RGB")))
+    width: int = fact(AT_LEAST_1)
+    height: int = fact(AT_LEAST_1)
+
+
 def _known_size(root: Path, listings: dict[str, Listing]) -> tuple[tuple[int, int], str]:
     """Return `_common_size` of all images; the result is kept in the cache, so that no header is read twice."""
     everything = [path for listing in listings.values() for path in listing.paths]
     path = None
     with suppress(OSError):  # if a file is gone, `_common_size` names it
         path = cache_path(root, "size", everything, ", ".join(listings)).with_suffix(".json")
-    with suppress(OSError, ValueError, TypeError, KeyError):
-        known = json.loads(path.read_text()) if path else {}
-        width, height, mode = int(known["width"]), int(known["height"]), known["mode"]
-        if min(width, height) > 0 and mode in ("L", "RGB"):
-            return (width, height), mode
+    with suppress(OSError, sealed.Damaged, Mismatch):
+        if path:
+            known = read_as(_Size, sealed.load(path))
+            return (known.width, known.height), known.mode
     size, mode = _common_size(everything)
     if path:
         with suppress(OSError):  # if the cache cannot be written, `pack` reports it
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as file:
-                file.write(json.dumps({"width": size[0], "height": size[1], "mode": mode}).encode())
+                file.write(sealed.dumps(asdict(_Size(mode, *size))))
     return size, mode
 
 

@@ -69,7 +69,7 @@ class Compared:
         return {
             "run": str(self.run.folder),
             "recipe": self.run.recipe,
-            **as_json(self.results, epsilon=epsilon, model=self.run.config["model"], data=self.run.data),
+            **as_json(self.results, epsilon=epsilon, model=self.run.network, data=self.run.data),
             "ce20_over_epsilon": dict(zip(map(format_epsilon, self.epsilons), self.at_epsilon, strict=True)),
             "pgd_over_iterations": self.at_iteration,
             "pgd_over_training_minutes": list(zip(*self.minutes, strict=True)),
@@ -85,7 +85,7 @@ def common_epsilon(runs: Sequence[Run], asked: float | None) -> float:
             with different epsilons.
     """
     if len({(run.data, run.identity["images_sha256"]) for run in runs}) > 1:
-        names = ", ".join(f"{run.folder} on {run.data} {run.config.get('data_dir') or ''}".strip() for run in runs)
+        names = ", ".join(f"{run.folder} on {run.data} {run.record.options.data_dir or ''}".strip() for run in runs)
         raise UserError(f"runs of different data cannot be compared: {names}")
     folders = [run.folder.resolve() for run in runs]
     for run, folder in zip(runs, folders, strict=True):

@@ -43,10 +43,15 @@ def write_json(path: Path, document: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file completely or not at all; raise a UserError if the path cannot be written."""
+    write_file(path, text.encode())
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file completely or not at all; raise a UserError if the path cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
-            file.write(text.encode())
+            file.write(content)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
 

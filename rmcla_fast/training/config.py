@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -236,36 +235,20 @@ def _given(config: TrainConfig) -> dict[str, Any]:
     return {name: plain(value) for name, value in values.items() if value is not None}
 
 
-def resumed(asked: TrainConfig, recorded: dict[str, Any]) -> TrainConfig:
+def resumed(asked: TrainConfig, recorded: ResolvedConfig) -> TrainConfig:
     """Return the recorded run's options, with what may change taken from `asked`.
 
     Raises:
         UserError: an option was given that differs from the recorded one and would change the weights.
     """
-    known = {field.name for field in dataclasses.fields(TrainConfig)}
-    merged = {name: value for name, value in recorded.items() if name in known}
-    for name, value in _given(asked).items():
-        if name == "epsilon":
-            value = parse_epsilon(value)
-        if name not in FREE_ON_RESUME and name in merged and value != merged[name]:
+    given = _given(asked)
+    if "epsilon" in given:
+        given["epsilon"] = parse_epsilon(given["epsilon"])
+    for name, value in given.items():
+        before = getattr(recorded, name)
+        if name not in FREE_ON_RESUME and value != before:
             raise UserError(
-                f"the run was started with {flag(name)} {merged[name]} and cannot be resumed with {value}; "
+                f"the run was started with {flag(name)} {before} and cannot be resumed with {value}; "
                 f"leave {flag(name)} out, or start another run with --out"
             )
-        merged[name] = value
-    return TrainConfig(**merged)
-
-
-def read_recorded(path: Path) -> dict[str, Any]:
-    """Return the options in a config.json.
-
-    Raises:
-        UserError: the file cannot be read, or does not hold options.
-    """
-    try:
-        recorded = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as the options of a run ({error})") from error
-    if not isinstance(recorded, dict):
-        raise UserError(f"{path} does not hold the options of a run")
-    return recorded
+    return dataclasses.replace(recorded, **given)
