@@ -84,9 +84,9 @@ def command(
             raise Interrupted(
                 "stopped; finished attacks are kept, and the same command goes on from there", SIGINT
             ) from None
+    write_json(out / "comparison.json", [one.as_json(radius) for one in found])
     comparison.draw(found, wanted, radius, out / "comparison.png")
     comparison.draw_details(found, radius, out / "details.png")
-    write_json(out / "comparison.json", [one.as_json(radius) for one in found])
     show(
         comparison_table({one.name: one.results for one in found}, setting(radius, precision)),
         *(f"{one.name}: {one.verdict}." for one in found),

@@ -45,7 +45,7 @@ def command(
     for path in (record, json):
         if path is not None:
             write_json(path, document)
-    title = f"{run.name}: {opened.description}"
+    title = f"{opened.name}: {opened.description}"
     figures, source = published.gradients_of(opened.recipe, opened.data)
     lines = [WHY_TWO_SCALES]
     if document["nonfinite"]:

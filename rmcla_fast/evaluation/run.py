@@ -15,6 +15,7 @@ from rmcla_fast import data
 from rmcla_fast.data import DataSplits
 from rmcla_fast.data.splits import ImageSet, require_classes
 from rmcla_fast.errors import UserError
+from rmcla_fast.text import shell_word
 from rmcla_fast.training import checkpoint
 from rmcla_fast.training.build import choose_device
 from rmcla_fast.training.config import DEFAULTS
@@ -201,7 +202,9 @@ def _open_checkpoint(folder: Path, which: str) -> checkpoint.Opened:
     """
     path = checkpoint.checkpoint_path(folder, which)
     if not folder.is_dir():
-        raise UserError(f"there is no run folder {folder}; train one first with: rmcla train --out {folder}")
+        raise UserError(
+            f"there is no run folder {folder}; train one first with: rmcla train --out {shell_word(folder)}"
+        )
     if not path.exists() and not (folder / CONFIG).exists():
         raise UserError(f"{folder} is not a run folder: it has no {path.name}")
     return checkpoint.open_file(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,7 +156,7 @@ def checkpoint_path(run_folder: str | Path, which: str) -> Path:
     """Return the path of the "last" or the "best" checkpoint of a run; raise a UserError for another word."""
     if which not in ("last", "best"):
         raise UserError(f"which must be 'last' or 'best'; got {which!r}")
-    return Path(run_folder).expanduser() / (LAST if which == "last" else BEST)
+    return Path(os.path.expanduser(run_folder)) / (LAST if which == "last" else BEST)
 
 
 def network_of(opened: Opened, model: str | nn.Module | None = None) -> nn.Module:

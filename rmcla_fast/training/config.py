@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -227,7 +228,7 @@ def resolve(config: TrainConfig) -> ResolvedConfig:
     filled["epsilon"] = parse_epsilon(filled["epsilon"])
     filled["out"] = str(filled.get("out", f"runs/{config.data}-{filled['recipe']}"))
     # The run may be resumed and evaluated from another working folder.
-    data_dir = None if config.data_dir is None else str(Path(config.data_dir).expanduser().absolute())
+    data_dir = None if config.data_dir is None else str(Path(os.path.expanduser(config.data_dir)).absolute())
     return ResolvedConfig(**(filled | {"data_dir": data_dir}))
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from rmcla_fast import data as datasets
 from rmcla_fast.data.splits import DataSplits, require_classes
 from rmcla_fast.errors import Interrupted, RunFailed, UserError, need
+from rmcla_fast.text import shell_word
 from rmcla_fast.training import checkpoint
 from rmcla_fast.training.build import Parts, build, choose_device, choose_recipe
 from rmcla_fast.training.config import ResolvedConfig, TrainConfig
@@ -200,10 +201,10 @@ class _Run:
 
     def _interrupted(self, stop: StopRequest) -> None:
         number = stop.signal or signal.SIGINT  # the signal may have reached only another rank
-        factory = f" --model {self.config.model}" if ":" in self.config.model else ""
+        factory = f" --model {shell_word(self.config.model)}" if ":" in self.config.model else ""
         raise Interrupted(
             f"stopped by {number.name} at step {self.at.step} of {self.total_steps}; "
-            f"go on with: rmcla train --resume --out {self.folder}{factory}",
+            f"go on with: rmcla train --resume --out {shell_word(self.folder)}{factory}",
             number,
         )
 

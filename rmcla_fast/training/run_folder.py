@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 from rmcla_fast import sealed
 from rmcla_fast.errors import RunFailed, UserError, need
 from rmcla_fast.files import Busy, is_left_behind, locked, replacing
+from rmcla_fast.text import utf8_path
 from rmcla_fast.training import checkpoint
 from rmcla_fast.training.config import ResolvedConfig, TrainConfig, resolve, resumed
 from rmcla_fast.training.metrics import METRICS, as_line, cut
@@ -97,7 +98,9 @@ class RunFolder:
                 file.write(sealed.dumps(record.as_json()))
             cut(path / METRICS, step)
             self._metrics = _open_to_append(path / METRICS)
-            self._events = board.SummaryWriter(str(path), purge_step=step + 1 if step else None)
+            self._opened = ExitStack()
+            named = self._opened.enter_context(utf8_path(path))
+            self._events = board.SummaryWriter(named, purge_step=step + 1 if step else None)
         except OSError as error:
             raise UserError(f"the run folder {path} cannot be written: {error.strerror}") from error
 
@@ -122,6 +125,7 @@ class RunFolder:
         with self._report_os_errors("the record of the run"):
             self._metrics.close()
             self._events.close()
+            self._opened.close()
 
     @contextmanager
     def _report_os_errors(self, what: str) -> Iterator[None]:
