@@ -8,7 +8,6 @@ import os
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rmcla_fast.data.images import in_threads, noting_unreadable, unreadable_error
 from rmcla_fast.data.splits import ImageSet
 from rmcla_fast.errors import UserError
 
@@ -100,7 +100,7 @@ def _write(
         os.close(handle)
     except OSError as error:
         raise UserError(f"the image cache {target.parent} cannot be written: {error.strerror}") from error
-    bad: list[Path] = []
+    bad: dict[Path, str] = {}
     try:
         packed: Any = np.lib.format.open_memmap(
             temporary, mode="w+", dtype=np.uint8, shape=(len(listing.paths), *shape)
@@ -109,18 +109,13 @@ def _write(
 
         def decode_into_row(item: tuple[int, Path]) -> None:
             row, path = item
-            try:
+            with noting_unreadable(bad, path):
                 packed[row] = pixels(path)
-            except UserError:
-                raise
-            except Exception:  # Pillow raises all kinds of exceptions for a corrupt file
-                bad.append(path)
 
-        with ThreadPoolExecutor() as pool:
-            for _ in pool.map(decode_into_row, enumerate(with_progress(listing.paths, "packing", progress))):
-                pass
+        for _ in in_threads(decode_into_row, enumerate(with_progress(listing.paths, "packing", progress))):
+            pass
         if bad:
-            raise unreadable_error(sorted(bad))
+            raise unreadable_error(bad)
         packed.flush()
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp allows only the owner, and a data set may be shared
         os.replace(temporary, target)
@@ -143,16 +138,6 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-def unreadable_error(bad: list[Path]) -> UserError:
-    """Return the error for images that cannot be decoded."""
-    return UserError(f"unreadable image: {first_names(bad)}; remove it, or leave it out with --skip-unreadable")
-
-
-def first_names(paths: list[Path]) -> str:
-    """Return the first three paths as text, and how many more there are."""
-    return ", ".join(map(str, paths[:3])) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
 
 
 def with_progress(paths: list[Path], what: str, progress: Progress | None) -> Iterator[Path]:
