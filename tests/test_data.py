@@ -146,7 +146,7 @@ class ArrayOfPointers:
 def test_bytes_of_a_pickle_do_not_become_pointers(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(pickle.dumps({"data": ArrayOfPointers()}))
-    with pytest.raises(UserError, match=r"refused.*an array of object"):
+    with pytest.raises(UserError, match=r"refused.*an array of the dtype O"):
         load_pickle(file)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -95,13 +96,12 @@ def _cifar_file(path: Path, key: str) -> ImageSet:
     content = load_pickle(path)
     if "data" not in content or key not in content:
         raise UserError(f"{path} has no 'data' and '{key}'; is it a file of the Python version?")
-    images = content["data"]
-    try:
-        labels = np.asarray(content[key])
-    except ValueError as error:  # lists of different lengths
-        raise UserError(f"{path} is corrupt: '{key}' is not a list of numbers") from error
+    images, labels = content["data"], content[key]
+    if isinstance(labels, list) and all(type(label) is int or isinstance(label, np.integer) for label in labels):
+        labels = np.array(labels)
     well_formed = (
         isinstance(images, np.ndarray)
+        and isinstance(labels, np.ndarray)
         and images.dtype == np.uint8
         and images.ndim == 2
         and images.shape[1] == 3 * 32 * 32
@@ -109,12 +109,16 @@ def _cifar_file(path: Path, key: str) -> ImageSet:
         and labels.dtype.kind in "iu"
     )
     if not well_formed:
-        shape = getattr(images, "shape", None)
+        found = [_described(value) for value in (images, labels)]
         raise UserError(
-            f"{path} is corrupt: expected uint8 images (N, 3072) and N integer labels; got {shape} and {labels.shape} "
-            f"{labels.dtype}"
+            f"{path} is corrupt: expected 'data' uint8 (N, 3072) and N integer '{key}'; got {found[0]} and {found[1]}"
         )
     return _image_set(images.reshape(-1, 3, 32, 32), labels.astype(np.int64))
+
+
+def _described(value: Any) -> str:
+    """Return the dtype and shape of an array, and the type of anything else, which may be too large to print."""
+    return f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
 
 
 def _svhn_file(path: Path) -> ImageSet:
@@ -138,7 +142,7 @@ def _svhn_file(path: Path) -> ImageSet:
         and labels.dtype.kind in "iu"
     )
     if not well_formed:
-        found = [f"{getattr(array, 'dtype', None)} {getattr(array, 'shape', None)}" for array in (images, labels)]
+        found = [_described(value) for value in (images, labels)]
         raise UserError(
             f"{path} is corrupt: expected X uint8 (32, 32, 3, N) and y uint8 (N, 1); got {found[0]} and {found[1]}"
         )
