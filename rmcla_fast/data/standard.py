@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rmcla_fast.data.matlab import load_matlab
 from rmcla_fast.data.pickles import load_pickle
 from rmcla_fast.data.splits import DataSplits, ImageSet
 from rmcla_fast.errors import UserError, need
@@ -122,20 +123,10 @@ def _described(value: Any) -> str:
 
 
 def _svhn_file(path: Path) -> ImageSet:
-    matlab = need("scipy.io", "train", "the svhn data set")
-    try:
-        content = matlab.loadmat(path, variable_names=("X", "y"))
-    except NotImplementedError as error:
-        raise UserError(
-            f"{path} is a MATLAB 7.3 file (HDF5), which is not supported; the original is at {SVHN_ADDRESS}"
-        ) from error
-    except Exception as error:  # scipy raises all kinds of exceptions for a corrupt file
-        raise UserError(f"{path} is corrupt or cut short ({type(error).__name__}: {error})") from error
-    images, labels = content.get("X"), content.get("y")
+    content = load_matlab(path, ("X", "y"), SVHN_ADDRESS)
+    images, labels = content["X"], content["y"]
     well_formed = (
-        isinstance(images, np.ndarray)
-        and isinstance(labels, np.ndarray)
-        and images.dtype == np.uint8
+        images.dtype == np.uint8
         and images.ndim == 4
         and images.shape[:3] == (32, 32, 3)
         and labels.size == images.shape[3]
