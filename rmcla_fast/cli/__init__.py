@@ -39,7 +39,8 @@ app.command("info")(info.command)
 
 def main() -> None:
     """Run the command that the process was started with, and exit with its code."""
-    warnings.formatwarning = lambda message, *_: f"rmcla: warning: {message}\n"
+    warnings.formatwarning = lambda message, *_: f"rmcla: warning: {_one_line(str(message))}\n"
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # Pillow warns about metadata, which is not used
     threading.excepthook = _ignore_disk_errors
     sys.path.append("")  # --model mine:net finds mine.py in the working folder, as with `python -m`
     sys.exit(run(sys.argv[1:]))
@@ -83,5 +84,10 @@ def run(arguments: list[str]) -> int:
 
 
 def _print_error(text: str, code: int) -> int:
-    print(f"rmcla: {' '.join(text.split())}", file=sys.stderr)
+    print(f"rmcla: {_one_line(text)}", file=sys.stderr)
     return code
+
+
+def _one_line(text: str) -> str:
+    """Return the text on one line; the name of a file may hold characters that would control the terminal."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in " ".join(text.split()))
