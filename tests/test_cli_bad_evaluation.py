@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -48,6 +49,8 @@ BAD = [
     (("evaluate", "{misfit}"), "do not fit"),
     (("evaluate", "{garbled}"), "cannot be read as the options of a run"),
     (("evaluate", "{listed}"), "does not hold the options of a run"),
+    (("evaluate", "{nested}"), "config.json cannot be read as the options of a run (maximum recursion depth"),
+    (("evaluate", "{piped}"), "piped is not a run folder: it has no config.json"),
     (("gradients", "{missing}"), "there is no run folder"),
     (("compare", "{run}", "{other}"), "trained with different epsilons"),
     (("reproduce", "table9"), "no table is called 'table9'"),
@@ -64,7 +67,7 @@ def test_each_error_is_one_sentence_and_exit_code_2(
     arguments: tuple[str, ...], sentence: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folders = {"run": run, "missing": tmp_path / "missing"}
-    for name in ("empty", "uncheckpointed", "misfit", "garbled", "listed", "other"):
+    for name in ("empty", "uncheckpointed", "misfit", "garbled", "listed", "nested", "piped", "other"):
         folders[name] = tmp_path / name
         folders[name].mkdir()
     for name in ("uncheckpointed", "misfit", "other"):
@@ -77,6 +80,8 @@ def test_each_error_is_one_sentence_and_exit_code_2(
     torch.save(state, folders["misfit"] / "checkpoint.pt")
     (folders["garbled"] / "config.json").write_text("{")
     (folders["listed"] / "config.json").write_text("[]")
+    (folders["nested"] / "config.json").write_text("[" * 100_000)
+    os.mkfifo(folders["piped"] / "config.json")
     files = {path: path.read_bytes() for path in run.iterdir()}
     code = rmcla(
         *(argument.format(**folders) for argument in arguments),

@@ -11,6 +11,8 @@ import torch
 from data_files import write_cifar10, write_cifar100
 
 from rmcla_fast import data
+from rmcla_fast.data import matlab
+from rmcla_fast.data.matlab import load_matlab
 from rmcla_fast.data.pickles import load_pickle
 from rmcla_fast.data.splits import DataSplits, ImageSet, check, hold_out, per_class
 from rmcla_fast.errors import UserError
@@ -48,11 +50,11 @@ def test_cifar100_has_the_fine_labels(tmp_path: Path) -> None:
 
 
 def test_svhn_label_ten_is_the_digit_zero(tmp_path: Path) -> None:
-    matlab = pytest.importorskip("scipy.io")
+    scipy = pytest.importorskip("scipy.io")
     images = np.random.default_rng(0).integers(0, 256, (32, 32, 3, 20), dtype=np.uint8)
     labels = np.array([[k % 10 + 1] for k in range(20)], np.uint8)
     for name in ("train_32x32.mat", "test_32x32.mat"):
-        matlab.savemat(tmp_path / name, {"X": images, "y": labels})
+        scipy.savemat(tmp_path / name, {"X": images, "y": labels})
     splits = data.load("svhn", tmp_path)
     assert splits.train.labels[:11].tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
     assert splits.train.images[4, 2, 7, 9] == images[7, 9, 2, 4]
@@ -62,20 +64,41 @@ def test_svhn_label_ten_is_the_digit_zero(tmp_path: Path) -> None:
 
 
 def test_a_matlab_file_in_another_format_is_an_error(tmp_path: Path) -> None:
-    matlab = pytest.importorskip("scipy.io")
+    scipy = pytest.importorskip("scipy.io")
     images = np.zeros((32, 32, 3, 20), np.uint8)
     for labels, sentence in (
         (np.ones((20, 1)), r"train_32x32\.mat is corrupt: .*; got uint8 \(32, 32, 3, 20\) and float64 \(20, 1\)"),
         (np.full((20, 1), 11, np.uint8), r"train image 0 has label 11; labels must lie in \[0, 10\)"),
     ):
         for name in ("train_32x32.mat", "test_32x32.mat"):
-            matlab.savemat(tmp_path / name, {"X": images, "y": labels})
+            scipy.savemat(tmp_path / name, {"X": images, "y": labels})
         with pytest.raises(UserError, match=sentence):
             data.load("svhn", tmp_path)
     header = b"MATLAB 7.3 MAT-file, HDF5 schema 1.00 .".ljust(124) + b"\x00\x02IM"
     (tmp_path / "train_32x32.mat").write_bytes(header.ljust(512, b"\0") + b"\x89HDF\r\n\x1a\n" + bytes(2000))
     with pytest.raises(UserError, match=r"train_32x32\.mat is a MATLAB 7\.3 file \(HDF5\), which is not supported"):
         data.load("svhn", tmp_path)
+
+
+def test_a_matlab_file_may_not_grow_without_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scipy = pytest.importorskip("scipy.io")
+    content = {"X": np.zeros((32, 32, 3, 20), np.uint8), "y": np.ones((20, 1), np.uint8)}
+    scipy.savemat(tmp_path / "packed.mat", content, do_compression=True)
+    scipy.savemat(tmp_path / "plain.mat", content)
+    scipy.savemat(tmp_path / "many.mat", {f"v{k}": 1 for k in range(101)} | content)
+    scipy.savemat(tmp_path / "cells.mat", {**content, "X": np.array([[1], ["a"]], dtype=object)})
+    scipy.savemat(tmp_path / "more.mat", {"before": "text", **content, "after": [1.5]}, do_compression=True)
+    for name in ("packed", "plain", "more"):
+        read = load_matlab(tmp_path / f"{name}.mat", ("X", "y"), "")
+        assert read["X"].shape == (32, 32, 3, 20)
+    with pytest.raises(UserError, match=r"many\.mat is corrupt or cut short \(ValueError: more than 100 variables\)"):
+        load_matlab(tmp_path / "many.mat", ("X", "y"), "")
+    with pytest.raises(UserError, match=r"cells\.mat is corrupt: it has no array of numbers X"):
+        load_matlab(tmp_path / "cells.mat", ("X", "y"), "")
+    monkeypatch.setattr(matlab, "MOST_BYTES", 60_000)
+    for name in ("packed", "plain"):
+        with pytest.raises(UserError, match=r"the variables have more than 60000 bytes"):
+            load_matlab(tmp_path / f"{name}.mat", ("X", "y"), "")
 
 
 def test_an_error_of_the_operating_system_is_a_user_error(tmp_path: Path) -> None:

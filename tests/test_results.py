@@ -167,7 +167,7 @@ def test_results_of_replaced_weights_are_dropped(run: Run) -> None:
     assert results.known_results(best, 0.1, 0)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"others": [], "settings": {}, "attacks": {}}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "[" * 100_000, '{"others": [], "settings": {}, "attacks": {}}'])
 def test_a_damaged_file_is_replaced(run: Run, text: str) -> None:
     (run.folder / "evaluation.json").write_text(text)
     assert not results.known_results(run, 0.1, 0)

@@ -167,8 +167,8 @@ def _known_size(root: Path, listings: dict[str, Listing]) -> tuple[tuple[int, in
     path = None
     with suppress(OSError):  # if a file is gone, `_common_size` names it
         path = cache_path(root, "size", everything, ", ".join(listings)).with_suffix(".json")
-    with suppress(OSError, ValueError, TypeError, KeyError):
-        known = json.loads(path.read_text()) if path else {}
+    with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
+        known = json.loads(path.read_text()) if path and path.is_file() else {}
         width, height, mode = int(known["width"]), int(known["height"]), known["mode"]
         if min(width, height) > 0 and mode in ("L", "RGB"):
             return (width, height), mode

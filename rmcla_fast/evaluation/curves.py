@@ -131,5 +131,5 @@ def loss_surface(
 def training_minutes(folder: Path) -> tuple[list[float], list[float]]:
     """Return the minutes since the start and the PGD accuracy in % of each epoch that measured held-out images."""
     path = folder / METRICS
-    rows = [row for row in read_metrics(path) if "pgd" in row and "seconds" in row] if path.exists() else []
+    rows = [row for row in read_metrics(path) if "pgd" in row and "seconds" in row] if path.is_file() else []
     return [row["seconds"] / 60 for row in rows], [row["pgd"] for row in rows]

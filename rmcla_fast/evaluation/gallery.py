@@ -40,7 +40,10 @@ def draw(run: Run, epsilon: float, path: Path, *, count: int = 8, seed: int = 0,
         for row in range(3):
             _show(axes[row][column], rows[row])
             axes[row][column].set_title(
-                titles[row], fontsize=9, color="black" if row == 0 or withstood else plots.COLOURS[1]
+                titles[row],
+                fontsize=9,
+                color="black" if row == 0 or withstood else plots.COLOURS[1],
+                parse_math=False,  # the name of a class may hold dollar signs
             )
     for row, name in enumerate(("image", f"perturbation\nx {0.5 / epsilon:.3g}, grey is 0", "adversarial")):
         axes[row][0].set_ylabel(name, fontsize=9)

@@ -115,6 +115,8 @@ def _store(run: Run, epsilon: float, seed: int, precision: str, new: dict[str, A
 
 def _read(path: Path) -> list[dict[str, Any]]:
     """Return the evaluations in the file, the latest first, or none if it is missing, damaged or something else."""
+    if not path.is_file():  # to read a pipe would wait for a writer
+        return []
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         others = document.pop("others")
@@ -125,7 +127,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
             if any(result.precision != precision for result in _results(one).values()):
                 return []
         return [document, *others]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return []
 
 

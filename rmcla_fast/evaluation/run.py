@@ -110,7 +110,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise UserError(f"there is no run folder {folder}; train one first with: rmcla train --out {folder}")
     path = folder / "config.json"
-    if not path.exists():
+    if not path.is_file():  # to read a pipe would wait for a writer
         raise UserError(f"{folder} is not a run folder: it has no config.json")
     config = read_recorded(path)
     missing = [name for name in ("data", "model", "recipe", "epsilon") if config.get(name) is None]

@@ -263,7 +263,7 @@ def read_recorded(path: Path) -> dict[str, Any]:
     """
     try:
         recorded = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # RecursionError if it is nested too deeply
         raise UserError(f"{path} cannot be read as the options of a run ({error})") from error
     if not isinstance(recorded, dict):
         raise UserError(f"{path} does not hold the options of a run")
