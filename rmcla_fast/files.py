@@ -16,6 +16,7 @@ from typing import BinaryIO
 # A link that somebody planted is not followed, and a program that is started does not inherit the file.
 _OPEN = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 _TEMPORARY = re.compile(r"\..*\.[0-9a-f]{16}\.tmp", re.DOTALL)
+_STREAM = re.compile(r"/dev/(stdout|stderr|tty|null|fd/\d+)|/proc/self/fd/\d+")
 _held: set[int] = set()  # the descriptors of the locks of this process
 
 
@@ -29,11 +30,11 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
     The file is then flushed to disk and renamed, and the folder is flushed too. If anything is raised in between, also
     an OSError of the write itself, the temporary file is removed and `path` stays as it was. A link at `path` is
-    replaced, and not what it points to. What is in /dev or /proc, such as /dev/stdout, is written to directly.
+    replaced, and not what it points to. Only the streams of a process, such as /dev/stdout, are written to directly.
 
     A temporary file is locked by its writer. Those that a killed writer left in the folder are removed first.
     """
-    if str(path.absolute()).startswith(("/dev/", "/proc/")):
+    if _STREAM.fullmatch(str(path.absolute())):
         with path.open("ab") as file:  # standard output may be a file that holds something already
             yield file
         return

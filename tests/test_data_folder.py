@@ -218,7 +218,9 @@ def test_the_number_of_channels_does_not_depend_on_older_caches(tmp_path: Path) 
     assert load("colour", "grey") == (2, 3, 5, 6)
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", "{}", '{"width": 0, "height": 5, "mode": "L"}', '{"width": "x"}'])
+@pytest.mark.parametrize(
+    "damage", ["", "{", "[]", "{}", "[" * 100_000, '{"width": 0, "height": 5, "mode": "L"}', '{"width": "x"}']
+)
 def test_a_damaged_note_of_the_size_is_written_again(folder: Path, damage: str) -> None:
     first = data.load("folder", folder).train.images.clone()
     (note,) = folder.glob(f"{CACHE}/size*.json")

@@ -156,7 +156,7 @@ def test_results_of_replaced_weights_are_dropped(run: Run) -> None:
     assert results.known_results(best, 0.1, 0)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"others": [], "settings": {}, "attacks": {}}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "[" * 100_000, '{"others": [], "settings": {}, "attacks": {}}'])
 def test_a_damaged_file_is_kept_under_another_name(run: Run, text: str) -> None:
     (run.folder / "evaluation.json").write_text(text)
     with pytest.warns(

@@ -42,6 +42,7 @@ app.command("info")(info.command)
 def main() -> None:
     """Run the command that the process was started with, and exit with its code."""
     warnings.formatwarning = lambda message, *_: f"rmcla: warning: {printable(message)}\n"
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # Pillow warns about metadata, which is not used
     threading.excepthook = _ignore_disk_errors
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as on stderr: no character that is printed ends a command

@@ -12,7 +12,6 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 
 from rmcla_fast import sealed
+from rmcla_fast.data.images import in_threads, noting_unreadable, unreadable_error
 from rmcla_fast.data.splits import ImageSet
 from rmcla_fast.errors import UserError
 from rmcla_fast.files import locked, replacing
@@ -112,7 +112,7 @@ def _write(
     Raises:
         UserError: unreadable images (the message names them), or a file that cannot be written.
     """
-    bad: list[Path] = []
+    bad: dict[Path, str] = {}
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with replacing(target) as file:
@@ -121,18 +121,13 @@ def _write(
 
             def decode_into_row(item: tuple[int, Path]) -> None:
                 row, path = item
-                try:
+                with noting_unreadable(bad, path):
                     packed[row] = pixels(path)
-                except UserError:
-                    raise
-                except Exception:  # Pillow raises all kinds of exceptions for a corrupt file
-                    bad.append(path)
 
-            with ThreadPoolExecutor() as pool:
-                for _ in pool.map(decode_into_row, enumerate(with_progress(listing.paths, "packing", progress))):
-                    pass
+            for _ in in_threads(decode_into_row, enumerate(with_progress(listing.paths, "packing", progress))):
+                pass
             if bad:
-                raise unreadable_error(sorted(bad))
+                raise unreadable_error(bad)
             packed.flush()
             sealed.seal(file)
     except OSError as error:
@@ -145,16 +140,6 @@ def _reserve(file: BinaryIO, size: int) -> None:
         os.posix_fallocate(file.fileno(), 0, size)
     else:
         file.truncate(size)
-
-
-def unreadable_error(bad: list[Path]) -> UserError:
-    """Return the error for images that cannot be decoded."""
-    return UserError(f"unreadable image: {first_names(bad)}; remove it, or leave it out with --skip-unreadable")
-
-
-def first_names(paths: list[Path]) -> str:
-    """Return the first three paths as text, and how many more there are."""
-    return ", ".join(map(str, paths[:3])) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
 
 
 def with_progress(paths: list[Path], what: str, progress: Progress | None) -> Iterator[Path]:
