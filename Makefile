@@ -8,7 +8,7 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 DEMO := runs/demo
 ATTACKS := clean,fgsm,ce20,cw100,autoattack
 
-.PHONY: demo test bench lint format install clean
+.PHONY: demo test bench faults lint format install clean
 
 demo: install
 	$(BIN)/rmcla train --data digits --recipe standard --epsilon 0.15 --out $(DEMO)/standard --resume
@@ -21,6 +21,11 @@ test: install
 bench: install
 	$(BIN)/python -m pytest benchmarks --benchmark-disable-gc
 	$(BIN)/python benchmarks/bench_train_step.py
+
+# Kills, full disks, flipped bits, malformed files and second writers: nothing may be lost or wrong in silence.
+faults: install
+	OMP_NUM_THREADS=1 $(BIN)/python tests/stress/faults.py --kills 200 --disks 20 --readonly 16 --flips 400 \
+	  --truncations 20 --malformed 1000 --pairs 12 --json faults.json
 
 lint: install
 	$(BIN)/ruff check .

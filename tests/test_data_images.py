@@ -194,4 +194,4 @@ def test_a_name_with_control_characters_is_printed_on_one_line(
     assert rmcla("train", "--data", "folder", "--data-dir", root, "--out", tmp_path / "run") == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("rmcla: unreadable image: ")
-    assert r"cat/a b\x1b[2J\u202e.png; remove it" in said
+    assert r"cat/a\nb\x1b[2J\u202e.png; remove it" in said
