@@ -38,7 +38,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         with path.open("ab") as file:  # standard output may be a file that holds something already
             yield file
         return
-    _remove_left_behind(path.parent)
+    remove_left_behind(path.parent)
     handle, temporary = _new_temporary(path)
     try:
         with os.fdopen(handle, "w+b") as file:
@@ -121,7 +121,7 @@ def is_left_behind(path: Path) -> bool:
     return bool(_TEMPORARY.fullmatch(path.name)) and path.is_file() and not path.is_symlink()
 
 
-def _remove_left_behind(folder: Path) -> None:
+def remove_left_behind(folder: Path) -> None:
     """Remove the temporary files in the folder whose writers are dead, so that nobody holds a lock on them."""
     with suppress(OSError):
         for name in filter(_TEMPORARY.fullmatch, os.listdir(folder)):

@@ -61,7 +61,8 @@ def _train(folder: Path, asked: TrainConfig, quiet: bool) -> None:
     named, (config, opened) = asked.model, open_run(folder, asked)
     if opened is not None and opened.content.epoch >= config.epochs:
         say(f"{folder} is finished: {config.epochs} epochs; nothing is left to resume", quiet=quiet)
-        if not (folder / CURVES).exists():  # killed before they were drawn
+        drawn, last = folder / CURVES, folder / checkpoint.LAST
+        if not drawn.exists() or drawn.stat().st_mtime_ns < last.stat().st_mtime_ns:  # killed before they were drawn
             draw_curves(folder)
         return
     if ":" in config.model and named is None:

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from rmcla_fast import sealed
 from rmcla_fast.errors import RunFailed, UserError, need
-from rmcla_fast.files import Busy, is_left_behind, locked, replacing
+from rmcla_fast.files import Busy, is_left_behind, locked, remove_left_behind, replacing
 from rmcla_fast.text import utf8_path
 from rmcla_fast.training import checkpoint
 from rmcla_fast.training.config import ResolvedConfig, TrainConfig, resolve, resumed
@@ -47,6 +47,7 @@ def only_writer(folder: Path) -> Iterator[None]:
     created = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         with locked(folder / LOCK):
+            remove_left_behind(folder)
             yield
     except Busy as error:
         raise UserError(

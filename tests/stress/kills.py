@@ -27,7 +27,7 @@ from rmcla_fast.training import checkpoint
 from rmcla_fast.training.metrics import METRICS, read_metrics
 
 MEASURED = frozenset(
-    ("seconds", "images_per_second", "training_minutes", "sha256", "checkpoint_sha256", "out", "resume")
+    ("seconds", "images_per_second", "training_minutes", "sha256", "checkpoint_sha256", "out", "resume", "data_dir")
 )
 STOPS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
