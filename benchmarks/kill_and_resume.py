@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,10 +98,10 @@ def metrics(out: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in row.items() if name not in MEASURED_TIMES} for row in rows]
 
 
-def compare(out: Path, whole: Path) -> list[str]:
-    """Return the places where a killed run differs from the uninterrupted one: checkpoints and metrics.jsonl."""
+def compare(out: Path, whole: Path, checkpoints: Sequence[str] = (checkpoint.LAST, checkpoint.BEST)) -> list[str]:
+    """Return the places where a run differs from the one that it should repeat: checkpoints and metrics.jsonl."""
     found = []
-    for name in (checkpoint.LAST, checkpoint.BEST):
+    for name in checkpoints:
         found += differences(checkpoint.read(whole / name), checkpoint.read(out / name), name)
     if metrics(out) != metrics(whole):
         found.append("metrics.jsonl")

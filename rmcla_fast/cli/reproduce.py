@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from signal import SIGINT
-
 import typer
 from rich.console import Console
 
-from rmcla_fast.cli.options import options_of
-from rmcla_fast.errors import Interrupted, UserError
+from rmcla_fast.cli.options import FINISHED_ATTACKS, enough_memory, options_of
+from rmcla_fast.errors import UserError
 from rmcla_fast.paper.plan import Plan
 from rmcla_fast.paper.reproduce import reproduce
+from rmcla_fast.training.interrupt import interrupted
 
 
 @options_of(Plan)
@@ -23,9 +22,10 @@ def command(plan: Plan) -> None:
     table = f"{plan.out}/{plan.table}-{plan.data}"
     typer.echo(f"{plan.table} on {plan.data}; writes {table}.md and .json, and the runs in {plan.out}/runs", err=True)
     try:
-        markdown, _ = reproduce(plan, quiet=False)
+        with enough_memory(plan.batch_size, FINISHED_ATTACKS):
+            markdown, _ = reproduce(plan, quiet=False)
     except ValueError as error:
         raise UserError(str(error)) from error
-    except KeyboardInterrupt:
-        raise Interrupted("stopped; what is done is kept, and the same command goes on from there", SIGINT) from None
+    except KeyboardInterrupt as stop:
+        raise interrupted(stop, "what is done is kept, and the same command goes on from there") from None
     Console(highlight=False).print(markdown.read_text(encoding="utf-8"), markup=False, soft_wrap=True)

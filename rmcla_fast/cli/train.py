@@ -9,6 +9,7 @@ import typer
 from rmcla_fast import training
 from rmcla_fast.cli.options import options_of
 from rmcla_fast.training import TrainConfig
+from rmcla_fast.training.interrupt import interrupted
 
 
 @options_of(TrainConfig)
@@ -20,4 +21,8 @@ def command(
     An option that is not given takes the default that is right for the data set.
     config.json records all options.
     """
-    typer.echo(str(training.train(config, quiet=quiet)))
+    try:
+        folder = training.train(config, quiet=quiet)
+    except KeyboardInterrupt as stop:  # at the start or the end of the run, or the second signal
+        raise interrupted(stop, "--resume goes on from the last checkpoint, or starts if there is none") from None
+    typer.echo(str(folder))
