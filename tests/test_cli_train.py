@@ -220,7 +220,7 @@ def test_control_c_outside_the_updates_is_one_sentence(
 
     monkeypatch.setattr(training, "train", interrupted)
     assert cli.run(["train", *QUICK]) == 130
-    assert capsys.readouterr().err.startswith("rmcla: stopped at once; the last checkpoint is kept")
+    assert capsys.readouterr().err.startswith("rmcla: stopped by SIGINT; --resume goes on from the last checkpoint")
 
 
 @pytest.mark.parametrize(

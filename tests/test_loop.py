@@ -179,7 +179,7 @@ def test_updates_that_are_not_finite_are_skipped_and_counted(tmp_path: Path, mon
             train(small(tmp_path / precision, precision=precision))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_run_after_a_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from run_cases import ROOT, python
 
 from rmcla_fast.options import flag
@@ -93,19 +94,19 @@ def test_config_json_records_what_else_decides_the_bits(tmp_path: Path) -> None:
     facts = recorded["computed_by"]
     assert (facts["device"], facts["capture"], facts["processes"]) == ("cpu", "eager", 1)
     assert facts["backend"] in ("cpu", "reference")
-    assert "AVX" in facts["cpu"] or facts["cpu"]
+    assert torch.backends.cpu.get_cpu_capability() in facts["cpu"]
 
 
 @pytest.mark.slow
 def test_evaluations_of_one_model_give_the_same_bits(tmp_path: Path) -> None:
-    """All attacks run in a process of their own, and so do the pictures' curves; only the measured times differ."""
+    """Every kind of attack runs twice, in separate processes; only the measured times differ."""
     finished(python("-m", "rmcla_fast.cli", "train", "-q", *SHORT, "--out", tmp_path / "run"))
     attacks = "clean,fgsm,ce20,cw100,mi,cw-l2-b,deepfool-l2,autoattack"
     found = []
-    for name in ("a", "b", "c"):
-        command = ("evaluate", tmp_path / "run", "--images", 30, "--attacks", attacks, "--fresh", "--restarts", 2)
+    for name in ("a", "b"):
+        command = ("evaluate", tmp_path / "run", "--images", 20, "--attacks", attacks, "--fresh", "--restarts", 2)
         finished(python("-m", "rmcla_fast.cli", *command, "--json", tmp_path / name, "--device", "cpu"))
         document = json.loads((tmp_path / name).read_text())
         found.append([{**result, "seconds": 0} for result in document["attacks"].values()])
     assert len(found[0]) == 8
-    assert found[0] == found[1] == found[2]
+    assert found[0] == found[1]

@@ -13,7 +13,13 @@ from rmcla_fast.training.torch_settings import not_deterministic
 
 # Torch's words for a worker that could not put a batch into /dev/shm. They come as a RuntimeError, or as a bus error
 # that killed the worker, if the system had promised more memory than there is.
-WORDS_OF_FULL_SHM = ("shared memory", "Bus error", "No space left on device", "unable to mmap", "unable to write to file")
+WORDS_OF_FULL_SHM = (
+    "shared memory",
+    "Bus error",
+    "No space left on device",
+    "unable to mmap",
+    "unable to write to file",
+)
 FULL = "/dev/shm, through which the workers pass their images, is full; make it larger, or give --workers 0"
 LOST_WORKER = re.compile(r"DataLoader worker \(pid\S* [\d, ]+\) (is killed by signal: [^.]*|exited unexpectedly)")
 
