@@ -54,8 +54,8 @@ def not_started(error: OSError, workers: int) -> RunFailed:
     if error.errno == errno.ENOSPC:  # their locks are in /dev/shm
         return RunFailed(f"{FULL}; --resume goes on from the last checkpoint")
     return RunFailed(
-        f"the {workers} processes that decode images could not be started ({error.strerror}); give fewer --workers, "
-        "and --resume goes on from the last checkpoint"
+        f"the processes that decode images could not be started ({error.strerror}); give fewer than {workers} "
+        "--workers; --resume goes on from the last checkpoint"
     )
 
 
