@@ -40,17 +40,14 @@ def short_of_memory(error: BaseException) -> str:
     machine it raises a RuntimeError, and Python a MemoryError.
     """
     text = str(error)
-    on_gpu = isinstance(error, torch.OutOfMemoryError) or (
+    short = isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError)
-        and any(words in text for words in ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC", "CUDNN_STATUS_ALLOC"))
+        and any(words in text for words in ("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED"))
     )
-    on_machine = isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(words in text for words in ("can't allocate memory", "out of memory"))
-    )
-    if not on_gpu and not on_machine:
+    if not short:
         return ""
+    where = "the GPU" if isinstance(error, torch.OutOfMemoryError) or "CUDA" in text else "this machine"
     amount = re.search(r"tried to allocate [\d.]+ \w+", text, re.IGNORECASE)
-    where = "the GPU" if on_gpu else "this machine"
     return f"not enough memory on {where}" + (f" ({amount[0][0].lower()}{amount[0][1:]})" if amount else "")
 
 

@@ -109,14 +109,15 @@ def test_a_run_that_fails_midway_exits_with_1(tmp_path: Path, capsys: pytest.Cap
     ("largest_file", "code", "sentence"),
     [
         (500, 2, "run cannot be written: File too large"),  # config.json
-        (1000, 1, "could not be written (File too large); --resume goes on"),  # metrics.jsonl or TensorBoard's events
+        (2000, 1, "could not be written (File too large); --resume goes on"),  # metrics.jsonl or TensorBoard's events
         (100_000, 1, "best.pt could not be written (File too large); there is no earlier one"),
     ],
 )
 def test_a_full_disk_is_one_sentence(tmp_path: Path, largest_file: int, code: int, sentence: str) -> None:
     """A limit on the size of files stands for the full disk: it raises the same kind of error at the same calls."""
     out = tmp_path / "run"
-    command = ("-m", "rmcla_fast.cli", "train", *QUICK, "--log-every", "1", "--quiet", "--out", out)
+    lines = ("--log-every", "1", "--batch-size", "8")  # so many that metrics.jsonl is larger than config.json
+    command = ("-m", "rmcla_fast.cli", "train", *QUICK, *lines, "--quiet", "--out", out)
     limits = (largest_file, largest_file)
     process = python(*command, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limits))
     _, said = process.communicate(timeout=240)
