@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import re
 from types import ModuleType
+
+import torch
 
 
 class UserError(Exception):
@@ -18,12 +21,34 @@ class RunFailed(UserError):
     exit_code = 1
 
 
+class OutOfMemory(RunFailed):
+    """A command for which the memory of the GPU or of the machine was too small. Exit code 1."""
+
+
 class Interrupted(RunFailed):
-    """A run that was ended by Ctrl-C or SIGTERM, after it wrote its checkpoint. Exit code 128 plus the signal."""
+    """A command that a signal ended; its text says what is kept and how to go on. Exit code 128 plus the signal."""
 
     def __init__(self, text: str, signal: int) -> None:
         super().__init__(text)
         self.exit_code = 128 + signal
+
+
+def short_of_memory(error: BaseException) -> str:
+    """Return whose memory was too small, such as "not enough memory on the GPU (tried to allocate 2.00 GiB)".
+
+    Return "" if the error has another cause. Torch has a class of its own only for the memory of a GPU. For that of the
+    machine it raises a RuntimeError, and Python a MemoryError.
+    """
+    text = str(error)
+    short = isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and any(words in text for words in ("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED"))
+    )
+    if not short:
+        return ""
+    where = "the GPU" if isinstance(error, torch.OutOfMemoryError) or "CUDA" in text else "this machine"
+    amount = re.search(r"tried to allocate [\d.]+ \w+", text, re.IGNORECASE)
+    return f"not enough memory on {where}" + (f" ({amount[0][0].lower()}{amount[0][1:]})" if amount else "")
 
 
 def need(module: str, extra: str, purpose: str) -> ModuleType:

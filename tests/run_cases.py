@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +46,15 @@ def rmcla(*arguments: object) -> int:
     return cli.run([str(argument) for argument in arguments])
 
 
-def python(*arguments: object, **options: Any) -> subprocess.Popen[str]:
-    """Start another Python that imports the package from this tree; `communicate` reads its output."""
+def python(*arguments: object, before: Sequence[str] = (), **options: Any) -> subprocess.Popen[str]:
+    """Start another Python that imports the package from this tree; `communicate` reads its output.
+
+    `before` is a command that starts Python in its turn.
+    """
     # `filter` drops an empty PYTHONPATH, which would stand for the working folder.
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     return subprocess.Popen(
-        [sys.executable, *map(str, arguments)],
+        [*before, sys.executable, *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": path},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -131,7 +131,7 @@ def test_a_stop_outside_the_attacks_is_one_sentence(
 
     monkeypatch.setattr(evaluate_command, "open_run", stop)
     assert rmcla("evaluate", runs["standard"]) == 130
-    assert capsys.readouterr().err == "rmcla: stopped at once\n"
+    assert capsys.readouterr().err == "rmcla: stopped at once by SIGINT\n"
 
 
 def test_gradients(runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

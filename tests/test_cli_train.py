@@ -116,19 +116,8 @@ def test_a_run_that_fails_midway_exits_with_1(tmp_path: Path, capsys: pytest.Cap
 def test_a_full_disk_is_one_sentence(tmp_path: Path, largest_file: int, code: int, sentence: str) -> None:
     """A limit on the size of files stands for the full disk: it raises the same kind of error at the same calls."""
     out = tmp_path / "run"
-    command = (
-        "-m",
-        "rmcla_fast.cli",
-        "train",
-        *QUICK,
-        "--batch-size",
-        "8",
-        "--log-every",
-        "1",
-        "--quiet",
-        "--out",
-        out,
-    )
+    lines = ("--log-every", "1", "--batch-size", "8")  # so many that metrics.jsonl is larger than config.json
+    command = ("-m", "rmcla_fast.cli", "train", *QUICK, *lines, "--quiet", "--out", out)
     limits = (largest_file, largest_file)
     process = python(*command, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limits))
     _, said = process.communicate(timeout=240)
@@ -232,7 +221,7 @@ def test_control_c_outside_the_updates_is_one_sentence(
 
     monkeypatch.setattr(training, "train", interrupted)
     assert cli.run(["train", *QUICK]) == 130
-    assert capsys.readouterr().err.startswith("rmcla: stopped at once; the last checkpoint is kept")
+    assert capsys.readouterr().err.startswith("rmcla: stopped by SIGINT; --resume goes on from the last checkpoint")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,10 @@ from torch import nn
 
 from rmcla_fast import data, recipes
 from rmcla_fast.errors import RunFailed, UserError
-from rmcla_fast.training import TrainConfig, TrainStep, checkpoint, train
+from rmcla_fast.training import TrainConfig, TrainStep, checkpoint, distributed, train
 from rmcla_fast.training.distributed import World
 from rmcla_fast.training.metrics import read_metrics
+from rmcla_fast.training.run_folder import RunFolder
 from rmcla_fast.training.schedule import build_optimizer
 
 pytestmark = [
@@ -71,9 +74,14 @@ def dropping(num_classes: int) -> nn.Module:
     return nn.Sequential(features, nn.Linear(144, num_classes))
 
 
+def place(number: int, port: int) -> None:
+    """Make this process rank `number` of two, as torchrun does."""
+    variables = {"RANK": number, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in variables.items()})
+
+
 def rank_of_a_run(number: int, port: int, out: Path, resume: bool) -> None:
-    place = {"RANK": number, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in place.items()})
+    place(number, port)
     options = {"model": f"{__name__}:dropping", "epochs": 1, "checkpoint_every": 2, "device": "cpu"}
     if resume:
         train(TrainConfig(out=str(out / "killed"), resume=True, model=options["model"]))
@@ -103,6 +111,74 @@ def test_two_ranks_with_dropout_resume_to_the_same_bits(tmp_path: Path) -> None:
     assert resumed["step"] == whole["step"] == 6
     assert all(torch.equal(resumed["model"][name], whole["model"][name]) for name in whole["model"])
     assert torch.equal(resumed["rng"]["others"][0]["torch"], whole["rng"]["others"][0]["torch"])
+
+
+def rank_that_fails(number: int, port: int, out: Path, fault: str, results: Any) -> None:
+    """Run one of two ranks. A rank with a fault is lost, or hangs; the other one puts its error into `results`."""
+    place(number, port)
+    distributed.TIMEOUT = timedelta(seconds=30)
+    save = RunFolder.save
+
+    def save_and_die(folder: RunFolder, state: dict[str, Any], *, best: bool = False) -> None:
+        save(folder, state, best=best)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def fail(batch: Batch) -> Batch:
+        if fault == "hangs":
+            time.sleep(600)
+        os.kill(os.getpid(), signal.SIGKILL)
+        return batch
+
+    with pytest.MonkeyPatch.context() as patch:
+        if fault == "saves and dies" and number == 0:
+            patch.setattr(RunFolder, "save", save_and_die)
+        if fault in ("dies", "hangs") and number == 1:
+            at_step(patch, 3, fail)
+        try:
+            train(small(out, epochs=1, checkpoint_every=2))
+        except RunFailed as error:
+            results[number] = str(error)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """Return the weights of an uninterrupted run of two ranks."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    mp.spawn(rank_that_trains, (41000 + os.getpid() % 10000, out), nprocs=2)
+    return checkpoint.read(out / checkpoint.LAST).model
+
+
+@pytest.mark.parametrize(("fault", "left"), [("saves and dies", 1), ("dies", 0), ("hangs", 0)])
+def test_a_rank_that_is_lost_or_hangs_is_reported_and_the_run_resumes(
+    fault: str, left: int, tmp_path: Path, whole: dict[str, torch.Tensor]
+) -> None:
+    context = mp.get_context("spawn")
+    results, port, out = context.Manager().dict(), 31000 + os.getpid() % 10000, tmp_path / "run"
+    ranks = [
+        context.Process(target=rank_that_fails, args=(number, port, out, fault, results), daemon=True)
+        for number in range(2)
+    ]
+    for one in ranks:
+        one.start()
+    ranks[left].join(timeout=240)
+    assert ranks[left].exitcode == 0
+    ranks[1 - left].kill()
+    sentence = f"rank {left} of 2 lost a peer; start all ranks again with --resume to go on from the last checkpoint"
+    assert dict(results) == {left: sentence}
+    assert checkpoint.read(out / checkpoint.LAST).step == 2
+    mp.spawn(rank_that_resumes, (port + 1, out), nprocs=2)
+    resumed = checkpoint.read(out / checkpoint.LAST).model
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+
+
+def rank_that_resumes(number: int, port: int, out: Path) -> None:
+    place(number, port)
+    train(TrainConfig(out=str(out), resume=True))
+
+
+def rank_that_trains(number: int, port: int, out: Path) -> None:
+    place(number, port)
+    train(small(out, epochs=1, checkpoint_every=2))
 
 
 def torchrun(out: Path, *options: str) -> subprocess.Popen[str]:

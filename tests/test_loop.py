@@ -7,7 +7,6 @@ import json
 import math
 import os
 import signal
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from run_cases import Batch, at_step, read_checkpoint, small
 
 import rmcla_fast
 from rmcla_fast.errors import Interrupted, RunFailed, UserError
-from rmcla_fast.training import TrainConfig, checkpoint, loop, train
+from rmcla_fast.training import TrainConfig, checkpoint, train
 from rmcla_fast.training.config import DEFAULTS
 from rmcla_fast.training.metrics import read_metrics
 
@@ -50,29 +49,6 @@ def test_a_run_writes_its_folder(tmp_path: Path) -> None:
     logits = rmcla_fast.load(out)(torch.rand(3, 1, 8, 8))
     assert logits.shape == (3, 10)
     assert logits.isfinite().all()
-
-
-@pytest.mark.parametrize("deterministic", [False, True])
-@pytest.mark.parametrize("before", [False, True])
-def test_cudnn_times_its_algorithms_unless_it_is_deterministic(
-    deterministic: bool, before: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.backends.cudnn, "deterministic", deterministic)
-    monkeypatch.setattr(torch.backends.cudnn, "benchmark", before)
-    seen = []
-    with suppress(KeyError), loop._fastest_convolutions(torch.device("cuda")):
-        seen.append(torch.backends.cudnn.benchmark)
-        raise KeyError
-    assert seen == [not deterministic]
-    assert torch.backends.cudnn.benchmark is before
-
-
-def test_a_run_on_the_cpu_leaves_cudnn_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-    monkeypatch.setattr(loop, "_load", lambda *_: seen.append(torch.backends.cudnn.benchmark) or 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        train(small(tmp_path / "a"))
-    assert seen == [torch.backends.cudnn.benchmark]
 
 
 def test_an_existing_folder_is_refused_and_a_finished_run_left_alone(tmp_path: Path) -> None:
@@ -203,7 +179,7 @@ def test_updates_that_are_not_finite_are_skipped_and_counted(tmp_path: Path, mon
             train(small(tmp_path / precision, precision=precision))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_run_after_a_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:

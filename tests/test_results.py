@@ -248,7 +248,7 @@ def test_too_little_memory_is_reported_in_one_sentence(
     error = RuntimeError("CUDA out of memory. Tried to allocate 20 GiB.\nMore")
     assert cli.run(["evaluate", str(run.folder)]) == 1
     said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith("rmcla: not enough memory; give a smaller --batch-size: CUDA out of memory")
+    assert said.startswith("rmcla: not enough memory on the GPU (tried to allocate 20 GiB); try the same command with ")
     error = RuntimeError("a mistake")
     with pytest.raises(RuntimeError, match="a mistake"):
         cli.run(["evaluate", str(run.folder)])

@@ -7,10 +7,13 @@ import os
 import sys
 import threading
 import warnings
+from contextlib import suppress
+from signal import SIGINT
 from typing import Any
 
-from rmcla_fast.errors import UserError
+from rmcla_fast.errors import UserError, short_of_memory
 from rmcla_fast.text import printable
+from rmcla_fast.training.interrupt import StopAtOnce
 
 try:
     import typer
@@ -47,7 +50,11 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as on stderr: no character that is printed ends a command
     sys.path.append("")  # --model mine:net finds mine.py in the working folder, as with `python -m`
-    sys.exit(run(sys.argv[1:]))
+    try:
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:  # a second Ctrl-C while the first one is handled
+        code = 130
+    sys.exit(code)
 
 
 def _ignore_disk_errors(failure: threading.ExceptHookArgs) -> None:
@@ -62,13 +69,15 @@ def _ignore_disk_errors(failure: threading.ExceptHookArgs) -> None:
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code.
 
-    The code is 0 for success, 2 for what cannot be done as asked, 1 for a run that failed, and 130 after Ctrl-C.
+    The code is 0 for success, 2 for what cannot be done as asked, 1 for a run that failed, and 128 plus the signal for
+    a command that a signal stopped: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.
     """
     try:
-        code = app(arguments or ["--help"], prog_name="rmcla", standalone_mode=False) or 0
-        if code == 130:  # typer catches Ctrl-C and prints nothing
-            resumes = "; the last checkpoint is kept; --resume goes on from it" if arguments[:1] == ["train"] else ""
-            return _print_error(f"stopped at once{resumes}", code)
+        with StopAtOnce() as stop:
+            code = app(arguments or ["--help"], prog_name="rmcla", standalone_mode=False) or 0
+        if code == 130:  # typer catches Ctrl-C, and `Stop` with it, and prints nothing
+            number = stop.signal or SIGINT
+            return _print_error(f"stopped at once by {number.name}", 128 + number)
         return code
     except typer.Exit as error:
         return error.exit_code
@@ -78,10 +87,10 @@ def run(arguments: list[str]) -> int:
         return _print_error("stopped", 130)
     except UserError as error:
         return _print_error(str(error), error.exit_code)
-    except RuntimeError as error:  # torch raises it if a GPU or the system is out of memory
-        if not any(words in str(error) for words in ("out of memory", "can't allocate memory")):
+    except (RuntimeError, MemoryError) as error:
+        if not (memory := short_of_memory(error)):
             raise
-        return _print_error(f"not enough memory; give a smaller --batch-size: {str(error).splitlines()[0]}", 1)
+        return _print_error(f"{memory}; free some of it, or give another --device", 1)
     except BrokenPipeError:  # the reader of stdout, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -90,5 +99,6 @@ def run(arguments: list[str]) -> int:
 
 
 def _print_error(text: str, code: int) -> int:
-    print(f"rmcla: {printable(text)}", file=sys.stderr)
+    with suppress(OSError):  # the terminal is closed
+        print(f"rmcla: {printable(text)}", file=sys.stderr)
     return code

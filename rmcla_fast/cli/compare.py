@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from signal import SIGINT
 from typing import Annotated
 
 import typer
@@ -11,6 +10,7 @@ import typer
 from rmcla_fast.attacks.suite import BATCH_SIZE, attack_names
 from rmcla_fast.cli.options import (
     DEFAULT_ATTACKS,
+    FINISHED_ATTACKS,
     Attacks,
     BatchSize,
     DataDir,
@@ -22,13 +22,15 @@ from rmcla_fast.cli.options import (
     Which,
     bound,
     check_option,
+    enough_memory,
 )
-from rmcla_fast.errors import Interrupted, UserError
+from rmcla_fast.errors import UserError
 from rmcla_fast.evaluation import compare as comparison
 from rmcla_fast.evaluation.progress import Bars
 from rmcla_fast.evaluation.report import comparison_table, setting, show, write_json
 from rmcla_fast.evaluation.run import open_run
 from rmcla_fast.precision import check_precision
+from rmcla_fast.training.interrupt import interrupted
 
 
 def command(
@@ -69,21 +71,20 @@ def command(
             "comparison.json"
         )
         try:
-            found = comparison.compare(
-                opened,
-                wanted,
-                epsilon=radius,
-                batch_size=batch_size,
-                seed=seed,
-                progress=bars,
-                precision=precision,
-            )
+            with enough_memory(batch_size, FINISHED_ATTACKS):
+                found = comparison.compare(
+                    opened,
+                    wanted,
+                    epsilon=radius,
+                    batch_size=batch_size,
+                    seed=seed,
+                    progress=bars,
+                    precision=precision,
+                )
         except ValueError as error:
             raise UserError(str(error)) from error
-        except KeyboardInterrupt:
-            raise Interrupted(
-                "stopped; finished attacks are kept, and the same command goes on from there", SIGINT
-            ) from None
+        except KeyboardInterrupt as stop:
+            raise interrupted(stop, "finished attacks are kept, and the same command goes on from there") from None
     write_json(out / "comparison.json", [one.as_json(radius) for one in found])
     comparison.draw(found, wanted, radius, out / "comparison.png")
     comparison.draw_details(found, radius, out / "details.png")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from signal import SIGINT
 from typing import Annotated
 
 import typer
@@ -11,6 +10,7 @@ import typer
 from rmcla_fast.attacks.suite import BATCH_SIZE, attack_names
 from rmcla_fast.cli.options import (
     DEFAULT_ATTACKS,
+    FINISHED_ATTACKS,
     Attacks,
     BatchSize,
     DataDir,
@@ -25,8 +25,9 @@ from rmcla_fast.cli.options import (
     Which,
     bound,
     check_option,
+    enough_memory,
 )
-from rmcla_fast.errors import Interrupted, UserError
+from rmcla_fast.errors import UserError
 from rmcla_fast.evaluation import plots
 from rmcla_fast.evaluation.gallery import draw as draw_gallery
 from rmcla_fast.evaluation.progress import Bars
@@ -36,6 +37,7 @@ from rmcla_fast.evaluation.robustbench import entry
 from rmcla_fast.evaluation.run import open_run
 from rmcla_fast.paper import published
 from rmcla_fast.precision import check_precision
+from rmcla_fast.training.interrupt import interrupted
 
 
 def command(
@@ -68,7 +70,7 @@ def command(
     Published accuracies on the same data set are printed beside them.
 
     Writes RUN/evaluation.json after each attack, and then RUN/evaluation.png.
-    After Ctrl-C, the same command continues.
+    After Ctrl-C or another signal, the same command continues.
     """
     names = check_option(attack_names, attacks)
     check_option(check_precision, precision)
@@ -82,23 +84,23 @@ def command(
     with Bars() as bars:
         bars.say(f"Attacking {opened.description}, {setting(radius, precision)}; writes {run / RECORD} and {picture}")
         try:
-            results = evaluate_run(
-                opened,
-                names,
-                epsilon=radius,
-                restarts=restarts,
-                batch_size=batch_size,
-                seed=seed,
-                progress=bars,
-                fresh=fresh,
-                precision=precision,
-            )
+            with enough_memory(batch_size, FINISHED_ATTACKS):
+                results = evaluate_run(
+                    opened,
+                    names,
+                    epsilon=radius,
+                    restarts=restarts,
+                    batch_size=batch_size,
+                    seed=seed,
+                    progress=bars,
+                    fresh=fresh,
+                    precision=precision,
+                )
         except ValueError as error:  # an attack cannot use this model or these images
             raise UserError(f"{run}: {error}") from error
-        except KeyboardInterrupt:
-            raise Interrupted(
-                f"stopped; finished attacks are in {run / RECORD}, and the same command goes on from there", SIGINT
-            ) from None
+        except KeyboardInterrupt as stop:
+            kept = f"finished attacks are in {run / RECORD}, and the same command goes on from there"
+            raise interrupted(stop, kept) from None
     figures, source = published.accuracies_of(opened.recipe, opened.data)
     title = f"{opened.name}: {opened.description}, {setting(radius, precision)}"
     show(table(results, title=title, published=figures), *explanation(results, source).splitlines())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rmcla_fast.attacks.gradient_norm import WHY_TWO_SCALES, gradient_norm
 from rmcla_fast.attacks.suite import BATCH_SIZE
-from rmcla_fast.cli.options import BatchSize, DataDir, Device, Images, Json, Model, RunFolder, Which
+from rmcla_fast.cli.options import BatchSize, DataDir, Device, Images, Json, Model, RunFolder, Which, enough_memory
 from rmcla_fast.errors import UserError
 from rmcla_fast.evaluation import plots
 from rmcla_fast.evaluation.progress import Bars
@@ -32,13 +32,14 @@ def command(
     with Bars() as bars:
         bars.say(f"Input gradients of {opened.description}; writes {record} and {picture}")
         try:
-            found = gradient_norm(
-                opened.model,
-                opened.images,
-                opened.labels,
-                batch_size=batch_size,
-                progress=lambda fraction: bars("gradients", fraction),
-            )
+            with enough_memory(batch_size):
+                found = gradient_norm(
+                    opened.model,
+                    opened.images,
+                    opened.labels,
+                    batch_size=batch_size,
+                    progress=lambda fraction: bars("gradients", fraction),
+                )
         except ValueError as error:
             raise UserError(f"{run}: {error}") from error
     document = {"model": opened.network, "data": opened.data, "recipe": opened.recipe, **found.summary()}

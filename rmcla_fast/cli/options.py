@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
@@ -12,10 +13,11 @@ import typer
 
 from rmcla_fast.attacks.suite import ATTACKS
 from rmcla_fast.epsilon import format_epsilon, parse_epsilon
-from rmcla_fast.errors import UserError
+from rmcla_fast.errors import OutOfMemory, UserError, short_of_memory
 from rmcla_fast.evaluation.run import Run
 from rmcla_fast.options import flag, help_text, members
 
+FINISHED_ATTACKS = ", which goes on from the finished attacks"
 DEFAULT_ATTACKS = "clean,fgsm,ce20,cw100"
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that rmcla train wrote.", show_default=False)]
@@ -94,6 +96,18 @@ def check_option(check: Callable[[str], Checked], text: str) -> Checked:
         return check(text)
     except ValueError as error:
         raise UserError(f"--{error}") from error
+
+
+@contextmanager
+def enough_memory(batch_size: int, kept: str = "") -> Iterator[None]:
+    """Raise OutOfMemory, with the batch size to try, if the memory is too small; `kept` says what is not lost."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not (memory := short_of_memory(error)):
+            raise
+        smaller = f"--batch-size {batch_size // 2}" if batch_size > 1 else "another --device"
+        raise OutOfMemory(f"{memory}; try the same command with {smaller}{kept}") from error
 
 
 def bound(text: str | None, run: Run) -> float:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from signal import SIGINT
-
-from rmcla_fast.cli.options import options_of
-from rmcla_fast.errors import Interrupted, UserError
+from rmcla_fast.cli.options import FINISHED_ATTACKS, enough_memory, options_of
+from rmcla_fast.errors import UserError
 from rmcla_fast.paper.plan import Plan
 from rmcla_fast.paper.reproduce import reproduce
 from rmcla_fast.text import new_console, say
+from rmcla_fast.training.interrupt import interrupted
 
 
 @options_of(Plan)
@@ -22,9 +21,10 @@ def command(plan: Plan) -> None:
     begin = f"{plan.table} on {plan.data}; writes {table}.md and .json, and the runs in {plan.out}/runs"
     say(new_console(stderr=True), begin)
     try:
-        markdown, _ = reproduce(plan, quiet=False)
+        with enough_memory(plan.batch_size, FINISHED_ATTACKS):
+            markdown, _ = reproduce(plan, quiet=False)
     except ValueError as error:
         raise UserError(str(error)) from error
-    except KeyboardInterrupt:
-        raise Interrupted("stopped; what is done is kept, and the same command goes on from there", SIGINT) from None
+    except KeyboardInterrupt as stop:
+        raise interrupted(stop, "what is done is kept, and the same command goes on from there") from None
     new_console().print(markdown.read_text(encoding="utf-8"), soft_wrap=True)

@@ -12,6 +12,7 @@ from rmcla_fast import training
 from rmcla_fast.cli.options import options_of
 from rmcla_fast.text import printable
 from rmcla_fast.training import TrainConfig
+from rmcla_fast.training.interrupt import interrupted
 
 
 @options_of(TrainConfig)
@@ -23,6 +24,9 @@ def command(
     An option that is not given takes the default that is right for the data set.
     config.json records all options.
     """
-    folder = training.train(config, quiet=quiet)
+    try:
+        folder = training.train(config, quiet=quiet)
+    except KeyboardInterrupt as stop:  # at the start or the end of the run, or the second signal
+        raise interrupted(stop, "--resume goes on from the last checkpoint, or starts if there is none") from None
     # A program that reads the path needs it as it is. On a terminal, a name must not act as control characters.
     typer.echo(printable(folder) if sys.stdout.isatty() else os.fsencode(folder))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -33,7 +34,8 @@ class Bars:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._bars.stop()
+        with suppress(OSError):  # the terminal is closed, which must not hide why the command ended
+            self._bars.stop()
 
     def __call__(self, attack: str, fraction: float) -> None:
         if attack not in self._tasks:

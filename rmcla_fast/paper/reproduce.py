@@ -16,7 +16,7 @@ from rmcla_fast.attacks.gradient_norm import gradient_norm
 from rmcla_fast.attacks.suite import TITLES
 from rmcla_fast.attacks.third_party import require
 from rmcla_fast.epsilon import format_epsilon
-from rmcla_fast.errors import UserError
+from rmcla_fast.errors import OutOfMemory, UserError
 from rmcla_fast.evaluation.progress import Bars
 from rmcla_fast.evaluation.report import write_json, write_text
 from rmcla_fast.evaluation.results import evaluate_run
@@ -168,7 +168,14 @@ def _train(plan: Plan, row: ReproducedRow, seed: int, quiet: bool) -> Path:
     parts += [config.precision] if config.precision != "fp32" else []
     parts += [f"{config.epochs}epochs", f"seed{seed}"]
     folder = plan.out / "runs" / "-".join(parts)
-    return train(replace(config, seed=seed, out=str(folder), resume=True), quiet=quiet)
+    try:
+        return train(replace(config, seed=seed, out=str(folder), resume=True), quiet=quiet)
+    except OutOfMemory as error:  # the batch size of the training is not among the options
+        why = str(error).partition(";")[0]
+        raise OutOfMemory(
+            f"{why} to train {folder}; the same command goes on from its last checkpoint when more memory is free, or "
+            "give --precision bf16 or a smaller --model"
+        ) from error
 
 
 def _training_minutes(folder: Path) -> float:

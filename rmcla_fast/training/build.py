@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,7 +13,8 @@ from rmcla_fast import models, recipes
 from rmcla_fast.adversarial_example import attack_mode
 from rmcla_fast.data.imagenet import centers
 from rmcla_fast.data.splits import DataSplits, ImageSet, StreamedSet, hold_out
-from rmcla_fast.errors import UserError
+from rmcla_fast.errors import UserError, short_of_memory
+from rmcla_fast.ops import dispatch
 from rmcla_fast.precision import require_precision
 from rmcla_fast.recipes import Recipe
 from rmcla_fast.training.config import ResolvedConfig
@@ -21,6 +24,7 @@ from rmcla_fast.training.loader import Loader, StreamedLoader, steps_in_epoch
 from rmcla_fast.training.monitor import Monitor
 from rmcla_fast.training.schedule import Schedule, build_optimizer
 from rmcla_fast.training.step import TrainStep
+from rmcla_fast.training.torch_settings import not_deterministic
 
 
 @dataclass(frozen=True)
@@ -156,6 +160,8 @@ def _check_logits(model: nn.Module, name: str, splits: DataSplits, device: torch
         with attack_mode(model, "eval"):
             logits = model(image)
     except (RuntimeError, ValueError, TypeError) as error:
+        if short_of_memory(error) or not_deterministic(error):
+            raise
         raise UserError(
             f"model {name} cannot take images of shape {tuple(image.shape)}: {str(error).splitlines()[0]}"
         ) from error
@@ -164,3 +170,24 @@ def _check_logits(model: nn.Module, name: str, splits: DataSplits, device: torch
         raise UserError(
             f"model {name} must return logits of shape (1, {splits.num_classes}) for one image; got {shape}"
         )
+
+
+def computed_by(parts: Parts) -> dict[str, Any]:
+    """Return what the bits of the weights depend on besides the options and the version of torch."""
+    device = parts.device
+    facts: dict[str, Any] = {
+        "device": str(device),
+        "backend": dispatch.resolve(device.type, None),
+        "capture": parts.step.capture,  # the one that the run begins with
+        "processes": parts.world.size,
+        "cpu": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
+    }
+    if device.type == "cuda":
+        facts |= {
+            "gpu": torch.cuda.get_device_name(device),
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+            "tf32_convolutions": torch.backends.cudnn.allow_tf32,
+            "float32_matmul": torch.get_float32_matmul_precision(),
+        }
+    return facts

@@ -163,6 +163,13 @@ class TrainConfig:
         digits=1,
     )
     workers: int | None = setting("processes that decode images if the data set is streamed", 8, NOT_NEGATIVE)
+    # `training/torch_settings.py` says what this sets. A CPU repeats its bits without it. There the only effect is that
+    # an operation which torch knows not to repeat its bits stops the run. The networks of this package have none.
+    deterministic: bool | None = setting(
+        "use only algorithms that give the same bits in every run on the same GPU, and stop at an operation that has "
+        "none; a CPU gives the same bits without it",
+        False,
+    )
 
 
 class ResolvedConfig(TrainConfig):
@@ -200,6 +207,7 @@ class ResolvedConfig(TrainConfig):
     checkpoint_every: int
     log_every: int
     workers: int
+    deterministic: bool
 
 
 # For each data set, the default of each option that has one.

@@ -5,7 +5,7 @@ The order of the images depends only on (seed, epoch).
 
 from __future__ import annotations
 
-import signal
+import os
 from collections.abc import Iterator
 
 import numpy as np
@@ -17,6 +17,7 @@ from rmcla_fast.data.imagenet import Decoder
 from rmcla_fast.errors import RunFailed, UserError
 from rmcla_fast.ops import augment
 from rmcla_fast.training.distributed import World
+from rmcla_fast.training.failures import not_started
 
 SHARE_OF_MEMORY = 0.4  # of a GPU's free memory; a larger data set stays in the host's memory
 
@@ -138,17 +139,25 @@ class StreamedLoader:
             generator=torch.Generator(),
             pin_memory=self._device.type == "cuda",
             prefetch_factor=4 if self._workers else None,
-            worker_init_fn=_leave_signals_to_the_parent,
+            worker_init_fn=_leave_process_group,
         )
         try:
-            for images, labels in loader:
+            batches = iter(loader)
+        except OSError as error:
+            raise not_started(error, self._workers) from error
+        try:
+            for images, labels in batches:
                 yield images.to(self._device, non_blocking=True), labels.to(self._device, non_blocking=True)
         except UserError as error:  # a worker's error carries its traceback in the text
             raise RunFailed(str(error).rpartition("UserError: ")[2].strip()) from None
 
 
-def _leave_signals_to_the_parent(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _leave_process_group(worker: int) -> None:
+    """Keep a signal to the whole group, such as Ctrl-C or a closed terminal, from the workers.
+
+    The run needs them for the update that it finishes, and ends them itself. They also end if the run is lost.
+    """
+    os.setpgid(0, 0)
 
 
 def _share(order: Tensor, step: int, batch_size: int, world: World) -> Tensor:

@@ -6,8 +6,7 @@ import dataclasses
 import math
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,10 @@ from rmcla_fast.data.splits import DataSplits, require_classes
 from rmcla_fast.errors import Interrupted, RunFailed, UserError, need
 from rmcla_fast.text import shell_word
 from rmcla_fast.training import checkpoint
-from rmcla_fast.training.build import Parts, build, choose_device, choose_recipe
+from rmcla_fast.training.build import Parts, build, choose_device, choose_recipe, computed_by
 from rmcla_fast.training.config import ResolvedConfig, TrainConfig
 from rmcla_fast.training.distributed import World, is_main_process, joined, local_device
+from rmcla_fast.training.failures import reported
 from rmcla_fast.training.interrupt import StopRequest
 from rmcla_fast.training.monitor import Accuracies
 from rmcla_fast.training.plots import draw_curves
@@ -30,15 +30,17 @@ from rmcla_fast.training.record import describe
 from rmcla_fast.training.run_folder import CURVES, RunFolder, only_writer, open_run, run_path
 from rmcla_fast.training.run_state import RunState, own_state, restored
 from rmcla_fast.training.schedule import set_rate, warmed_up
+from rmcla_fast.training.torch_settings import choose_cublas_workspace, torch_settings
 
 
 def train(config: TrainConfig, *, quiet: bool = True) -> Path:
     """Train as `config` says and return the run folder. The command `rmcla train` calls this function.
 
     A run on the CPU that is killed at any instant and resumed ends with the same weights, bit for bit, as one that was
-    not interrupted. On a GPU, cuDNN measures which of its algorithms are the fastest
-    (`torch.backends.cudnn.benchmark`), unless deterministic ones are asked for. This setting and torch's number of
-    threads are put back at the end.
+    not interrupted. So does a second run with the options in the first one's config.json, on the same machine with the
+    same versions. On a GPU this needs `deterministic`, since cuDNN otherwise measures which of its algorithms are the
+    fastest (`torch.backends.cudnn.benchmark`), and some of them add in any order. Torch's settings, among them its
+    number of threads, are put back at the end.
 
     Args:
         config: the options. None means the default for the data set.
@@ -47,9 +49,10 @@ def train(config: TrainConfig, *, quiet: bool = True) -> Path:
     Raises:
         UserError: the run cannot start. The message says why in one sentence, and nothing was written to the
             run folder.
-        RunFailed: the run stopped midway: a loss that is not finite, a full disk, or catastrophic overfitting where
+        RunFailed: the run stopped midway: a loss that is not finite, a full disk, too little memory (OutOfMemory), a
+            lost process, an operation that `deterministic` refuses, or catastrophic overfitting where
             `stop_on_overfitting` is set.
-        Interrupted: Ctrl-C or SIGTERM stopped it, after the checkpoint was written.
+        Interrupted: Ctrl-C, SIGTERM or SIGHUP stopped it, after the checkpoint was written.
     """
     folder = run_path(config)
     with only_writer(folder) if is_main_process() else nullcontext():
@@ -67,34 +70,20 @@ def _train(folder: Path, asked: TrainConfig, quiet: bool) -> None:
         return
     if ":" in config.model and named is None:
         raise UserError(f"{folder} was started with the factory {config.model}; name it again (--model) to import it")
+    if config.deterministic:
+        choose_cublas_workspace(config.device)
     device = choose_device(local_device(config.device))
-    threads = torch.get_num_threads()
-    config = dataclasses.replace(config, threads=config.threads or threads)
-    torch.set_num_threads(config.threads or threads)
-    try:
-        with _fastest_convolutions(device), joined(device) as world:
-            for module in ("matplotlib", "rich", "torch.utils.tensorboard"):  # now, and not after hours of work
-                need(module, "train", "a run")
-            choose_recipe(config)
-            splits = _load(config, world, quiet)
-            run = _Run(config, splits, build(config, splits, device, world), folder, opened, quiet or not world.is_main)
-            world.wait()  # every rank has looked at the folder before rank 0 writes into it
-            run.train()
-    finally:
-        torch.set_num_threads(threads)
-
-
-@contextmanager
-def _fastest_convolutions(device: torch.device) -> Iterator[None]:
-    """Let cuDNN try its algorithms once for each new shape, unless the process asks for deterministic ones."""
-    cudnn = torch.backends.cudnn
-    before = cudnn.benchmark
-    if device.type == "cuda":
-        cudnn.benchmark = not (cudnn.deterministic or torch.are_deterministic_algorithms_enabled())
-    try:
-        yield
-    finally:
-        cudnn.benchmark = before
+    threads = config.threads or torch.get_num_threads()
+    config = dataclasses.replace(config, threads=threads)
+    settings = torch_settings(device, threads, config.deterministic)
+    with settings, joined(device) as world, reported(config, world.size):
+        for module in ("matplotlib", "rich", "torch.utils.tensorboard"):  # now, and not after hours of work
+            need(module, "train", "a run")
+        choose_recipe(config)
+        splits = _load(config, world, quiet)
+        run = _Run(config, splits, build(config, splits, device, world), folder, opened, quiet or not world.is_main)
+        world.wait()  # every rank has looked at the folder before rank 0 writes into it
+        run.train()
 
 
 def _load(config: ResolvedConfig, world: World, quiet: bool) -> DataSplits:
@@ -127,7 +116,7 @@ class _Run:
         quiet: bool,
     ) -> None:
         self.config, self.parts, self.folder, self.quiet = config, parts, folder, quiet
-        self.record = describe(config, splits)
+        self.record = describe(config, splits, computed_by(parts))
         self.total_steps = config.epochs * parts.loader.steps
         if opened is not None:
             require_classes(splits, opened.record.facts.classes, opened.record.facts.num_classes, folder)

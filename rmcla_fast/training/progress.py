@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -35,7 +36,8 @@ class Display:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._bar.stop()
+        with suppress(OSError):  # the terminal is closed, which must not keep the run from its checkpoint
+            self._bar.stop()
 
     def update(self, step: int, epoch: str, loss: float, images_per_second: float) -> None:
         """Show the figures of a logged step."""
@@ -54,7 +56,8 @@ class Display:
 
     def say(self, line: str) -> None:
         """Print a line above the bar."""
-        text.say(self._console, line)
+        with suppress(OSError):
+            text.say(self._console, line)
 
 
 def say(line: str, *, quiet: bool) -> None:

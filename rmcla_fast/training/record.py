@@ -35,6 +35,7 @@ class Facts:
     classes: tuple[str, ...] = ()
     rmcla_fast: str = ""
     torch: str = ""
+    computed_by: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,11 @@ class RunRecord:
         return json.loads(json.dumps(dataclasses.asdict(self.options) | dataclasses.asdict(self.facts)))
 
 
-def describe(config: ResolvedConfig, splits: DataSplits) -> RunRecord:
-    """Return the record of a run on this data set."""
+def describe(config: ResolvedConfig, splits: DataSplits, computed_by: dict[str, Any]) -> RunRecord:
+    """Return the record of a run on this data set.
+
+    `computed_by` holds what the bits of the weights depend on besides the options and the version of torch.
+    """
     channels, height, width = splits.train.shape
     facts = Facts(
         epsilon_text=format_epsilon(config.epsilon),
@@ -61,6 +65,7 @@ def describe(config: ResolvedConfig, splits: DataSplits) -> RunRecord:
         classes=splits.classes,
         rmcla_fast=rmcla_fast.__version__,
         torch=str(torch.__version__),
+        computed_by=computed_by,
     )
     return RunRecord(config, facts)
 

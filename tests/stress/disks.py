@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from children import Ended, rmcla
-from kills import differences, leftovers, run_content
+from differences import differences
+from kills import leftovers, run_content
 from samples import EVALUATION, Samples, train
 from tally import Tally
 

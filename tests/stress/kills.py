@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from children import Ended, rmcla
+from differences import differences
 from samples import EVALUATION, Samples, succeeded, train
 from tally import Tally
 
@@ -26,9 +26,6 @@ from rmcla_fast.data.cache import CACHE
 from rmcla_fast.training import checkpoint
 from rmcla_fast.training.metrics import METRICS, read_metrics
 
-MEASURED = frozenset(
-    ("seconds", "images_per_second", "training_minutes", "sha256", "checkpoint_sha256", "out", "resume", "data_dir")
-)
 STOPS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
 
@@ -40,25 +37,6 @@ class Work(NamedTuple):
     folder: Path
     content: Callable[[], Any]
     readable: Callable[[], object]
-
-
-def differences(one: Any, other: Any, at: str = "") -> list[str]:
-    """Return the places where two contents differ in any bit, except for measured times and names of folders."""
-    if isinstance(one, torch.Tensor):
-        same = isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
-        return [] if same else [at]
-    if isinstance(one, dict) and isinstance(other, dict):
-        keys = (one.keys() | other.keys()) - MEASURED
-        return [
-            found for key in sorted(keys, key=str) for found in differences(one.get(key), other.get(key), f"{at}.{key}")
-        ]
-    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)) and len(one) == len(other):
-        return [
-            found
-            for place, pair in enumerate(zip(one, other, strict=True))
-            for found in differences(*pair, f"{at}[{place}]")
-        ]
-    return [] if one == other else [at]
 
 
 def run_content(folder: Path) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 
 from children import command, rmcla, start, wait
-from kills import differences, leftovers, run_content
+from differences import differences
+from kills import leftovers, run_content
 from samples import EVALUATION, Samples, succeeded, train
 from tally import Tally
 
