@@ -23,7 +23,7 @@ import disks
 import flips
 import kills
 import malformed
-import tally
+import report
 import torch
 import writers
 from samples import Samples
@@ -67,7 +67,7 @@ def main() -> int:
         "torch": str(torch.__version__),
         "faults": found,
     }
-    print(tally.as_markdown(found))
+    print("\n".join(report.faults(document)))
     for line in wrong:
         print(line, file=sys.stderr)
     if asked.json:

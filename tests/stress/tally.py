@@ -1,9 +1,8 @@
-"""What a part of the fault injection counts, and the table of all parts."""
+"""What a part of the fault injection counts."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,12 +34,3 @@ class Tally:
             "silent": self.silent,
             "tracebacks": self.tracebacks,
         }
-
-
-def as_markdown(tallies: Sequence[dict[str, Any]]) -> str:
-    lines = ["| fault | cases | what the user sees | lost | silent errors | tracebacks |", "|---|---|---|---|---|---|"]
-    for tally in tallies:
-        seen = "; ".join(f"{what}: {count}" for what, count in tally["seen"].items())
-        wrong = " | ".join(str(len(tally[kind])) for kind in ("lost", "silent", "tracebacks"))
-        lines.append(f"| {tally['fault']} | {tally['cases']} | {seen} | {wrong} |")
-    return "\n".join(lines)
