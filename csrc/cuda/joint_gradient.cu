@@ -160,8 +160,7 @@ void redistribute_labels_out(const at::Tensor& logits_, const at::Tensor& labels
   const LabelScheme scheme = parse_label_scheme(label_scheme);
   TORCH_CHECK_VALUE(scheme != LabelScheme::kNone, "label_scheme must be 'main' or 'sup'; got 'none'");
   const bool in_place = out.stride(1) == 1 && (out.size(0) < 2 || out.stride(0) >= out.size(1)) &&
-                        writable_beside(out, logits) &&
-                        (out.const_data_ptr() != logits.const_data_ptr() || out.strides() == logits.strides());
+                        writable_beside(out, logits, labels);
   const at::Tensor result = in_place ? out : at::empty(out.sizes(), out.options());
   JointLaunch a = prepare(logits, labels, beta, gamma, top_k, scheme);
   a.packed = a.packed && rows_pack(result);

@@ -222,8 +222,9 @@ def redistribute_labels(
     """Return only the adversarial labels of `joint_gradient`: (B, C) float32 (float64 for float64 logits).
 
     Each row sums to 1. Arguments, equations and errors are those of `joint_gradient`, with label_scheme "main" or
-    "sup". If `out` is given, the labels are written into it and it is returned; it is (B, C) in the result's dtype and
-    must not require grad. The labels are not differentiable.
+    "sup". If `out` is given, the labels are written into it and it is returned; it is (B, C) in the result's dtype,
+    must not require grad, and may share memory with the logits or labels. The result is not
+    differentiable.
     """
     checks.logits(logits)
     checks.class_indices("labels", labels, logits)

@@ -231,8 +231,8 @@ def redistribute_labels(
 def redistribute_labels_out(
     logits: Tensor, labels: Tensor, beta: float, gamma: float, top_k: int | None, label_scheme: str, out: Tensor
 ) -> None:
-    """Write the result of `redistribute_labels` into `out`, which may have any stride and may be `logits`."""
-    if writable_beside(out, logits):
+    """Write the result of `redistribute_labels` into `out`, which may share memory with any of the inputs."""
+    if writable_beside(out, logits, labels):
         _launch(logits, labels, "none", None, beta, gamma, top_k, label_scheme, (None, None, out, None))
         increment_version(out)
     else:
