@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import cuda_emulation
 import pytest
 import torch
-from conftest import Backend, backend_named, why_skip
+from all_kernels import Operators, _operators  # noqa: F401  (a fixture)
+from conftest import Backend
 from torch import Tensor
 
 import rmcla_fast
-from rmcla_fast.ops import dispatch
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # Triton's interpreter, for rows beyond the batch
 
@@ -102,32 +99,8 @@ def describe(call: Call) -> str:
     return "-".join([call.operator, *dtypes])
 
 
-class Operators(NamedTuple):
-    """The registered operators of a backend, or of the CUDA kernels as the emulation builds them."""
-
-    packet: Callable[[str], Any]
-    device: torch.device
-
-    def __call__(self, call: Call, values: dict[str, Any], out: Tensor | None = None) -> Tensor:
-        packet = self.packet(call.operator)
-        if out is None:
-            result: Tensor = packet.default(*values.values())
-            return result
-        packet.out(*values.values(), out=out)
-        return out
-
-
-@pytest.fixture(scope="module", params=[*dispatch.BACKENDS, "emulated"])
-def operators(request: pytest.FixtureRequest) -> Operators:
-    if request.param == "emulated":
-        if shutil.which(os.environ.get("CXX", "g++")) is None:
-            pytest.skip("the emulation of the CUDA kernels needs a C++ compiler")
-        namespace = cuda_emulation.load()
-        return Operators(lambda name: getattr(namespace, name), torch.device("cpu"))
-    backend = backend_named(request.param)
-    if reason := why_skip(backend):
-        pytest.skip(f"backend {backend.name!r}: {reason}")
-    return Operators(backend.operator, backend.device)
+def on_device(call: Call, device: torch.device) -> dict[str, Any]:
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in call.values.items()}
 
 
 def in_memory(memory: Tensor, begin: int, tensor: Tensor, gap: int = 1) -> Tensor:
@@ -139,43 +112,39 @@ def in_memory(memory: Tensor, begin: int, tensor: Tensor, gap: int = 1) -> Tenso
 @pytest.mark.parametrize("call", calls(), ids=describe)
 def test_out_may_share_memory_with_any_input(operators: Operators, call: Call) -> None:
     """`out` begins before, at or after each input in turn, by elements and by most of its size, or lies in its gaps."""
-    values = {
-        name: value.to(operators.device) if isinstance(value, Tensor) else value for name, value in call.values.items()
-    }
-    expected = operators(call, values)
+    values = on_device(call, operators.backend.device)
+    expected = operators.call(call.operator, *values.values())
     for name, value in values.items():
         if not isinstance(value, Tensor):
             continue
         size = expected.numel() * expected.element_size()
         room = max(size, value.numel() * value.element_size())
         for shift in (-room + 16, -room // 2 // 16 * 16, -16, -8, 0, 8, 16, 48, room // 2 // 16 * 16, room - 16):
-            memory = torch.zeros(4 * room + 64, dtype=torch.uint8, device=operators.device)
+            memory = torch.zeros(4 * room + 64, dtype=torch.uint8, device=operators.backend.device)
             shared = in_memory(memory, room // 16 * 16 + 16, value).copy_(value)
             out = in_memory(memory, room // 16 * 16 + 16 + shift, expected)
-            operators(call, values | {name: shared}, out)
+            operators.call(call.operator, *(values | {name: shared}).values(), out=out)
             assert torch.equal(out, expected), f"{name}, {shift} bytes"
-        memory = torch.zeros(2 * room + 64, dtype=torch.uint8, device=operators.device)
+        memory = torch.zeros(2 * room + 64, dtype=torch.uint8, device=operators.backend.device)
         shared = in_memory(memory, 0, value, gap=2).copy_(value)
         out = in_memory(memory, expected.element_size(), expected, gap=2)
-        operators(call, values | {name: shared}, out)
+        operators.call(call.operator, *(values | {name: shared}).values(), out=out)
         assert torch.equal(out, expected), f"{name}, interleaved"
 
 
 @pytest.mark.parametrize("call", calls(), ids=describe)
 def test_out_may_be_another_storage_on_the_memory_of_an_input(operators: Operators, call: Call) -> None:
     """Two tensors on one memory can have two storages, for example if both come from one NumPy array."""
-    values = {
-        name: value.to(operators.device) if isinstance(value, Tensor) else value for name, value in call.values.items()
-    }
-    expected = operators(call, values)
+    values = on_device(call, operators.backend.device)
+    expected = operators.call(call.operator, *values.values())
     for name, value in values.items():
         if not isinstance(value, Tensor):
             continue
         room = max(expected.numel() * expected.element_size(), value.numel() * value.element_size())
-        memory = torch.zeros(room + 16, dtype=torch.uint8, device=operators.device)
+        memory = torch.zeros(room + 16, dtype=torch.uint8, device=operators.backend.device)
         shared = in_memory(memory, 0, value).copy_(value)
         out = in_memory(torch.from_dlpack(memory), 16, expected)
-        operators(call, values | {name: shared}, out)
+        operators.call(call.operator, *(values | {name: shared}).values(), out=out)
         assert torch.equal(out, expected), name
 
 

@@ -174,9 +174,9 @@ def joint_gradient(
     Returns:
         JointGradient: objective (B,), grad_logits (B, C) *not* divided by B, soft_labels (B, C), targets (B,). The
         targets are the labels when untargeted, and the most confusing class for the margin. Ties go to the lower class.
-        No output requires grad. A row with NaN or infinity gives NaN and target -1. On a GPU, so does a row whose label
-        is outside [0, C). Soft labels are also NaN if the shares of finite logits overflow (from about 1e34, in
-        float32).
+        No output requires grad. A row with NaN or infinity gives NaN and target -1. A logit of magnitude 2**64 or more
+        (2**960 for float64) counts as infinite; all other rows give finite results. On a GPU, a row whose label is
+        outside [0, C) gives NaN and target -1, too.
 
     Raises:
         TypeError, ValueError: an argument of the wrong kind, shape, dtype, device or range; on a CPU also a label
