@@ -59,9 +59,9 @@ def rows(classes: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def cases(operators: Operators, dtype: torch.dtype) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Yield numbers of classes with logits and labels; only few of them for Triton's interpreter, which is slow."""
+    """Yield numbers of classes with logits and labels; only few for Triton's interpreter and the slow emulation."""
     for classes in (3, 17) if operators.backend.interpreted else CLASSES:
-        every = 5 if operators.backend.interpreted else 1
+        every = 5 if operators.backend.interpreted or operators.backend.name == "emulated" else 1
         logits, labels = rows(classes, dtype)
         yield classes, logits[::every], labels[::every]
 
