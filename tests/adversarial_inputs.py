@@ -94,7 +94,12 @@ def _normal(generator: torch.Generator, shape: tuple[int, int]) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-# Rows of finite logits by name, in float64; the tests round them to their dtype.
+def _hardly_finite(generator: torch.Generator, shape: tuple[int, int]) -> Tensor:
+    """Return rows on both sides of 2**64, from which on a logit counts as infinite in float32."""
+    return 2.0 ** torch.randint(56, 66, (shape[0], 1), generator=generator) * _normal(generator, shape)
+
+
+# Rows of logits by name, in float64; the tests round them to their dtype.
 LOGITS: dict[str, Callable[[torch.Generator, tuple[int, int]], Tensor]] = {
     "normal": _normal,
     "spread": lambda g, s: 30 * _normal(g, s),
@@ -107,7 +112,8 @@ LOGITS: dict[str, Callable[[torch.Generator, tuple[int, int]], Tensor]] = {
     "huge": lambda g, s: 6e4 * _normal(g, s).clamp(-1, 1),  # near the largest float16
     "tiny": lambda g, s: 1e-7 * _normal(g, s),  # subnormal in float16
     "subnormal": lambda g, s: 1e-40 * _normal(g, s),  # subnormal in float32 and bfloat16, 0 in float16
-    "enormous": lambda g, s: 1e30 * _normal(g, s),  # too large for float16, which gets "huge" instead
+    "enormous": lambda g, s: 1e18 * _normal(g, s),  # too large for float16, which gets "huge" instead, as the next
+    "hardly_finite": _hardly_finite,
 }
 
 
@@ -123,8 +129,10 @@ class LogitCase(NamedTuple):
 
     def logits(self, device: torch.device) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed)
-        name = "huge" if self.values == "enormous" and self.dtype == torch.float16 else self.values
-        values = LOGITS[name](generator, (self.batch, self.classes))
+        too_large = self.values in ("enormous", "hardly_finite") and self.dtype == torch.float16
+        values = LOGITS["huge" if too_large else self.values](generator, (self.batch, self.classes))
+        if self.values == "hardly_finite" and self.dtype == torch.float64:
+            values *= 2.0 ** (960 - 64)  # a float64 logit counts as infinite from 2**960 on
         return lay_out(values.to(self.dtype).to(device), self.layout)
 
     def classes_drawn(self, device: torch.device, salt: int = 0) -> Tensor:

@@ -25,6 +25,12 @@ PHILOX_KNOWN_ANSWERS = [
 ]
 
 
+def counted(logits: Array, bits: int) -> Array:
+    """Return the logits with infinity in place of those that count as infinite in arithmetic of 32 or 64 bits."""
+    with np.errstate(invalid="ignore"):
+        return np.where(np.abs(logits) >= {32: 2.0**64, 64: 2.0**960}[bits], np.inf, logits)
+
+
 def label_gradient(z: Array) -> Array:
     """Return v_k = dL / dy_k = -log p_k of one row, which is not negative."""
     shifted = z - z.max()
@@ -60,7 +66,8 @@ def adversarial_label(z: Array, c: int, beta: float, gamma: float, top_k: int | 
     v = label_gradient(z)
     y = np.zeros_like(z)
     if scheme == "main":
-        s = v[receivers] - np.delete(v, c).min() + gamma
+        # v_k - min v + gamma, where v_k - v_j = z_j - z_k; a logit of 1e19 leaves no digits of the others in v itself
+        s = np.delete(z, c).max() - z[receivers] + gamma
         eps_y = 1 / (1 + beta * s.max() / s.sum())
         y[receivers] = eps_y * s / s.sum()
         y[c] = 1 - eps_y

@@ -10,7 +10,7 @@ from adversarial_inputs import FLOAT_DTYPES, LogitCase, lay_out, logit_cases, po
 from conftest import Backend
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tolerances import assert_same_bits, assert_soft_labels, exact
+from tolerances import assert_same_bits, assert_soft_labels, exact_logits
 from torch import Tensor
 
 import rmcla_fast
@@ -19,7 +19,7 @@ import rmcla_fast
 def expected(logits: Tensor, labels: Tensor, beta: float, gamma: float, top_k: int | None, scheme: str) -> np.ndarray:
     rows = [
         oracle.adversarial_label(z, c, beta, gamma, top_k, scheme)
-        for z, c in zip(exact(logits), labels.tolist(), strict=True)
+        for z, c in zip(exact_logits(logits), labels.tolist(), strict=True)
     ]
     return np.array(rows).reshape(logits.shape)
 
@@ -148,24 +148,3 @@ def test_beta_and_gamma_outside_the_range_of_float32(backend: Backend, classes: 
     spread = logits + torch.arange(classes, device=backend.device)
     soft = rmcla_fast.redistribute_labels(spread, labels, gamma=1e300, backend=backend.name)
     torch.testing.assert_close(soft, equal, rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("classes", [3, 12, 100, 2000, 5000])
-@pytest.mark.parametrize("rule", [{}, {"label_scheme": "sup"}, {"top_k": 1}], ids=str)
-def test_very_large_logits(backend: Backend, classes: int, rule: dict[str, object]) -> None:
-    """If the sum of the shares overflows, the whole row is NaN; division by infinity would give a row of zeros."""
-    if backend.interpreted and classes > 100:
-        classes = 130
-    generator = torch.Generator().manual_seed(classes)
-    logits = 2 * torch.rand(9, classes, generator=generator) - 1
-    logits *= torch.tensor([3.4e38, 3e38, 1e38, 1e37, 1e36, 1e35, 1e34, 1e33, 1e20])[:, None]
-    labels = torch.arange(9) % classes
-    exact = rmcla_fast.redistribute_labels(logits.double(), labels, **rule, backend="reference")
-    soft = rmcla_fast.redistribute_labels(
-        logits.to(backend.device), labels.to(backend.device), **rule, backend=backend.name
-    )
-    soft = soft.cpu().double()
-    overflowed = soft.isnan().all(1)
-    assert bool(overflowed[0]) or rule == {"top_k": 1}
-    assert not bool(overflowed[-2:].any())
-    assert bool(((soft - exact).abs().amax(1) <= 1e-6)[~overflowed].all())

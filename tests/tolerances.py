@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+import oracle
 import torch
 from torch import Tensor
 
@@ -45,6 +46,11 @@ LABEL_GRADIENT = {  # v = -log p has the magnitude of a loss and the dtype of th
 def exact(tensor: Tensor) -> np.ndarray:
     """Return the values of the tensor in float64, on the host."""
     return tensor.detach().cpu().to(torch.float64).numpy()
+
+
+def exact_logits(logits: Tensor) -> np.ndarray:
+    """Return the logits as the oracle takes them: in float64, with infinity for those that count as infinite."""
+    return oracle.counted(exact(logits), 64 if logits.dtype == torch.float64 else 32)
 
 
 def unit_in_last_place(values: np.ndarray, dtype: torch.dtype) -> np.ndarray:

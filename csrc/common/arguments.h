@@ -31,6 +31,8 @@ inline void check_logits(const at::Tensor& logits) {
   TORCH_CHECK_TYPE(at::isFloatingType(logits.scalar_type()), "logits must be float; got ", logits.scalar_type());
   TORCH_CHECK_VALUE(logits.dim() == 2 && logits.size(1) >= 2, "logits must have shape (B, C), C >= 2; got ",
                     logits.sizes());
+  TORCH_CHECK_VALUE(logits.size(1) < INT32_MAX - 1024, "logits must have fewer than 2**31 - 1025 classes; got ",
+                    logits.size(1));
 }
 
 // Class indices must be int64 (B,) on the device of the logits.

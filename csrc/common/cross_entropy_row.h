@@ -22,7 +22,7 @@ struct CrossEntropyOutputs {
 template <typename W>
 struct Largest {
   W most;
-  W taint;  // NaN if the row has NaN or infinity, else 0
+  W taint;  // see taint_of
 };
 
 struct MergeLargest {
@@ -54,7 +54,7 @@ RMCLA_SHARED void cross_entropy_row(Group& group, const Row& row, const W* soft,
   const auto y = row.beside(soft, [=](int index) { return W(int64_t(index) == label); });
   Largest<W> largest{-W(__builtin_huge_valf()), W(0)};
   row.each([&](int, W z) {
-    largest.taint += z * W(0);
+    largest.taint += taint_of(z);
     largest.most = std::fmax(largest.most, z);
   });
   largest = group.reduce(largest, MergeLargest());

@@ -29,8 +29,8 @@ struct JointOutputs {
   int64_t* target;
 };
 
-// The largest and smallest logit of the classes other than the true one. `taint` is NaN if the whole row has NaN or
-// infinity anywhere, else 0.
+// The largest and smallest logit of the classes other than the true one. `taint` is the sum of taint_of over the whole
+// row.
 template <typename W>
 struct Extremes {
   W most;
@@ -51,7 +51,7 @@ RMCLA_SHARED Extremes<typename Row::Wide> extremes(Group& group, const Row& row,
   constexpr W kInfinity = W(__builtin_huge_valf());
   Extremes<W> mine{-kInfinity, kInfinity, W(0)};
   row.each([&](int index, W z) {
-    mine.taint += z * W(0);
+    mine.taint += taint_of(z);
     mine.most = index == label ? mine.most : std::fmax(mine.most, z);
     mine.least = index == label ? mine.least : std::fmin(mine.least, z);
   });
@@ -155,8 +155,7 @@ RMCLA_SHARED void joint_row(Group& group, const Row& row, const T* logits, int64
     const W kept = rule.beta * share(others.least);
     const W total = (pair ? W(1) : sums.gaps + W(receivers) * offset) + kept;
     const W scale = total < W(0x1p-100) ? W(0x1p100) : W(1);  // so that the reciprocal of a tiny total stays finite
-    // The shares of very large logits overflow: NaN, since division by infinity would give zeros.
-    const W inverse = total - total == W(0) ? W(1) / (total * scale) : W(__builtin_nanf(""));
+    const W inverse = W(1) / (total * scale);
     row.write(out.soft_labels, [=](int index, W z) {
       const W mine = index == true_class ? kept : threshold.admits(z, index) ? share(z) : W(0);
       return mine * scale * inverse;

@@ -10,6 +10,7 @@
 #include <optional>
 
 #include "common/arguments.h"
+#include "common/overlap.h"
 #include "common/perturb_step.h"
 
 namespace rmcla {
@@ -42,12 +43,6 @@ class PerImage {
   const float* values_ = nullptr;
   int64_t batch_ = 1, stride_ = 1;
 };
-
-// Whether a kernel may write each element of `out` right after it has read that element of `input`.
-inline bool writable_in_place(const at::Tensor& out, const at::Tensor& input) {
-  return !out.is_alias_of(input) || (out.const_data_ptr() == input.const_data_ptr() && out.dtype() == input.dtype() &&
-                                     out.strides() == input.strides());
-}
 
 inline void check_out(const at::Tensor& out, const at::Tensor& like, at::ScalarType dtype) {
   check_like("out", out, like);

@@ -174,9 +174,9 @@ void redistribute_labels_out(const at::Tensor& logits, const at::Tensor& labels,
   at::AutoDispatchBelowADInplaceOrView guard;
   const Rule rule = parse_redistribution(logits, labels, beta, gamma, top_k, label_scheme);
   check_out(out, logits, wide_dtype(logits));
-  // Whole vectors are written, also over the start of the next row, so `out` must not hold logits that are still
-  // needed.
-  const bool in_place = out.is_contiguous() && !out.is_alias_of(logits);
+  // Whole vectors are written, also over the start of the next row, so `out` must not hold logits or labels that are
+  // still needed.
+  const bool in_place = out.is_contiguous() && !overlap(out, logits) && !overlap(out, labels);
   const at::Tensor result = in_place ? out : empty(logits.sizes(), wide_dtype(logits));
   fill_labels(logits, labels, rule, result);
   if (!in_place) out.copy_(result);

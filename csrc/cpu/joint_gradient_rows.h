@@ -134,10 +134,6 @@ RMCLA_SHARED void joint_row(const JointRows<T>& a, int64_t row, T* exponentials,
     gaps = gap_sum.total();
   }
   const double total = pair ? 1 + kept : gaps + double(count) * double(added) + kept;
-  if (!std::isfinite(total)) {  // the shares of very large logits overflow
-    std::fill_n(soft, classes, std::numeric_limits<T>::quiet_NaN());
-    return;
-  }
   const T scale = T(1 / total);
   if (select) {
     std::fill_n(soft, classes, T(0));

@@ -37,7 +37,7 @@ RMCLA_SHARED void joint_lanes(const JointRows<T>& a, int64_t first) {
     least_at = below < least ? at : least_at;
     least = below < least ? below : least;
   }
-  const M finite = magnitude < simd::bits<Integer>(infinity);
+  const M finite = magnitude < simd::bits<Integer>(kInfiniteFrom<T>);
   const V highest = simd::maximum(most, true_logit);
   const bool sup = a.scheme == LabelScheme::kSup;
   const V base = sup ? highest : most;
@@ -98,8 +98,7 @@ RMCLA_SHARED void joint_lanes(const JointRows<T>& a, int64_t first) {
   const T beta = T(a.beta);
   const V kept = beta * (pair ? simd::splat<V>(T(1)) : label_share(least, base, added));
   const V total = gap_sum.total() + kept;
-  // The shares of very large logits overflow: NaN, since division by infinity would give zeros.
-  const V scale = (finite & (total < infinity)) ? V(T(1) / total) : nan;
+  const V scale = finite ? V(T(1) / total) : nan;
   const V kept_share = kept * scale;
   for (int64_t k = 0; k < classes; ++k)
     result[k] = label == simd::splat<M>(Integer(k)) ? kept_share : result[k] * scale;

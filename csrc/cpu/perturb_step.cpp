@@ -75,11 +75,12 @@ at::Tensor run(const at::Tensor& images, const at::Tensor& origin, const at::Ten
 
   const at::Tensor dense = as_dense(images);
   const at::Tensor center = in_layout_of(dense, origin), direction = in_layout_of(dense, grad);
-  const bool in_place = out.defined() && out.strides() == dense.strides() && writable_in_place(out, dense) &&
-                        writable_in_place(out, center) && writable_in_place(out, direction);
+  const bool in_place = out.defined() && out.strides() == dense.strides() &&
+                        writable_beside(out, dense, center, direction, step_sizes, epsilons);
   const at::Tensor result = in_place ? out : at::empty_like(dense);
   if (result.numel()) {
-    const bool fresh = !result.is_alias_of(dense) && !result.is_alias_of(center) && !result.is_alias_of(direction);
+    const bool fresh =
+        !same_elements(result, dense) && !same_elements(result, center) && !same_elements(result, direction);
     const PerImage steps(step_size, step_sizes, dense), radii(epsilon, epsilons, dense);
     if (images.scalar_type() == at::kDouble) {
       step_all<double>(dense, center, direction, steps, radii, lower, upper, result, fresh);

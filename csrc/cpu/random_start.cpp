@@ -55,7 +55,7 @@ at::Tensor run(const at::Tensor& images, double epsilon, const std::optional<at:
   if (out.defined()) check_out(out, images, dtype);
 
   const at::Tensor dense = as_dense(images);
-  const bool in_place = out.defined() && out.strides() == dense.strides() && writable_in_place(out, dense);
+  const bool in_place = out.defined() && out.strides() == dense.strides() && writable_beside(out, dense, epsilons, rng);
   const at::Tensor result = in_place ? out : at::empty_like(dense, dense.options().dtype(dtype));
   if (result.numel()) {
     const PerImage radii(epsilon, epsilons, dense);

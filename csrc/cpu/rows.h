@@ -7,6 +7,7 @@
 #include <limits>
 #include <memory>
 
+#include "common/joint_gradient.h"
 #include "cpu/simd.h"
 
 namespace rmcla {
@@ -136,7 +137,7 @@ class Sum {
 template <typename T>
 struct Extremes {
   T most, least;  // of the classes other than the true one
-  bool finite;    // whether every logit of the row is finite
+  bool finite;    // whether no logit of the row is NaN or counts as infinite
 };
 
 // The first pass over a row. `lowest` becomes the smallest other logit of each lane, infinity if it has none.
@@ -148,7 +149,7 @@ RMCLA_SHARED auto extremes(const R& row, typename R::V& lowest) {
   using Integer = std::remove_reference_t<decltype(M{}[0])>;
   const T infinity = std::numeric_limits<T>::infinity();
   const V above = simd::splat<V>(infinity), below = simd::splat<V>(-infinity);
-  const Integer infinite = simd::bits<Integer>(infinity);
+  const Integer infinite = simd::bits<Integer>(kInfiniteFrom<T>);
   V low = above, high = below;
   M magnitude{};
   row.each_block([&](int64_t, V v, auto lanes) __attribute__((always_inline)) {

@@ -52,14 +52,12 @@ RMCLA_SHARED void load_columns(const T* from, int64_t stride, int64_t rows, int6
   for (int64_t first = 0; first < classes; first += kCount) {
     V square[kCount];
     for (int64_t row = 0; row < kCount; ++row) {
+      square[row] = V{};
+      if (row >= rows) continue;
       const T* const at = from + row * stride + first;
-      if (row >= rows) {
-        square[row] = V{};
-      } else if (at + kCount <= limit) {
-        square[row] = simd::load<V>(at);
-      } else {
-        square[row] = simd::load_part<V>(at, std::min(kCount, classes - first) * int64_t(sizeof(T)));
-      }
+      square[row] = at + kCount <= limit
+                        ? simd::load<V>(at)
+                        : simd::load_part<V>(at, std::min(kCount, classes - first) * int64_t(sizeof(T)));
     }
     transpose(square);
     for (int64_t k = 0; k < kCount; ++k) columns[first + k] = square[k];

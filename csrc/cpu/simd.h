@@ -11,6 +11,7 @@ struct Lanes {
   using Integer = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
   typedef T Vector __attribute__((vector_size(Bytes)));
   typedef Integer Mask __attribute__((vector_size(Bytes)));  // a comparison gives -1 for true and 0 for false
+  typedef std::make_unsigned_t<Integer> Bits __attribute__((vector_size(Bytes)));
   static constexpr int kCount = Bytes / int(sizeof(T));
 };
 
@@ -135,10 +136,11 @@ constexpr int kExponentShift = sizeof(T) == 8 ? 128 : 32;
 template <typename V>
 RMCLA_SHARED V shifted_exp(V x) {
   using T = std::remove_reference_t<decltype(V{}[0])>;
-  using M = typename Lanes<T, int(sizeof(V))>::Mask;
+  using Bits = typename Lanes<T, int(sizeof(V))>::Bits;
+  using Word = std::remove_reference_t<decltype(Bits{}[0])>;
   constexpr bool wide = sizeof(T) == 8;
   constexpr int mantissa = wide ? 52 : 23;
-  constexpr int64_t bias = (wide ? 1023 : 127) + kExponentShift<T>;
+  constexpr Word bias = (wide ? 1023 : 127) + kExponentShift<T>;
   const V least = splat<V>(T(wide ? -790.0 : -108.0));  // below this, quotients are 0
   x = x < least ? least : x;
   // n = round(x / ln 2) is in the low bits of the sum, and x = n ln 2 + r. ln 2 has two parts, so that n times the
@@ -160,7 +162,8 @@ RMCLA_SHARED V shifted_exp(V x) {
       p = multiply_add(p, r, splat<V>(c));
   }
   p = multiply_add(p, V(r * r), r) + T(1);
-  return p * bits<V>((bits<M>(sum) << mantissa) + (bias << mantissa));
+  // The exponent is computed in unsigned integers: in lanes that hold no logit, n can have any value.
+  return p * bits<V>(Bits((bits<Bits>(sum) << mantissa) + (bias << mantissa)));
 }
 
 }  // namespace rmcla::simd

@@ -94,7 +94,6 @@ RMCLA_SHARED void loss_lanes(const LossRows<T>& a, int64_t first) {
   using Integer = typename simd::Lanes<T, Bytes>::Integer;
   constexpr int64_t kCount = simd::count_of<V>;
   const int64_t classes = a.classes, rows = std::min(kCount, a.rows - first);
-  const T infinity = std::numeric_limits<T>::infinity();
   const V nan = simd::splat<V>(std::numeric_limits<T>::quiet_NaN()), zero{};
   V z[kShortRow], y[kShortRow], result[kShortRow];
   load_columns(a.logits + first * a.logits_stride, a.logits_stride, rows, classes, a.limit, z);
@@ -104,14 +103,14 @@ RMCLA_SHARED void loss_lanes(const LossRows<T>& a, int64_t first) {
     const M label = load_classes<M>(a.labels + first, rows);
     for (int64_t k = 0; k < classes; ++k) y[k] = label == simd::splat<M>(Integer(k)) ? simd::splat<V>(T(1)) : zero;
   }
-  V highest = simd::splat<V>(-infinity);
+  V highest = simd::splat<V>(-std::numeric_limits<T>::infinity());
   M magnitude{};
   for (int64_t k = 0; k < classes; ++k) {
     const M abs = simd::bits<M>(z[k]) & std::numeric_limits<Integer>::max();
     magnitude = abs > magnitude ? abs : magnitude;
     highest = simd::maximum(z[k], highest);
   }
-  const M finite = magnitude < simd::bits<Integer>(infinity);
+  const M finite = magnitude < simd::bits<Integer>(kInfiniteFrom<T>);
   ColumnSum<V> exp_sum, weight_sum, weighted_gaps;
   for (int64_t k = 0; k < classes; ++k) {
     result[k] = simd::shifted_exp(V(z[k] - highest));

@@ -90,7 +90,6 @@ JointLaunch prepare(const at::Tensor& logits, const at::Tensor& labels, double b
                     std::optional<int64_t> top_k, LabelScheme scheme) {
   TORCH_CHECK_VALUE(beta > 0, "beta must be positive; got ", beta);
   TORCH_CHECK_VALUE(gamma > 0, "gamma must be positive; got ", gamma);
-  TORCH_CHECK_VALUE(logits.size(1) < INT32_MAX - 1024, "logits have too many classes: ", logits.size(1));
   JointLaunch a{};
   a.dtype = dtype_of(logits);
   a.logits = logits.const_data_ptr();
@@ -159,9 +158,8 @@ void redistribute_labels_out(const at::Tensor& logits_, const at::Tensor& labels
   const at::Tensor logits = with_dense_rows(logits_);
   const LabelScheme scheme = parse_label_scheme(label_scheme);
   TORCH_CHECK_VALUE(scheme != LabelScheme::kNone, "label_scheme must be 'main' or 'sup'; got 'none'");
-  const bool in_place = out.stride(1) == 1 && (out.size(0) < 2 || out.stride(0) >= out.size(1)) &&
-                        writable_beside(out, logits) &&
-                        (out.const_data_ptr() != logits.const_data_ptr() || out.strides() == logits.strides());
+  const bool in_place =
+      out.stride(1) == 1 && (out.size(0) < 2 || out.stride(0) >= out.size(1)) && writable_beside(out, logits, labels);
   const at::Tensor result = in_place ? out : at::empty(out.sizes(), out.options());
   JointLaunch a = prepare(logits, labels, beta, gamma, top_k, scheme);
   a.packed = a.packed && rows_pack(result);

@@ -111,8 +111,8 @@ void perturb_step_out(const at::Tensor& images_, const at::Tensor& origin_, cons
   const bool as_is = origin_.scalar_type() == at::kByte || origin_.scalar_type() == images.scalar_type();
   const at::Tensor origin = in_layout_of(images, as_is ? origin_ : origin_.to(at::kFloat));
   const at::Tensor grad = in_layout_of(images, grad_);
-  const bool direct = out.strides() == images.strides() && writable_beside(out, images) &&
-                      writable_beside(out, origin) && writable_beside(out, grad);
+  const bool direct =
+      out.strides() == images.strides() && writable_beside(out, images, origin, grad, step_sizes, epsilons);
   const at::Tensor result = direct ? out : at::empty_like(images);
 
   StepLaunch a{};

@@ -118,7 +118,7 @@ void random_start_out(const at::Tensor& images_, double epsilon, const std::opti
   if (images_.numel() == 0) return;
   const c10::cuda::CUDAGuard device(images_.device());
   const at::Tensor images = as_dense(images_);
-  const bool direct = out.strides() == images.strides() && writable_beside(out, images);
+  const bool direct = out.strides() == images.strides() && writable_beside(out, images, epsilons, rng);
   const at::Tensor result = direct ? out : at::empty_like(images, images.options().dtype(out.scalar_type()));
 
   StartLaunch a{};

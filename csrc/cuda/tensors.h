@@ -5,7 +5,6 @@
 #if !defined(__CUDA_ARCH__)
 
 #include <ATen/ATen.h>
-#include <ATen/MemoryOverlap.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
@@ -13,6 +12,7 @@
 #include <torch/library.h>
 
 #include "common/arguments.h"
+#include "common/overlap.h"
 #include "cuda/elements.cuh"
 
 namespace rmcla {
@@ -40,13 +40,6 @@ inline at::ScalarType wide_type(const at::Tensor& tensor) {
 
 inline bool aligned(const at::Tensor& tensor, int64_t bytes) {
   return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % bytes == 0;
-}
-
-// Whether a kernel may write each element of `out` right after it has read that element of `input`.
-inline bool writable_beside(const at::Tensor& out, const at::Tensor& input) {
-  return out.const_data_ptr() == input.const_data_ptr()
-             ? out.scalar_type() == input.scalar_type()
-             : at::get_overlap_status(out, input) == at::MemOverlapStatus::No;
 }
 
 // The matrix, or a copy of it, with neighbouring elements of a row side by side; rows may have any distance.

@@ -174,9 +174,9 @@ def joint_gradient(
     Returns:
         JointGradient: objective (B,), grad_logits (B, C) *not* divided by B, soft_labels (B, C), targets (B,). The
         targets are the labels when untargeted, and the most confusing class for the margin. Ties go to the lower class.
-        No output requires grad. A row with NaN or infinity gives NaN and target -1. On a GPU, so does a row whose label
-        is outside [0, C). Soft labels are also NaN if the shares of finite logits overflow (from about 1e34, in
-        float32).
+        No output requires grad. A row with NaN or infinity gives NaN and target -1. A logit of magnitude 2**64 or more
+        (2**960 for float64) counts as infinite; all other rows give finite results. On a GPU, a row whose label is
+        outside [0, C) gives NaN and target -1, too.
 
     Raises:
         TypeError, ValueError: an argument of the wrong kind, shape, dtype, device or range; on a CPU also a label
@@ -222,8 +222,9 @@ def redistribute_labels(
     """Return only the adversarial labels of `joint_gradient`: (B, C) float32 (float64 for float64 logits).
 
     Each row sums to 1. Arguments, equations and errors are those of `joint_gradient`, with label_scheme "main" or
-    "sup". If `out` is given, the labels are written into it and it is returned; it is (B, C) in the result's dtype and
-    must not require grad. The labels are not differentiable.
+    "sup". If `out` is given, the labels are written into it and it is returned; it is (B, C) in the result's dtype,
+    must not require grad, and may share memory with the logits or labels. The result is not
+    differentiable.
     """
     checks.logits(logits)
     checks.class_indices("labels", labels, logits)

@@ -81,7 +81,8 @@ def soft_cross_entropy(
     Returns:
         The loss, float32 (float64 for float64 logits): a scalar, or (B,) for reduction "none". It is differentiable
         once, in the logits and in float labels; a second derivative raises RuntimeError. A row of logits with NaN or
-        infinity gives NaN. On a GPU, so does a row whose class index is outside [0, C).
+        infinity gives NaN in its loss and gradients. A logit of magnitude 2**64 or more (2**960 for float64) counts as
+        infinite. On a GPU, a row whose class index is outside [0, C) gives NaN, too.
 
     Raises:
         TypeError, ValueError: an argument of the wrong kind, shape, dtype, device or range; on a CPU also a class index

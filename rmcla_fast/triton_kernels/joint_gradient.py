@@ -16,7 +16,7 @@ from rmcla_fast.ops.tensors import compute_dtype
 from rmcla_fast.triton_kernels import rows
 from rmcla_fast.triton_kernels.conversion import alignment_of, arithmetic, narrow, scalar, widen
 from rmcla_fast.triton_kernels.memory import writable_beside
-from rmcla_fast.triton_kernels.rows import NO_COLUMN, first_of_largest, order_key, tile
+from rmcla_fast.triton_kernels.rows import NO_COLUMN, first_of_largest, is_finite, order_key, tile
 
 INFINITY = tl.constexpr(float("inf"))
 
@@ -82,7 +82,7 @@ def _kernel(
         lower = other & (-z > lows)
         lows = tl.where(lower, -z, lows)
         low_columns = tl.where(lower, columns, low_columns)
-        finite = tl.where(tl.abs(z) < INFINITY, finite, 0)
+        finite = tl.where(is_finite(z), finite, 0)
     top, top_at = first_of_largest(tops, top_columns)
     low, low_at = first_of_largest(lows, low_columns)
     low = -low
@@ -141,8 +141,6 @@ def _kernel(
             spread += budget.to(DTYPE) * (base - tl.max(at_threshold, axis=1))
         kept = scalar(beta, DTYPE) * (base - low + offset)
         total = spread + receivers.to(DTYPE) * offset + kept
-        # The shares of very large logits overflow: NaN, since division by infinity would give zeros.
-        total = tl.where(total < INFINITY, total, float("nan"))
 
     if TARGET != "none":
         if TARGET == "untargeted":
@@ -231,8 +229,8 @@ def redistribute_labels(
 def redistribute_labels_out(
     logits: Tensor, labels: Tensor, beta: float, gamma: float, top_k: int | None, label_scheme: str, out: Tensor
 ) -> None:
-    """Write the result of `redistribute_labels` into `out`, which may have any stride and may be `logits`."""
-    if writable_beside(out, logits):
+    """Write the result of `redistribute_labels` into `out`, which may share memory with any of the inputs."""
+    if writable_beside(out, logits, labels):
         _launch(logits, labels, "none", None, beta, gamma, top_k, label_scheme, (None, None, out, None))
         increment_version(out)
     else:

@@ -14,13 +14,14 @@ def extent(tensor: Tensor) -> tuple[int, int]:
     return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
 
 
-def writable_beside(out: Tensor, *inputs: Tensor) -> bool:
-    """Return whether each input is either the same memory as `out`, element for element, or does not overlap it."""
+def writable_beside(out: Tensor, *inputs: Tensor | None) -> bool:
+    """Return whether each input has the very elements of `out`, or no memory in common with it, or is None."""
     if out.numel() == 0:
         return True
     start, end = extent(out)
+    kind = start, out.dtype, out.shape, out.stride()
     for tensor in inputs:
-        if tensor.data_ptr() == start and tensor.dtype == out.dtype and tensor.stride() == out.stride():
+        if tensor is None or (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()) == kind:
             continue
         other_start, other_end = extent(tensor)
         if other_start < end and start < other_end:

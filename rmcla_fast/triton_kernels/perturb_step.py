@@ -91,10 +91,10 @@ def perturb_step_out(
     upper: float,
     out: Tensor,
 ) -> None:
-    """Write the result of `perturb_step` into `out`, which may be any of the inputs."""
+    """Write the result of `perturb_step` into `out`, which may share memory with any of the inputs."""
     images = elements.dense(images)
     origin, grad = elements.in_layout_of(images, origin), elements.in_layout_of(images, grad)
-    if elements.same_layout(images, out) and writable_beside(out, images, origin, grad):
+    if elements.same_layout(images, out) and writable_beside(out, images, origin, grad, step_sizes, epsilons):
         _launch(images, origin, grad, step_size, step_sizes, epsilon, epsilons, lower, upper, out)
         increment_version(out)
     else:

@@ -94,9 +94,9 @@ def random_start_out(
     clip: bool,
     out: Tensor,
 ) -> None:
-    """Write the result of `random_start` into `out`, which may be `images`."""
+    """Write the result of `random_start` into `out`, which may share memory with any of the inputs."""
     images = elements.dense(images)
-    if elements.same_layout(images, out) and writable_beside(out, images):
+    if elements.same_layout(images, out) and writable_beside(out, images, epsilons, rng):
         _launch(images, epsilon, epsilons, rng, lower, upper, clip, out)
         increment_version(out)
     else:

@@ -48,6 +48,13 @@ def tile(line, start, stride, num_classes, live, COLUMNS: tl.constexpr, DTYPE: t
 
 
 @triton.jit
+def is_finite(z):
+    """Return whether values are finite; those of magnitude 2**64 or more (2**960 in float64) count as infinite."""
+    LIMIT: tl.constexpr = 2.0**960 if z.dtype == tl.float64 else 2.0**64
+    return tl.abs(z) < LIMIT
+
+
+@triton.jit
 def first_of_largest(values, columns):
     """Return the largest value (R,) of each row, and the lowest of its `columns` (R, COLUMNS) that has this value."""
     top = tl.max(values, axis=1)

@@ -10,7 +10,7 @@ from torch import Tensor
 from rmcla_fast.ops.tensors import compute_dtype
 from rmcla_fast.triton_kernels import rows
 from rmcla_fast.triton_kernels.conversion import alignment_of, arithmetic, narrow
-from rmcla_fast.triton_kernels.rows import tile
+from rmcla_fast.triton_kernels.rows import is_finite, tile
 
 INFINITY = tl.constexpr(float("inf"))
 
@@ -60,7 +60,7 @@ def _kernel(
         if not RESIDENT:
             z, columns, inside = tile(line, start, logits_column, num_classes, live, COLUMNS, DTYPE)
         peaks = tl.where(inside & (z > peaks), z, peaks)
-        finite = tl.where(tl.abs(z) < INFINITY, finite, 0)
+        finite = tl.where(is_finite(z), finite, 0)
     peak = tl.max(peaks, axis=1)
     valid &= tl.min(finite, axis=1) > 0
 
