@@ -252,3 +252,25 @@ def test_a_model_that_changes_its_number_of_classes_is_refused() -> None:
 def test_a_figure_of_zero_is_written() -> None:
     entry = AttackResult(0.0, 4, 0.0, l2_budget=0.5, accuracy_in_budget=0.0).as_json()
     assert entry == {"accuracy": 0.0, "images": 4, "seconds": 0.0, "l2_budget": 0.5, "accuracy_in_budget": 0.0}
+
+
+def test_logits_that_count_as_infinite_are_misclassified_and_do_not_seem_robust() -> None:
+    """Their gradients are NaN, so that no attack could move the images."""
+    images, labels = examples(24)
+    model = small_net()
+    labels = model(images).argmax(1)  # all are right
+    large = nn.Sequential(model, Scaled(1e25))
+    found = evaluate(large, images, labels, attacks="clean,fgsm", epsilon=EPSILON)
+    assert [found[name].accuracy for name in ("clean", "fgsm")] == [0, 0]
+    assert found["clean"].nonfinite == 24
+    sound = evaluate(nn.Sequential(model, Scaled(1e15)), images, labels, attacks="clean", epsilon=EPSILON)
+    assert sound["clean"].accuracy == 100
+
+
+class Scaled(nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return self.factor * logits

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rmcla_fast.adversarial_example import attack_mode
+from rmcla_fast.ops.tensors import finite_rows
 from rmcla_fast.precision import PRECISIONS, check_precision, require_precision
 
 MISCLASSIFIED = -1
@@ -194,5 +195,9 @@ class _GradientScale:
 
 
 def predictions(logits: Tensor) -> Tensor:
-    """Return (B,) int64 from logits (B, C): the classes of the largest logits; -1 where one is NaN or infinite."""
-    return logits.argmax(1).masked_fill_(~logits.isfinite().all(1), MISCLASSIFIED)
+    """Return (B,) int64 from logits (B, C): the classes of the largest logits; -1 where one is NaN or infinite.
+
+    A logit that counts as infinite (`finite_rows`) does so here, too. The attacks could not move its image, which would
+    then seem to withstand them.
+    """
+    return logits.argmax(1).masked_fill_(~finite_rows(logits), MISCLASSIFIED)

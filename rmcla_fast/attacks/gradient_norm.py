@@ -13,6 +13,7 @@ from rmcla_fast.attacks.batches import batches
 from rmcla_fast.attacks.checked_model import checked
 from rmcla_fast.attacks.checks import check_classes, check_count, check_examples
 from rmcla_fast.ops import soft_cross_entropy
+from rmcla_fast.ops.tensors import finite_rows
 
 PAPER_DIVISOR = 510.0
 STRICT_DIVISOR = 255.0**2
@@ -93,7 +94,7 @@ def gradient_norm(
             loss = soft_cross_entropy(logits, batch.labels, reduction="sum")
             (gradient,) = torch.autograd.grad(loss, inputs)
             squared = gradient.double().square().flatten(1).sum(1)
-            norms.append(squared.masked_fill(~logits.detach().isfinite().all(1), float("nan")).cpu())
+            norms.append(squared.masked_fill(~finite_rows(logits.detach()), float("nan")).cpu())
             if progress is not None:
                 progress(batch.rows.stop / len(labels))
     return GradientNorm(torch.cat(norms) if norms else torch.zeros(0, dtype=torch.float64))

@@ -51,3 +51,12 @@ def as_dense(images: Tensor) -> Tensor:
 def compute_dtype(tensor: Tensor) -> torch.dtype:
     """Return the dtype in which an operator computes on `tensor`: float64 for float64, float32 for every other."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def finite_rows(z: Tensor) -> Tensor:
+    """Return (B,) bool: which rows of logits (B, C) have no NaN, and no value that counts as infinite.
+
+    A magnitude of 2**64 or more does (2**960 in float64). Below it no sum over a row overflows for any number of
+    classes, beta and gamma, in any order of its terms.
+    """
+    return (z.abs() < (2.0**960 if z.dtype == torch.float64 else 2.0**64)).all(1)

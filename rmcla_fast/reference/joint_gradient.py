@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from rmcla_fast.ops.tensors import compute_dtype
-from rmcla_fast.reference.labels import finite, in_range, surprisal
+from rmcla_fast.ops.tensors import compute_dtype, finite_rows
+from rmcla_fast.reference.labels import in_range, surprisal
 
 INFINITY = float("inf")
 NAN = float("nan")
@@ -26,7 +26,7 @@ def joint_gradient(
     """Return the objective (B,), its gradient (B, C), soft labels (B, C) or None, and targets (B,)."""
     z = logits.to(compute_dtype(logits))
     num_classes = z.shape[1]
-    valid = finite(z) & in_range("labels", labels, num_classes)
+    valid = finite_rows(z) & in_range("labels", labels, num_classes)
     true = labels.clamp(0, num_classes - 1)
     is_true = one_hot(true, num_classes).bool()
 
@@ -75,7 +75,7 @@ def redistribute_labels(
     """Return only the soft labels (B, C) of `joint_gradient`."""
     z = logits.to(compute_dtype(logits))
     num_classes = z.shape[1]
-    valid = finite(z) & in_range("labels", labels, num_classes)
+    valid = finite_rows(z) & in_range("labels", labels, num_classes)
     is_true = one_hot(labels.clamp(0, num_classes - 1), num_classes).bool()
     return _soft_labels(z, is_true, beta, gamma, top_k, label_scheme).masked_fill(~valid[:, None], NAN)
 

@@ -2,17 +2,7 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
-
-
-def finite(z: Tensor) -> Tensor:
-    """Return (B,) bool: which rows of logits (B, C) have no NaN, and no value that counts as infinite.
-
-    A magnitude of 2**64 or more does (2**960 in float64). Below it no sum over a row overflows for any number of
-    classes, beta and gamma, in any order of its terms.
-    """
-    return (z.abs() < (2.0**960 if z.dtype == torch.float64 else 2.0**64)).all(1)
 
 
 def surprisal(z: Tensor) -> Tensor:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from rmcla_fast.ops.tensors import compute_dtype
-from rmcla_fast.reference.labels import finite, in_range, surprisal
+from rmcla_fast.ops.tensors import compute_dtype, finite_rows
+from rmcla_fast.reference.labels import in_range, surprisal
 
 
 def soft_cross_entropy(
@@ -17,7 +17,7 @@ def soft_cross_entropy(
     They are sum(y) p - y in the logits and -log p in the labels (None unless `label_gradient`), and are not reduced.
     """
     z = logits.to(compute_dtype(logits))
-    valid = finite(z)
+    valid = finite_rows(z)
     if labels.dim() == 1:
         valid &= in_range("labels", labels, z.shape[1])
         y = one_hot(labels.clamp(0, z.shape[1] - 1), z.shape[1]).to(z.dtype)
