@@ -1,14 +1,17 @@
 # Two commands: `make demo` trains a robust model on real images and draws what it withstands; `make test` passes the tests.
+# `make mutants` changes the source in COUNT small ways, drawn by SEED, and fails if the tests notice under 85 % of them.
 # Each sets up everything it needs in .venv. TORCH names the torch to install: TORCH=torch==2.13.0, for one.
 PYTHON ?= python3
 TORCH ?= torch
 BIN := .venv/bin
 INSTALLED := .venv/installed-$(subst =,-,$(subst /,-,$(TORCH)))
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
+COUNT ?= 300
+SEED ?= 1
 DEMO := runs/demo
 ATTACKS := clean,fgsm,ce20,cw100,autoattack
 
-.PHONY: demo test bench lint format install clean
+.PHONY: demo test mutants bench lint format install clean
 
 demo: install
 	$(BIN)/rmcla train --data digits --recipe standard --epsilon 0.15 --out $(DEMO)/standard --resume
@@ -17,6 +20,9 @@ demo: install
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
+mutants: install
+	$(BIN)/python tests/stress/mutants.py --count $(COUNT) --seed $(SEED)
 
 bench: install
 	$(BIN)/python -m pytest benchmarks --benchmark-disable-gc

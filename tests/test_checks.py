@@ -18,7 +18,9 @@ RNG = torch.zeros(2, dtype=torch.int64)
 LARGEST = torch.finfo(torch.float64).max
 
 
-@pytest.mark.parametrize("value", [0.5, np.float32(0.5), np.float64(0.5), Fraction(1, 2)], ids=lambda x: type(x).__name__)
+@pytest.mark.parametrize(
+    "value", [0.5, np.float32(0.5), np.float64(0.5), Fraction(1, 2)], ids=lambda x: type(x).__name__
+)
 def test_a_number_of_any_kind_becomes_a_float(value: Any) -> None:
     assert checks.number("beta", value) == 0.5
     assert type(checks.number("beta", value)) is float

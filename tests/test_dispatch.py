@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.machinery
 import importlib.util
 import os
 import re
@@ -14,13 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import available_backends
 
 import rmcla_fast
 from rmcla_fast.ops import dispatch, extension
 
 ROOT = Path(rmcla_fast.__file__).parents[1]
-EXTENSION_BUILT = importlib.util.find_spec("rmcla_fast._C") is not None
 
 # Run before the import of the package, this hides the extension, as if it had not been built.
 MISSING = """
@@ -59,19 +56,6 @@ def call(**kwargs):
     except ValueError as error:
         return str(error)
 """
-
-
-def test_the_built_extension_loads() -> None:
-    if not EXTENSION_BUILT:
-        pytest.skip(f"backend 'cpu': {extension.missing_reason}")
-    assert extension.build_config is not None, extension.missing_reason
-    assert extension.has_kernels("cpu")
-    assert "cpu" in available_backends()
-    assert dispatch.resolve("cpu", "cpu") == "cpu"
-    operators = ("joint_gradient", "redistribute_labels", "soft_cross_entropy")
-    for name in (*operators, "perturb_step", "random_start", "augment"):
-        registered = torch._C._dispatch_dump(f"rmcla_fast::{name}")
-        assert "\nCPU:" in registered, f"{name} has no CPU kernel:\n{registered}"
 
 
 def test_the_argument_overrides_the_environment_which_overrides_the_default() -> None:
@@ -166,47 +150,87 @@ print(call(backend="cpu"))
     assert printed[3].startswith(f"backend 'cpu' cannot run a cpu tensor: {reason}")
 
 
-class _Extension(types.ModuleType):
-    """A replacement of the compiled extension that does not load, or was built for another torch."""
-
-    def __init__(self, loads: bool) -> None:
-        super().__init__("rmcla_fast._C")
-        self.loads = loads
-
-    def build_config(self) -> dict[str, str]:
-        if not self.loads:
-            raise ImportError("undefined symbol: _ZN3c10\nthe second line of the loader's message")
-        return {"torch": "1.0.0", "compiler": "", "cuda": ""}
+def test_a_backend_says_in_one_sentence_why_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    interpreter = "Triton kernels run on cuda tensors (on cpu tensors only in its interpreter, TRITON_INTERPRET=1)"
+    assert [dispatch.why_not(device, "reference") for device in ("cpu", "cuda", "meta")] == ["", "", ""]
+    assert dispatch.why_not("cuda", "cpu") == "it runs cpu tensors only"
+    assert dispatch.why_not("cpu", "cuda") == "it runs cuda tensors only"
+    monkeypatch.setattr(dispatch, "_triton_interpreted", False)
+    monkeypatch.setattr(dispatch, "_triton_installed", True)
+    assert [dispatch.why_not(device, "triton") for device in ("cpu", "cuda")] == [interpreter, ""]
+    monkeypatch.setattr(dispatch, "_triton_installed", False)
+    for device in ("cpu", "cuda"):
+        assert dispatch.why_not(device, "triton") == "triton is not installed; pip install triton"
+    monkeypatch.setattr(dispatch, "_triton_installed", True)
+    monkeypatch.setattr(dispatch, "_triton_interpreted", True)
+    assert [dispatch.why_not(device, "triton") for device in ("meta", "cuda")] == [interpreter, ""]
 
 
 @pytest.mark.parametrize(
-    ("loads", "reason"),
+    ("device", "available", "chosen", "warned"),
     [
-        (False, "the compiled extension does not load (undefined symbol: _ZN3c10); rebuild it with: pip install"),
-        (True, "the compiled extension was built for torch 1.0.0, and this is torch"),
+        ("cuda", {"cuda", "triton"}, "cuda", []),
+        ("cuda", {"triton"}, "triton", []),
+        ("cuda", {"cpu"}, "reference", ["rmcla_fast runs its plain-torch reference on cuda: no cuda on cuda"]),
+        ("cpu", {"cpu", "triton"}, "cpu", []),
+        ("cpu", {"cuda", "triton"}, "reference", ["rmcla_fast runs its plain-torch reference on cpu: no cpu on cpu"]),
+        ("meta", set(), "reference", []),
     ],
 )
-def test_an_extension_that_cannot_be_used_says_why(monkeypatch: pytest.MonkeyPatch, loads: bool, reason: str) -> None:
-    unusable = _Extension(loads)
-    unusable.__spec__ = importlib.machinery.ModuleSpec("rmcla_fast._C", None)
-    monkeypatch.setitem(sys.modules, "rmcla_fast._C", unusable)
-    config, said = extension._load()
-    assert config is None
-    assert said.startswith(reason)
-    assert said.count("\n") == 0
+def test_the_default_is_the_best_backend_that_is_available(
+    monkeypatch: pytest.MonkeyPatch, device: str, available: set[str], chosen: str, warned: list[str]
+) -> None:
+    monkeypatch.setattr(dispatch, "_from_environment", None)
+    monkeypatch.setattr(dispatch, "_resolved", {})
+    monkeypatch.setattr(
+        dispatch, "why_not", lambda device, backend: "" if backend in available else f"no {backend} on {device}"
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert dispatch.resolve(device, None) == chosen
+        assert dispatch.resolve(device, None) == chosen
+    assert [str(each.message) for each in caught] == warned, "a choice that is made once warns once"
+
+
+@pytest.mark.parametrize(("source", "given"), [("backend", "fast"), ("RMCLA_BACKEND", None)])
+def test_a_backend_that_cannot_be_chosen_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, source: str, given: str | None
+) -> None:
+    monkeypatch.setattr(dispatch, "_from_environment", "fast")
+    for _ in range(2):  # an error is not remembered as a choice
+        with pytest.raises(ValueError) as raised:
+            dispatch.resolve("cpu", given)
+        known = "'reference', 'cpu', 'triton', 'cuda'"
+        assert str(raised.value) == f"{source} must be one of {known} or unset; got 'fast'"
+    assert dispatch.resolve("cpu", "reference") == "reference"
+    assert dispatch.resolve("meta", "reference") == "reference"
+    with pytest.raises(ValueError, match=r"^backend 'cpu' cannot run a meta tensor: it runs cpu tensors only$"):
+        dispatch.resolve("meta", "cpu")
+
+
+def test_each_backend_runs_its_registered_operator() -> None:
+    operator = dispatch.choose("perturb_step.out", torch.zeros(2), "reference")
+    assert operator is torch.ops.rmcla_fast.perturb_step_reference.out
+    assert dispatch._operators["perturb_step.out"] == {
+        "reference": torch.ops.rmcla_fast.perturb_step_reference.out,
+        "cpu": torch.ops.rmcla_fast.perturb_step.out,
+        "triton": torch.ops.rmcla_fast.perturb_step_triton.out,
+        "cuda": torch.ops.rmcla_fast.perturb_step.out,
+    }
+    assert dispatch._operators["augment"] == {
+        "reference": torch.ops.rmcla_fast.augment_reference.default,
+        "cpu": torch.ops.rmcla_fast.augment.default,
+        "triton": torch.ops.rmcla_fast.augment_triton.default,
+        "cuda": torch.ops.rmcla_fast.augment.default,
+    }
+    assert set(dispatch._operators) == {
+        *("augment", "joint_gradient", "soft_cross_entropy"),
+        *(name + suffix for name in ("perturb_step", "random_start", "redistribute_labels") for suffix in ("", ".out")),
+    }
 
 
 def test_every_operator_is_registered_for_every_backend() -> None:
-    registered = set(dispatch._operators)
-    assert {
-        "joint_gradient",
-        "redistribute_labels",
-        "redistribute_labels.out",
-        "perturb_step",
-        "perturb_step.out",
-    } <= registered
-    assert {"random_start", "random_start.out", "soft_cross_entropy", "augment"} <= registered
-    for name in registered:
+    for name in dispatch._operators:
         base, _, overload = name.partition(".")
         for qualified in (base, f"{base}_reference", f"{base}_triton"):
             assert (overload or "default") in getattr(torch.ops.rmcla_fast, qualified).overloads(), (name, qualified)

@@ -14,7 +14,7 @@ import difflib
 import gc
 import hashlib
 import importlib
-import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -26,6 +26,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,13 +52,14 @@ PRELOADED = (
 EQUIVALENT = Path(__file__).with_name("equivalent_mutants.json")
 BROKEN = 99  # the exit status of a child that cannot import the package
 SLOWEST = 120.0  # seconds that a mutant may take beyond five times the time of the original
+SECONDS = itertools.count()  # a time of change for each mutant, so that Python never takes bytecode of another source
 # The tests of each file, those that find most mutants first.
 TESTS = {
     "ops/__init__.py": "signatures",
     "ops/augment.py": "signatures bad_input_images augment",
     "ops/checks.py": "checks bad_input_rows bad_input_images out adversarial_example",
     "ops/dispatch.py": "dispatch bad_input_rows signatures",
-    "ops/extension.py": "dispatch",
+    "ops/extension.py": "extension dispatch",
     "ops/joint_gradient.py": "signatures bad_input_rows joint_objective redistribute_labels joint_gradient out",
     "ops/perturb_step.py": "signatures bad_input_images perturb_step out",
     "ops/philox.py": "random_start target_classes",
@@ -176,37 +178,41 @@ def start(folder: Path, file: str) -> int:
         os._exit(status)
 
 
-def outcomes(mutants: list[Mutant], jobs: int, allowed: dict[str, float]) -> Iterator[tuple[Mutant, str, str, float]]:
-    """Run each mutant; give its outcome, the test that failed, and the seconds that it took."""
-    with tempfile.TemporaryDirectory(prefix="mutants-") as place:
-        free = [Path(place) / str(slot) for slot in range(jobs)]
-        for folder in free:
-            left_out = shutil.ignore_patterns(".git", ".venv", "build", "runs", ".*_cache", "results")
-            shutil.copytree(ROOT, folder, ignore=left_out)
-        waiting, running, turn = list(reversed(mutants)), {}, 0
-        while waiting or running:
-            while waiting and free:
-                mutant, folder, turn = waiting.pop(), free.pop(), turn + 1
-                path = folder / "rmcla_fast" / mutant.file
-                path.write_text(mutant.source)
-                os.utime(path, (turn, turn))  # compiled code is found again by the second of the source's last change
-                Path(f"{folder}.failure").write_text("")
-                running[start(folder, mutant.file)] = mutant, folder, time.monotonic()
-            time.sleep(0.02)
-            for child, (mutant, folder, begin) in list(running.items()):
-                seconds = time.monotonic() - begin
-                late = seconds > allowed.get(mutant.file, 3600.0)
-                if late:
-                    os.killpg(child, signal.SIGKILL)
-                done, status = os.waitpid(child, 0 if late else os.WNOHANG)
-                if not done:
-                    continue
-                del running[child]
-                free.append(folder)
-                shutil.copy2(ROOT / "rmcla_fast" / mutant.file, folder / "rmcla_fast" / mutant.file)
-                code = os.waitstatus_to_exitcode(status)
-                outcome = "timed out" if late else {0: "survived", BROKEN: "broken"}.get(code, "killed")
-                yield mutant, outcome, Path(f"{folder}.failure").read_text() or f"exit {code}", seconds
+def copies(place: Path, count: int) -> list[Path]:
+    """Copy the repository so often into a folder, without what the tests do not need."""
+    left_out = shutil.ignore_patterns(".git", ".venv", "build", "runs", ".*_cache", "results")
+    return [Path(shutil.copytree(ROOT, place / str(number), ignore=left_out)) for number in range(count)]
+
+
+def outcomes(
+    mutants: list[Mutant], folders: list[Path], allowed: dict[str, float]
+) -> Iterator[tuple[Mutant, str, str, float]]:
+    """Run each mutant in one of the copies; give its outcome, the test that failed, and the seconds that it took."""
+    free, waiting, running = list(folders), list(reversed(mutants)), {}
+    while waiting or running:
+        while waiting and free:
+            mutant, folder = waiting.pop(), free.pop()
+            path = folder / "rmcla_fast" / mutant.file
+            path.write_text(mutant.source)
+            second = next(SECONDS)
+            os.utime(path, (second, second))
+            Path(f"{folder}.failure").write_text("")
+            running[start(folder, mutant.file)] = mutant, folder, time.monotonic()
+        time.sleep(0.02)
+        for child, (mutant, folder, begin) in list(running.items()):
+            seconds = time.monotonic() - begin
+            late = seconds > allowed.get(mutant.file, 3600.0)
+            if late:
+                os.killpg(child, signal.SIGKILL)
+            done, status = os.waitpid(child, 0 if late else os.WNOHANG)
+            if not done:
+                continue
+            del running[child]
+            free.append(folder)
+            shutil.copy2(ROOT / "rmcla_fast" / mutant.file, folder / "rmcla_fast" / mutant.file)
+            code = os.waitstatus_to_exitcode(status)
+            outcome = "timed out" if late else {0: "survived", BROKEN: "broken"}.get(code, "killed")
+            yield mutant, outcome, Path(f"{folder}.failure").read_text() or f"exit {code}", seconds
 
 
 def sample(found: dict[str, Mutants], count: int | None, seed: int) -> list[Mutant]:
@@ -255,35 +261,38 @@ def main() -> int:
     if options.only:
         again = {survivor["key"] for survivor in json.loads(Path(options.only).read_text())["survivors"]}
         chosen = [mutant for mutant in chosen if mutant.key in again]
-    originals = [Mutant(file, 0, "", (ROOT / "rmcla_fast" / file).read_text()) for file in found]
-    allowed = {}
-    for original, outcome, failure, seconds in outcomes(originals, options.jobs, {}):
-        if outcome != "survived":
-            sys.exit(f"The tests of {original.file} fail without a mutant: {failure}")
-        allowed[original.file] = SLOWEST + 5 * seconds
-        print(f"{original.file}: the tests take {seconds:.0f} s", flush=True)
-
     counts: dict[str, Counter[str]] = {file: Counter(mutants=len(found[file].mutations)) for file in found}
-    survivors: list[dict[str, Any]] = []
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    pending = [mutant for mutant in chosen if mutant.key not in reasons]
     for mutant in chosen:
         counts[mutant.file].update(tested=1, equivalent=int(mutant.key in reasons))
-    for number, (mutant, outcome, failure, seconds) in enumerate(outcomes(pending, options.jobs, allowed), 1):
-        counts[mutant.file][outcome] += 1
-        print(f"{number}/{len(pending)} {outcome} {mutant.file}:{mutant.line} {seconds:.1f} s {failure}", flush=True)
-        if outcome == "survived":
-            print(mutant.change, flush=True)
-            survivors.append({"key": mutant.key, "file": mutant.file, "line": mutant.line, "change": mutant.change})
+    pending = [mutant for mutant in chosen if mutant.key not in reasons]
+    originals = [Mutant(file, 0, "", mutants.code) for file, mutants in found.items()]
+    survivors: list[dict[str, Any]] = []
+    allowed = {}
+    with tempfile.TemporaryDirectory(prefix="mutants-") as place:
+        folders = copies(Path(place), options.jobs)
+        for original, outcome, failure, seconds in outcomes(originals, folders, {}):
+            if outcome != "survived":
+                sys.exit(f"The tests of {original.file} fail without a mutant: {failure}")
+            allowed[original.file] = SLOWEST + 5 * seconds
+            print(f"{original.file}: the tests take {seconds:.0f} s", flush=True)
+        for number, (mutant, outcome, failure, seconds) in enumerate(outcomes(pending, folders, allowed), 1):
+            counts[mutant.file][outcome] += 1
+            print(
+                f"{number}/{len(pending)} {outcome} {mutant.file}:{mutant.line} {seconds:.1f} s {failure}", flush=True
+            )
+            if outcome == "survived":
+                print(mutant.change, flush=True)
+                survivors.append({"key": mutant.key, "file": mutant.file, "line": mutant.line, "change": mutant.change})
     columns = ("mutants", "tested", "killed", "timed out", "survived", "equivalent", "broken")
     table = {file: {column: row[column] for column in columns} for file, row in counts.items()}
     killed, error = share(table)
     packages = ("mutmut", "torch", "pytest", "hypothesis")
+    options.json.parent.mkdir(parents=True, exist_ok=True)
     result = {
         "killed_percent": round(100 * killed, 2),
         "standard_error_percent": round(100 * error, 2),
         "seed": options.seed,
-        "versions": {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}},
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
         "files": table,
         "survivors": survivors,
     }
