@@ -208,6 +208,14 @@ def test_a_backend_that_cannot_be_chosen_is_an_error(
         dispatch.resolve("meta", "cpu")
 
 
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+def test_the_environment_says_whether_triton_is_interpreted() -> None:
+    assert dispatch._triton_interpreted is (os.environ.get("TRITON_INTERPRET") == "1")
+    missing = dispatch._why_no_interpreter() if dispatch._triton_interpreted else ""
+    device = "cpu" if dispatch._triton_interpreted else "cuda"
+    assert dispatch.why_not(device, "triton") == missing
+
+
 def test_each_backend_runs_its_registered_operator() -> None:
     operator = dispatch.choose("perturb_step.out", torch.zeros(2), "reference")
     assert operator is torch.ops.rmcla_fast.perturb_step_reference.out

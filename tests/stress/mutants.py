@@ -24,7 +24,6 @@ import signal
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -52,6 +51,9 @@ PRELOADED = (
 EQUIVALENT = Path(__file__).with_name("equivalent_mutants.json")
 BROKEN = 99  # the exit status of a child that cannot import the package
 SLOWEST = 120.0  # seconds that a mutant may take beyond five times the time of the original
+LEAST = 85.0  # percent of the mutants that the tests must kill
+COLUMNS = ("mutants", "tested", "killed", "timed out", "survived", "equivalent", "broken")
+PACKAGES = ("mutmut", "torch", "pytest", "hypothesis")
 SECONDS = itertools.count()  # a time of change for each mutant, so that Python never takes bytecode of another source
 # The tests of each file, those that find most mutants first.
 TESTS = {
@@ -241,66 +243,64 @@ def share(counts: dict[str, dict[str, int]]) -> tuple[float, float]:
     return mean, sum((w / whole) ** 2 * v for w, v in zip(weights, variances, strict=True)) ** 0.5
 
 
-def main() -> int:
+def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", help="files of rmcla_fast, for example ops/checks.py; all of TESTS without")
     parser.add_argument("--count", type=int, help="how many mutants to draw at random; all of them without")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
-    parser.add_argument("--only", help="a result of this script; run again only those that survived there")
-    parser.add_argument("--least", type=float, default=85.0, help="the share in percent below which this fails")
+    parser.add_argument("--only", type=Path, help="a result of this script; run again only what survived there")
     parser.add_argument("--json", type=Path, default=ROOT / "build" / "mutants.json")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> int:
+    given = options()
     os.environ |= {"OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     for name in PRELOADED:
         importlib.import_module(name)
     gc.freeze()  # so that the children share the memory of what is loaded
-    found = {file: Mutants(file) for file in options.files or TESTS}
-    chosen = sample(found, options.count, options.seed)
-    reasons = {entry["key"]: entry["reason"] for entry in json.loads(EQUIVALENT.read_text())}
-    if options.only:
-        again = {survivor["key"] for survivor in json.loads(Path(options.only).read_text())["survivors"]}
+    found = {file: Mutants(file) for file in given.files or TESTS}
+    chosen = sample(found, given.count, given.seed)
+    if given.only:
+        again = {survivor["key"] for survivor in json.loads(given.only.read_text())["survivors"]}
         chosen = [mutant for mutant in chosen if mutant.key in again]
-    counts: dict[str, Counter[str]] = {file: Counter(mutants=len(found[file].mutations)) for file in found}
+    equivalent = {entry["key"] for entry in json.loads(EQUIVALENT.read_text())}
+    table = {file: dict.fromkeys(COLUMNS, 0) | {"mutants": len(found[file].mutations)} for file in found}
     for mutant in chosen:
-        counts[mutant.file].update(tested=1, equivalent=int(mutant.key in reasons))
-    pending = [mutant for mutant in chosen if mutant.key not in reasons]
-    originals = [Mutant(file, 0, "", mutants.code) for file, mutants in found.items()]
+        table[mutant.file]["tested"] += 1
+        table[mutant.file]["equivalent"] += mutant.key in equivalent
+    pending = [mutant for mutant in chosen if mutant.key not in equivalent]
     survivors: list[dict[str, Any]] = []
-    allowed = {}
     with tempfile.TemporaryDirectory(prefix="mutants-") as place:
-        folders = copies(Path(place), options.jobs)
+        folders = copies(Path(place), given.jobs)
+        allowed = {}
+        originals = [Mutant(file, 0, "", mutants.code) for file, mutants in found.items()]
         for original, outcome, failure, seconds in outcomes(originals, folders, {}):
             if outcome != "survived":
                 sys.exit(f"The tests of {original.file} fail without a mutant: {failure}")
             allowed[original.file] = SLOWEST + 5 * seconds
-            print(f"{original.file}: the tests take {seconds:.0f} s", flush=True)
         for number, (mutant, outcome, failure, seconds) in enumerate(outcomes(pending, folders, allowed), 1):
-            counts[mutant.file][outcome] += 1
-            print(
-                f"{number}/{len(pending)} {outcome} {mutant.file}:{mutant.line} {seconds:.1f} s {failure}", flush=True
-            )
+            table[mutant.file][outcome] += 1
+            where = f"{number}/{len(pending)} {outcome} {mutant.file}:{mutant.line} {seconds:.1f} s"
+            print(where, mutant.change if outcome == "survived" else failure, flush=True)
             if outcome == "survived":
-                print(mutant.change, flush=True)
                 survivors.append({"key": mutant.key, "file": mutant.file, "line": mutant.line, "change": mutant.change})
-    columns = ("mutants", "tested", "killed", "timed out", "survived", "equivalent", "broken")
-    table = {file: {column: row[column] for column in columns} for file, row in counts.items()}
     killed, error = share(table)
-    packages = ("mutmut", "torch", "pytest", "hypothesis")
-    options.json.parent.mkdir(parents=True, exist_ok=True)
     result = {
         "killed_percent": round(100 * killed, 2),
         "standard_error_percent": round(100 * error, 2),
-        "seed": options.seed,
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "seed": given.seed,
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "files": table,
         "survivors": survivors,
     }
-    options.json.write_text(json.dumps(result, indent=1) + "\n")
+    given.json.parent.mkdir(parents=True, exist_ok=True)
+    given.json.write_text(json.dumps(result, indent=1) + "\n")
     for file, row in table.items():
-        print(f"{file:32}" + "".join(f"{column} {row[column]:4}  " for column in columns))
-    print(f"killed {100 * killed:.1f} %, standard error {100 * error:.1f} %; {options.json}")
-    return int(100 * killed < options.least)
+        print(f"{file:32}" + "".join(f"{column} {row[column]:4}  " for column in COLUMNS))
+    print(f"killed {100 * killed:.1f} %, standard error {100 * error:.1f} %; {given.json}")
+    return int(100 * killed < LEAST)
 
 
 if __name__ == "__main__":
