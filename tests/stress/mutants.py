@@ -69,13 +69,13 @@ TESTS = {
     "ops/soft_cross_entropy.py": "signatures bad_input_rows soft_cross_entropy",
     "ops/tensors.py": "tensors perturb_step random_start redistribute_labels",
     "reference/__init__.py": "signatures",
-    "reference/augment.py": "signatures augment",
-    "reference/joint_gradient.py": "signatures redistribute_labels joint_gradient",
-    "reference/labels.py": "soft_cross_entropy redistribute_labels joint_gradient",
+    "reference/augment.py": "signatures reference augment",
+    "reference/joint_gradient.py": "signatures reference redistribute_labels joint_gradient",
+    "reference/labels.py": "reference soft_cross_entropy redistribute_labels joint_gradient",
     "reference/perturb_step.py": "signatures perturb_step out",
     "reference/random_start.py": "signatures random_start out",
-    "reference/soft_cross_entropy.py": "signatures soft_cross_entropy",
-    "adversarial_example.py": "adversarial_example target_classes step",
+    "reference/soft_cross_entropy.py": "signatures reference soft_cross_entropy",
+    "adversarial_example.py": "attack adversarial_example target_classes step",
     "recipes.py": "recipes adversarial_example",
     "training/checkpoint.py": "checkpoint resume loop",
 }
@@ -295,6 +295,7 @@ def main() -> int:
         "files": table,
         "survivors": survivors,
     }
+    gc.unfreeze()
     given.json.parent.mkdir(parents=True, exist_ok=True)
     given.json.write_text(json.dumps(result, indent=1) + "\n")
     for file, row in table.items():
