@@ -1,5 +1,4 @@
 # Two commands: `make demo` trains a robust model on real images and draws what it withstands; `make test` passes the tests.
-# `make mutants` changes the source in COUNT small ways, drawn by SEED, and fails if the tests notice under 85 % of them.
 # Each sets up everything it needs in .venv. TORCH names the torch to install: TORCH=torch==2.13.0, for one.
 PYTHON ?= python3
 TORCH ?= torch
@@ -11,7 +10,7 @@ SEED ?= 1
 DEMO := runs/demo
 ATTACKS := clean,fgsm,ce20,cw100,autoattack
 
-.PHONY: demo test mutants bench lint format install clean
+.PHONY: demo test bench faults mutants lint format install clean
 
 demo: install
 	$(BIN)/rmcla train --data digits --recipe standard --epsilon 0.15 --out $(DEMO)/standard --resume
@@ -21,12 +20,18 @@ demo: install
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
-mutants: install
-	$(BIN)/python tests/stress/mutants.py --count $(COUNT) --seed $(SEED)
-
 bench: install
 	$(BIN)/python -m pytest benchmarks --benchmark-disable-gc
 	$(BIN)/python benchmarks/bench_train_step.py
+
+# Kills, full disks, flipped bits, malformed files and second writers: nothing may be lost or wrong in silence.
+faults: install
+	OMP_NUM_THREADS=1 $(BIN)/python tests/stress/faults.py --kills 200 --disks 20 --readonly 16 --flips 400 \
+	  --truncations 20 --malformed 1000 --pairs 12 --json faults.json
+
+# The source is changed in COUNT small ways, drawn by SEED, and the tests must notice 85 % of the changes.
+mutants: install
+	$(BIN)/python tests/stress/mutants.py --count $(COUNT) --seed $(SEED)
 
 lint: install
 	$(BIN)/ruff check .

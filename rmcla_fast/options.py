@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from rmcla_fast.errors import UserError
+from rmcla_fast.schema import shortened
 
+QUOTES = "'\""
 Value = TypeVar("Value")
 Class = TypeVar("Class", bound=type)
 
@@ -26,10 +28,13 @@ class Rule:
     words: str
 
 
+THREADS = Rule(lambda value: 1 <= value <= 4096, "from 1 to 4096")
 AT_LEAST_1 = Rule(lambda value: value >= 1, "at least 1")
 NOT_NEGATIVE = Rule(lambda value: 0 <= value < math.inf, "0 or more")
 POSITIVE = Rule(lambda value: 0 < value <= 3e38, "positive, and finite as a float32")
 BELOW_1 = Rule(lambda value: 0 <= value < 1, "in [0, 1)")
+FINITE = Rule(math.isfinite, "finite")
+PERCENT = Rule(lambda value: 0 <= value <= 100, "in [0, 100]")
 SEED = Rule(lambda value: 0 <= value < 2**32, "in [0, 2^32)")
 
 
@@ -71,6 +76,11 @@ def option(
     )
 
 
+def fact(rule: Rule, default: Any = dataclasses.MISSING) -> Any:
+    """Declare a dataclass field that is read from a file (`schema.read_as`) and held to a rule."""
+    return dataclasses.field(default=default, metadata={"rule": rule})
+
+
 def _facts(help: str, **facts: object) -> dict[str, object]:
     return {"help": help, "rule": None, "shown": None, "metavar": None, "parse": None} | facts
 
@@ -105,10 +115,12 @@ def check(options: Any) -> None:
     for field in dataclasses.fields(options):
         value, kind = getattr(options, field.name), kinds[field.name]
         if not _fits(value, kind):
-            raise UserError(f"{flag(field.name)} must be {_words(kind)}; got {value!r}")
+            raise UserError(f"{flag(field.name)} must be {_words(kind)}; got {shortened(value)}")
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise UserError(f"{flag(field.name)} must fit 64 bits; got {shortened(value)}")
         rule = field.metadata["rule"]
         if rule is not None and value is not None and not rule.holds(value):
-            raise UserError(f"{flag(field.name)} must be {rule.words}; got {value}")
+            raise UserError(f"{flag(field.name)} must be {rule.words}; got {shortened(value).strip(QUOTES)}")
 
 
 def plain(value: Any) -> Any:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from rmcla_fast import cli
@@ -57,6 +58,18 @@ def python(*arguments: object, **options: Any) -> subprocess.Popen[str]:
         text=True,
         **options,
     )
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Return the content of a checkpoint as nested dictionaries."""
+    return dataclasses.asdict(checkpoint.read(path))
+
+
+def change_checkpoint(path: Path, **changes: Any) -> None:
+    """Change entries of a checkpoint, which keeps a valid checksum. Those of "config" are added to its own."""
+    state = torch.load(path, weights_only=True)
+    config = state["config"] | changes.pop("config", {})
+    checkpoint.save(path, {**state, **changes, "config": config})
 
 
 def wait_for_checkpoint(out: Path, process: subprocess.Popen[str], seconds: float = 240) -> None:

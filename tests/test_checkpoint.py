@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 import pickle
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from data_files import Malicious
+from run_cases import change_checkpoint
 from torch import nn
 
 import rmcla_fast
-from rmcla_fast import models
+from rmcla_fast import models, sealed
 from rmcla_fast.errors import RunFailed, UserError
-from rmcla_fast.training import checkpoint
+from rmcla_fast.files import replacing
+from rmcla_fast.training import TrainConfig, checkpoint
+from rmcla_fast.training.config import resolve
+from rmcla_fast.training.record import Facts, RunRecord
 
 
 def state(model: nn.Module, name: str = "small-cnn", ema: dict[str, Any] | None = None) -> dict[str, Any]:
-    config = {"model": name, "num_classes": 10, "channels": 1}
-    rest = {"optimizer": {}, "schedule": {}, "rng": {}, "epoch": 1, "step": 2, "config": config}
-    return {"model": model.state_dict(), "ema": ema, **rest}
+    options = resolve(TrainConfig(data="digits", model=name))
+    facts = Facts(num_classes=10, channels=1, image_size=(8, 8), train_images=1437)
+    progress = {"name": "one-cycle", "best": 1.0, "epoch_loss": 0.0, "recent": [], "warned": False}
+    return {
+        "model": model.state_dict(),
+        "ema": ema,
+        "optimizer": {},
+        "schedule": {**progress, "total_steps": 10, "epoch_count": 0, "seconds": 0.5},
+        "rng": {"step": {"step": 2}, "torch": torch.get_rng_state(), "cuda": [], "others": []},
+        "epoch": 1,
+        "step": 2,
+        "config": RunRecord(options, facts).as_json(),
+    }
 
 
 @pytest.fixture
@@ -37,8 +52,8 @@ def same(first: nn.Module, second: nn.Module) -> bool:
 def test_a_saved_checkpoint_can_be_read(tmp_path: Path, model: nn.Module) -> None:
     checkpoint.save(tmp_path / "checkpoint.pt", state(model))
     read = checkpoint.read(tmp_path / "checkpoint.pt")
-    assert tuple(read) == checkpoint.KEYS
-    assert read["step"] == 2
+    assert (read.epoch, read.step, read.schedule.best) == (1, 2, 1.0)
+    assert set(torch.load(tmp_path / "checkpoint.pt", weights_only=True)) == set(vars(read))
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
@@ -83,31 +98,90 @@ def test_weights_that_do_not_fit_the_model_are_an_error(tmp_path: Path, model: n
         rmcla_fast.load(tmp_path)
 
 
-@pytest.mark.parametrize("kept", [0, 10, 1000, -100])
-def test_a_truncated_checkpoint_is_an_error(tmp_path: Path, model: nn.Module, kept: int) -> None:
+@pytest.mark.parametrize("kept", [0, 10, 1000, -1, -50, -100, -1000])
+def test_a_checkpoint_that_was_cut_short_is_an_error(tmp_path: Path, model: nn.Module, kept: int) -> None:
     path = tmp_path / "checkpoint.pt"
     checkpoint.save(path, state(model))
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(UserError, match=r"checkpoint\.pt is truncated or was not written by rmcla_fast"):
+    with pytest.raises(UserError, match=r"checkpoint\.pt is cut short or was not written by this version"):
         checkpoint.read(path)
+
+
+def test_every_flipped_bit_is_noticed(tmp_path: Path, model: nn.Module) -> None:
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.save(path, state(model))
+    whole = path.read_bytes()
+    draw = random.Random(0)
+    for _ in range(200):
+        place = draw.randrange(len(whole))
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << draw.randrange(8)]) + whole[place + 1 :])
+        with pytest.raises(UserError, match=r"checkpoint\.pt is (damaged|cut short)"):
+            checkpoint.read(path)
+
+
+def test_a_damaged_checkpoint_names_the_other_one_if_there_is_one(tmp_path: Path, model: nn.Module) -> None:
+    for name in ("checkpoint.pt", "best.pt"):
+        checkpoint.save(tmp_path / name, state(model))
+    for name in ("checkpoint.pt", "best.pt"):
+        whole = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(whole[:99] + b"?" + whole[100:])
+        way_out = r"put a copy of .*best\.pt in its place" if name == "checkpoint.pt" else "--which last still works"
+        with pytest.raises(UserError, match=rf"is damaged: its checksum .*; .*{way_out}"):
+            checkpoint.read(tmp_path / name)
+        (tmp_path / name).write_bytes(whole)
+    (tmp_path / "best.pt").unlink()
+    (tmp_path / "checkpoint.pt").write_bytes(b"")
+    with pytest.raises(UserError, match="restore it from a copy, or start the run again in another folder"):
+        checkpoint.read(tmp_path / "checkpoint.pt")
 
 
 def test_a_checkpoint_of_another_program_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     torch.save({"state_dict": {}}, path)
-    with pytest.raises(UserError, match="it has no 'model', 'ema'"):
+    with pytest.raises(UserError, match="does not end with a checksum"):
         checkpoint.read(path)
-    torch.save(torch.zeros(3), path)
-    with pytest.raises(UserError, match="not a checkpoint of rmcla_fast"):
+    checkpoint.save(path, {"state_dict": {}})
+    with pytest.raises(UserError, match=r"not a checkpoint of rmcla_fast \(model is missing\)"):
+        checkpoint.read(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"epoch": -1}, "epoch must be 0 or more; got -1"),
+        ({"step": "2"}, "step must be a whole number; got '2'"),
+        ({"step": True}, "step must be a whole number; got True"),
+        ({"model": None}, "model must be an object; got None"),
+        ({"ema": 5}, "ema must be an object or nothing; got 5"),
+        ({"rng": {}}, "rng.torch is missing"),
+        ({"schedule": {"name": 5}}, "schedule.name must be text; got 5"),
+        ({"config": {"epochs": 0}}, "--epochs must be at least 1; got 0"),
+        ({"config": {"epsilon": "8"}}, "for 8 of 255 levels write 8/255"),
+        ({"config": {"data": "elsewhere"}}, "unknown data set 'elsewhere'"),
+        ({"config": {"num_classes": 1}}, "num_classes must be at least 2; got 1"),
+        ({"config": {"num_classes": 10**400}}, "num_classes must be at least 2; got 1000"),
+        ({"config": {"image_size": [8]}}, "image_size must have 2 entries; got 1"),
+        ({"config": {"classes": [1]}}, r"classes\[0\] must be text; got 1"),
+    ],
+)
+def test_content_of_another_type_or_range_is_one_sentence(
+    tmp_path: Path, model: nn.Module, changes: dict[str, Any], sentence: str
+) -> None:
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.save(path, state(model))
+    change_checkpoint(path, **changes)
+    with pytest.raises(UserError, match=rf"checkpoint\.pt is not a checkpoint of rmcla_fast \(.*{sentence}"):
         checkpoint.read(path)
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-@pytest.mark.parametrize("write", [torch.save, lambda what, path: path.write_bytes(pickle.dumps(what))])
+@pytest.mark.parametrize("write", [torch.save, pickle.dump])
 def test_a_malicious_checkpoint_does_not_run(tmp_path: Path, write: Any) -> None:
     mark = tmp_path / "it-ran"
-    write({"model": Malicious(mark)}, tmp_path / "checkpoint.pt")
-    with pytest.raises(UserError, match="not written by rmcla_fast"):
+    with replacing(tmp_path / "checkpoint.pt") as file:
+        write({"model": Malicious(mark)}, file)
+        sealed.seal(file)
+    with pytest.raises(UserError, match="was not written by rmcla_fast"):
         rmcla_fast.load(tmp_path)
     assert not mark.exists()
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from data_files import write_folder, write_image
 from evaluation_cases import hide_extras
-from run_cases import rmcla, small
+from run_cases import change_checkpoint, rmcla, small
 
-from rmcla_fast.training import train
+from rmcla_fast.training import checkpoint, train
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +43,9 @@ BAD = [
     (("evaluate", "{run}", "--precision", "int8"), "--precision must be one of 'fp32', 'bf16', 'fp16'; got 'int8'"),
     (("compare", "{run}", "--precision", "16"), "--precision must be one of 'fp32', 'bf16', 'fp16'; got '16'"),
     (("evaluate", "{missing}"), "there is no run folder"),
-    (("evaluate", "{empty}"), "it has no config.json"),
-    (("evaluate", "{uncheckpointed}"), "no checkpoint"),
+    (("evaluate", "{empty}"), "it has no checkpoint.pt"),
+    (("evaluate", "{uncheckpointed}"), "there is no checkpoint"),
     (("evaluate", "{misfit}"), "do not fit"),
-    (("evaluate", "{garbled}"), "cannot be read as the options of a run"),
-    (("evaluate", "{listed}"), "does not hold the options of a run"),
     (("gradients", "{missing}"), "there is no run folder"),
     (("compare", "{run}", "{other}"), "trained with different epsilons"),
     (("reproduce", "table9"), "no table is called 'table9'"),
@@ -64,19 +62,16 @@ def test_each_error_is_one_sentence_and_exit_code_2(
     arguments: tuple[str, ...], sentence: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folders = {"run": run, "missing": tmp_path / "missing"}
-    for name in ("empty", "uncheckpointed", "misfit", "garbled", "listed", "other"):
+    for name in ("empty", "uncheckpointed", "misfit", "other"):
         folders[name] = tmp_path / name
         folders[name].mkdir()
-    for name in ("uncheckpointed", "misfit", "other"):
-        shutil.copy(run / "config.json", folders[name])
-    config = json.loads((folders["other"] / "config.json").read_text())
-    (folders["other"] / "config.json").write_text(json.dumps({**config, "epsilon": 0.1}))
-    shutil.copy(run / "checkpoint.pt", folders["other"])
-    state = torch.load(run / "checkpoint.pt", weights_only=True)
-    state["model"] = {name: value[:1] for name, value in state["model"].items() if value.dim()}
-    torch.save(state, folders["misfit"] / "checkpoint.pt")
-    (folders["garbled"] / "config.json").write_text("{")
-    (folders["listed"] / "config.json").write_text("[]")
+    shutil.copy(run / "config.json", folders["uncheckpointed"])
+    for name in ("misfit", "other"):
+        shutil.copy(run / "checkpoint.pt", folders[name])
+    change_checkpoint(folders["other"] / "checkpoint.pt", config={"epsilon": 0.1})
+    weights = checkpoint.read(run / "checkpoint.pt").model
+    cut = {name: value[:1] for name, value in weights.items() if value.dim()}
+    change_checkpoint(folders["misfit"] / "checkpoint.pt", model=cut)
     files = {path: path.read_bytes() for path in run.iterdir()}
     code = rmcla(
         *(argument.format(**folders) for argument in arguments),
@@ -105,13 +100,12 @@ def test_a_missing_extra_is_one_sentence(
 def test_a_model_that_answers_nan_is_misclassified_and_reported(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copy(run / "config.json", tmp_path)
-    state = torch.load(run / "checkpoint.pt", weights_only=True)
-    state["model"] = {
+    shutil.copy(run / "checkpoint.pt", tmp_path)
+    weights = {
         name: torch.full_like(value, float("nan")) if value.is_floating_point() else value
-        for name, value in state["model"].items()
+        for name, value in checkpoint.read(run / "checkpoint.pt").model.items()
     }
-    torch.save(state, tmp_path / "checkpoint.pt")
+    change_checkpoint(tmp_path / "checkpoint.pt", model=weights)
     assert rmcla("evaluate", tmp_path, "--images", 40, "--attacks", "clean,ce20", "--json", tmp_path / "out.json") == 0
     found = json.loads((tmp_path / "out.json").read_text())["attacks"]
     assert [found[name]["accuracy"] for name in ("clean", "ce20")] == [0, 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import shutil
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_cases import rmcla
+from run_cases import change_checkpoint, rmcla
 
 from rmcla_fast.attacks.suite import AttackResult
 from rmcla_fast.cli import evaluate as evaluate_command
@@ -165,7 +166,8 @@ def test_compare(runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_a_robustbench_entry_has_their_names_and_kinds(runs: dict[str, Path]) -> None:
     run = open_run(runs["r-mc-la"], images=2)
-    run.config["model"] = "wrn-28-10"
+    options = dataclasses.replace(run.record.options, model="wrn-28-10")
+    run = dataclasses.replace(run, record=dataclasses.replace(run.record, options=options))
     results = {name: AttackResult(accuracy, 2, 0.1) for name, accuracy in (("clean", 92.8), ("autoattack", 29.349))}
     found = entry(run, results, 8 / 255)
     theirs = {  # RobustBench's own entry of this method, model_info/cifar10/Linf/WangZhang2019Bilateral.json
@@ -267,7 +269,6 @@ def test_a_share_of_a_folder_has_every_class_and_no_unreadable_image(
     load_data.cache_clear()
     with pytest.raises(UserError, match="trained on other classes: class 0 was cat and is ant in the data set"):
         open_run(folder)
-    state = checkpoint.read(folder / checkpoint.LAST)
-    checkpoint.save(folder / checkpoint.LAST, {**state, "epoch": 0, "step": 0})
+    change_checkpoint(folder / checkpoint.LAST, epoch=0, step=0)
     with pytest.raises(UserError, match="class 0 was cat and is ant"):
         train(TrainConfig(out=str(folder), resume=True))

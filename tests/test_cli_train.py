@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from run_cases import python, wait_for_checkpoint
+from run_cases import python, read_checkpoint, wait_for_checkpoint
 
 from rmcla_fast import cli, recipes, training
 from rmcla_fast.epsilon import format_epsilon, parse_epsilon
 from rmcla_fast.errors import UserError
 from rmcla_fast.options import flag, help_text
-from rmcla_fast.training import TrainConfig, checkpoint
+from rmcla_fast.training import TrainConfig
 
 QUICK = ["--data", "digits", "--images-per-class", "20", "--epochs", "1", "--batch-size", "32", "--device", "cpu"]
 
@@ -108,8 +108,8 @@ def test_a_run_that_fails_midway_exits_with_1(tmp_path: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("largest_file", "code", "sentence"),
     [
-        (500, 2, "run cannot be written: File too large"),  # config.json
-        (1000, 1, "could not be written (File too large); --resume goes on"),  # metrics.jsonl or TensorBoard's events
+        (1000, 2, "run cannot be written: File too large"),  # config.json
+        (1500, 1, "could not be written (File too large); --resume goes on"),  # metrics.jsonl or TensorBoard's events
         (100_000, 1, "best.pt could not be written (File too large); there is no earlier one"),
     ],
 )
@@ -126,7 +126,7 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path, largest_file: int, code: in
     assert not list(out.glob("*.tmp"))
     if code == 1:  # the run had begun, and continues when there is room again
         assert cli.run(["train", "--resume", "--quiet", "--out", str(out)]) == 0
-        assert checkpoint.read(out / "checkpoint.pt")["epoch"] == 1
+        assert read_checkpoint(out / "checkpoint.pt")["epoch"] == 1
 
 
 def test_a_missing_extra_is_one_sentence(
@@ -209,7 +209,7 @@ def test_control_c_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path) -> 
     assert "Traceback" not in said
     assert said.splitlines()[-1].startswith("rmcla: stopped by SIGINT at step")
     assert said.splitlines()[-1].endswith(f"go on with: rmcla train --resume --out {out}")
-    assert checkpoint.read(out / "checkpoint.pt")["step"] > 0
+    assert read_checkpoint(out / "checkpoint.pt")["step"] > 0
 
 
 def test_control_c_outside_the_updates_is_one_sentence(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from data_files import write_folder, write_image
 
-from rmcla_fast import data
+from rmcla_fast import data, sealed
 from rmcla_fast.data.cache import CACHE
 from rmcla_fast.errors import UserError
 
@@ -78,12 +79,27 @@ def test_images_of_every_eight_bit_mode_are_read(folder: Path) -> None:
 
 def test_a_damaged_cache_is_written_again(folder: Path) -> None:
     first = data.load("folder", folder).train.images.clone()
-    (cache,) = folder.glob(f"{CACHE}/train*.npy")
+    (cache,) = folder.glob(f"{CACHE}/train*.images")
     whole = cache.read_bytes()
-    for damaged in (b"", b"x" * 500, whole[:100], whole[:-1], whole.replace(b"(6, 3, 5, 6)", b"(5, 3, 6, 6)")):
+    other = io.BytesIO(whole[:90])
+    sealed.seal(other)
+    flipped = bytes([whole[0] ^ 1]) + whole[1:]
+    for damaged in (b"", b"x" * 500, whole[:100], whole[:-1], flipped, whole[:-200] + whole[-100:], other.getvalue()):
         cache.write_bytes(damaged)
-        assert torch.equal(data.load("folder", folder).train.images, first)
+        with pytest.warns(UserWarning, match=r"the image cache .* it is packed again"):
+            assert torch.equal(data.load("folder", folder).train.images, first)
         assert cache.read_bytes() == whole
+    assert {path.name for path in cache.parent.iterdir() if path.suffix not in (".images", ".json")} == set()
+
+
+def test_a_damaged_size_of_all_images_is_read_again(folder: Path) -> None:
+    first = data.load("folder", folder).train.images.clone()
+    (size,) = folder.glob(f"{CACHE}/size*.json")
+    whole = size.read_text()
+    for damaged in ("", "{", whole.replace("6", "7", 1), whole.replace('"RGB"', "5"), "[" * 100_000):
+        size.write_text(damaged)
+        assert torch.equal(data.load("folder", folder).train.images, first)
+        assert size.read_text() == whole
 
 
 def test_grey_images_have_one_channel(tmp_path: Path) -> None:
@@ -168,7 +184,7 @@ def test_a_full_disk_is_an_error_and_does_not_kill_the_process(folder: Path, mon
     monkeypatch.setattr("os.posix_fallocate", full, raising=False)
     with pytest.raises(UserError, match=r"image cache .* cannot be written: No space left on device"):
         data.load("folder", folder)
-    assert not list(folder.glob(f"{CACHE}/*.npy")) + list(folder.glob(f"{CACHE}/*.tmp"))
+    assert {path.suffix for path in (folder / CACHE).iterdir()} == {".json"}
 
 
 def test_other_users_may_read_the_cache(folder: Path) -> None:
@@ -177,7 +193,7 @@ def test_other_users_may_read_the_cache(folder: Path) -> None:
         data.load("folder", folder)
     finally:
         os.umask(before)
-    assert {path.stat().st_mode & 0o777 for path in folder.glob(f"{CACHE}/*.npy")} == {0o644}
+    assert {path.stat().st_mode & 0o777 for path in folder.glob(f"{CACHE}/*.images")} == {0o644}
 
 
 def test_the_number_of_channels_does_not_depend_on_older_caches(tmp_path: Path) -> None:
@@ -202,7 +218,9 @@ def test_the_number_of_channels_does_not_depend_on_older_caches(tmp_path: Path) 
     assert load("colour", "grey") == (2, 3, 5, 6)
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", "{}", '{"width": 0, "height": 5, "mode": "L"}', '{"width": "x"}'])
+@pytest.mark.parametrize(
+    "damage", ["", "{", "[]", "{}", "[" * 100_000, '{"width": 0, "height": 5, "mode": "L"}', '{"width": "x"}']
+)
 def test_a_damaged_note_of_the_size_is_written_again(folder: Path, damage: str) -> None:
     first = data.load("folder", folder).train.images.clone()
     (note,) = folder.glob(f"{CACHE}/size*.json")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from run_cases import read_checkpoint
 from torch import nn
 
 from rmcla_fast import data
@@ -17,7 +18,8 @@ from rmcla_fast.errors import RunFailed, UserError
 from rmcla_fast.training import TrainConfig, checkpoint, train
 from rmcla_fast.training.distributed import World
 from rmcla_fast.training.loader import StreamedLoader
-from rmcla_fast.training.run_folder import RunFolder, read_metrics
+from rmcla_fast.training.metrics import read_metrics
+from rmcla_fast.training.run_folder import RunFolder
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -105,7 +107,7 @@ def test_a_training_run_can_be_resumed(imagenet: Path, tmp_path: Path) -> None:
     }
     options |= {"epochs": 2, "workers": 1, "monitor_images": 1, "lr": 0.01, "checkpoint_every": 1}
     train(TrainConfig(**options, out=str(tmp_path / "a")))
-    whole = checkpoint.read(tmp_path / "a" / "checkpoint.pt")
+    whole = read_checkpoint(tmp_path / "a" / "checkpoint.pt")
     assert (whole["step"], whole["config"]["image_size"]) == (6, [SIZE, SIZE])
     assert "pgd" in read_metrics(tmp_path / "a" / "metrics.jsonl")[-1]
     with pytest.MonkeyPatch.context() as patch:
@@ -115,7 +117,7 @@ def test_a_training_run_can_be_resumed(imagenet: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"started with the factory \S+:linear; name it again \(--model\)"):
         train(TrainConfig(out=str(tmp_path / "b"), resume=True))
     train(TrainConfig(out=str(tmp_path / "b"), resume=True, model=options["model"]))
-    resumed = checkpoint.read(tmp_path / "b" / "checkpoint.pt")
+    resumed = read_checkpoint(tmp_path / "b" / "checkpoint.pt")
     assert all(torch.equal(resumed["model"][name], whole["model"][name]) for name in whole["model"])
 
 

@@ -12,14 +12,14 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from run_cases import Batch, at_step, python, small, wait_for_checkpoint
+from run_cases import Batch, at_step, python, read_checkpoint, small, wait_for_checkpoint
 from torch import nn
 
 from rmcla_fast import data, recipes
 from rmcla_fast.errors import RunFailed, UserError
 from rmcla_fast.training import TrainConfig, TrainStep, checkpoint, train
 from rmcla_fast.training.distributed import World
-from rmcla_fast.training.run_folder import read_metrics
+from rmcla_fast.training.metrics import read_metrics
 from rmcla_fast.training.schedule import build_optimizer
 
 pytestmark = [
@@ -93,13 +93,13 @@ def rank_of_a_run(number: int, port: int, out: Path, resume: bool) -> None:
 def test_two_ranks_with_dropout_resume_to_the_same_bits(tmp_path: Path) -> None:
     port = 20000 + os.getpid() % 10000
     mp.spawn(rank_of_a_run, (port, tmp_path, False), nprocs=2)
-    stopped = checkpoint.read(tmp_path / "killed" / checkpoint.LAST)
+    stopped = read_checkpoint(tmp_path / "killed" / checkpoint.LAST)
     assert stopped["step"] == 2
     assert not torch.equal(stopped["rng"]["torch"], stopped["rng"]["others"][0]["torch"])
     with pytest.raises(UserError, match="was started with 2 processes and cannot be resumed with 1"):
         train(TrainConfig(out=str(tmp_path / "killed"), resume=True, model=f"{__name__}:dropping"))
     mp.spawn(rank_of_a_run, (port + 2, tmp_path, True), nprocs=2)
-    whole, resumed = (checkpoint.read(tmp_path / name / checkpoint.LAST) for name in ("whole", "killed"))
+    whole, resumed = (read_checkpoint(tmp_path / name / checkpoint.LAST) for name in ("whole", "killed"))
     assert resumed["step"] == whole["step"] == 6
     assert all(torch.equal(resumed["model"][name], whole["model"][name]) for name in whole["model"])
     assert torch.equal(resumed["rng"]["others"][0]["torch"], whole["rng"]["others"][0]["torch"])
@@ -121,7 +121,7 @@ def test_torchrun_reports_a_lost_rank_and_resumes(tmp_path: Path) -> None:
     assert process.returncode != 0
     assert "rmcla: " in said
     assert "resume" in said
-    before = checkpoint.read(out / checkpoint.LAST)["epoch"]
+    before = read_checkpoint(out / checkpoint.LAST)["epoch"]
     assert before >= 1
     (out / "metrics.jsonl").read_text()
 
@@ -130,5 +130,5 @@ def test_torchrun_reports_a_lost_rank_and_resumes(tmp_path: Path) -> None:
         finished = torchrun(short, "--epochs", "2", *resume)
         _, said = finished.communicate(timeout=240)
         assert finished.returncode == 0, said
-    assert checkpoint.read(short / checkpoint.LAST)["epoch"] == 2
+    assert read_checkpoint(short / checkpoint.LAST)["epoch"] == 2
     assert [row["epoch"] for row in read_metrics(short / "metrics.jsonl") if row["kind"] == "epoch"] == [1, 2]

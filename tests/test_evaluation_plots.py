@@ -65,7 +65,7 @@ def test_eight_runs_with_long_names_fit_in_one_picture(drawn: list[Any], tmp_pat
 def test_the_details_of_eight_runs_with_long_names_fit_in_one_picture(drawn: list[Any], tmp_path: Path) -> None:
     compare.draw_details([measured(name) for name in NAMES], 0.1, tmp_path / "d.png")
     (figure,) = drawn
-    assert is_inside(figure, figure.subfigs[0].legends[0])
+    assert is_inside(figure, figure.legends[0])
     titles = [axes.title for axes in figure.subfigs[1].axes]
     assert all(is_inside(figure, title) for title in titles)
     assert do_not_overlap([title.get_window_extent() for title in titles])

@@ -71,9 +71,23 @@ def test_an_interrupted_write_keeps_the_old_file(tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"file": b"old"}
 
 
-def test_a_device_is_written_to_and_not_replaced(tmp_path: Path) -> None:
-    (tmp_path / "out").symlink_to(os.devnull)
-    write_json(tmp_path / "out", [1])
-    assert (tmp_path / "out").is_symlink()
+def test_a_device_is_written_to_and_not_replaced(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_json(Path("/dev/stdout"), [1])
+    assert capfd.readouterr().out == "[\n  1\n]\n"
+    os.mkfifo(tmp_path / "pipe")  # in a run folder, a pipe would be waited for without end
+    write_json(tmp_path / "pipe", [2])
+    assert (tmp_path / "pipe").read_text() == "[\n  2\n]\n"
     with pytest.raises(UserError, match="cannot be written: Is a directory"):
         write_json(tmp_path, [1])
+
+
+@pytest.mark.parametrize("target", ["file", "missing", "folder", os.devnull])
+def test_a_link_is_replaced_and_not_followed(tmp_path: Path, target: str) -> None:
+    (tmp_path / "file").write_text("theirs")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(target)
+    write_json(tmp_path / "link", [1])
+    assert not (tmp_path / "link").is_symlink()
+    assert (tmp_path / "link").read_text() == "[\n  1\n]\n"
+    assert (tmp_path / "file").read_text() == "theirs"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "link"]

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 import torch
-from run_cases import Batch, at_step, small
+from run_cases import Batch, at_step, read_checkpoint, small
 
 import rmcla_fast
 from rmcla_fast.errors import Interrupted, RunFailed, UserError
 from rmcla_fast.training import TrainConfig, checkpoint, loop, train
 from rmcla_fast.training.config import DEFAULTS
-from rmcla_fast.training.run_folder import read_metrics
+from rmcla_fast.training.metrics import read_metrics
 
 
 def test_a_run_writes_its_folder(tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_a_run_writes_its_folder(tmp_path: Path) -> None:
     assert [row["step"] for row in epochs] == [6, 12]
     assert all(math.isfinite(row["loss"]) and row["lr"] > 0 for row in rows)
     assert all(0 <= row[name] <= 100 for row in epochs for name in ("clean", "fgsm", "pgd"))
-    state = checkpoint.read(out / "checkpoint.pt")
+    state = read_checkpoint(out / "checkpoint.pt")
     assert (state["epoch"], state["step"]) == (2, 12)
     assert torch.get_num_threads() == threads  # unchanged
     logits = rmcla_fast.load(out)(torch.rand(3, 1, 8, 8))
@@ -91,7 +91,7 @@ def test_resume_starts_a_run_that_has_no_checkpoint(tmp_path: Path) -> None:
     train(small(tmp_path / "a", epochs=1, resume=True))
     (tmp_path / "a" / "checkpoint.pt").unlink()
     train(TrainConfig(out=str(tmp_path / "a"), resume=True))  # the options come from config.json
-    assert checkpoint.read(tmp_path / "a" / "checkpoint.pt")["step"] == 6
+    assert read_checkpoint(tmp_path / "a" / "checkpoint.pt")["step"] == 6
     assert len(read_metrics(tmp_path / "a" / "metrics.jsonl")) == 4
     with pytest.raises(UserError, match="there is no run"):
         train(TrainConfig(out=str(tmp_path / "nowhere"), resume=True))
@@ -104,12 +104,12 @@ def test_a_damaged_checkpoint_raises_one_sentence(tmp_path: Path) -> None:
     train(small(out, epochs=1))
     whole = (out / "checkpoint.pt").read_bytes()
     (out / "checkpoint.pt").write_bytes(whole[:2000])
-    with pytest.raises(UserError, match="truncated"):
+    with pytest.raises(UserError, match="cut short"):
         train(small(out, epochs=1, resume=True))
     state = torch.load(out / "best.pt", weights_only=True)
     del state["model"]["classifier.bias"]
     state |= {"epoch": 0, "step": 0}  # so that the run does not count as finished
-    torch.save(state, out / "checkpoint.pt")
+    checkpoint.save(out / "checkpoint.pt", state)
     with pytest.raises(UserError, match="does not fit"):
         train(small(out, epochs=1, resume=True))
 
@@ -117,7 +117,7 @@ def test_a_damaged_checkpoint_raises_one_sentence(tmp_path: Path) -> None:
 def test_the_seed_decides_the_weights(tmp_path: Path) -> None:
     def weights(name: str, **changes: Any) -> torch.Tensor:
         train(small(tmp_path / name, epochs=1, **changes))
-        state = checkpoint.read(tmp_path / name / "checkpoint.pt")["model"]
+        state = read_checkpoint(tmp_path / name / "checkpoint.pt")["model"]
         return torch.cat([value.flatten().float() for value in state.values()])
 
     first = weights("a")
@@ -133,7 +133,7 @@ def test_other_recipes_and_options_run(tmp_path: Path, recipe: str) -> None:
     rows = read_metrics(tmp_path / "a" / "metrics.jsonl")
     assert rows[-1]["skipped"] == 0
     assert math.isfinite(rows[-1]["loss"])
-    state = checkpoint.read(tmp_path / "a" / "checkpoint.pt")
+    state = read_checkpoint(tmp_path / "a" / "checkpoint.pt")
     loaded = rmcla_fast.load(tmp_path / "a").state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in state["ema"].items())
 
@@ -151,11 +151,11 @@ def test_a_run_with_batches_in_pieces_resumes_to_the_same_bits(tmp_path: Path, m
     with pytest.raises(RunFailed):
         train(dataclasses.replace(whole, out=str(tmp_path / "b")))
     monkeypatch.undo()
-    assert checkpoint.read(tmp_path / "b" / "checkpoint.pt")["step"] == 4
+    assert read_checkpoint(tmp_path / "b" / "checkpoint.pt")["step"] == 4
     with pytest.raises(UserError, match="started with --accumulate 4 and cannot be resumed with 2"):
         train(TrainConfig(out=str(tmp_path / "b"), resume=True, accumulate=2))
     train(TrainConfig(out=str(tmp_path / "b"), resume=True))
-    ended, one = (checkpoint.read(tmp_path / name / "checkpoint.pt")["model"] for name in "ba")
+    ended, one = (read_checkpoint(tmp_path / name / "checkpoint.pt")["model"] for name in "ba")
     assert all(torch.equal(ended[name], one[name]) for name in one)
 
 
@@ -183,11 +183,11 @@ def test_a_loss_that_is_not_finite_midway_leaves_a_run_to_resume(
     last = tmp_path / "a" / "checkpoint.pt"
     with pytest.raises(RunFailed, match=rf"^the loss of step 9 is nan .*; the last good checkpoint is {last}; "):
         train(small(tmp_path / "a", checkpoint_every=2))
-    assert checkpoint.read(last)["step"] == 8
+    assert read_checkpoint(last)["step"] == 8
     monkeypatch.undo()
     train(TrainConfig(out=str(tmp_path / "a"), resume=True))
     train(small(tmp_path / "b"))
-    ended, whole = (checkpoint.read(tmp_path / name / "checkpoint.pt")["model"] for name in "ab")
+    ended, whole = (read_checkpoint(tmp_path / name / "checkpoint.pt")["model"] for name in "ab")
     assert all(torch.equal(ended[name], whole[name]) for name in whole)
 
 
@@ -196,7 +196,7 @@ def test_updates_that_are_not_finite_are_skipped_and_counted(tmp_path: Path, mon
     train(small(tmp_path / "a", skip_nonfinite=True))
     rows = read_metrics(tmp_path / "a" / "metrics.jsonl")
     assert [row["skipped"] for row in rows if row["kind"] == "epoch"] == [1, 1]
-    state = checkpoint.read(tmp_path / "a" / "checkpoint.pt")
+    state = read_checkpoint(tmp_path / "a" / "checkpoint.pt")
     assert all(value.isfinite().all() for value in state["model"].values())
     for precision in ("fp32", "fp16"):  # fp16 by itself skips only updates whose gradients overflow
         with pytest.raises(RunFailed, match="the loss of step 3 is nan"):
@@ -220,10 +220,10 @@ def test_a_signal_ends_the_run_after_a_checkpoint(
         train(small(tmp_path / "a"))
     assert signal.getsignal(number) == before
     monkeypatch.undo()
-    assert checkpoint.read(tmp_path / "a" / "checkpoint.pt")["step"] == 8
+    assert read_checkpoint(tmp_path / "a" / "checkpoint.pt")["step"] == 8
     train(TrainConfig(out=str(tmp_path / "a"), resume=True))
     train(small(tmp_path / "b"))
-    ended, whole = (checkpoint.read(tmp_path / name / "checkpoint.pt") for name in "ab")
+    ended, whole = (read_checkpoint(tmp_path / name / "checkpoint.pt") for name in "ab")
     assert all(torch.equal(ended["model"][name], whole["model"][name]) for name in whole["model"])
     losses = [[row["loss"] for row in read_metrics(tmp_path / name / "metrics.jsonl")] for name in "ab"]
     assert losses[0] == losses[1]

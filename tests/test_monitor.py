@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from run_cases import small
+from run_cases import read_checkpoint, small
 
 from rmcla_fast import data, models
 from rmcla_fast.attacks import pgd
 from rmcla_fast.errors import RunFailed
-from rmcla_fast.training import checkpoint, train
+from rmcla_fast.training import train
+from rmcla_fast.training.metrics import read_metrics
 from rmcla_fast.training.monitor import Accuracies, Monitor
 from rmcla_fast.training.progress import Display
-from rmcla_fast.training.run_folder import read_metrics
 
 
 def test_catastrophic_overfitting_is_reported_and_can_stop_the_run(
@@ -30,7 +30,7 @@ def test_catastrophic_overfitting_is_reported_and_can_stop_the_run(
     assert [row["overfitting"] for row in read_metrics(tmp_path / "a" / "metrics.jsonl") if "pgd" in row] == [True] * 2
     with pytest.raises(RunFailed, match="stopped at epoch 1, where catastrophic overfitting began"):
         train(small(tmp_path / "b", stop_on_overfitting=True))
-    assert checkpoint.read(tmp_path / "b" / "checkpoint.pt")["epoch"] == 1
+    assert read_checkpoint(tmp_path / "b" / "checkpoint.pt")["epoch"] == 1
     train(small(tmp_path / "c", stop_on_overfitting=True, recipe="standard"))  # not adversarial training
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from run_cases import change_checkpoint
 
-from rmcla_fast import cli
-from rmcla_fast.cli.compare import own_factory
+from rmcla_fast import cli, sealed
 from rmcla_fast.errors import UserError
 from rmcla_fast.evaluation import results
 from rmcla_fast.evaluation.compare import common_epsilon
-from rmcla_fast.evaluation.run import Run, checksum, evenly_spaced, open_run
+from rmcla_fast.evaluation.run import Run, evenly_spaced, open_run, own_factory
 from rmcla_fast.training import TrainConfig, checkpoint, train
 
 pil = pytest.importorskip("PIL.Image", reason="pip install 'rmcla-fast[train]'")
@@ -109,28 +109,17 @@ def test_results_of_each_precision_are_kept_apart(run: Run, attacked: list[str])
         assert {entry.get("precision", "fp32") for entry in one["attacks"].values()} == {one["settings"]["precision"]}
 
 
-def test_a_file_without_a_precision_counts_as_fp32(run: Run, attacked: list[str]) -> None:
-    results.evaluate_run(run, "clean", epsilon=0.1)
-    path = run.folder / "evaluation.json"
-    document = json.loads(path.read_text())
-    assert document["settings"].pop("precision") == "fp32"
-    path.write_text(json.dumps(document))
-    results.evaluate_run(run, "clean", epsilon=0.1, precision="bf16")
-    assert attacked == ["clean", "clean"]
-    assert results.evaluate_run(run, "clean", epsilon=0.1)["clean"].precision == "fp32"
-    assert attacked == ["clean", "clean"]
-
-
 @pytest.mark.parametrize("damaged", [5, None, "zz", ["bf16"], "fp32"])
 def test_a_result_whose_precision_differs_from_the_settings_is_not_reused(
     run: Run, attacked: list[str], damaged: object
 ) -> None:
     results.evaluate_run(run, "clean", epsilon=0.1, precision="bf16")
     path = run.folder / "evaluation.json"
-    document = json.loads(path.read_text())
+    document = sealed.load(path)
     document["attacks"]["clean"]["precision"] = damaged
-    path.write_text(json.dumps(document))
-    result = results.evaluate_run(run, "clean", epsilon=0.1, precision="bf16")["clean"]
+    path.write_bytes(sealed.dumps(document))
+    with pytest.warns(UserWarning, match="the attacks run again"):
+        result = results.evaluate_run(run, "clean", epsilon=0.1, precision="bf16")["clean"]
     assert result.precision == "bf16"
     assert attacked == ["clean", "clean"]
 
@@ -167,36 +156,36 @@ def test_results_of_replaced_weights_are_dropped(run: Run) -> None:
     assert results.known_results(best, 0.1, 0)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"others": [], "settings": {}, "attacks": {}}'])
-def test_a_damaged_file_is_replaced(run: Run, text: str) -> None:
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "[" * 100_000, '{"others": [], "settings": {}, "attacks": {}}'])
+def test_a_damaged_file_is_kept_under_another_name(run: Run, text: str) -> None:
     (run.folder / "evaluation.json").write_text(text)
-    assert not results.known_results(run, 0.1, 0)
-    results.evaluate_run(run, "clean", epsilon=0.1)
+    with pytest.warns(
+        UserWarning, match=r"evaluation\.json .*; the attacks run again, and it is kept as evaluation\.d"
+    ):
+        assert not results.known_results(run, 0.1, 0)
+    results.evaluate_run(run, "clean", epsilon=0.1, fresh=True)
+    assert (run.folder / "evaluation.damaged.json").read_text() == text
     assert list(results.known_results(run, 0.1, 0)) == ["clean"]
 
 
-def test_weights_and_checksum_come_from_the_same_checkpoint(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A training run may replace the checkpoint after the weights were read and before the checksum is computed."""
-    path, load = run.folder / "checkpoint.pt", checkpoint.load
-    state = torch.load(path, weights_only=True)
-    state["model"] = {name: torch.zeros_like(value) for name, value in state["model"].items()}
+def test_weights_and_checksum_come_from_the_same_file(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training run may replace the checkpoint after its checksum was read."""
+    path, load = run.folder / "checkpoint.pt", torch.load
 
-    def and_replace(*args: object, **kwargs: object) -> object:
-        network = load(*args, **kwargs)  # type: ignore[arg-type]
-        monkeypatch.setattr(checkpoint, "load", load)
-        torch.save(state, path)
-        return network
+    def and_replace(file: object, **kwargs: object) -> object:
+        monkeypatch.setattr(torch, "load", load)
+        change_checkpoint(path, model={})
+        return load(file, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(checkpoint, "load", and_replace)
+    monkeypatch.setattr(torch, "load", and_replace)
     opened = open_run(run.folder)
-    assert opened.identity["checkpoint_sha256"] == checksum(path)
-    assert not any(parameter.any() for parameter in opened.model.parameters())
+    assert opened.identity == run.identity
+    assert checkpoint.open_file(path).sha256 != run.identity["checkpoint_sha256"]
 
 
 def test_the_description_names_the_epoch_if_it_is_not_the_last(run: Run) -> None:
     assert "epoch" not in run.description
-    config = json.loads((run.folder / "config.json").read_text())
-    (run.folder / "config.json").write_text(json.dumps({**config, "epochs": 30}))
+    change_checkpoint(run.folder / "checkpoint.pt", config={"epochs": 30})
     assert open_run(run.folder).description.endswith(", r-mc-la (epoch 1 of 30)")
 
 
@@ -206,8 +195,7 @@ def test_test_images_of_another_shape_are_refused(run: Run, tmp_path: Path) -> N
 
 
 def test_missing_data_are_reported_with_an_option(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = json.loads((run.folder / "config.json").read_text())
-    (run.folder / "config.json").write_text(json.dumps({**config, "data_dir": str(tmp_path / "gone")}))
+    change_checkpoint(run.folder / "checkpoint.pt", config={"data_dir": str(tmp_path / "gone")})
     assert cli.run(["evaluate", str(run.folder)]) == 2
     assert "name another place with --data-dir" in capsys.readouterr().err
 
@@ -234,17 +222,11 @@ def test_chance_is_the_share_of_the_largest_class_and_rows_are_evenly_spaced(run
     assert evenly_spaced(3).tolist() == [0, 1, 2]
 
 
-def test_each_run_of_a_comparison_gets_its_own_factory(tmp_path: Path) -> None:
-    for name in ("small-cnn", "a:net", "b:net"):
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / "config.json").write_text(
-            json.dumps({"data": "digits", "recipe": "r-mc", "epsilon": 0.1, "model": name})
-        )
+def test_each_run_of_a_comparison_gets_its_own_factory() -> None:
     named = ["a:net", "b:net"]
-    assert [own_factory(tmp_path / name, named) for name in ("small-cnn", *named)] == [None, *named]
-    assert [own_factory(tmp_path / name, ["moved.a:net"]) for name in ("small-cnn", "a:net")] == [None, "moved.a:net"]
-    assert own_factory(tmp_path / "a:net", []) is None
+    assert [own_factory(recorded, named) for recorded in ("small-cnn", *named)] == [None, *named]
+    assert [own_factory(recorded, ["moved.a:net"]) for recorded in ("small-cnn", "a:net")] == [None, "moved.a:net"]
+    assert own_factory("a:net", []) is None
 
 
 def test_the_python_code_in_the_readme_evaluates_a_run(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

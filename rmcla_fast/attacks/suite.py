@@ -18,6 +18,7 @@ from rmcla_fast.attacks.pgd import PGDAttack
 from rmcla_fast.attacks.pgd_settings import PGDSettings
 from rmcla_fast.attacks.third_party import EXTERNAL, Task, Verdict, require
 from rmcla_fast.ops import checks
+from rmcla_fast.options import AT_LEAST_1, NOT_NEGATIVE, PERCENT, fact
 
 BATCH_SIZE = 256
 
@@ -73,15 +74,15 @@ class AttackResult:
     in the unit of [0, 1] images.
     """
 
-    accuracy: float
-    images: int
-    seconds: float
-    restarts: int | None = None
-    nonfinite: int = 0
-    distortion_median: float | None = None
-    distortion_mean: float | None = None
-    l2_budget: float | None = None
-    accuracy_in_budget: float | None = None
+    accuracy: float = fact(PERCENT)
+    images: int = fact(AT_LEAST_1)
+    seconds: float = fact(NOT_NEGATIVE)
+    restarts: int | None = fact(AT_LEAST_1, None)
+    nonfinite: int = fact(NOT_NEGATIVE, 0)
+    distortion_median: float | None = fact(NOT_NEGATIVE, None)
+    distortion_mean: float | None = fact(NOT_NEGATIVE, None)
+    l2_budget: float | None = fact(NOT_NEGATIVE, None)
+    accuracy_in_budget: float | None = fact(PERCENT, None)
     library: str | None = None
     notes: tuple[str, ...] = ()
     precision: str = "fp32"

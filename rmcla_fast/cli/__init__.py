@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import threading
@@ -9,6 +10,7 @@ import warnings
 from typing import Any
 
 from rmcla_fast.errors import UserError
+from rmcla_fast.text import printable
 
 try:
     import typer
@@ -39,8 +41,11 @@ app.command("info")(info.command)
 
 def main() -> None:
     """Run the command that the process was started with, and exit with its code."""
-    warnings.formatwarning = lambda message, *_: f"rmcla: warning: {message}\n"
+    warnings.formatwarning = lambda message, *_: f"rmcla: warning: {printable(message)}\n"
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # Pillow warns about metadata, which is not used
     threading.excepthook = _ignore_disk_errors
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as on stderr: no character that is printed ends a command
     sys.path.append("")  # --model mine:net finds mine.py in the working folder, as with `python -m`
     sys.exit(run(sys.argv[1:]))
 
@@ -80,8 +85,10 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:  # the reader of stdout, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:  # such as a name that is too long, or a folder that may not be read
+        return _print_error(f"{error.filename} cannot be used: {error.strerror}" if error.filename else str(error), 2)
 
 
 def _print_error(text: str, code: int) -> int:
-    print(f"rmcla: {' '.join(text.split())}", file=sys.stderr)
+    print(f"rmcla: {printable(text)}", file=sys.stderr)
     return code

@@ -27,7 +27,7 @@ from rmcla_fast.errors import Interrupted, UserError
 from rmcla_fast.evaluation import compare as comparison
 from rmcla_fast.evaluation.progress import Bars
 from rmcla_fast.evaluation.report import comparison_table, setting, show, write_json
-from rmcla_fast.evaluation.run import open_run, read_config
+from rmcla_fast.evaluation.run import open_run
 from rmcla_fast.precision import check_precision
 
 
@@ -59,8 +59,7 @@ def command(
     wanted = check_option(attack_names, attacks)
     check_option(check_precision, precision)
     opened = [
-        open_run(run, data_dir=data_dir, model=own_factory(run, model or []), which=which, device=device, images=images)
-        for run in runs
+        open_run(run, data_dir=data_dir, model=model or [], which=which, device=device, images=images) for run in runs
     ]
     radius = comparison.common_epsilon(opened, None if epsilon is None else bound(epsilon, opened[0]))
     with Bars() as bars:
@@ -85,22 +84,11 @@ def command(
             raise Interrupted(
                 "stopped; finished attacks are kept, and the same command goes on from there", SIGINT
             ) from None
+    write_json(out / "comparison.json", [one.as_json(radius) for one in found])
     comparison.draw(found, wanted, radius, out / "comparison.png")
     comparison.draw_details(found, radius, out / "details.png")
-    write_json(out / "comparison.json", [one.as_json(radius) for one in found])
     show(
         comparison_table({one.name: one.results for one in found}, setting(radius, precision)),
         *(f"{one.name}: {one.verdict}." for one in found),
         f"Pictures: {out / 'comparison.png'}, {out / 'details.png'}",
     )
-
-
-def own_factory(run: Path, named: list[str]) -> str | None:
-    """Return the factory among `named` that makes this run's model: the one it was trained with, or the only one.
-
-    Return None if the run's model is not from a factory, or if several are named and none of them is the run's.
-    """
-    recorded = str(read_config(run)["model"])
-    if ":" not in recorded or not named:
-        return None
-    return recorded if recorded in named else named[0] if len(named) == 1 else None

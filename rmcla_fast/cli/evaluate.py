@@ -100,10 +100,10 @@ def command(
                 f"stopped; finished attacks are in {run / RECORD}, and the same command goes on from there", SIGINT
             ) from None
     figures, source = published.accuracies_of(opened.recipe, opened.data)
-    title = f"{run.name}: {opened.description}, {setting(radius, precision)}"
-    show(table(results, title=title, published=figures), explanation(results, source))
+    title = f"{opened.name}: {opened.description}, {setting(radius, precision)}"
+    show(table(results, title=title, published=figures), *explanation(results, source).splitlines())
     if json is not None:
-        write_json(json, as_json(results, epsilon=radius, model=opened.config["model"], data=opened.data))
+        write_json(json, as_json(results, epsilon=radius, model=opened.network, data=opened.data))
     accuracies = {name: result.accuracy for name, result in results.items()}
     plots.evaluation(picture, accuracies, figures, title=title, source=source)
     if robustbench is not None:

@@ -41,11 +41,11 @@ def command(
             )
         except ValueError as error:
             raise UserError(f"{run}: {error}") from error
-    document = {"model": opened.config["model"], "data": opened.data, "recipe": opened.recipe, **found.summary()}
+    document = {"model": opened.network, "data": opened.data, "recipe": opened.recipe, **found.summary()}
     for path in (record, json):
         if path is not None:
             write_json(path, document)
-    title = f"{run.name}: {opened.description}"
+    title = f"{opened.name}: {opened.description}"
     figures, source = published.gradients_of(opened.recipe, opened.data)
     lines = [WHY_TWO_SCALES]
     if document["nonfinite"]:

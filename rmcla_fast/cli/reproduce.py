@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from signal import SIGINT
 
-import typer
-from rich.console import Console
-
 from rmcla_fast.cli.options import options_of
 from rmcla_fast.errors import Interrupted, UserError
 from rmcla_fast.paper.plan import Plan
 from rmcla_fast.paper.reproduce import reproduce
+from rmcla_fast.text import new_console, say
 
 
 @options_of(Plan)
@@ -21,11 +19,12 @@ def command(plan: Plan) -> None:
     The runs are in FOLDER/runs. After Ctrl-C, the same command continues.
     """
     table = f"{plan.out}/{plan.table}-{plan.data}"
-    typer.echo(f"{plan.table} on {plan.data}; writes {table}.md and .json, and the runs in {plan.out}/runs", err=True)
+    begin = f"{plan.table} on {plan.data}; writes {table}.md and .json, and the runs in {plan.out}/runs"
+    say(new_console(stderr=True), begin)
     try:
         markdown, _ = reproduce(plan, quiet=False)
     except ValueError as error:
         raise UserError(str(error)) from error
     except KeyboardInterrupt:
         raise Interrupted("stopped; what is done is kept, and the same command goes on from there", SIGINT) from None
-    Console(highlight=False).print(markdown.read_text(encoding="utf-8"), markup=False, soft_wrap=True)
+    new_console().print(markdown.read_text(encoding="utf-8"), soft_wrap=True)

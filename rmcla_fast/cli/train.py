@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Annotated
 
 import typer
 
 from rmcla_fast import training
 from rmcla_fast.cli.options import options_of
+from rmcla_fast.text import printable
 from rmcla_fast.training import TrainConfig
 
 
@@ -20,4 +23,6 @@ def command(
     An option that is not given takes the default that is right for the data set.
     config.json records all options.
     """
-    typer.echo(str(training.train(config, quiet=quiet)))
+    folder = training.train(config, quiet=quiet)
+    # A program that reads the path needs it as it is. On a terminal, a name must not act as control characters.
+    typer.echo(printable(folder) if sys.stdout.isatty() else os.fsencode(folder))

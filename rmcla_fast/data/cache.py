@@ -1,24 +1,29 @@
-"""A cache of decoded images: one memory-mapped file per split, in the folder of the data set."""
+"""A cache of decoded images: one memory-mapped file per split, in the folder of the data set.
+
+A file of the cache ends with a digest of its content, which is checked whenever it is opened. A damaged one is packed
+again.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-import tempfile
-import zipfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import numpy as np
 import torch
 
+from rmcla_fast import sealed
+from rmcla_fast.data.images import in_threads, noting_unreadable, unreadable_error
 from rmcla_fast.data.splits import ImageSet
 from rmcla_fast.errors import UserError
+from rmcla_fast.files import locked, replacing
 
 CACHE = ".rmcla-cache"
 
@@ -53,27 +58,40 @@ def pack(
     Raises:
         UserError: an unreadable image, or a cache that cannot be written.
     """
-    path = cache_path(root, split, listing.paths, what)
-    images = _cached(path, (len(listing.paths), *shape))
+    full_shape = (len(listing.paths), *shape)
+    path = cache_path(root, split, listing.paths, f"{what} {full_shape}").with_suffix(".images")
+    images = open_cached(path, full_shape)
     if images is None:
-        _write(path, listing, shape, pixels, progress)
-        images = np.load(path, mmap_mode="c", allow_pickle=False)
+        with locked(path.with_suffix(".lock"), waiting=f"another process packs {path}; waiting for it"):
+            images = open_cached(path, full_shape)  # another process may have packed it in the meantime
+            if images is None:
+                _write(path, listing, full_shape, pixels, progress)
+                images = open_cached(path, full_shape)
+    if images is None:
+        raise UserError(f"the image cache {path} does not hold what was written; is its disk damaged?")
     return ImageSet(torch.from_numpy(images), torch.from_numpy(listing.labels))
 
 
 def cache_path(root: Path, name: str, paths: list[Path], what: str) -> Path:
-    """Return the path of the cache file for what was read from these files; its folder is described at `pack`."""
+    """Return the path, without suffix, of the cache file for what was read from these files; see `pack`."""
     folder = root / CACHE if os.access(root, os.W_OK) else Path.home() / ".cache" / "rmcla_fast"
-    return folder / f"{name}-{_fingerprint(root, paths, what)}.npy"
+    return folder / f"{name}-{_fingerprint(root, paths, what)}"
 
 
-def _cached(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Return the cached images, memory-mapped; None if there is no cache or it is damaged."""
+def open_cached(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Return the cached images, memory-mapped; None if there is no cache, or if it is damaged, with a warning."""
     try:
-        images = np.load(path, mmap_mode="c", allow_pickle=False)  # "c", since torch warns about read-only arrays
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile):
+        with path.open("rb") as file:
+            size, _ = sealed.check_seal(file)
+            if size != math.prod(shape):
+                raise sealed.Damaged(f"has {size} bytes of images, and {math.prod(shape)} were expected")
+            # "c", since torch warns about read-only arrays. A page beyond the end of the file would end the process.
+            return np.memmap(file, np.uint8, "c", 0, shape)  # type: ignore[call-overload,no-any-return]
+    except FileNotFoundError:
         return None
-    return images if images.dtype == np.uint8 and images.shape == shape else None
+    except (OSError, sealed.Damaged) as error:
+        warnings.warn(f"the image cache {path} {error}; it is packed again", stacklevel=2)
+        return None
 
 
 def _fingerprint(root: Path, paths: list[Path], what: str) -> str:
@@ -85,74 +103,43 @@ def _fingerprint(root: Path, paths: list[Path], what: str) -> str:
 def _write(
     target: Path,
     listing: Listing,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     pixels: Callable[[Path], np.ndarray],
     progress: Progress | None,
 ) -> None:
-    """Decode every image into a temporary file, and rename it to `target`.
+    """Decode every image into a temporary file that replaces `target`.
 
     Raises:
         UserError: unreadable images (the message names them), or a file that cannot be written.
     """
+    bad: dict[Path, str] = {}
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, suffix=".tmp")
-        os.close(handle)
-    except OSError as error:
-        raise UserError(f"the image cache {target.parent} cannot be written: {error.strerror}") from error
-    bad: list[Path] = []
-    try:
-        packed: Any = np.lib.format.open_memmap(
-            temporary, mode="w+", dtype=np.uint8, shape=(len(listing.paths), *shape)
-        )
-        _reserve(Path(temporary))
+        with replacing(target) as file:
+            _reserve(file, math.prod(shape))
+            packed = np.memmap(file, np.uint8, "r+", 0, shape)  # type: ignore[call-overload]
 
-        def decode_into_row(item: tuple[int, Path]) -> None:
-            row, path = item
-            try:
-                packed[row] = pixels(path)
-            except UserError:
-                raise
-            except Exception:  # Pillow raises all kinds of exceptions for a corrupt file
-                bad.append(path)
+            def decode_into_row(item: tuple[int, Path]) -> None:
+                row, path = item
+                with noting_unreadable(bad, path):
+                    packed[row] = pixels(path)
 
-        with ThreadPoolExecutor() as pool:
-            for _ in pool.map(decode_into_row, enumerate(with_progress(listing.paths, "packing", progress))):
+            for _ in in_threads(decode_into_row, enumerate(with_progress(listing.paths, "packing", progress))):
                 pass
-        if bad:
-            raise unreadable_error(sorted(bad))
-        packed.flush()
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp allows only the owner, and a data set may be shared
-        os.replace(temporary, target)
+            if bad:
+                raise unreadable_error(bad)
+            packed.flush()
+            sealed.seal(file)
     except OSError as error:
         raise UserError(f"the image cache {target} cannot be written: {error.strerror}") from error
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)
 
 
-def _reserve(path: Path) -> None:
+def _reserve(file: BinaryIO, size: int) -> None:
     """Allocate the file's blocks on the disk, since a full disk would kill a process that writes to a memory map."""
     if hasattr(os, "posix_fallocate"):
-        with path.open("rb+") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-
-
-def _umask() -> int:
-    """Return the umask of the process, which can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def unreadable_error(bad: list[Path]) -> UserError:
-    """Return the error for images that cannot be decoded."""
-    return UserError(f"unreadable image: {first_names(bad)}; remove it, or leave it out with --skip-unreadable")
-
-
-def first_names(paths: list[Path]) -> str:
-    """Return the first three paths as text, and how many more there are."""
-    return ", ".join(map(str, paths[:3])) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
+        os.posix_fallocate(file.fileno(), 0, size)
+    else:
+        file.truncate(size)
 
 
 def with_progress(paths: list[Path], what: str, progress: Progress | None) -> Iterator[Path]:

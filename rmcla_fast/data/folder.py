@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from rmcla_fast.data.cache import Listing, Progress, cache_path, first_names, pack, unreadable_error, with_progress
+from rmcla_fast import sealed
+from rmcla_fast.data.cache import Listing, Progress, cache_path, pack, with_progress
+from rmcla_fast.data.images import (
+    GREY_MODES,
+    SUFFIXES,
+    decode,
+    first_names,
+    in_threads,
+    noting_unreadable,
+    open_image,
+    unreadable_error,
+)
 from rmcla_fast.data.splits import DataSplits
 from rmcla_fast.errors import UserError, need
 from rmcla_fast.files import replacing
-
-SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".gif", ".tif", ".tiff"))
-GREY_MODES = frozenset(("1", "L", "LA"))
-COLOUR_MODES = frozenset(("RGB", "RGBA", "P", "PA", "CMYK", "YCbCr", "HSV", "LAB", "RGBX", "RGBa", "La"))
+from rmcla_fast.options import AT_LEAST_1, fact, one_of
+from rmcla_fast.schema import Mismatch, read_as
 
 
 def load_folder(
@@ -98,8 +106,9 @@ def list_images(folder: Path, classes: tuple[str, ...]) -> Listing:
     Raises:
         UserError: a class folder that does not exist in the training split.
     """
+    known = set(classes)
     for name in class_names(folder):
-        if name not in classes:
+        if name not in known:
             raise UserError(f"{folder / name} is a class that the training folder does not have")
     paths, labels = [], []
     for k, name in enumerate(classes):
@@ -131,56 +140,37 @@ def _image_files(folder: Path) -> Iterator[Path]:
         yield from (path for path in found if path.suffix.lower() in SUFFIXES)
 
 
-def decode(path: Path, mode: str) -> np.ndarray:
-    """Return the image as uint8, (H, W) for mode "L" and (H, W, 3) for "RGB", without the rotation in its EXIF data.
-
-    Raises:
-        UserError: pixels of more than 8 bits.
-        Exception: any exception that Pillow raises for a file that it cannot read.
-    """
-    from PIL import Image
-
-    with Image.open(path) as image:
-        check_bits(path, image.mode)
-        return np.asarray(image.convert(mode))
-
-
-def check_bits(path: Path, mode: str) -> None:
-    """Raise UserError if the pixels have more than 8 bits, which Pillow would clip to white."""
-    if mode not in GREY_MODES | COLOUR_MODES:
-        raise UserError(f"{path} has pixels of mode {mode}; convert it to 8 bits per channel first")
-
-
 def require_every_class(folder: Path, listing: Listing, classes: tuple[str, ...]) -> None:
     """Raise UserError if a class has no image."""
-    for k, name in enumerate(classes):
-        if not (listing.labels == k).any():
+    for name, count in zip(classes, np.bincount(listing.labels, minlength=len(classes)), strict=True):
+        if count == 0:
             raise UserError(f"the class folder {folder / name} has no readable image")
 
 
 def readable_only(listing: Listing, progress: Progress | None) -> Listing:
     """Return the listing without the files that cannot be decoded, and name these in a warning."""
+    bad: dict[Path, str] = {}
 
     def readable(path: Path) -> bool:
-        try:
+        with noting_unreadable(bad, path):
             decode(path, "RGB")
-        except UserError:
-            raise
-        except Exception:  # Pillow raises all kinds of exceptions for a corrupt file
-            return False
-        return True
+        return path not in bad
 
     need("PIL.Image", "train", "the image folder")
-    with ThreadPoolExecutor() as pool:
-        keep = np.fromiter(
-            pool.map(readable, with_progress(listing.paths, "checking", progress)),
-            dtype=bool,
-            count=len(listing.paths),
-        )
-    bad = [path for path, kept in zip(listing.paths, keep, strict=True) if not kept]
+    paths = listing.paths
+    keep = np.fromiter(in_threads(readable, with_progress(paths, "checking", progress)), dtype=bool, count=len(paths))
     if bad:
         warnings.warn(f"left out {len(bad)} of {len(keep)} images, unreadable: {first_names(bad)}", stacklevel=2)
-    return Listing([path for path, kept in zip(listing.paths, keep, strict=True) if kept], listing.labels[keep])
+    return Listing([path for path, kept in zip(paths, keep, strict=True) if kept], listing.labels[keep])
+
+
+@dataclass(frozen=True)
+class _Size:
+    """The content of the cache's file with the size that all images have, and the mode in which they are decoded."""
+
+    mode: str = fact(one_of(("L", "RGB")))
+    width: int = fact(AT_LEAST_1)
+    height: int = fact(AT_LEAST_1)
 
 
 def _known_size(root: Path, listings: dict[str, Listing]) -> tuple[tuple[int, int], str]:
@@ -189,17 +179,16 @@ def _known_size(root: Path, listings: dict[str, Listing]) -> tuple[tuple[int, in
     path = None
     with suppress(OSError):  # if a file is gone, `_common_size` names it
         path = cache_path(root, "size", everything, ", ".join(listings)).with_suffix(".json")
-    with suppress(OSError, ValueError, TypeError, KeyError):
-        known = json.loads(path.read_text()) if path else {}
-        width, height, mode = int(known["width"]), int(known["height"]), known["mode"]
-        if min(width, height) > 0 and mode in ("L", "RGB"):
-            return (width, height), mode
+    with suppress(OSError, sealed.Damaged, Mismatch):
+        if path:
+            known = read_as(_Size, sealed.load(path))
+            return (known.width, known.height), known.mode
     size, mode = _common_size(everything)
     if path:
         with suppress(OSError):  # if the cache cannot be written, `pack` reports it
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as file:
-                file.write(json.dumps({"width": size[0], "height": size[1], "mode": mode}).encode())
+                file.write(sealed.dumps(asdict(_Size(mode, *size))))
     return size, mode
 
 
@@ -209,27 +198,22 @@ def _common_size(paths: list[Path]) -> tuple[tuple[int, int], str]:
     Raises:
         UserError: an unreadable image, images of different sizes or of more than 8 bits.
     """
-    pil = need("PIL.Image", "train", "the image folder")
+    need("PIL.Image", "train", "the image folder")
+    bad: dict[Path, str] = {}
 
-    def header(path: Path) -> tuple[tuple[int, int], str] | None:
-        try:
-            with pil.open(path) as image:
-                return image.size, image.mode
-        except Exception:  # Pillow raises all kinds of exceptions for a corrupt file
-            return None
+    def header(path: Path) -> tuple[tuple[int, int], str]:
+        with noting_unreadable(bad, path), open_image(path) as image:
+            return image.size, image.mode
+        return (0, 0), ""  # the image is unreadable
 
-    with ThreadPoolExecutor() as pool:
-        headers = list(pool.map(header, paths))
-    bad = [path for path, found in zip(paths, headers, strict=True) if found is None]
+    known = list(in_threads(header, paths))
     if bad:
         raise unreadable_error(bad)
-    known = [found for found in headers if found is not None]
     size = known[0][0]
-    for path, (other, mode) in zip(paths, known, strict=True):
+    for path, (other, _) in zip(paths, known, strict=True):
         if other != size:
             raise UserError(
                 f"images must share one size: {paths[0]} is {size[0]}x{size[1]} and {path} is {other[0]}x{other[1]}; "
                 "resize them first"
             )
-        check_bits(path, mode)
     return size, "L" if all(mode in GREY_MODES for _, mode in known) else "RGB"

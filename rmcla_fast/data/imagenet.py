@@ -10,17 +10,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rmcla_fast.data.cache import Progress, pack, unreadable_error
-from rmcla_fast.data.folder import check_bits, list_splits
+from rmcla_fast.data.cache import Progress, pack
+from rmcla_fast.data.folder import list_splits
+from rmcla_fast.data.images import converted, noting_unreadable, open_image, unreadable_error
 from rmcla_fast.data.splits import DataSplits, ImageSet, StreamedSet
-from rmcla_fast.errors import UserError, need
+from rmcla_fast.errors import need
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 SIZE, SHORTER_SIDE = 224, 256
+LONGEST = 16  # the most that a side is resized to, in multiples of the shorter side
 ADDRESS = "https://image-net.org/download.php"
 
 
@@ -48,22 +54,35 @@ def middle(path: Path) -> np.ndarray:
     """Return the middle (3, 224, 224) uint8 of the image, resized to a shorter side of 256."""
     from PIL import Image
 
-    with Image.open(path) as image:
-        check_bits(path, image.mode)
+    with open_image(path) as image:
         image.draft("RGB", (SHORTER_SIDE, SHORTER_SIDE))  # decodes a JPEG near the needed size, which is faster
+        image = _without_far_ends(image)
         width, height = image.size
         scale = SHORTER_SIDE / min(width, height)
-        resized = image.convert("RGB").resize((round(width * scale), round(height * scale)), Image.Resampling.BILINEAR)
+        resized = converted(image, "RGB").resize(
+            (round(width * scale), round(height * scale)), Image.Resampling.BILINEAR
+        )
         left, top = (resized.width - SIZE) // 2, (resized.height - SIZE) // 2
         return np.asarray(resized.crop((left, top, left + SIZE, top + SIZE))).transpose(2, 0, 1)
+
+
+def _without_far_ends(image: Image.Image) -> Image.Image:
+    """Return the middle of an image that is longer than 16 times its shorter side, since the rest is not needed.
+
+    If it were resized whole, an image of 1x60000 pixels would take gigabytes.
+    """
+    longest = LONGEST * min(image.size)
+    if max(image.size) <= longest:
+        return image
+    left, top = (max(0, side - longest) // 2 for side in image.size)
+    return image.crop((left, top, image.width - left, image.height - top))
 
 
 def random_crop(path: Path, draw: np.random.Generator) -> np.ndarray:
     """Return a random crop, resized to (3, 224, 224) uint8 and flipped half of the time."""
     from PIL import Image
 
-    with Image.open(path) as image:
-        check_bits(path, image.mode)
+    with open_image(path) as image:
         width, height = image.size
         for _ in range(10):
             area = width * height * draw.uniform(0.08, 1.0)
@@ -75,7 +94,7 @@ def random_crop(path: Path, draw: np.random.Generator) -> np.ndarray:
             across = down = min(width, height)
         left, top = draw.integers(0, width - across + 1), draw.integers(0, height - down + 1)
         box = (int(left), int(top), int(left) + across, int(top) + down)
-        crop = image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BILINEAR, box=box)
+        crop = converted(image, "RGB").resize((SIZE, SIZE), Image.Resampling.BILINEAR, box=box)
         pixels = np.asarray(crop).transpose(2, 0, 1)
     return np.ascontiguousarray(pixels[:, :, ::-1] if draw.random() < 0.5 else pixels)
 
@@ -99,9 +118,7 @@ class Decoder(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
 
 def _decoded(path: Path, pixels: Callable[[Path], np.ndarray]) -> np.ndarray:
     """Return `pixels(path)`; raise UserError with the path if the image is unreadable."""
-    try:
+    bad: dict[Path, str] = {}
+    with noting_unreadable(bad, path):
         return pixels(path)
-    except UserError:
-        raise
-    except Exception as error:  # Pillow raises all kinds of exceptions for a corrupt file
-        raise unreadable_error([path]) from error
+    raise unreadable_error(bad)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def load(
         UserError: an unknown name, files that are missing (the message has the official address) or corrupt, a class
             without images, or a label outside [0, num_classes).
     """
-    folder = None if data_dir is None else Path(data_dir).expanduser()
+    folder = None if data_dir is None else Path(os.path.expanduser(data_dir))
     try:
         if name == "digits":
             splits = digits()

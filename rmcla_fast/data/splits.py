@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -96,19 +95,16 @@ def check(name: str, splits: DataSplits) -> DataSplits:
     return splits
 
 
-def require_classes(splits: DataSplits, trained: Mapping[str, Any], run: Path) -> None:
-    """Raise UserError unless the data set has the classes of the run, whose config.json is `trained`.
+def require_classes(splits: DataSplits, names: tuple[str, ...], num_classes: int, run: Path) -> None:
+    """Raise UserError unless the data set has the `num_classes` classes called `names` that the run was trained on.
 
     If a class folder was added or renamed, the classes after it have other numbers, and the run would use wrong labels.
     """
-    names = trained.get("classes", splits.classes)
     for k, (before, now) in enumerate(zip_longest(names, splits.classes, fillvalue="not there")):
         if before != now:
             raise UserError(f"{run} was trained on other classes: class {k} was {before} and is {now} in the data set")
-    if trained.get("num_classes", splits.num_classes) != splits.num_classes:
-        raise UserError(
-            f"{run} was trained on {trained['num_classes']} classes, and the data set has {splits.num_classes}"
-        )
+    if num_classes != splits.num_classes:
+        raise UserError(f"{run} was trained on {num_classes} classes, and the data set has {splits.num_classes}")
 
 
 def per_class(data: ImageSet | StreamedSet, count: int, num_classes: int, seed: int) -> Tensor:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from rmcla_fast.data.matlab import load_matlab
 from rmcla_fast.data.pickles import load_pickle
 from rmcla_fast.data.splits import DataSplits, ImageSet
 from rmcla_fast.errors import UserError, need
@@ -95,13 +97,12 @@ def _cifar_file(path: Path, key: str) -> ImageSet:
     content = load_pickle(path)
     if "data" not in content or key not in content:
         raise UserError(f"{path} has no 'data' and '{key}'; is it a file of the Python version?")
-    images = content["data"]
-    try:
-        labels = np.asarray(content[key])
-    except ValueError as error:  # lists of different lengths
-        raise UserError(f"{path} is corrupt: '{key}' is not a list of numbers") from error
+    images, labels = content["data"], content[key]
+    if isinstance(labels, list) and all(type(label) is int or isinstance(label, np.integer) for label in labels):
+        labels = np.array(labels)
     well_formed = (
         isinstance(images, np.ndarray)
+        and isinstance(labels, np.ndarray)
         and images.dtype == np.uint8
         and images.ndim == 2
         and images.shape[1] == 3 * 32 * 32
@@ -109,36 +110,30 @@ def _cifar_file(path: Path, key: str) -> ImageSet:
         and labels.dtype.kind in "iu"
     )
     if not well_formed:
-        shape = getattr(images, "shape", None)
+        found = [_described(value) for value in (images, labels)]
         raise UserError(
-            f"{path} is corrupt: expected uint8 images (N, 3072) and N integer labels; got {shape} and {labels.shape} "
-            f"{labels.dtype}"
+            f"{path} is corrupt: expected 'data' uint8 (N, 3072) and N integer '{key}'; got {found[0]} and {found[1]}"
         )
     return _image_set(images.reshape(-1, 3, 32, 32), labels.astype(np.int64))
 
 
+def _described(value: Any) -> str:
+    """Return the dtype and shape of an array, and the type of anything else, which may be too large to print."""
+    return f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
+
+
 def _svhn_file(path: Path) -> ImageSet:
-    matlab = need("scipy.io", "train", "the svhn data set")
-    try:
-        content = matlab.loadmat(path, variable_names=("X", "y"))
-    except NotImplementedError as error:
-        raise UserError(
-            f"{path} is a MATLAB 7.3 file (HDF5), which is not supported; the original is at {SVHN_ADDRESS}"
-        ) from error
-    except Exception as error:  # scipy raises all kinds of exceptions for a corrupt file
-        raise UserError(f"{path} is corrupt or cut short ({type(error).__name__}: {error})") from error
-    images, labels = content.get("X"), content.get("y")
+    content = load_matlab(path, ("X", "y"), SVHN_ADDRESS)
+    images, labels = content["X"], content["y"]
     well_formed = (
-        isinstance(images, np.ndarray)
-        and isinstance(labels, np.ndarray)
-        and images.dtype == np.uint8
+        images.dtype == np.uint8
         and images.ndim == 4
         and images.shape[:3] == (32, 32, 3)
         and labels.size == images.shape[3]
         and labels.dtype.kind in "iu"
     )
     if not well_formed:
-        found = [f"{getattr(array, 'dtype', None)} {getattr(array, 'shape', None)}" for array in (images, labels)]
+        found = [_described(value) for value in (images, labels)]
         raise UserError(
             f"{path} is corrupt: expected X uint8 (32, 32, 3, N) and y uint8 (N, 1); got {found[0]} and {found[1]}"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -70,7 +69,7 @@ class Compared:
         return {
             "run": str(self.run.folder),
             "recipe": self.run.recipe,
-            **as_json(self.results, epsilon=epsilon, model=self.run.config["model"], data=self.run.data),
+            **as_json(self.results, epsilon=epsilon, model=self.run.network, data=self.run.data),
             "ce20_over_epsilon": dict(zip(map(format_epsilon, self.epsilons), self.at_epsilon, strict=True)),
             "pgd_over_iterations": self.at_iteration,
             "pgd_over_training_minutes": list(zip(*self.minutes, strict=True)),
@@ -86,7 +85,7 @@ def common_epsilon(runs: Sequence[Run], asked: float | None) -> float:
             with different epsilons.
     """
     if len({(run.data, run.identity["images_sha256"]) for run in runs}) > 1:
-        names = ", ".join(f"{run.folder} on {run.data} {run.config.get('data_dir') or ''}".strip() for run in runs)
+        names = ", ".join(f"{run.folder} on {run.data} {run.record.options.data_dir or ''}".strip() for run in runs)
         raise UserError(f"runs of different data cannot be compared: {names}")
     folders = [run.folder.resolve() for run in runs]
     for run, folder in zip(runs, folders, strict=True):
@@ -198,12 +197,11 @@ def draw_details(found: Sequence[Compared], epsilon: float, path: Path) -> Path:
     iterations, minutes = upper.subplots(1, 2)
     for number, one in enumerate(found):
         colour = plots.COLOURS[number % len(plots.COLOURS)]
-        iterations.plot(
-            range(1, len(one.at_iteration) + 1), one.at_iteration, color=colour, linewidth=1.8, label=one.name
-        )
+        steps, name = range(1, len(one.at_iteration) + 1), plots.label(one.name)
+        iterations.plot(steps, one.at_iteration, color=colour, linewidth=1.8, label=name)
         if one.minutes[0]:
             marker = plots.MARKERS[number % len(plots.MARKERS)] if len(one.minutes[0]) <= 15 else ""
-            minutes.plot(*one.minutes, color=colour, marker=marker, markersize=4, linewidth=1.4, label=one.name)
+            minutes.plot(*one.minutes, color=colour, marker=marker, markersize=4, linewidth=1.4, label=name)
     iterations.set_xscale("log")
     ticks = [1, 2, 5, 10, 20, 50, 100]
     iterations.set_xticks(ticks, [str(tick) for tick in ticks])
@@ -214,7 +212,7 @@ def draw_details(found: Sequence[Compared], epsilon: float, path: Path) -> Path:
     minutes.set_title("while training, on held-out images", loc="left", fontsize=11)
     for axes in (iterations, minutes):
         plots.simplify_frame(axes)
-    plots.legend_above(upper, iterations)
+    plots.legend_above(figure, iterations)
     lower.suptitle("loss around one image", x=0.01, ha="left", fontsize=11)
     _draw_surfaces(lower, found, rows, columns)
     return plots.save(figure, path)
@@ -223,7 +221,7 @@ def draw_details(found: Sequence[Compared], epsilon: float, path: Path) -> Path:
 def _draw_surfaces(figure: Any, found: Sequence[Compared], rows: int, columns: int) -> None:
     for number, one in enumerate(found):
         axes = figure.add_subplot(rows, columns, number + 1, projection="3d")
-        name = textwrap.fill(one.name, 36)
+        name = plots.label(one.name, 36)
         if one.surface is None:
             axes.set_axis_off()
             axes.set_title(f"{name}\n(no image that all runs classify correctly)", fontsize=9)

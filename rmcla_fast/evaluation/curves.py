@@ -15,7 +15,7 @@ from rmcla_fast.attacks.pgd import PGDAttack
 from rmcla_fast.attacks.pgd_step import image_gradient
 from rmcla_fast.attacks.suite import GRADIENT_ATTACKS
 from rmcla_fast.ops import soft_cross_entropy
-from rmcla_fast.training.run_folder import METRICS, read_metrics
+from rmcla_fast.training.metrics import METRICS, read_metrics
 
 Report = Callable[[float], None]
 ITERATIONS = 100
@@ -130,6 +130,5 @@ def loss_surface(
 
 def training_minutes(folder: Path) -> tuple[list[float], list[float]]:
     """Return the minutes since the start and the PGD accuracy in % of each epoch that measured held-out images."""
-    path = folder / METRICS
-    rows = [row for row in read_metrics(path) if "pgd" in row and "seconds" in row] if path.exists() else []
+    rows = [row for row in read_metrics(folder / METRICS) if "pgd" in row and "seconds" in row]
     return [row["seconds"] / 60 for row in rows], [row["pgd"] for row in rows]

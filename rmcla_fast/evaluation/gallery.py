@@ -40,16 +40,12 @@ def draw(run: Run, epsilon: float, path: Path, *, count: int = 8, seed: int = 0,
         for row in range(3):
             _show(axes[row][column], rows[row])
             axes[row][column].set_title(
-                titles[row], fontsize=9, color="black" if row == 0 or withstood else plots.COLOURS[1]
+                plots.label(titles[row], 16), fontsize=9, color="black" if row == 0 or withstood else plots.COLOURS[1]
             )
     for row, name in enumerate(("image", f"perturbation\nx {0.5 / epsilon:.3g}, grey is 0", "adversarial")):
         axes[row][0].set_ylabel(name, fontsize=9)
-    figure.suptitle(
-        f"{run.name}: {run.description}; CE20, {setting(epsilon, precision)} (orange: fooled)",
-        x=0.01,
-        ha="left",
-        fontsize=11,
-    )
+    title = f"{run.name}: {run.description}; CE20, {setting(epsilon, precision)} (orange: fooled)"
+    figure.suptitle(plots.label(title, int(10.5 * figure.get_figwidth())), x=0.01, ha="left", fontsize=11)
     return plots.save(figure, path)
 
 

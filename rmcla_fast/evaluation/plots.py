@@ -5,7 +5,9 @@ Colour-blind readers can tell the colours apart. A missing value is written as a
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import numpy
 from rmcla_fast.attacks.suite import TITLES
 from rmcla_fast.errors import UserError, need
 from rmcla_fast.files import replacing
+from rmcla_fast.text import printable
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5B5B5B", "#8C510A")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -40,6 +43,35 @@ def save(figure: Any, path: Path) -> Path:
     return path
 
 
+def label(text: str, columns: int = 60, rows: int = 4) -> str:
+    """Return the text so that matplotlib draws each of its characters, and takes none of them as mathematics.
+
+    A character that the font lacks is drawn as its escape. The text is wrapped after `columns` characters, and the
+    middle of what needs more than `rows` lines is left out.
+    """
+    glyphs = _glyphs(tuple(need("matplotlib", "train", "drawing a picture").rcParams["font.family"]))
+    shown = printable(text, lambda character: character.isprintable() and ord(character) in glyphs)
+    room = columns * rows - 3
+    if len(shown) > room:
+        shown = f"{shown[: room // 2]}...{shown[-(room - room // 2) :]}"
+    wrapped = textwrap.fill(shown, columns).replace("$", r"\$")
+    return f" {wrapped}" if wrapped.startswith("_") else wrapped  # matplotlib leaves "_..." out of a legend
+
+
+@lru_cache(maxsize=1)
+def _glyphs(families: tuple[str, ...]) -> frozenset[int]:
+    """Return the code points that these fonts can draw."""
+    fonts = need("matplotlib.font_manager", "train", "drawing a picture")
+    paths = [fonts.findfont(fonts.FontProperties(family=[family])) for family in families]
+    return frozenset(code for path in paths for code in fonts.get_font(path).get_charmap())
+
+
+def set_title(axes: Any, title: str) -> None:
+    """Write a title above the only axes of a figure; it may be as wide as they are."""
+    figure = axes.figure
+    axes.set_title(label(title, int(10.5 * figure.get_figwidth()) - 8), loc="left", fontsize=11)
+
+
 def simplify_frame(axes: Any) -> None:
     """Remove the top and right edges of the frame, and draw a light grid behind the data."""
     for side in ("top", "right"):
@@ -57,7 +89,7 @@ def accuracy_bars(axes: Any, series: Mapping[str, Mapping[str, float | str]], at
     size = 8 if width > 0.16 else 6
     for number, (name, values) in enumerate(series.items()):
         colour = COLOURS[number % len(COLOURS)]
-        axes.bar([0], [0], color=colour, label=name)
+        axes.bar([0], [0], color=colour, label=label(name))
         for position, attack in enumerate(attacks):
             value = values.get(attack, "")
             at = position + (number - (len(series) - 1) / 2) * width
@@ -73,12 +105,20 @@ def accuracy_bars(axes: Any, series: Mapping[str, Mapping[str, float | str]], at
 
 
 def legend_above(figure: Any, axes: Any) -> None:
-    """Draw one legend above the whole figure, in as many columns as fit its width."""
+    """Draw one legend above the whole figure, in as many columns as fit its width; a high one makes the figure higher.
+
+    The figures have room for a legend of one inch.
+    """
     handles, labels = axes.get_legend_handles_labels()
     if len(labels) > 1:
         width = figure.bbox.width / figure.dpi  # inches; a character takes 0.085 inches
-        columns = max(1, int(width / (0.085 * max(map(len, labels)) + 0.65)))
-        figure.legend(handles, labels, loc="outside upper left", ncols=min(columns, len(labels)), frameon=False)
+        longest = max(len(line) for text in labels for line in text.split("\n"))
+        columns = max(1, int(width / (0.085 * longest + 0.65)))
+        legend = figure.legend(
+            handles, labels, loc="outside upper left", ncols=min(columns, len(labels)), frameon=False
+        )
+        height = legend.get_window_extent().height / figure.dpi
+        figure.set_figheight(figure.get_figheight() + max(0.0, height - 1))
 
 
 def lines(axes: Any, series: Mapping[str, tuple[Sequence[float], Sequence[float]]], **labels: Any) -> None:
@@ -91,7 +131,7 @@ def lines(axes: Any, series: Mapping[str, tuple[Sequence[float], Sequence[float]
             marker=MARKERS[number % len(MARKERS)],
             markersize=4.5,
             linewidth=1.6,
-            label=name,
+            label=label(name),
         )
     axes.set(ylim=(0, 104), yticks=range(0, 101, 20), **labels)
     simplify_frame(axes)
@@ -108,7 +148,7 @@ def evaluation(
     figure = new_figure(max(6.0, 0.95 * len(attacks) + 1.4), 3.7)
     axes = figure.subplots()
     accuracy_bars(axes, series, attacks)
-    axes.set_title(title, loc="left", fontsize=11)
+    set_title(axes, title)
     legend_above(figure, axes)
     return save(figure, path)
 
@@ -127,7 +167,7 @@ def gradient_histogram(path: Path, values: Any, published: Mapping[str, float], 
         for name, value in published.items():
             _draw_marker(axes, value, f"published {name} {value:.2g}", COLOURS[1], 0.55)
     axes.set(xlabel=r"squared l2 norm of the input gradient, paper scale ($\|g\|^2 / 510$)", ylabel="test images")
-    axes.set_title(title, loc="left", fontsize=11)
+    set_title(axes, title)
     simplify_frame(axes)
     none = int((values <= 0).sum())
     if none:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any
 
+from rmcla_fast import text
 from rmcla_fast.errors import need
 
 
@@ -12,12 +13,11 @@ class Bars:
     """Progress bars. Pass an instance as `progress` to `evaluate`, which calls it with (attack, fraction done)."""
 
     def __init__(self, prefix: str = "", *, quiet: bool = False) -> None:
-        console = need("rich.console", "train", "the progress bar")
         progress = need("rich.progress", "train", "the progress bar")
         self._prefix = prefix
-        self._console = console.Console(stderr=True, quiet=quiet, highlight=False)
+        self._console = text.new_console(stderr=True, quiet=quiet)
         self._bars = progress.Progress(
-            progress.TextColumn("{task.description}"),
+            progress.TextColumn("{task.description}", markup=False),
             progress.BarColumn(),
             progress.TaskProgressColumn(),
             progress.TimeElapsedColumn(),
@@ -37,13 +37,13 @@ class Bars:
 
     def __call__(self, attack: str, fraction: float) -> None:
         if attack not in self._tasks:
-            self._tasks[attack] = self._bars.add_task(f"{self._prefix}{attack}", total=1.0)
+            self._tasks[attack] = self._bars.add_task(text.printable(f"{self._prefix}{attack}"), total=1.0)
         self._bars.update(self._tasks[attack], completed=min(1.0, fraction))
         # Bars are not drawn in a log file, so it gets a line.
         if fraction >= 1 and attack not in self._done and not self._console.is_terminal:
             self._done.add(attack)
             self.say(f"{self._prefix}{attack} done")
 
-    def say(self, text: str) -> None:
+    def say(self, line: str) -> None:
         """Print a line above the bars."""
-        self._console.print(text, markup=False, soft_wrap=True)
+        text.say(self._console, line)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.cells import cell_len
 from rich.table import Table
 
 from rmcla_fast.attacks.gradient_norm import GradientNorm
@@ -16,6 +16,7 @@ from rmcla_fast.attacks.suite import TITLES, AttackResult
 from rmcla_fast.epsilon import format_epsilon
 from rmcla_fast.errors import UserError
 from rmcla_fast.files import replacing
+from rmcla_fast.text import new_console, printable, say
 
 NOT_RUN = "not run"
 
@@ -42,10 +43,15 @@ def write_json(path: Path, document: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file completely or not at all; raise a UserError if the path cannot be written."""
+    write_file(path, text.encode())
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file completely or not at all; raise a UserError if the path cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
-            file.write(text.encode())
+            file.write(content)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
 
@@ -74,17 +80,18 @@ def table(results: Mapping[str, AttackResult], *, title: str, published: Mapping
 
 def show(shown: Table, *lines: str) -> None:
     """Print a table and the lines under it. The table is fitted to a terminal's width, but not cut off in a file."""
-    console = Console(highlight=False)
+    console = new_console()
     if not console.is_terminal:
         console.width = max(console.width, console.measure(shown, options=console.options.update(width=1000)).maximum)
     console.print(shown)
     for line in lines:
-        console.print(line, markup=False, soft_wrap=True)
+        say(console, line)
 
 
 def _titled(title: str) -> Table:
     """Return an empty table that is at least as wide as its title, so that the title stays on one line."""
-    return Table(title=title, title_justify="left", title_style="bold", min_width=len(title), box=SIMPLE_HEAD)
+    title = printable(title)
+    return Table(title=title, title_justify="left", title_style="bold", min_width=cell_len(title), box=SIMPLE_HEAD)
 
 
 def remarks(result: AttackResult) -> str:
@@ -128,7 +135,9 @@ def comparison_table(runs: Mapping[str, Mapping[str, AttackResult]], title: str)
     for name in names:
         shown.add_column(TITLES[name], justify="right", overflow="fold")
     for run, results in runs.items():
-        shown.add_row(run, *(f"{results[name].accuracy:.1f}" if name in results else NOT_RUN for name in names))
+        shown.add_row(
+            printable(run), *(f"{results[name].accuracy:.1f}" if name in results else NOT_RUN for name in names)
+        )
     return shown
 
 

@@ -2,17 +2,19 @@
 
 A stored result is reused only for the same weights, network, images, epsilon, seed and precision. The file holds the
 latest evaluation, and under "others" the evaluations with other settings. So a quick evaluation of a few images does
-not overwrite a long one.
+not overwrite a long one. A damaged file is kept under another name, and the attacks run again.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
-from dataclasses import fields
+import os
+import warnings
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
+from rmcla_fast import sealed
 from rmcla_fast.attacks.suite import (
     BATCH_SIZE,
     GRADIENT_ATTACKS,
@@ -22,10 +24,45 @@ from rmcla_fast.attacks.suite import (
     attack_names,
     evaluate,
 )
-from rmcla_fast.evaluation.report import as_json, write_json
+from rmcla_fast.evaluation.report import as_json, write_file
 from rmcla_fast.evaluation.run import Run
+from rmcla_fast.files import locked
+from rmcla_fast.options import NOT_NEGATIVE, POSITIVE, fact
+from rmcla_fast.schema import Mismatch, read_as
 
-RECORD = "evaluation.json"
+RECORD, LOCK = "evaluation.json", ".evaluation.lock"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that a result depends on, except the attack."""
+
+    which: str
+    checkpoint_sha256: str
+    images_sha256: str
+    network: str
+    precision: str
+    images: int = fact(POSITIVE)
+    epsilon: float = fact(POSITIVE)
+    seed: int = fact(NOT_NEGATIVE)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The results with the same settings, by attack; "ce20 x 9" is CE20 with 9 restarts."""
+
+    settings: Settings
+    attacks: dict[str, AttackResult]
+    model: str
+    data: str
+    recipe: str
+
+
+@dataclass(frozen=True)
+class Document(Evaluation):
+    """The content of evaluation.json: the latest evaluation, and the others."""
+
+    others: list[Evaluation] = field(default_factory=list)
 
 
 def evaluate_run(
@@ -74,10 +111,8 @@ def evaluate_run(
 
 def known_results(run: Run, epsilon: float, seed: int, precision: str = "fp32") -> dict[str, AttackResult]:
     """Return the results in RUN/evaluation.json for these settings, by attack; "ce20 x 9" is CE20 with 9 restarts."""
-    for document in _read(run.folder / RECORD):
-        if document["settings"] == _settings(run, epsilon, seed, precision):
-            return _results(document)
-    return {}
+    settings = _settings(run, epsilon, seed, precision)
+    return next((one.attacks for one in _read(run.folder / RECORD) if one.settings == settings), {})
 
 
 def _attack_key(name: str, restarts: int) -> str:
@@ -85,54 +120,65 @@ def _attack_key(name: str, restarts: int) -> str:
     return f"{name} x {restarts}" if many else name
 
 
-def _settings(run: Run, epsilon: float, seed: int, precision: str) -> dict[str, Any]:
-    """Return everything that a result depends on, except the attack."""
-    return {
-        "which": run.which,
+def _settings(run: Run, epsilon: float, seed: int, precision: str) -> Settings:
+    return Settings(
+        which=run.which,
         **run.identity,
-        "images": len(run.labels),
-        "epsilon": epsilon,
-        "seed": seed,
-        "precision": precision,
-    }
+        images=len(run.labels),
+        epsilon=epsilon,
+        seed=seed,
+        precision=precision,
+    )
 
 
 def _store(run: Run, epsilon: float, seed: int, precision: str, new: dict[str, AttackResult]) -> None:
     """Add results to the file. It is read again first, because another command may have written to it."""
-    settings = _settings(run, epsilon, seed, precision)
-    attacks, others = {}, []
-    for document in _read(run.folder / RECORD):
-        theirs = document["settings"]
-        if theirs == settings:
-            attacks = _results(document)
-        elif theirs["which"] != run.which or theirs["checkpoint_sha256"] == settings["checkpoint_sha256"]:
-            others.append(document)  # results of weights that have been replaced are dropped
-    attacks |= new
-    ordered = {key: attacks[key] for title in TITLES for key in sorted(attacks) if key.split(" ")[0] == title}
-    document = as_json(ordered, epsilon=epsilon, model=run.config["model"], data=run.data)
-    write_json(run.folder / RECORD, {**document, "recipe": run.recipe, "settings": settings, "others": others})
+    settings, path = _settings(run, epsilon, seed, precision), run.folder / RECORD
+    with locked(run.folder / LOCK, waiting=f"another process writes {path}; waiting for it"):
+        attacks, others = {}, []
+        for one in _read(path, set_aside=True):
+            if one.settings == settings:
+                attacks = one.attacks
+            elif one.settings.which != run.which or one.settings.checkpoint_sha256 == settings.checkpoint_sha256:
+                others.append(one)  # results of weights that have been replaced are dropped
+        attacks = attacks | new
+        ordered = {key: attacks[key] for title in TITLES for key in sorted(attacks) if key.split(" ")[0] == title}
+        latest = Evaluation(settings, ordered, run.network, run.data, run.recipe)
+        document = {**_as_json(latest), "others": [_as_json(one) for one in others]}
+        write_file(path, sealed.dumps(document))
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    """Return the evaluations in the file, the latest first, or none if it is missing, damaged or something else."""
+def _as_json(one: Evaluation) -> dict[str, object]:
+    document = as_json(one.attacks, epsilon=one.settings.epsilon, model=one.model, data=one.data)
+    return {**document, "recipe": one.recipe, "settings": asdict(one.settings)}
+
+
+def _read(path: Path, *, set_aside: bool = False) -> Sequence[Evaluation]:
+    """Return the evaluations in the file, the latest first; none if it is missing or cannot be believed.
+
+    Args:
+        set_aside: whether a file that cannot be believed is renamed, so that a new one can be written. If not, a
+            warning says why it cannot be believed.
+    """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        others = document.pop("others")
-        for one in (document, *others):
-            if not {"which", "checkpoint_sha256"} <= set(one["settings"]):
-                return []
-            precision = one["settings"].setdefault("precision", "fp32")  # older files have none
-            if any(result.precision != precision for result in _results(one).values()):
-                return []
-        return [document, *others]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        document = read_as(Document, sealed.load(path))
+        evaluations = [document, *document.others]
+        for one in evaluations:
+            if any(result.precision != one.settings.precision for result in one.attacks.values()):
+                raise Mismatch("a result has another precision than its evaluation")
+        return [replace(one, attacks=_known(one.attacks)) for one in evaluations]
+    except FileNotFoundError:
+        return []
+    except (sealed.Damaged, Mismatch, OSError) as error:
+        kept = path.with_suffix(".damaged.json")
+        if set_aside:
+            with suppress(OSError):
+                os.replace(path, kept)
+        else:
+            why = str(error) if isinstance(error, sealed.Damaged) else f"cannot be used ({error})"
+            warnings.warn(f"{path} {why}; the attacks run again, and it is kept as {kept.name}", stacklevel=2)
         return []
 
 
-def _results(document: dict[str, Any]) -> dict[str, AttackResult]:
-    names = {field.name for field in fields(AttackResult)}
-    return {
-        attack: AttackResult(**{key: value for key, value in entry.items() if key in names})
-        for attack, entry in document["attacks"].items()
-        if attack.split(" ")[0] in TITLES
-    }
+def _known(attacks: dict[str, AttackResult]) -> dict[str, AttackResult]:
+    return {name: result for name, result in attacks.items() if name.split(" ")[0] in TITLES}

@@ -32,7 +32,10 @@ def entry(run: Run, results: Mapping[str, AttackResult], epsilon: float) -> dict
     missing = [name for name in ("clean", "autoattack") if name not in results]
     if missing:
         raise UserError(f"a RobustBench entry needs clean and autoattack; --attacks lacks {' and '.join(missing)}")
-    recipe = recipes.get(run.recipe)
+    try:
+        recipe = recipes.get(run.recipe)
+    except ValueError as error:
+        raise UserError(str(error)) from error
     autoattack = f"{results['autoattack'].accuracy:.2f}"
     return {
         "link": "https://arxiv.org/abs/1811.10716" if run.recipe.startswith("r-") else "",
@@ -42,7 +45,7 @@ def entry(run: Run, results: Mapping[str, AttackResult], epsilon: float) -> dict
         "number_forward_passes": 1,
         "dataset": run.data,
         "venue": "",
-        "architecture": ARCHITECTURES.get(run.config["model"], run.config["model"]),
+        "architecture": ARCHITECTURES.get(run.network, run.network),
         "eps": format_epsilon(epsilon),
         "clean_acc": f"{results['clean'].accuracy:.2f}",
         "reported": autoattack,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from rmcla_fast import data
 from rmcla_fast.data import DataSplits
 from rmcla_fast.data.splits import ImageSet, require_classes
-from rmcla_fast.epsilon import parse_epsilon
 from rmcla_fast.errors import UserError
+from rmcla_fast.text import shell_word
 from rmcla_fast.training import checkpoint
 from rmcla_fast.training.build import choose_device
-from rmcla_fast.training.config import DEFAULTS, read_recorded
+from rmcla_fast.training.config import DEFAULTS
+from rmcla_fast.training.record import CONFIG, Facts, RunRecord
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Run:
         folder: the run folder that `rmcla train` wrote.
         which: the checkpoint that the weights come from, "last" or "best".
         epoch: the number of epochs after which these weights were saved.
-        config: the options of the run, from its config.json.
+        record: the options of the run, from its checkpoint.
         model: maps images in [0, 1] to logits.
         images: the test images, uint8 (N, C, H, W) on the CPU.
         labels: their classes, int64 (N,).
@@ -42,7 +43,7 @@ class Run:
     folder: Path
     which: str
     epoch: int
-    config: dict[str, Any]
+    record: RunRecord
     model: nn.Module
     images: Tensor
     labels: Tensor
@@ -56,25 +57,30 @@ class Run:
 
     @property
     def recipe(self) -> str:
-        return str(self.config["recipe"])
+        return self.record.options.recipe
 
     @property
     def data(self) -> str:
-        return str(self.config["data"])
+        return self.record.options.data
+
+    @property
+    def network(self) -> str:
+        """Return the name of the network that the run trained."""
+        return self.record.options.model
 
     @property
     def epsilon(self) -> float:
-        return float(self.config["epsilon"])
+        return self.record.options.epsilon
 
     @property
     def description(self) -> str:
         """Describe the run in one line, such as "small-cnn on digits, r-mc-la"; `early` is added to it."""
-        return f"{self.config['model']} on {self.data}, {self.recipe}{self.early}"
+        return f"{self.network} on {self.data}, {self.recipe}{self.early}"
 
     @property
     def early(self) -> str:
         """Return " (epoch 3 of 30)", or "" if the weights were saved after the last epoch."""
-        epochs = int(self.config.get("epochs") or 0)
+        epochs = self.record.options.epochs
         return f" (epoch {self.epoch} of {epochs})" if self.epoch < epochs else ""
 
     @property
@@ -101,29 +107,11 @@ def _test_images(name: str, data_dir: str | None, skip_unreadable: bool, count: 
     return test, digest.hexdigest()
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Read the options of a run.
-
-    Raises:
-        UserError: the folder does not exist, or `rmcla train` did not write it.
-    """
-    if not folder.is_dir():
-        raise UserError(f"there is no run folder {folder}; train one first with: rmcla train --out {folder}")
-    path = folder / "config.json"
-    if not path.exists():
-        raise UserError(f"{folder} is not a run folder: it has no config.json")
-    config = read_recorded(path)
-    missing = [name for name in ("data", "model", "recipe", "epsilon") if config.get(name) is None]
-    if missing:
-        raise UserError(f"{path} does not say {missing[0]!r}; it was not written by rmcla train")
-    return {**config, "epsilon": parse_epsilon(config["epsilon"])}
-
-
 def open_run(
     folder: str | Path,
     *,
     data_dir: str | None = None,
-    model: str | None = None,
+    model: str | Sequence[str] | None = None,
     which: str = "last",
     device: str | None = None,
     images: int | None = None,
@@ -133,7 +121,8 @@ def open_run(
     Args:
         folder: the run folder that `rmcla train` wrote.
         data_dir: where the data set is; None takes the place that the run was trained with.
-        model: "package.module:factory", needed if the run was trained with such a model.
+        model: "package.module:factory", needed if the run was trained with such a model; or several of them, of which
+            `own_factory` takes the run's.
         which: the checkpoint to load, "last" or "best".
         device: where the model is put; None takes a GPU if there is one.
         images: the number of test images, evenly spaced; None takes all of them.
@@ -143,17 +132,19 @@ def open_run(
             network, or the data set does not fit the run.
     """
     folder = Path(folder)
-    config = read_config(folder)
     if images is not None and images < 1:
         raise UserError(f"--images must be at least 1; got {images}")
-    if threads := DEFAULTS.get(config["data"], {}).get("threads"):  # the same number as in training
+    opened = _open_checkpoint(folder, which)
+    options, facts = opened.record.options, opened.record.facts
+    if threads := DEFAULTS[options.data]["threads"]:  # the same number as in training
         torch.set_num_threads(threads)
     where = choose_device(device)
-    network, epoch, checkpoint_sha256 = _load_checkpoint(folder, which, model)
+    named = model if model is None or isinstance(model, str) else own_factory(options.model, model)
+    network = checkpoint.network_of(opened, named)
     network = network.to(where)
     if where.type == "cuda":  # cuDNN's convolutions on tensor cores are fastest in this layout
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    key = (config["data"], data_dir or config.get("data_dir"), bool(config.get("skip_unreadable")))
+    key = (options.data, data_dir or options.data_dir, options.skip_unreadable)
     try:
         splits = load_data(*key)
     except UserError as error:
@@ -162,19 +153,19 @@ def open_run(
         raise UserError(
             f"{error}; {folder} was trained with the data there, name another place with --data-dir"
         ) from error
-    require_classes(splits, config, folder)
-    _require_shape(splits, config, folder)
+    require_classes(splits, facts.classes, facts.num_classes, folder)
+    _require_shape(splits, facts, folder)
     test, images_sha256 = _test_images(*key, images)
     identity = {
-        "checkpoint_sha256": checkpoint_sha256,
+        "checkpoint_sha256": opened.sha256,
         "images_sha256": images_sha256,
-        "network": model or str(config["model"]),
+        "network": named or options.model,
     }
     return Run(
         folder,
         which,
-        epoch,
-        config,
+        opened.content.epoch,
+        opened.record,
         network,
         test.images,
         test.labels,
@@ -182,6 +173,16 @@ def open_run(
         tuple(splits.classes),
         identity,
     )
+
+
+def own_factory(recorded: str, named: Sequence[str]) -> str | None:
+    """Return the factory among `named` for a run that recorded this model: the same one, or else the only one.
+
+    Return None if the run's model is not from a factory, or if several are named and none of them is the run's.
+    """
+    if ":" not in recorded or not named:
+        return None
+    return recorded if recorded in named else named[0] if len(named) == 1 else None
 
 
 def evenly_spaced(total: int, count: int = 256) -> Tensor:
@@ -193,32 +194,25 @@ def evenly_spaced(total: int, count: int = 256) -> Tensor:
     return torch.arange(count) * total // count
 
 
-def _load_checkpoint(folder: Path, which: str, model: str | None) -> tuple[nn.Module, int, str]:
-    """Return the network, its epoch and the SHA-256 of its checkpoint file.
+def _open_checkpoint(folder: Path, which: str) -> checkpoint.Opened:
+    """Read a checkpoint of a run.
 
-    A training run may replace the file in the meantime. Then everything is read again, until all three belong together.
+    Raises:
+        UserError: the folder or the checkpoint does not exist, or the checkpoint cannot be read.
     """
-    path = folder / (checkpoint.BEST if which == "best" else checkpoint.LAST)
-    while True:
-        before = checksum(path) if path.is_file() else ""  # `checkpoint.load` reports a missing file
-        network = checkpoint.load(folder, which=which, model=model)
-        epoch = int(checkpoint.read(path)["epoch"])
-        if checksum(path) == before:
-            return network, epoch, before
+    path = checkpoint.checkpoint_path(folder, which)
+    if not folder.is_dir():
+        raise UserError(
+            f"there is no run folder {folder}; train one first with: rmcla train --out {shell_word(folder)}"
+        )
+    if not path.exists() and not (folder / CONFIG).exists():
+        raise UserError(f"{folder} is not a run folder: it has no {path.name}")
+    return checkpoint.open_file(path)
 
 
-def _require_shape(splits: DataSplits, trained: dict[str, Any], run: Path) -> None:
+def _require_shape(splits: DataSplits, trained: Facts, run: Path) -> None:
     """Raise a UserError if the test images have another shape than the images that the run was trained on."""
-    shape = (trained.get("channels"), *(trained.get("image_size") or ()))
-    if None not in shape and shape != splits.test.shape:
+    shape = (trained.channels, *trained.image_size)
+    if shape != splits.test.shape:
         before, now = ("x".join(map(str, size)) for size in (shape, splits.test.shape))
         raise UserError(f"{run} was trained on images of {before}; the test images are {now}")
-
-
-def checksum(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()

@@ -14,6 +14,7 @@ from rmcla_fast.evaluation.run import load_data
 from rmcla_fast.paper import published
 from rmcla_fast.paper.plan import GRADIENT_TABLE, RECIPES_TABLE, Plan, ReproducedRow, attack_epsilon, default_data
 from rmcla_fast.paper.published import PAPER_EPOCHS, PAPER_NETWORK
+from rmcla_fast.text import markdown, markdown_code, shell_word
 
 
 def differences(plan: Plan, rows: Sequence[ReproducedRow]) -> list[str]:
@@ -68,7 +69,7 @@ def title(plan: Plan) -> str:
 
 def command(plan: Plan) -> str:
     """Return the command line that makes this table, with a placeholder for the path of the data set."""
-    words = ["rmcla reproduce", plan.table, "--data", plan.data]
+    words = ["rmcla", "reproduce", plan.table, "--data", plan.data]
     options = {
         "--data-dir": None if plan.data_dir is None else f"PATH_TO_{plan.data.upper()}",
         "--model": plan.model,
@@ -81,7 +82,7 @@ def command(plan: Plan) -> str:
         words += [flag, str(value)] if value is not None else []
     words += ["--seeds", ",".join(map(str, plan.seeds))]
     words += [] if plan.autoattack or plan.table == GRADIENT_TABLE else ["--no-autoattack"]
-    return " ".join(words)
+    return " ".join(map(shell_word, words))
 
 
 def as_json(plan: Plan, rows: Sequence[ReproducedRow]) -> dict[str, Any]:
@@ -106,7 +107,7 @@ def as_markdown(plan: Plan, rows: Sequence[ReproducedRow], attacks: Sequence[str
     gradient = plan.table == GRADIENT_TABLE
     columns = ["max", "mean"] if gradient else [name for name in TITLES if name in attacks or name == "autoattack"]
     heads = columns if gradient else [TITLES[name] for name in columns]
-    lines = [f"# {title(plan)}", "", f"Made by `{command(plan)}`.", ""]
+    lines = [f"# {title(plan)}", "", f"Made by {markdown_code(command(plan))}.", ""]
     lines += [
         f"Each cell: ours{' (mean ± standard deviation)' if len(plan.seeds) > 1 else ''} / published / difference.",
         "",
@@ -119,7 +120,7 @@ def as_markdown(plan: Plan, rows: Sequence[ReproducedRow], attacks: Sequence[str
         cost = f"{row.passes}F x {row.config.epochs}"
         lines.append(f"| {row.source.name} | `{row.source.recipe}` | " + " | ".join(cells) + f" | {cost} | {minutes} |")
     lines += ["", "What differs from the paper:", ""]
-    lines += [f"* {sentence}" for sentence in differences(plan, rows)]
+    lines += [f"* {markdown(sentence)}" for sentence in differences(plan, rows)]
     notes = [f"* {row.source.name}: {row.source.note}." for row in rows if row.source.note]
     if gradient:
         notes.append("* " + WHY_TWO_SCALES)

@@ -16,17 +16,19 @@ from rmcla_fast.attacks.gradient_norm import gradient_norm
 from rmcla_fast.attacks.suite import TITLES
 from rmcla_fast.attacks.third_party import require
 from rmcla_fast.epsilon import format_epsilon
+from rmcla_fast.errors import UserError
 from rmcla_fast.evaluation.progress import Bars
 from rmcla_fast.evaluation.report import write_json, write_text
 from rmcla_fast.evaluation.results import evaluate_run
 from rmcla_fast.evaluation.run import Run, load_data, open_run
+from rmcla_fast.files import Busy, locked
 from rmcla_fast.paper import published
 from rmcla_fast.paper.plan import GRADIENT_TABLE, RECIPES_TABLE, Plan, ReproducedRow, attack_epsilon
 from rmcla_fast.paper.published import PublishedRow
 from rmcla_fast.paper.report import as_json, as_markdown
 from rmcla_fast.training import TrainConfig, train
 from rmcla_fast.training.config import resolve
-from rmcla_fast.training.run_folder import METRICS, read_metrics
+from rmcla_fast.training.metrics import METRICS, read_metrics
 
 CIFAR10_IMAGES_PER_CLASS = 5000
 RECIPES = (
@@ -57,14 +59,23 @@ def reproduce(plan: Plan, *, quiet: bool = True) -> tuple[Path, Path]:
         The paths of the two files.
 
     Raises:
-        UserError: the data set or model does not exist, or AutoAttack is not installed.
+        UserError: the data set or model does not exist, AutoAttack is not installed, or another process makes the same
+            table.
         RunFailed: a training run failed.
     """
     if plan.table != GRADIENT_TABLE and plan.autoattack:
         require("autoattack")  # checked before the first training, and not after it
+    markdown = plan.out / f"{plan.table}-{plan.data}.md"
+    try:
+        with locked(markdown.with_name(f".{markdown.name}.lock")):
+            return _reproduce(plan, markdown, quiet)
+    except Busy as error:
+        raise UserError(f"another process is making {markdown}; wait for it to end, or give another --out") from error
+
+
+def _reproduce(plan: Plan, markdown: Path, quiet: bool) -> tuple[Path, Path]:
     rows = [_row(plan, source) for source in _sources(plan)]
     attacks = _attacks(plan)
-    markdown = plan.out / f"{plan.table}-{plan.data}.md"
     document = markdown.with_suffix(".json")
 
     def write() -> None:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
-import rmcla_fast
 from rmcla_fast import models, recipes
 from rmcla_fast.adversarial_example import attack_mode
 from rmcla_fast.data.imagenet import centers
 from rmcla_fast.data.splits import DataSplits, ImageSet, StreamedSet, hold_out
-from rmcla_fast.epsilon import format_epsilon, parse_epsilon
 from rmcla_fast.errors import UserError
 from rmcla_fast.precision import require_precision
 from rmcla_fast.recipes import Recipe
@@ -168,19 +164,3 @@ def _check_logits(model: nn.Module, name: str, splits: DataSplits, device: torch
         raise UserError(
             f"model {name} must return logits of shape (1, {splits.num_classes}) for one image; got {shape}"
         )
-
-
-def describe(config: ResolvedConfig, splits: DataSplits) -> dict[str, Any]:
-    """Return the content of config.json: every resolved option, and facts of the data set and the library."""
-    channels, *size = splits.train.shape
-    return {
-        **dataclasses.asdict(config),
-        "epsilon_text": format_epsilon(parse_epsilon(config.epsilon)),
-        "num_classes": splits.num_classes,
-        "channels": channels,
-        "image_size": size,
-        "train_images": len(splits.train),
-        "classes": list(splits.classes),
-        "rmcla_fast": rmcla_fast.__version__,
-        "torch": str(torch.__version__),
-    }

@@ -2,19 +2,79 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from rmcla_fast import sealed
 from rmcla_fast.errors import RunFailed, UserError
 from rmcla_fast.files import replacing
+from rmcla_fast.options import AT_LEAST_1, NOT_NEGATIVE, fact
+from rmcla_fast.schema import Mismatch, read_as
 from rmcla_fast.training.build import create_model
+from rmcla_fast.training.record import RunRecord, parse_record
 
 LAST, BEST = "checkpoint.pt", "best.pt"
-KEYS = ("model", "ema", "optimizer", "schedule", "rng", "epoch", "step", "config")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The entry "schedule" of a checkpoint: the learning rate's schedule, and the sums and times of the run so far."""
+
+    name: str
+    best: float
+    epoch_loss: float
+    recent: list[float]
+    warned: bool
+    total_steps: int = fact(AT_LEAST_1)
+    epoch_count: int = fact(NOT_NEGATIVE)
+    seconds: float = fact(NOT_NEGATIVE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankState:
+    """What differs between the ranks of a run: torch's generators and, except on rank 0, the buffers."""
+
+    torch: Tensor
+    cuda: list[Tensor]
+    buffers: list[Tensor] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomState(RankState):
+    """The entry "rng" of a checkpoint: the state of the update, of rank 0, and of the other ranks."""
+
+    step: dict[str, Any]
+    others: list[RankState]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The content of a checkpoint, whose tensors are on the CPU. The file is a dictionary with these entries."""
+
+    model: dict[str, Any]
+    ema: dict[str, Any] | None
+    optimizer: dict[str, Any]
+    schedule: Progress
+    rng: RandomState
+    config: dict[str, Any]  # the content of config.json
+    epoch: int = fact(NOT_NEGATIVE)
+    step: int = fact(NOT_NEGATIVE)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A checkpoint file that was read: its content, the record of its run, and the SHA-256 of the file."""
+
+    path: Path
+    content: Checkpoint
+    record: RunRecord
+    sha256: str
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
@@ -26,6 +86,7 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
     try:
         with replacing(path) as file:
             torch.save(dict(state), file)
+            sealed.seal(file)
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
         cause = error if isinstance(error, OSError) else error.__context__  # the system's error, below torch's
         why = cause.strerror if isinstance(cause, OSError) else str(error).splitlines()[0]
@@ -33,24 +94,44 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
         raise RunFailed(f"{path} could not be written ({why}); {before}") from error
 
 
-def read(path: Path) -> dict[str, Any]:
-    """Return the checkpoint in `path`, on the CPU. No code that it might hold is run.
+def read(path: Path) -> Checkpoint:
+    """Return the content of a checkpoint file; see `open_file`."""
+    return open_file(path).content
+
+
+def open_file(path: Path) -> Opened:
+    """Read a checkpoint and check its digest and its content. No code that it might hold is run.
 
     Raises:
-        UserError: the file does not exist, is truncated, or is not a checkpoint of this library.
+        UserError: the file does not exist, is damaged, or is not a checkpoint of this library.
     """
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}; train first, or name another run folder")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # for a damaged file, zip, pickle and torch raise different ones
-        raise UserError(
-            f"{path} is truncated or was not written by rmcla_fast, and cannot be read as a checkpoint"
-        ) from error
-    missing = [key for key in KEYS if key not in state] if isinstance(state, dict) else list(KEYS)
-    if missing:
-        raise UserError(f"{path} is not a checkpoint of rmcla_fast: it has no {', '.join(map(repr, missing))}")
-    return state
+        with path.open("rb") as file:
+            _, sha256 = sealed.check_seal(file)
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except sealed.Damaged as error:
+        raise UserError(f"{path} {error}; {_way_out(path)}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except Exception as error:  # for content of another program, zip, pickle and torch raise different ones
+        raise UserError(f"{path} was not written by rmcla_fast and cannot be read as a checkpoint") from error
+    try:
+        content = read_as(Checkpoint, state)
+        return Opened(path, content, parse_record(content.config), sha256)
+    except Mismatch as error:
+        raise UserError(f"{path} is not a checkpoint of rmcla_fast ({error}); {_way_out(path)}") from error
+
+
+def _way_out(path: Path) -> str:
+    """Return what the user can do if the checkpoint cannot be used."""
+    other = path.with_name(BEST if path.name == LAST else LAST)
+    if not other.is_file():
+        return "restore it from a copy, or start the run again in another folder"
+    if path.name == LAST:
+        return f"put a copy of {other} in its place to go on from there"
+    return "remove it; --which last still works"
 
 
 def load(run_folder: str | Path, which: str = "last", model: str | nn.Module | None = None) -> nn.Module:
@@ -65,34 +146,36 @@ def load(run_folder: str | Path, which: str = "last", model: str | nn.Module | N
             code is imported. It is "package.module:factory" again, or a module whose weights are replaced.
 
     Raises:
-        UserError: one sentence: a checkpoint that does not exist, is truncated or was written by another program, a
+        UserError: one sentence: a checkpoint that does not exist, is damaged or was written by another program, a
             factory that was not named again, or weights that do not fit the model.
     """
+    return network_of(open_file(checkpoint_path(run_folder, which)), model)
+
+
+def checkpoint_path(run_folder: str | Path, which: str) -> Path:
+    """Return the path of the "last" or the "best" checkpoint of a run; raise a UserError for another word."""
     if which not in ("last", "best"):
         raise UserError(f"which must be 'last' or 'best'; got {which!r}")
-    path = Path(run_folder).expanduser() / (LAST if which == "last" else BEST)
-    state = read(path)
-    network = model if isinstance(model, nn.Module) else _rebuild(path, state["config"], model)
-    weights = state["ema"] if state["ema"] is not None else state["model"]
-    try:
-        network.load_state_dict(weights)
-    except (RuntimeError, AttributeError, TypeError) as error:
-        raise UserError(f"the weights in {path} do not fit the model {_name(state['config'], model)}") from error
-    return network.eval()
+    return Path(os.path.expanduser(run_folder)) / (LAST if which == "last" else BEST)
 
 
-def _rebuild(path: Path, config: Mapping[str, Any], named: str | None) -> nn.Module:
-    recorded = config.get("model")
-    if not isinstance(recorded, str) or not isinstance(config.get("num_classes"), int):
-        raise UserError(f"{path} does not say which model its weights belong to")
-    if ":" in recorded and named is None:
-        raise UserError(
-            f"the weights in {path} belong to the factory {recorded}; name it again (model=, --model) to import it"
-        )
-    return create_model(named or recorded, config["num_classes"], config["channels"])
-
-
-def _name(config: Mapping[str, Any], model: str | nn.Module | None) -> str:
+def network_of(opened: Opened, model: str | nn.Module | None = None) -> nn.Module:
+    """Return the trained model in a checkpoint; see `load`."""
+    recorded, content = opened.record.options.model, opened.content
     if isinstance(model, nn.Module):
-        return type(model).__name__
-    return model or str(config.get("model"))
+        network, name = model, type(model).__name__
+    elif ":" in recorded and model is None:
+        raise UserError(
+            f"the weights in {opened.path} belong to the factory {recorded}; name it again (model=, --model) to "
+            "import it"
+        )
+    else:
+        name, facts = model or recorded, opened.record.facts
+        network = create_model(name, facts.num_classes, facts.channels)
+    try:
+        network.load_state_dict(content.model if content.ema is None else content.ema)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # torch raises all kinds of exceptions for what it cannot load
+        raise UserError(f"the weights in {opened.path} do not fit the model {name}") from error
+    return network.eval()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +17,7 @@ from rmcla_fast.options import (
     NOT_NEGATIVE,
     POSITIVE,
     SEED,
+    THREADS,
     Rule,
     as_text,
     check,
@@ -27,6 +28,7 @@ from rmcla_fast.options import (
     plain,
 )
 from rmcla_fast.precision import PRECISIONS
+from rmcla_fast.schema import shortened
 from rmcla_fast.training.schedule import SCHEDULES
 from rmcla_fast.training.step import CAPTURES
 
@@ -157,7 +159,7 @@ class TrainConfig:
     threads: int | None = setting(
         "CPU threads of the network's passes; a resumed run keeps their number, because sums depend on it",
         None,
-        AT_LEAST_1,
+        THREADS,
         digits=1,
     )
     workers: int | None = setting("processes that decode images if the data set is streamed", 8, NOT_NEGATIVE)
@@ -220,13 +222,13 @@ def resolve(config: TrainConfig) -> ResolvedConfig:
     if config.data is None:
         raise UserError(f"--data is missing; one of: {', '.join(DATASETS)}")
     if config.data not in DATASETS:
-        raise UserError(f"unknown data set {config.data!r}; one of: {', '.join(DATASETS)}")
+        raise UserError(f"unknown data set {shortened(config.data)}; one of: {', '.join(DATASETS)}")
     check(config)
     filled = DEFAULTS[config.data] | _given(config)
     filled["epsilon"] = parse_epsilon(filled["epsilon"])
     filled["out"] = str(filled.get("out", f"runs/{config.data}-{filled['recipe']}"))
     # The run may be resumed and evaluated from another working folder.
-    data_dir = None if config.data_dir is None else str(Path(config.data_dir).expanduser().absolute())
+    data_dir = None if config.data_dir is None else str(Path(os.path.expanduser(config.data_dir)).absolute())
     return ResolvedConfig(**(filled | {"data_dir": data_dir}))
 
 
@@ -235,36 +237,20 @@ def _given(config: TrainConfig) -> dict[str, Any]:
     return {name: plain(value) for name, value in values.items() if value is not None}
 
 
-def resumed(asked: TrainConfig, recorded: dict[str, Any]) -> TrainConfig:
+def resumed(asked: TrainConfig, recorded: ResolvedConfig) -> TrainConfig:
     """Return the recorded run's options, with what may change taken from `asked`.
 
     Raises:
         UserError: an option was given that differs from the recorded one and would change the weights.
     """
-    known = {field.name for field in dataclasses.fields(TrainConfig)}
-    merged = {name: value for name, value in recorded.items() if name in known}
-    for name, value in _given(asked).items():
-        if name == "epsilon":
-            value = parse_epsilon(value)
-        if name not in FREE_ON_RESUME and name in merged and value != merged[name]:
+    given = _given(asked)
+    if "epsilon" in given:
+        given["epsilon"] = parse_epsilon(given["epsilon"])
+    for name, value in given.items():
+        before = getattr(recorded, name)
+        if name not in FREE_ON_RESUME and value != before:
             raise UserError(
-                f"the run was started with {flag(name)} {merged[name]} and cannot be resumed with {value}; "
+                f"the run was started with {flag(name)} {before} and cannot be resumed with {value}; "
                 f"leave {flag(name)} out, or start another run with --out"
             )
-        merged[name] = value
-    return TrainConfig(**merged)
-
-
-def read_recorded(path: Path) -> dict[str, Any]:
-    """Return the options in a config.json.
-
-    Raises:
-        UserError: the file cannot be read, or does not hold options.
-    """
-    try:
-        recorded = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as the options of a run ({error})") from error
-    if not isinstance(recorded, dict):
-        raise UserError(f"{path} does not hold the options of a run")
-    return recorded
+    return dataclasses.replace(recorded, **given)

@@ -79,6 +79,11 @@ class World:
             dist.barrier()
 
 
+def is_main_process() -> bool:
+    """Return whether this process is rank 0 of those that torchrun started, or was not started by it."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 @contextmanager
 def joined(device: torch.device) -> Iterator[World]:
     """Join the processes that torchrun started, and leave them at the end.

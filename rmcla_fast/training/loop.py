@@ -7,7 +7,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,17 @@ from torch import Tensor
 from rmcla_fast import data as datasets
 from rmcla_fast.data.splits import DataSplits, require_classes
 from rmcla_fast.errors import Interrupted, RunFailed, UserError, need
+from rmcla_fast.text import shell_word
 from rmcla_fast.training import checkpoint
-from rmcla_fast.training.build import Parts, build, choose_device, choose_recipe, describe
+from rmcla_fast.training.build import Parts, build, choose_device, choose_recipe
 from rmcla_fast.training.config import ResolvedConfig, TrainConfig
-from rmcla_fast.training.distributed import World, joined, local_device
+from rmcla_fast.training.distributed import World, is_main_process, joined, local_device
 from rmcla_fast.training.interrupt import StopRequest
 from rmcla_fast.training.monitor import Accuracies
 from rmcla_fast.training.plots import draw_curves
 from rmcla_fast.training.progress import Display, say, shown
-from rmcla_fast.training.run_folder import CURVES, RunFolder, open_run
+from rmcla_fast.training.record import describe
+from rmcla_fast.training.run_folder import CURVES, RunFolder, only_writer, open_run, run_path
 from rmcla_fast.training.run_state import RunState, own_state, restored
 from rmcla_fast.training.schedule import set_rate, warmed_up
 
@@ -49,13 +51,19 @@ def train(config: TrainConfig, *, quiet: bool = True) -> Path:
             `stop_on_overfitting` is set.
         Interrupted: Ctrl-C or SIGTERM stopped it, after the checkpoint was written.
     """
-    named, (config, state) = config.model, open_run(config)
-    folder = Path(config.out)
-    if state is not None and state["epoch"] >= config.epochs:
+    folder = run_path(config)
+    with only_writer(folder) if is_main_process() else nullcontext():
+        _train(folder, config, quiet)
+    return folder
+
+
+def _train(folder: Path, asked: TrainConfig, quiet: bool) -> None:
+    named, (config, opened) = asked.model, open_run(folder, asked)
+    if opened is not None and opened.content.epoch >= config.epochs:
         say(f"{folder} is finished: {config.epochs} epochs; nothing is left to resume", quiet=quiet)
         if not (folder / CURVES).exists():  # killed before they were drawn
             draw_curves(folder)
-        return folder
+        return
     if ":" in config.model and named is None:
         raise UserError(f"{folder} was started with the factory {config.model}; name it again (--model) to import it")
     device = choose_device(local_device(config.device))
@@ -68,12 +76,11 @@ def train(config: TrainConfig, *, quiet: bool = True) -> Path:
                 need(module, "train", "a run")
             choose_recipe(config)
             splits = _load(config, world, quiet)
-            run = _Run(config, splits, build(config, splits, device, world), folder, state, quiet or not world.is_main)
+            run = _Run(config, splits, build(config, splits, device, world), folder, opened, quiet or not world.is_main)
             world.wait()  # every rank has looked at the folder before rank 0 writes into it
             run.train()
     finally:
         torch.set_num_threads(threads)
-    return folder
 
 
 @contextmanager
@@ -115,20 +122,20 @@ class _Run:
         splits: DataSplits,
         parts: Parts,
         folder: Path,
-        state: dict[str, Any] | None,
+        opened: checkpoint.Opened | None,
         quiet: bool,
     ) -> None:
         self.config, self.parts, self.folder, self.quiet = config, parts, folder, quiet
-        self.described = describe(config, splits)
+        self.record = describe(config, splits)
         self.total_steps = config.epochs * parts.loader.steps
-        if state is not None:
-            require_classes(splits, state["config"], folder)
-        self.at = RunState() if state is None else restored(state, parts, self.total_steps, folder)
+        if opened is not None:
+            require_classes(splits, opened.record.facts.classes, opened.record.facts.num_classes, folder)
+        self.at = RunState() if opened is None else restored(opened, parts, self.total_steps, folder)
         self.pending: list[Tensor] = []  # losses that the host has not read yet
 
     def train(self) -> None:
         parts = self.parts
-        self.files = RunFolder(self.folder, self.described, self.at.step) if parts.world.is_main else None
+        self.files = RunFolder(self.folder, self.record, self.at.step) if parts.world.is_main else None
         self.display = Display(self.total_steps, self.at.step, quiet=self.quiet)
         self.since, self.since_step = time.perf_counter(), self.at.step
         # Signals are also held back while the files are closed, since torchrun sends them when a rank is lost.
@@ -194,10 +201,10 @@ class _Run:
 
     def _interrupted(self, stop: StopRequest) -> None:
         number = stop.signal or signal.SIGINT  # the signal may have reached only another rank
-        factory = f" --model {self.config.model}" if ":" in self.config.model else ""
+        factory = f" --model {shell_word(self.config.model)}" if ":" in self.config.model else ""
         raise Interrupted(
             f"stopped by {number.name} at step {self.at.step} of {self.total_steps}; "
-            f"go on with: rmcla train --resume --out {self.folder}{factory}",
+            f"go on with: rmcla train --resume --out {shell_word(self.folder)}{factory}",
             number,
         )
 
@@ -235,7 +242,7 @@ class _Run:
             loss = sum(self.at.recent) / len(self.at.recent)
             self.at.recent = []
             values = {"epoch": self.at.epoch + 1, "loss": loss, "lr": self.parts.schedule.rate(self.at.step - 1)}
-            self._record("step", {**values, "images_per_second": rate})
+            self._log_row("step", {**values, "images_per_second": rate})
             self.display.update(self.at.step, self._epoch_text(), loss, rate)
 
     def _epoch_text(self) -> str:
@@ -262,7 +269,7 @@ class _Run:
             values.update(dataclasses.asdict(seen))
             self.display.measured(self.at.step, self._epoch_text(), values["loss"], seen, self._seconds_left())
             values["overfitting"] = self._overfitting(seen)
-        self._record("epoch", values)
+        self._log_row("epoch", values)
         self.at.epoch += 1
         self.at.epoch_loss, self.at.epoch_count = 0.0, 0
         best = seen is not None and seen.pgd >= self.at.best
@@ -296,11 +303,11 @@ class _Run:
             self._not_finite(f"the weights after step {self.at.step - 1} are not finite", self.at.step - 1)
         ranks = self.parts.world.gathered(own_state(self.parts))
         if self.files:
-            state = self.at.state(self.parts, self.total_steps, self.described, ranks)
+            state = self.at.state(self.parts, self.total_steps, self.record, ranks)
             if best:
                 self.files.save(state, best=True)
             self.files.save(state)
 
-    def _record(self, kind: str, values: dict[str, Any]) -> None:
+    def _log_row(self, kind: str, values: dict[str, Any]) -> None:
         if self.files:
             self.files.record(kind, self.at.step, values)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from rmcla_fast.errors import RunFailed, need
 from rmcla_fast.files import replacing
-from rmcla_fast.training.run_folder import CURVES, METRICS, read_metrics
+from rmcla_fast.training.metrics import METRICS, read_metrics
+from rmcla_fast.training.run_folder import CURVES
 
 
 def draw_curves(folder: Path) -> Path | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from rmcla_fast import text
 from rmcla_fast.errors import need
 from rmcla_fast.training.monitor import Accuracies
 
@@ -14,9 +15,8 @@ class Display:
     """A progress bar on stderr, or a line for each measured epoch if there is no terminal; nothing if `quiet`."""
 
     def __init__(self, total_steps: int, step: int, *, quiet: bool = False) -> None:
-        console_module = need("rich.console", "train", "the progress bar")
         progress = need("rich.progress", "train", "the progress bar")
-        self._console = console_module.Console(stderr=True, quiet=quiet, highlight=False)
+        self._console = text.new_console(stderr=True, quiet=quiet)
         self._bar = progress.Progress(
             progress.TextColumn("{task.fields[epoch]}"),
             progress.BarColumn(bar_width=None),
@@ -52,19 +52,17 @@ class Display:
     def _status(self, loss: float) -> str:
         return f"loss {loss:.3f}{self._rate}{self._accuracies}"
 
-    def say(self, text: str) -> None:
+    def say(self, line: str) -> None:
         """Print a line above the bar."""
-        self._console.print(text, markup=False, soft_wrap=True)
+        text.say(self._console, line)
 
 
-def say(text: str, *, quiet: bool) -> None:
+def say(line: str, *, quiet: bool) -> None:
     """Print a line on stderr."""
-    need("rich.console", "train", "the progress bar").Console(stderr=True, quiet=quiet, highlight=False).print(
-        text, markup=False, soft_wrap=True
-    )
+    text.say(text.new_console(stderr=True, quiet=quiet), line)
 
 
 def shown(paths: Sequence[Path], what: str) -> Iterator[Path]:
     """Yield the files of a data set that is being decoded, with a progress bar on stderr."""
-    console = need("rich.console", "train", "the progress bar").Console(stderr=True)
-    yield from need("rich.progress", "train", "the progress bar").track(paths, description=what, console=console)
+    progress = need("rich.progress", "train", "the progress bar")
+    yield from progress.track(paths, description=what, console=text.new_console(stderr=True))

@@ -2,71 +2,112 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+from rmcla_fast import sealed
 from rmcla_fast.errors import RunFailed, UserError, need
-from rmcla_fast.files import replacing
+from rmcla_fast.files import Busy, is_left_behind, locked, replacing
+from rmcla_fast.text import utf8_path
 from rmcla_fast.training import checkpoint
-from rmcla_fast.training.config import ResolvedConfig, TrainConfig, read_recorded, resolve, resumed
+from rmcla_fast.training.config import ResolvedConfig, TrainConfig, resolve, resumed
+from rmcla_fast.training.metrics import METRICS, as_line, cut
+from rmcla_fast.training.record import CONFIG, RunRecord, read_config
 
-CONFIG, METRICS, CURVES = "config.json", "metrics.jsonl", "curves.png"
+CURVES, LOCK = "curves.png", ".lock"
 
 
-def open_run(asked: TrainConfig) -> tuple[ResolvedConfig, dict[str, Any] | None]:
+def run_path(asked: TrainConfig) -> Path:
+    """Return the path of the run folder that was asked for.
+
+    Raises:
+        UserError: there is no run to resume, and no data set to start one with, or the options are not valid.
+    """
+    if asked.data is not None or not asked.resume:
+        return Path(resolve(asked).out)
+    if not asked.out:
+        raise UserError("--resume needs the folder of the run; give --out")
+    folder = Path(asked.out)
+    if not folder.exists():
+        raise UserError(f"there is no run {folder} to resume; give --data to start it")
+    return folder
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Hold the lock of the run folder, which is created; it is removed again if nothing was written into it.
+
+    Raises:
+        UserError: another process is writing into the folder.
+    """
+    created = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        with locked(folder / LOCK):
+            yield
+    except Busy as error:
+        raise UserError(
+            f"another process is writing the run {folder}; wait for it to end, or give another --out"
+        ) from error
+    finally:
+        for path in created:
+            with suppress(OSError):  # it is not empty
+                path.rmdir()
+
+
+def open_run(folder: Path, asked: TrainConfig) -> tuple[ResolvedConfig, checkpoint.Opened | None]:
     """Return the run's options and the checkpoint to go on from, or None at the start. Nothing is written.
 
     Raises:
         UserError: a folder that is not empty although `resume` is not set, a damaged checkpoint, or an option that
             differs from the recorded one.
     """
-    config = resolve(asked) if asked.data is not None or not asked.resume else None
-    if config is None and not asked.out:
-        raise UserError("--resume needs the folder of the run; give --out")
-    folder = Path(config.out if config else asked.out or "")
-    if not folder.exists():
-        if config is None:
-            raise UserError(f"there is no run {folder} to resume; give --data to start it")
-        return config, None
-    if not folder.is_dir():
+    if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder} is a file; a folder is needed")
     if not asked.resume:
-        if any(folder.iterdir()):
+        if folder.exists() and any(entry.name != LOCK and not is_left_behind(entry) for entry in folder.iterdir()):
             raise UserError(f"{folder} is not empty; go on with --resume, or give another --out")
         return resolve(asked), None
-    state = checkpoint.read(folder / checkpoint.LAST) if (folder / checkpoint.LAST).exists() else None
-    if state is None and not (folder / CONFIG).exists():
-        if config is None:
-            raise UserError(f"{folder} holds no run to resume; give --data to start it")
-        return config, None
-    recorded = state["config"] if state else read_recorded(folder / CONFIG)
-    return resolve(resumed(asked, {**recorded, "out": str(folder)})), state
+    opened, record = None, None
+    if (folder / checkpoint.LAST).exists():
+        opened = checkpoint.open_file(folder / checkpoint.LAST)
+        record = opened.record
+    elif (folder / CONFIG).exists():
+        record = read_config(folder / CONFIG)
+    if record is not None:
+        before = dataclasses.replace(record.options, out=str(folder))
+        return resolve(resumed(asked, before)), opened
+    if asked.data is None:
+        raise UserError(f"{folder} holds no run to resume; give --data to start it")
+    return resolve(asked), None
 
 
 class RunFolder:
     """The writer of a run's files. metrics.jsonl has one object for each logged step and one for each epoch."""
 
-    def __init__(self, path: Path, config: dict[str, Any], step: int) -> None:
+    def __init__(self, path: Path, record: RunRecord, step: int) -> None:
         """Open the folder at `step`. Lines of later steps, which a killed run logged, are removed."""
         self.path = path
         board = need("torch.utils.tensorboard", "train", "the record of a run")
         try:
             path.mkdir(parents=True, exist_ok=True)
-            _write(path / CONFIG, json.dumps(config, indent=2) + "\n")
-            _cut(path / METRICS, step)
-            self._metrics = (path / METRICS).open("a")
-            self._events = board.SummaryWriter(str(path), purge_step=step + 1 if step else None)
+            with replacing(path / CONFIG) as file:
+                file.write(sealed.dumps(record.as_json()))
+            cut(path / METRICS, step)
+            self._metrics = _open_to_append(path / METRICS)
+            self._opened = ExitStack()
+            named = self._opened.enter_context(utf8_path(path))
+            self._events = board.SummaryWriter(named, purge_step=step + 1 if step else None)
         except OSError as error:
             raise UserError(f"the run folder {path} cannot be written: {error.strerror}") from error
 
     def record(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Write one line of metrics.jsonl, and the numbers among `values` as events. `kind` is "step" or "epoch"."""
         with self._report_os_errors(METRICS):
-            self._metrics.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+            self._metrics.write(as_line({"kind": kind, "step": step, **values}))
             self._metrics.flush()
         with self._report_os_errors("the TensorBoard events"):
             for name, value in values.items():
@@ -84,6 +125,7 @@ class RunFolder:
         with self._report_os_errors("the record of the run"):
             self._metrics.close()
             self._events.close()
+            self._opened.close()
 
     @contextmanager
     def _report_os_errors(self, what: str) -> Iterator[None]:
@@ -96,24 +138,7 @@ class RunFolder:
             ) from error
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the objects of a metrics.jsonl, up to a line that a kill cut short."""
-    rows = []
-    for line in path.read_text().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
-
-
-def _cut(path: Path, step: int) -> None:
-    if not path.exists():
-        return
-    kept = [row for row in read_metrics(path) if row["step"] <= step] if step else []
-    _write(path, "".join(json.dumps(row) + "\n" for row in kept))
-
-
-def _write(path: Path, text: str) -> None:
-    with replacing(path) as file:
-        file.write(text.encode())
+def _open_to_append(path: Path) -> TextIO:
+    """Open a file to append to it, but not through a link, which may have been planted and point out of the folder."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.fdopen(os.open(path, flags, 0o666), "a")

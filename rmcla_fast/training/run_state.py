@@ -11,6 +11,8 @@ import torch
 
 from rmcla_fast.errors import UserError
 from rmcla_fast.training.build import Parts
+from rmcla_fast.training.checkpoint import Opened
+from rmcla_fast.training.record import RunRecord
 
 
 @dataclass
@@ -26,16 +28,14 @@ class RunState:
     epoch_count: int = 0
     recent: list[float] = field(default_factory=list)  # losses since the last logged step
 
-    def state(
-        self, parts: Parts, total_steps: int, described: dict[str, Any], ranks: list[dict[str, Any]]
-    ) -> dict[str, Any]:
-        """Return the checkpoint. `described` is the content of config.json, and `ranks` every rank's `own_state`."""
+    def state(self, parts: Parts, total_steps: int, record: RunRecord, ranks: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return what `checkpoint.Checkpoint` declares. `ranks` is every rank's `own_state`."""
         return {
             "model": parts.model.state_dict(),
             "ema": None if parts.ema is None else parts.ema.module.state_dict(),
             "optimizer": parts.optimizer.state_dict(),
             "schedule": {
-                "name": described["schedule"],
+                "name": record.options.schedule,
                 "total_steps": total_steps,
                 "best": self.best,
                 "epoch_loss": self.epoch_loss,
@@ -51,7 +51,7 @@ class RunState:
             },
             "epoch": self.epoch,
             "step": self.step,
-            "config": described,
+            "config": record.as_json(),
         }
 
 
@@ -62,51 +62,71 @@ def own_state(parts: Parts) -> dict[str, Any]:
     return {"torch": torch.get_rng_state(), "cuda": cuda, **buffers}
 
 
-def restored(state: dict[str, Any], parts: Parts, total_steps: int, folder: Path) -> RunState:
+def restored(opened: Opened, parts: Parts, total_steps: int, folder: Path) -> RunState:
     """Put a checkpoint's content into the parts, and return the run's state.
 
     Raises:
         UserError: the checkpoint belongs to another model or data set, or to a run of more or fewer processes.
     """
-    rng, world = state["rng"], parts.world
-    others = rng.get("others", [])
-    if len(others) + 1 != world.size:
+    content, world = opened.content, parts.world
+    rng, kept = content.rng, content.schedule
+    if len(rng.others) + 1 != world.size:
         raise UserError(
-            f"{folder} was started with {len(others) + 1} processes and cannot be resumed with {world.size}, "
+            f"{folder} was started with {len(rng.others) + 1} processes and cannot be resumed with {world.size}, "
             "which would draw other noise"
         )
-    own = rng if world.is_main else others[world.rank - 1]
-    try:
-        parts.model.load_state_dict(state["model"])
-        if parts.ema is not None:
-            parts.ema.module.load_state_dict(state["ema"])
-        parts.optimizer.load_state_dict(state["optimizer"])
-        for group in parts.optimizer.param_groups:
-            group["lr"] = torch.as_tensor(group["lr"], device=parts.device)
-        parts.step.load_state_dict(rng["step"])
-        torch.set_rng_state(own["torch"])
-        if parts.device.type == "cuda" and own["cuda"]:
-            torch.cuda.set_rng_state(own["cuda"][0], parts.device)
-        if not world.is_main:
-            for buffer, value in zip(parts.model.buffers(), own["buffers"], strict=True):
-                buffer.copy_(value)
-        kept = state["schedule"]
-        planned = kept["total_steps"]
-        at = RunState(
-            epoch=state["epoch"],
-            step=state["step"],
-            best=kept["best"],
-            warned=kept["warned"],
-            seconds=kept["seconds"],
-            epoch_loss=kept["epoch_loss"],
-            epoch_count=kept["epoch_count"],
-            recent=list(kept["recent"]),
+    if kept.total_steps != total_steps:
+        raise UserError(
+            f"the data set has changed since {folder} was started: {kept.total_steps} updates were planned, now "
+            f"{total_steps}"
         )
-    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+    own = rng if world.is_main else rng.others[world.rank - 1]
+    try:
+        if not content.step == rng.step["step"] <= total_steps or content.step // parts.loader.steps != content.epoch:
+            raise ValueError(f"{content.step} updates do not end in epoch {content.epoch}")
+        parts.model.load_state_dict(content.model)
+        if parts.ema is not None:
+            parts.ema.module.load_state_dict(content.ema or {})
+        _restore_optimizer(parts.optimizer, content.optimizer)
+        parts.step.load_state_dict(rng.step)
+        torch.set_rng_state(own.torch)
+        if parts.device.type == "cuda" and own.cuda:
+            torch.cuda.set_rng_state(own.cuda[0], parts.device)
+        if not world.is_main:
+            for buffer, value in zip(parts.model.buffers(), own.buffers or [], strict=True):
+                buffer.copy_(value)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # torch raises all kinds of exceptions for what it cannot load
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"the checkpoint in {folder} does not fit ({why})") from error
-    if planned != total_steps:
-        raise UserError(
-            f"the data set has changed since {folder} was started: {planned} updates were planned, now {total_steps}"
-        )
-    return at
+    return RunState(
+        epoch=content.epoch,
+        step=content.step,
+        best=kept.best,
+        warned=kept.warned,
+        seconds=kept.seconds,
+        epoch_loss=kept.epoch_loss,
+        epoch_count=kept.epoch_count,
+        recent=list(kept.recent),
+    )
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load the momentum. The settings stay those that the run's options gave; the learning rate is set before a step.
+
+    Raises:
+        ValueError: the state belongs to other parameters. torch itself compares only their number.
+    """
+    settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, before in zip(optimizer.param_groups, settings, strict=True):
+        group.update(before)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    kinds = [{name: type(value) for name, value in optimizer.state.get(one, {}).items()} for one in parameters]
+    if any(kind != kinds[0] for kind in kinds):
+        raise ValueError("the weights have different kinds of momentum")
+    for parameter in parameters:
+        for name, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, torch.Tensor) and (value.shape, value.layout) != (parameter.shape, torch.strided):
+                raise ValueError(f"{name} of shape {tuple(value.shape)} for a weight of {tuple(parameter.shape)}")
