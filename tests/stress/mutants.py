@@ -54,7 +54,7 @@ SLOWEST = 120.0  # seconds that a mutant may take beyond five times the time of 
 LEAST = 85.0  # percent of the mutants that the tests must kill
 COLUMNS = ("mutants", "tested", "killed", "timed out", "survived", "equivalent", "broken")
 PACKAGES = ("mutmut", "torch", "pytest", "hypothesis")
-SECONDS = itertools.count()  # a time of change for each mutant, so that Python never takes bytecode of another source
+SECONDS = itertools.count()  # times of change
 # The tests of each file, those that find most mutants first.
 TESTS = {
     "ops/__init__.py": "signatures",
@@ -77,7 +77,7 @@ TESTS = {
     "reference/soft_cross_entropy.py": "signatures reference soft_cross_entropy",
     "adversarial_example.py": "attack adversarial_example target_classes step",
     "recipes.py": "recipes adversarial_example",
-    "training/checkpoint.py": "checkpoint resume loop",
+    "training/checkpoint.py": "checkpoint files",
 }
 
 
@@ -186,6 +186,13 @@ def copies(place: Path, count: int) -> list[Path]:
     return [Path(shutil.copytree(ROOT, place / str(number), ignore=left_out)) for number in range(count)]
 
 
+def write(path: Path, source: str) -> None:
+    """Write a source with a time of change of its own, so that Python takes no bytecode of another source."""
+    path.write_text(source)
+    second = next(SECONDS)
+    os.utime(path, (second, second))
+
+
 def outcomes(
     mutants: list[Mutant], folders: list[Path], allowed: dict[str, float]
 ) -> Iterator[tuple[Mutant, str, str, float]]:
@@ -195,13 +202,12 @@ def outcomes(
         while waiting and free:
             mutant, folder = waiting.pop(), free.pop()
             path = folder / "rmcla_fast" / mutant.file
-            path.write_text(mutant.source)
-            second = next(SECONDS)
-            os.utime(path, (second, second))
+            original = path.read_text()
+            write(path, mutant.source)
             Path(f"{folder}.failure").write_text("")
-            running[start(folder, mutant.file)] = mutant, folder, time.monotonic()
+            running[start(folder, mutant.file)] = mutant, folder, original, time.monotonic()
         time.sleep(0.02)
-        for child, (mutant, folder, begin) in list(running.items()):
+        for child, (mutant, folder, original, begin) in list(running.items()):
             seconds = time.monotonic() - begin
             late = seconds > allowed.get(mutant.file, 3600.0)
             if late:
@@ -211,7 +217,7 @@ def outcomes(
                 continue
             del running[child]
             free.append(folder)
-            shutil.copy2(ROOT / "rmcla_fast" / mutant.file, folder / "rmcla_fast" / mutant.file)
+            write(folder / "rmcla_fast" / mutant.file, original)
             code = os.waitstatus_to_exitcode(status)
             outcome = "timed out" if late else {0: "survived", BROKEN: "broken"}.get(code, "killed")
             yield mutant, outcome, Path(f"{folder}.failure").read_text() or f"exit {code}", seconds
