@@ -19,98 +19,10 @@ from rmcla_fast.ops import dispatch, extension
 
 ROOT = Path(rmcla_fast.__file__).parents[1]
 
-# Run before the import of the package, this hides the extension, as if it had not been built.
-MISSING = """
-import importlib.util
-find_spec = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *rest: None if name == "rmcla_fast._C" else find_spec(name, *rest)
-"""
-
-
-def run(code: str, **environment: str) -> str:
-    """Run `code` in a new interpreter and return its output; RMCLA_BACKEND and TRITON_INTERPRET are unset or given."""
-    clean = {k: v for k, v in os.environ.items() if k not in ("RMCLA_BACKEND", "TRITON_INTERPRET")}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**clean, "PYTHONPATH": str(ROOT), **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-CALL = """
-import warnings
-import torch
-recorder = warnings.catch_warnings(record=True)
-caught = recorder.__enter__()
-warnings.simplefilter("always")
-import rmcla_fast
-logits, labels = torch.randn(2, 3), torch.tensor([0, 1])
-def call(**kwargs):
-    try:
-        rmcla_fast.joint_gradient(logits, labels, **kwargs)
-        return "ran"
-    except ValueError as error:
-        return str(error)
-"""
-
-
-def test_the_argument_overrides_the_environment_which_overrides_the_default() -> None:
-    printed = run(
-        CALL
-        + """
-print(call())
-print(call(backend="reference"))
-from rmcla_fast.ops.dispatch import resolve
-print(resolve("cpu", "reference"))
-""",
-        RMCLA_BACKEND="cuda",
-    ).splitlines()
-    assert printed == ["backend 'cuda' cannot run a cpu tensor: it runs cuda tensors only", "ran", "reference"]
-    printed = run(
-        CALL
-        + """
-from rmcla_fast.ops.dispatch import resolve
-print(resolve("cpu", None), call(), len(caught))
-""",
-        RMCLA_BACKEND="reference",
-    )
-    assert printed.split() == ["reference", "ran", "0"], "a backend that was asked for needs no warning"
-
-
-def test_an_unknown_backend_is_an_error() -> None:
-    printed = run(CALL + "\nprint(call())", RMCLA_BACKEND="fast")
-    assert printed.startswith("RMCLA_BACKEND must be one of 'reference', 'cpu', 'triton', 'cuda'")
-    assert "'fast'" in printed
-    with pytest.raises(ValueError, match=r"backend must be one of 'reference', 'cpu', 'triton', 'cuda' .*'fast'"):
-        rmcla_fast.joint_gradient(torch.randn(2, 3), torch.tensor([0, 1]), backend="fast")
-
 
 def test_a_backend_that_cannot_run_the_tensor_says_why() -> None:
     with pytest.raises(ValueError, match="backend 'cuda' cannot run a cpu tensor: it runs cuda tensors only"):
         rmcla_fast.random_start(torch.rand(3), 0.1, rng=torch.tensor([0, 0]), backend="cuda")
-
-
-def test_import_and_first_call_load_no_heavy_module() -> None:
-    """An empty RMCLA_BACKEND counts as unset, and an error about Triton says what it needs."""
-    printed = run(
-        CALL
-        + """
-import sys
-heavy = "rmcla_fast.triton_kernels.perturb_step", "rmcla_fast.training", "rmcla_fast.attacks", "matplotlib"
-print(call())
-print([name for name in heavy if name in sys.modules])
-print(call(backend="triton"))
-""",
-        RMCLA_BACKEND="",
-    ).splitlines()
-    assert printed[:2] == ["ran", "[]"]
-    assert printed[2].startswith("backend 'triton' cannot run a cpu tensor: ")
-    installed = importlib.util.find_spec("triton") is not None
-    assert ("TRITON_INTERPRET=1" if installed else "pip install triton") in printed[2]
 
 
 def test_the_default_on_a_cpu() -> None:
@@ -129,25 +41,6 @@ def test_the_default_on_a_gpu() -> None:
     assert dispatch._best("cuda") == wanted
     with pytest.raises(ValueError, match="backend 'cpu' cannot run a cuda tensor: it runs cpu tensors only"):
         rmcla_fast.joint_gradient(torch.randn(2, 3).cuda(), torch.tensor([0, 1]).cuda(), backend="cpu")
-
-
-def test_without_the_extension_the_reference_runs_with_one_warning() -> None:
-    printed = run(
-        MISSING
-        + CALL
-        + """
-print(call(), call())
-rmcla_fast.perturb_step(logits, logits, logits, step_size=0.1, epsilon=0.1)
-print(len(caught), caught[0].filename)
-print(caught[0].message)
-print(call(backend="cpu"))
-"""
-    ).splitlines()
-    reason = "the compiled extension was not built; build it with: pip install"
-    assert printed[0] == "ran ran"
-    assert printed[1] == "1 <string>", "there must be one warning, at the line of the caller"
-    assert printed[2].startswith(f"rmcla_fast runs its plain-torch reference on cpu: {reason}")
-    assert printed[3].startswith(f"backend 'cpu' cannot run a cpu tensor: {reason}")
 
 
 def test_a_backend_says_in_one_sentence_why_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,3 +180,111 @@ def test_an_interpreter_that_does_not_run_with_numpy_is_reported(
     assert (reason == "") == runs
     assert runs or (numpy in reason and triton in reason and "pip install" in reason)
     assert dispatch.why_not("cuda", "triton") == ""
+
+
+# Run before the import of the package, this hides the extension, as if it had not been built.
+MISSING = """
+import importlib.util
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "rmcla_fast._C" else find_spec(name, *rest)
+"""
+
+
+def run(code: str, **environment: str) -> str:
+    """Run `code` in a new interpreter and return its output; RMCLA_BACKEND and TRITON_INTERPRET are unset or given."""
+    clean = {k: v for k, v in os.environ.items() if k not in ("RMCLA_BACKEND", "TRITON_INTERPRET")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**clean, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+CALL = """
+import warnings
+import torch
+recorder = warnings.catch_warnings(record=True)
+caught = recorder.__enter__()
+warnings.simplefilter("always")
+import rmcla_fast
+logits, labels = torch.randn(2, 3), torch.tensor([0, 1])
+def call(**kwargs):
+    try:
+        rmcla_fast.joint_gradient(logits, labels, **kwargs)
+        return "ran"
+    except ValueError as error:
+        return str(error)
+"""
+
+
+def test_the_argument_overrides_the_environment_which_overrides_the_default() -> None:
+    printed = run(
+        CALL
+        + """
+print(call())
+print(call(backend="reference"))
+from rmcla_fast.ops.dispatch import resolve
+print(resolve("cpu", "reference"))
+""",
+        RMCLA_BACKEND="cuda",
+    ).splitlines()
+    assert printed == ["backend 'cuda' cannot run a cpu tensor: it runs cuda tensors only", "ran", "reference"]
+    printed = run(
+        CALL
+        + """
+from rmcla_fast.ops.dispatch import resolve
+print(resolve("cpu", None), call(), len(caught))
+""",
+        RMCLA_BACKEND="reference",
+    )
+    assert printed.split() == ["reference", "ran", "0"], "a backend that was asked for needs no warning"
+
+
+def test_an_unknown_backend_is_an_error() -> None:
+    printed = run(CALL + "\nprint(call())", RMCLA_BACKEND="fast")
+    assert printed.startswith("RMCLA_BACKEND must be one of 'reference', 'cpu', 'triton', 'cuda'")
+    assert "'fast'" in printed
+    with pytest.raises(ValueError, match=r"backend must be one of 'reference', 'cpu', 'triton', 'cuda' .*'fast'"):
+        rmcla_fast.joint_gradient(torch.randn(2, 3), torch.tensor([0, 1]), backend="fast")
+
+
+def test_import_and_first_call_load_no_heavy_module() -> None:
+    """An empty RMCLA_BACKEND counts as unset, and an error about Triton says what it needs."""
+    printed = run(
+        CALL
+        + """
+import sys
+heavy = "rmcla_fast.triton_kernels.perturb_step", "rmcla_fast.training", "rmcla_fast.attacks", "matplotlib"
+print(call())
+print([name for name in heavy if name in sys.modules])
+print(call(backend="triton"))
+""",
+        RMCLA_BACKEND="",
+    ).splitlines()
+    assert printed[:2] == ["ran", "[]"]
+    assert printed[2].startswith("backend 'triton' cannot run a cpu tensor: ")
+    installed = importlib.util.find_spec("triton") is not None
+    assert ("TRITON_INTERPRET=1" if installed else "pip install triton") in printed[2]
+
+
+def test_without_the_extension_the_reference_runs_with_one_warning() -> None:
+    printed = run(
+        MISSING
+        + CALL
+        + """
+print(call(), call())
+rmcla_fast.perturb_step(logits, logits, logits, step_size=0.1, epsilon=0.1)
+print(len(caught), caught[0].filename)
+print(caught[0].message)
+print(call(backend="cpu"))
+"""
+    ).splitlines()
+    reason = "the compiled extension was not built; build it with: pip install"
+    assert printed[0] == "ran ran"
+    assert printed[1] == "1 <string>", "there must be one warning, at the line of the caller"
+    assert printed[2].startswith(f"rmcla_fast runs its plain-torch reference on cpu: {reason}")
+    assert printed[3].startswith(f"backend 'cpu' cannot run a cpu tensor: {reason}")

@@ -79,7 +79,7 @@ def test_the_extension_has_the_kernels_that_it_was_built_with(monkeypatch: pytes
     missing = "the compiled extension has no cuda kernels; rebuild it with nvcc and a CUDA torch: " + INSTALL
     monkeypatch.setattr(extension, "build_config", {"cuda": ""})
     assert [extension.has_kernels(device) for device in ("cpu", "cuda", "meta")] == [True, False, False]
-    assert extension.why_missing("cuda") == missing
+    assert extension.why_missing("cuda") == dispatch.why_not("cuda", "cuda") == missing
     monkeypatch.setattr(extension, "build_config", {"cuda": "12.8"})
     assert [extension.has_kernels(device) for device in ("cpu", "cuda", "meta")] == [True, True, False]
     assert dispatch.why_not("cuda", "cuda") == ""
