@@ -70,6 +70,32 @@ def test_an_index_outside_the_data_set_gives_an_image_of_the_fill(as_on_a_gpu: N
     assert bool((images[1] == 7).all())
 
 
-def test_a_data_set_without_images_gives_images_of_the_fill(as_on_a_gpu: None) -> None:
+@pytest.mark.parametrize("bad", [-1, 1])
+def test_an_index_outside_a_data_set_of_one_image(as_on_a_gpu: None, bad: int) -> None:
+    images = reference.augment(
+        torch.zeros(1, 1, 2, 2, dtype=torch.uint8), torch.tensor([bad, 0]), torch.tensor([0, 0]), 0
+    )
+    assert images.flatten(1).tolist() == [[128] * 4, [0] * 4]
+
+
+def test_a_data_set_without_images(as_on_a_gpu: None) -> None:
     nothing = torch.zeros(0, 1, 2, 2, dtype=torch.uint8)
     assert reference.augment(nothing, torch.zeros(0, dtype=torch.int64), torch.tensor([0, 0])).shape == (0, 1, 2, 2)
+
+
+def test_results_are_on_the_device_of_the_arguments() -> None:
+    """Nothing on another device takes part, which the meta device shows without a GPU."""
+    with torch.device("meta"):
+        images, logits = torch.rand(2, 3, 4, 5), torch.rand(2, 3)
+        labels, rng = torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)
+    calls = [
+        reference.augment(images.byte(), labels, rng),
+        reference.perturb_step(images, images, images, 0.1, None, 0.1, None),
+        reference.random_start(images, 0.1, None, rng),
+        reference.redistribute_labels(logits, labels, 9.0, 0.01, 1),
+        *reference.joint_gradient(logits, labels, "mc", None, *RULE),
+        *reference.soft_cross_entropy(logits, labels, "none", True),
+    ]
+    for result in calls:
+        assert result is not None
+        assert result.device.type == "meta"

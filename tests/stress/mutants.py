@@ -64,7 +64,7 @@ TESTS = {
     "ops/extension.py": "extension dispatch",
     "ops/joint_gradient.py": "signatures meta bad_input_rows joint_objective redistribute_labels joint_gradient out",
     "ops/perturb_step.py": "signatures meta bad_input_images perturb_step out",
-    "ops/philox.py": "random_start target_classes",
+    "ops/philox.py": "reference random_start target_classes",
     "ops/random_start.py": "signatures meta bad_input_images random_start out",
     "ops/soft_cross_entropy.py": "signatures meta bad_input_rows soft_cross_entropy",
     "ops/tensors.py": "tensors perturb_step random_start redistribute_labels",
@@ -72,8 +72,8 @@ TESTS = {
     "reference/augment.py": "signatures reference augment",
     "reference/joint_gradient.py": "signatures reference redistribute_labels joint_gradient",
     "reference/labels.py": "reference soft_cross_entropy redistribute_labels joint_gradient",
-    "reference/perturb_step.py": "signatures perturb_step out",
-    "reference/random_start.py": "signatures random_start out",
+    "reference/perturb_step.py": "signatures reference perturb_step out",
+    "reference/random_start.py": "signatures reference random_start out",
     "reference/soft_cross_entropy.py": "signatures reference soft_cross_entropy",
     "adversarial_example.py": "attack adversarial_example target_classes step",
     "recipes.py": "recipes adversarial_example",
@@ -281,7 +281,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="mutants-") as place:
         folders = copies(Path(place), given.jobs)
         allowed = {}
-        originals = [Mutant(file, 0, "", mutants.code) for file, mutants in found.items()]
+        files = dict.fromkeys(mutant.file for mutant in pending)
+        originals = [Mutant(file, 0, "", found[file].code) for file in files]
         for original, outcome, failure, seconds in outcomes(originals, folders, {}):
             if outcome != "survived":
                 sys.exit(f"The tests of {original.file} fail without a mutant: {failure}")
