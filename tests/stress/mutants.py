@@ -75,7 +75,7 @@ TESTS = {
     "reference/perturb_step.py": "signatures reference perturb_step out",
     "reference/random_start.py": "signatures reference random_start out",
     "reference/soft_cross_entropy.py": "signatures reference soft_cross_entropy",
-    "adversarial_example.py": "attack adversarial_example target_classes step",
+    "adversarial_example.py": "adversarial_parts adversarial_example target_classes step",
     "recipes.py": "recipes adversarial_example",
     "training/checkpoint.py": "checkpoint files",
 }
