@@ -5,10 +5,12 @@ TORCH ?= torch
 BIN := .venv/bin
 INSTALLED := .venv/installed-$(subst =,-,$(subst /,-,$(TORCH)))
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
+COUNT ?= 300
+SEED ?= 1
 DEMO := runs/demo
 ATTACKS := clean,fgsm,ce20,cw100,autoattack
 
-.PHONY: demo test bench faults lint format install clean
+.PHONY: demo test bench faults mutants lint format install clean
 
 demo: install
 	$(BIN)/rmcla train --data digits --recipe standard --epsilon 0.15 --out $(DEMO)/standard --resume
@@ -26,6 +28,10 @@ bench: install
 faults: install
 	OMP_NUM_THREADS=1 $(BIN)/python tests/stress/faults.py --kills 200 --disks 20 --readonly 16 --flips 400 \
 	  --truncations 20 --malformed 1000 --pairs 12 --json faults.json
+
+# The source is changed in COUNT small ways, drawn by SEED, and the tests must notice 85 % of the changes.
+mutants: install
+	$(BIN)/python tests/stress/mutants.py --count $(COUNT) --seed $(SEED)
 
 lint: install
 	$(BIN)/ruff check .

@@ -244,4 +244,4 @@ def test_a_bad_argument_raises_one_sentence(changes: dict[str, object], words: s
     given |= changes
     with pytest.raises((ValueError, TypeError)) as raised:
         adversarial_example(*given.values(), rng=rng)  # type: ignore[arg-type]
-    assert words in str(raised.value)
+    assert str(raised.value).startswith(words)

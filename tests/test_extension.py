@@ -1,0 +1,89 @@
+"""The compiled extension: whether it loads, which kernels it has, and the sentences if it cannot be used."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import sys
+import types
+
+import pytest
+import torch
+from conftest import available_backends
+
+from rmcla_fast.ops import dispatch, extension
+
+EXTENSION_BUILT = importlib.util.find_spec("rmcla_fast._C") is not None
+INSTALL = "pip install --no-build-isolation . (from a checkout, with torch installed)"
+VERSION = torch.__version__.partition("+")[0]
+
+
+def test_the_built_extension_loads() -> None:
+    if not EXTENSION_BUILT:
+        pytest.skip(f"backend 'cpu': {extension.missing_reason}")
+    assert extension.build_config is not None, extension.missing_reason
+    assert extension.has_kernels("cpu")
+    assert "cpu" in available_backends()
+    assert dispatch.resolve("cpu", "cpu") == "cpu"
+    operators = ("joint_gradient", "redistribute_labels", "soft_cross_entropy")
+    for name in (*operators, "perturb_step", "random_start", "augment"):
+        registered = torch._C._dispatch_dump(f"rmcla_fast::{name}")
+        assert "\nCPU:" in registered, f"{name} has no CPU kernel:\n{registered}"
+
+
+class _Extension(types.ModuleType):
+    """A replacement of the compiled extension that does not load, or was built for a given torch."""
+
+    def __init__(self, built_for: str | None) -> None:
+        super().__init__("rmcla_fast._C")
+        self.built_for = built_for
+        self.__spec__ = importlib.machinery.ModuleSpec("rmcla_fast._C", None)
+
+    def build_config(self) -> dict[str, str]:
+        if self.built_for is None:
+            raise ImportError("undefined symbol: _ZN3c10\nthe second line of the loader's message")
+        return {"torch": self.built_for, "compiler": "", "cuda": ""}
+
+
+@pytest.mark.parametrize(
+    ("built_for", "reason"),
+    [
+        (None, "the compiled extension does not load (undefined symbol: _ZN3c10)"),
+        ("1.0.0", f"the compiled extension was built for torch 1.0.0, and this is torch {torch.__version__}"),
+        (
+            f"1.{VERSION}",
+            f"the compiled extension was built for torch 1.{VERSION}, and this is torch {torch.__version__}",
+        ),
+    ],
+)
+def test_an_extension_that_cannot_be_used_says_why(
+    monkeypatch: pytest.MonkeyPatch, built_for: str | None, reason: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "rmcla_fast._C", _Extension(built_for))
+    assert extension._load() == (None, f"{reason}; rebuild it with: {INSTALL}")
+
+
+@pytest.mark.parametrize("built_for", [VERSION, f"{VERSION}+another"])
+def test_an_extension_for_the_same_version_of_torch_loads(monkeypatch: pytest.MonkeyPatch, built_for: str) -> None:
+    monkeypatch.setitem(sys.modules, "rmcla_fast._C", _Extension(built_for))
+    monkeypatch.setattr(torch, "__version__", f"{VERSION}+of.this.machine")
+    assert extension._load() == ({"torch": built_for, "compiler": "", "cuda": ""}, "")
+
+
+def test_an_extension_that_was_not_built_says_how_to_build_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extension.importlib.util, "find_spec", {"rmcla_fast._C": None}.__getitem__)
+    assert extension._load() == (None, f"the compiled extension was not built; build it with: {INSTALL}")
+
+
+def test_the_extension_has_the_kernels_that_it_was_built_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = "the compiled extension has no cuda kernels; rebuild it with nvcc and a CUDA torch: " + INSTALL
+    monkeypatch.setattr(extension, "build_config", {"cuda": ""})
+    assert [extension.has_kernels(device) for device in ("cpu", "cuda", "meta")] == [True, False, False]
+    assert extension.why_missing("cuda") == dispatch.why_not("cuda", "cuda") == missing
+    monkeypatch.setattr(extension, "build_config", {"cuda": "12.8"})
+    assert [extension.has_kernels(device) for device in ("cpu", "cuda", "meta")] == [True, True, False]
+    assert dispatch.why_not("cuda", "cuda") == ""
+    monkeypatch.setattr(extension, "build_config", None)
+    monkeypatch.setattr(extension, "missing_reason", "it was not built")
+    assert [extension.has_kernels(device) for device in ("cpu", "cuda", "meta")] == [False, False, False]
+    assert extension.why_missing("cpu") == dispatch.why_not("cpu", "cpu") == "it was not built"
