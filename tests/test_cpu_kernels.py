@@ -41,7 +41,7 @@ def same_bits(got: Tensor, wanted: Tensor) -> bool:
 @pytest.mark.parametrize("instruction_set", ["default", "avx2"])
 def test_every_instruction_set_passes_these_tests(instruction_set: str) -> None:
     environment = {**os.environ, "ATEN_CPU_CAPABILITY": instruction_set}
-    environment["PYTHONPATH"] = str(Path(extension.__file__).parent.parent)
+    environment["PYTHONPATH"] = str(Path(extension.__file__).parents[2])
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", __file__]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-1000:]
