@@ -30,7 +30,7 @@ def perturb_step(
     center = to_unit(origin, dtype)
     sign = torch.where(grad.isnan(), grad, grad.sign()).to(dtype)
     moved = images.to(dtype) + step * sign
-    inside = moved.clamp(center - radius, center + radius).clamp(lower, upper)
+    inside = moved.clamp(center - radius, center + radius).clamp(rounded(lower, dtype), rounded(upper, dtype))
     return torch.empty_like(as_dense(images)).copy_(inside)
 
 
@@ -50,6 +50,11 @@ def perturb_step_out(
     out.copy_(perturb_step(images, origin, grad, step_size, step_sizes, epsilon, epsilons, lower, upper))
 
 
+def rounded(value: float, dtype: torch.dtype) -> float:
+    """Return the nearest number of `dtype`, which is infinite if the value is too large; torch would raise an error."""
+    return float(torch.tensor(value, dtype=torch.float64).to(dtype))
+
+
 def per_image(value: float, values: Tensor | None, images: Tensor) -> Tensor:
     """Return the float `value`, or the tensor `values` of shape () or (B,), as a tensor that broadcasts to the images.
 
@@ -57,5 +62,7 @@ def per_image(value: float, values: Tensor | None, images: Tensor) -> Tensor:
     """
     dtype = compute_dtype(images)
     if values is None:
-        return torch.full((), value, dtype=dtype, device=images.device)  # torch.tensor would stall a GPU
+        return torch.full(
+            (), rounded(value, dtype), dtype=dtype, device=images.device
+        )  # torch.tensor would stall a GPU
     return values.to(dtype).reshape(-1, *[1] * (images.dim() - 1)) if values.dim() else values.to(dtype)
