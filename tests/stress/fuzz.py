@@ -33,7 +33,6 @@ import conftest  # noqa: E402
 import cuda_emulation  # noqa: E402
 import torch  # noqa: E402
 from machine import describe_machine  # noqa: E402
-
 from stress import fuzz_elements, fuzz_rows  # noqa: E402
 from stress.fuzz_elements import Target  # noqa: E402
 

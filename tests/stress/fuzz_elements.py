@@ -10,12 +10,12 @@ import oracle
 import pytest
 import torch
 from adversarial_inputs import FLOAT_DTYPES, pixels, poison_free_memory
+from stress.fuzz_memory import Arguments, draw_number
 from tolerances import assert_same_bits
 from torch import Tensor
 
 import rmcla_fast
 from rmcla_fast.ops.tensors import as_dense, compute_dtype
-from stress.fuzz_memory import Arguments, draw_number
 
 NAN, INF = float("nan"), float("inf")
 BOUNDS = ((0.0, 1.0), (0.0, 1.0), (0.0, 1.0), (-1.0, 1.0), (0.1, 0.7), (0.5, 0.5), (-1e30, 1e30), (-1e300, 1e300))

@@ -10,6 +10,8 @@ import oracle
 import pytest
 import torch
 from adversarial_inputs import FLOAT_DTYPES, LOGITS, SMALL_CLASS_COUNTS, poison_free_memory
+from stress.fuzz_elements import Target, generator_of
+from stress.fuzz_memory import Arguments, draw_number
 from tolerances import (
     GRADIENT,
     LABEL_GRADIENT,
@@ -25,8 +27,6 @@ from torch import Tensor
 
 import rmcla_fast
 from rmcla_fast.ops.tensors import compute_dtype
-from stress.fuzz_elements import Target, generator_of
-from stress.fuzz_memory import Arguments, draw_number
 
 NAN, INF = float("nan"), float("inf")
 LIMIT = {torch.float32: 2.0**96, torch.float64: 2.0**992}  # from here on a logit counts as infinite in this arithmetic
