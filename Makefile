@@ -1,4 +1,6 @@
-# Two commands: `make demo` trains a robust model on real images and draws what it withstands; `make test` passes the tests.
+# `make demo` trains a robust model on real images and draws what it withstands; `make test` passes the tests.
+# `make fuzz` compares every operator on every backend with a float64 oracle, for 20,000 random arguments.
+# `make sanitize` runs the operators' tests and the same random arguments under AddressSanitizer and its kin.
 # Each sets up everything it needs in .venv. TORCH names the torch to install: TORCH=torch==2.13.0, for one.
 PYTHON ?= python3
 TORCH ?= torch
@@ -8,7 +10,7 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 DEMO := runs/demo
 ATTACKS := clean,fgsm,ce20,cw100,autoattack
 
-.PHONY: demo test bench lint format install clean
+.PHONY: demo test bench fuzz sanitize lint format install clean
 
 demo: install
 	$(BIN)/rmcla train --data digits --recipe standard --epsilon 0.15 --out $(DEMO)/standard --resume
@@ -21,6 +23,12 @@ test: install
 bench: install
 	$(BIN)/python -m pytest benchmarks --benchmark-disable-gc
 	$(BIN)/python benchmarks/bench_train_step.py
+
+fuzz: install
+	$(BIN)/python tests/stress/fuzz.py --json runs/fuzz.json
+
+sanitize: install
+	$(BIN)/python tests/stress/sanitize.py --json runs/sanitize.json
 
 lint: install
 	$(BIN)/ruff check .

@@ -79,7 +79,8 @@ class Arguments:
     def build(self, out_shape: tuple[int, ...] = (), out_dtype: torch.dtype | None = None) -> None:
         """Place the inputs in memory, each in a block of its own or all in one.
 
-        With `out_dtype` there may be an `out`: in a block of its own, or over an input, possibly shifted.
+        Around each tensor is a guard zone, or else its block ends with it, for AddressSanitizer to notice what is read
+        beyond. With `out_dtype` there may be an `out`: in a block of its own, or over an input, possibly shifted.
         """
         draw = self.draw
         together = draw.random() < 0.15
@@ -97,10 +98,11 @@ class Arguments:
             if same_places and draw.random() < 0.7:
                 output = output._replace(strides=victim.strides)
         room = output.span * output.values.element_size() if output is not None else 0
+        guard = draw.choice((GUARD, GUARD, 0)) if victim is None and not together else GUARD
         for group in groups:
-            self._place(group, GUARD + (room if victim in group else 0))
+            self._place(group, guard + (room if victim in group else 0))
         if output is not None and victim is None:
-            self._place([output], GUARD)
+            self._place([output], guard)
             self._block_of_out = len(self._blocks) - 1
             self.out = self.tensors.pop("out")
         elif output is not None and victim is not None:
@@ -118,7 +120,7 @@ class Arguments:
         for number, (block, before) in enumerate(zip(self._blocks, self._before, strict=True)):
             changed = block != before
             if self.out is not None and number == self._block_of_out and not out_is_unchanged:
-                mask, filled = torch.zeros_like(block), torch.full_like(block[: self.out.element_size()], POISON)
+                mask, filled = torch.zeros_like(block), block.new_full((self.out.element_size(),), POISON)
                 placed = _Placed("out", filled.view(self.out.dtype)[0].expand(self.out.shape), self.out.stride())
                 self._view(mask, self._starts["out"], placed).copy_(placed.values)
                 changed &= mask == 0
@@ -135,8 +137,8 @@ class Arguments:
             start = -(-end // 64) * 64 + width * self.draw.choice((0, 0, 1, self.draw.randrange(64 // width)))
             starts.append(start)
             end = start + placed.span * width + GUARD
-        size = -(-(end - GUARD + margin) // 8) * 8 + 8
-        block = torch.full((size,), POISON, dtype=torch.uint8, device=self.device)
+        size = end - GUARD + margin
+        block = torch.full((size + (-size % 8 if margin else 0),), POISON, dtype=torch.uint8, device=self.device)
         self._blocks.append(block)
         for placed, start in zip(group, starts, strict=True):
             if placed.span < placed.values.numel():  # some elements share memory, so the memory is filled in its order
