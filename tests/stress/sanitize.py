@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
 import torch  # noqa: E402
 from machine import describe_machine  # noqa: E402
+from stress import fuzz  # noqa: E402
 
 FOLDER = ROOT / "build/sanitize"
 CHECKOUT, LOGS = FOLDER / "checkout", FOLDER / "logs"
@@ -151,11 +152,12 @@ def run_operator_tests() -> tuple[int, Counter[str]]:
     return int(passed[1]), reports
 
 
-def fuzz(cases: int, seed: int, show: bool = False) -> tuple[dict[str, Any], Counter[str]]:
+def run_fuzzer(cases: int, seed: int, show: bool = False) -> tuple[dict[str, Any], Counter[str]]:
     """Run the fuzzer on the kernels for each instruction set; return its results and the reports."""
     results = FOLDER / "fuzz.json"
     results.unlink(missing_ok=True)
-    options = ["--cases", str(cases), "--seed", str(seed), "--backends", "cpu", "--json", str(results)]
+    names = ["cpu", *(name for name in fuzz.INSTRUCTION_SETS if name in fuzz.available())]
+    options = ["--cases", str(cases), "--seed", str(seed), "--backends", ",".join(names), "--json", str(results)]
     text, reports = run("tests/stress/fuzz.py", *options, show=show)
     if not results.exists():
         raise RuntimeError(f"the fuzzer did not end:\n{text[-4000:]}")
@@ -164,7 +166,7 @@ def fuzz(cases: int, seed: int, show: bool = False) -> tuple[dict[str, Any], Cou
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--cases", type=int, default=20_000, help="cases of the fuzzer")
+    parser.add_argument("--cases", type=int, default=20_000, help="cases of the fuzzer for each instruction set")
     parser.add_argument("--seed", type=int, default=0, help="cases of another seed are other cases")
     parser.add_argument("--json", type=Path, help="the file for the results")
     options = parser.parse_args()
@@ -178,7 +180,7 @@ def main() -> int:
     check_faults()
     print(f"It was built in {build_seconds:.0f} s, and the faults on purpose are reported.", flush=True)
     passed, reports = run_operator_tests()
-    results, more = fuzz(options.cases, options.seed, show=True)
+    results, more = run_fuzzer(options.cases, options.seed, show=True)
     reports.update(more)
     report = {
         "build seconds": round(build_seconds, 1),
