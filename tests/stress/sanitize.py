@@ -31,8 +31,13 @@ from stress import fuzz  # noqa: E402
 FOLDER = ROOT / "build/sanitize"
 CHECKOUT, LOGS = FOLDER / "checkout", FOLDER / "logs"
 COPIED = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "csrc", "rmcla_fast", "tests", "benchmarks")
-# The vectors are inlined at -O1 as at -O3, and compile in a third of the time.
-FLAGS = ["-fsanitize=address,undefined", "-fsanitize-recover=address,undefined", "-fno-omit-frame-pointer", "-O1"]
+FLAGS = [
+    "-fsanitize=address,undefined",
+    "-fsanitize-recover=address,undefined",
+    "-fno-omit-frame-pointer",
+    "-fno-wrapv",  # setuptools adds -fwrapv if Python was compiled with it, and then no signed overflow is an error
+    "-O1",  # the vectors are inlined as at -O3, and compile in a third of the time
+]
 LIBRARIES = ("libasan.so", "libubsan.so", "libstdc++.so.6")  # the last one, so that exceptions reach the first one
 REPORTS = {"AddressSanitizer": "ERROR: AddressSanitizer", "UndefinedBehaviorSanitizer": "runtime error:"}
 TESTS = (
