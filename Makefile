@@ -10,7 +10,7 @@ SEED ?= 1
 DEMO := runs/demo
 ATTACKS := clean,fgsm,ce20,cw100,autoattack
 
-.PHONY: demo test bench faults mutants lint format install clean
+.PHONY: demo test bench faults fuzz sanitize mutants lint format install clean
 
 demo: install
 	$(BIN)/rmcla train --data digits --recipe standard --epsilon 0.15 --out $(DEMO)/standard --resume
@@ -27,7 +27,15 @@ bench: install
 # Kills, full disks, flipped bits, malformed files and second writers: nothing may be lost or wrong in silence.
 faults: install
 	OMP_NUM_THREADS=1 $(BIN)/python tests/stress/faults.py --kills 200 --disks 20 --readonly 16 --flips 400 \
-	  --truncations 20 --malformed 1000 --pairs 12 --json faults.json
+	  --truncations 20 --malformed 1000 --pairs 12 --json runs/faults.json
+
+# Every operator on every backend is compared with a float64 oracle, for 20,000 random arguments.
+fuzz: install
+	$(BIN)/python tests/stress/fuzz.py --json runs/fuzz.json
+
+# The operators' tests and the same random arguments run under AddressSanitizer and its kin.
+sanitize: install
+	$(BIN)/python tests/stress/sanitize.py --json runs/sanitize.json
 
 # The source is changed in COUNT small ways, drawn by SEED, and the tests must notice 85 % of the changes.
 mutants: install

@@ -122,4 +122,5 @@ def extension() -> dict:
     return {"ext_modules": [module], "cmdclass": {"build_ext": Build}}
 
 
-setup(**extension())
+if __name__ == "__main__":
+    setup(**extension())

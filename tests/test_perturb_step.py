@@ -243,6 +243,28 @@ def test_steps_and_radii_that_are_not_finite(backend: Backend) -> None:
     assert_same_bits(result, expected(images, images, grad, step, epsilon, 0.0, 1.0), "result")
 
 
+def test_an_infinite_origin(backend: Backend) -> None:
+    """Its ball is at infinity, and infinity minus the infinite radius is NaN, as the formula says."""
+    origin = torch.tensor([INF, -INF, INF, -INF], device=backend.device)
+    epsilon = torch.tensor([0.1, 0.1, INF, INF], device=backend.device)
+    for dtype in FLOAT_DTYPES:
+        images = torch.full((4,), 0.5, dtype=dtype, device=backend.device)
+        arguments = {"step_size": 0.1, "epsilon": epsilon, "backend": backend.name}
+        result = rmcla_fast.perturb_step(images, origin, images, **arguments)
+        assert_same_bits(result, torch.tensor([1.0, 0.0, NAN, NAN], dtype=dtype), "result")
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's and Triton's interpreter's, for the infinities
+def test_numbers_beyond_float32_are_infinite_in_its_arithmetic(backend: Backend) -> None:
+    for dtype in FLOAT_DTYPES:
+        images = pixels((3, 5), dtype, backend.device, torch.Generator().manual_seed(0))
+        for step, epsilon in ((0.1, 1e300), (1e300, 0.1), (1e300, 1e300)):
+            wanted = expected(images, images, images, step, epsilon, -1e300, 1e300)
+            arguments = {"step_size": step, "epsilon": epsilon, "lower": -1e300, "upper": 1e300}
+            result = rmcla_fast.perturb_step(images, images, images, **arguments, backend=backend.name)
+            assert_same_bits(result, wanted, "result")
+
+
 def test_a_million_and_one_elements(backend: Backend) -> None:
     count = 4_099 if backend.interpreted else MANY
     generator = torch.Generator().manual_seed(0)

@@ -199,6 +199,13 @@ def test_every_byte_of_uint8_images(backend: Backend) -> None:
     assert_same_bits(result, torch.from_numpy(np.arange(256, dtype=np.float32) / np.float32(255)), "result")
 
 
+def test_a_pixel_range_beyond_float32_clips_nothing(backend: Backend) -> None:
+    images = pixels((3, 5), torch.float32, backend.device, torch.Generator().manual_seed(0))
+    rule = {"rng": rng_of(1, 2, backend.device), "backend": backend.name}
+    clipped = rmcla_fast.random_start(images, 0.1, lower=-1e300, upper=1e300, clip=True, **rule)
+    assert torch.equal(clipped, rmcla_fast.random_start(images, 0.1, **rule))
+
+
 def test_nan_pixels_and_bad_radii_give_nan(backend: Backend) -> None:
     """NaN stays in its element, with and without clip; a negative or NaN radius in a tensor gives NaN in that image."""
     images = torch.rand(3, 2, 5, 5, device=backend.device)

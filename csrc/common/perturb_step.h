@@ -16,7 +16,8 @@ RMCLA_SHARED T clipped_step(T image, T step, T sign, T center, T radius, T lower
   moved = moved > most ? most : moved;
   moved = moved < lower ? lower : moved;
   moved = moved > upper ? upper : moved;
-  return least != least ? least : moved;
+  moved = least != least ? least : moved;
+  return most != most ? most : moved;  // minus infinity plus infinity is NaN, too
 }
 
 // NaN for a negative or NaN radius, which a tensor may hold; raising an error would stall a GPU.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -30,7 +32,7 @@ def perturb_step(
     center = to_unit(origin, dtype)
     sign = torch.where(grad.isnan(), grad, grad.sign()).to(dtype)
     moved = images.to(dtype) + step * sign
-    inside = moved.clamp(center - radius, center + radius).clamp(lower, upper)
+    inside = moved.clamp(center - radius, center + radius).clamp(rounded(lower, dtype), rounded(upper, dtype))
     return torch.empty_like(as_dense(images)).copy_(inside)
 
 
@@ -50,6 +52,14 @@ def perturb_step_out(
     out.copy_(perturb_step(images, origin, grad, step_size, step_sizes, epsilon, epsilons, lower, upper))
 
 
+def rounded(value: float, dtype: torch.dtype) -> float:
+    """Return the value as torch takes it for float32 or float64: one that is too large becomes infinite, as in C++."""
+    most = torch.finfo(dtype).max
+    if abs(value) <= most:
+        return value
+    return math.copysign(most if abs(value) < 2.0**128 - 2.0**103 else math.inf, value)
+
+
 def per_image(value: float, values: Tensor | None, images: Tensor) -> Tensor:
     """Return the float `value`, or the tensor `values` of shape () or (B,), as a tensor that broadcasts to the images.
 
@@ -57,5 +67,6 @@ def per_image(value: float, values: Tensor | None, images: Tensor) -> Tensor:
     """
     dtype = compute_dtype(images)
     if values is None:
-        return torch.full((), value, dtype=dtype, device=images.device)  # torch.tensor would stall a GPU
+        # torch.tensor would stall a GPU
+        return torch.full((), rounded(value, dtype), dtype=dtype, device=images.device)
     return values.to(dtype).reshape(-1, *[1] * (images.dim() - 1)) if values.dim() else values.to(dtype)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rmcla_fast.ops.philox import STREAM_RANDOM_START, philox_uniform
 from rmcla_fast.ops.tensors import as_dense, compute_dtype, to_unit
-from rmcla_fast.reference.perturb_step import per_image
+from rmcla_fast.reference.perturb_step import per_image, rounded
 
 
 def random_start(
@@ -31,7 +31,9 @@ def random_start(
     radius = per_image(epsilon, epsilons, images).to(torch.float32)
     noise = torch.where(radius >= 0, radius, float("nan")) * (2 * noise - 1)
     start = to_unit(images, compute_dtype(result)) + noise
-    return result.copy_(start.clamp(lower, upper) if clip else start)
+    if clip:
+        start = start.clamp(rounded(lower, start.dtype), rounded(upper, start.dtype))
+    return result.copy_(start)
 
 
 def random_start_out(
