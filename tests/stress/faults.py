@@ -71,6 +71,7 @@ def main() -> int:
     for line in wrong:
         print(line, file=sys.stderr)
     if asked.json:
+        asked.json.parent.mkdir(parents=True, exist_ok=True)
         asked.json.write_text(json.dumps(document, indent=2) + "\n")
     shutil.rmtree(root, ignore_errors=True)
     return bool(wrong)
