@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
-import subprocess
 import sys
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
@@ -20,7 +20,6 @@ from stress.fuzz_memory import INPUT_LAYOUTS, Arguments
 
 import rmcla_fast
 
-SCRIPT = Path(fuzz.__file__)
 OPERATORS = [operator.__name__ for operator in fuzz.OPERATORS]
 
 
@@ -76,17 +75,17 @@ def test_an_element_outside_of_out_is_noticed(layout: str) -> None:
             arguments.check()
 
 
-def test_the_script_counts_its_cases_and_repeats_one(tmp_path: Path) -> None:
+def test_the_command_counts_its_cases_and_repeats_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ["fuzz.py", "--seed", "3", "--backends", "reference"]
     results = tmp_path / "results.json"
-    options = ["--cases", "21", "--seed", "3", "--backends", "reference", "--processes", "2", "--json", results]
-    done = subprocess.run([sys.executable, SCRIPT, *options], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    monkeypatch.setattr(sys, "argv", [*options, "--cases", "21", "--processes", "2", "--json", str(results)])
+    assert fuzz.main() == 0
     report = json.loads(results.read_text())
     assert report["cases"] == {"reference": dict.fromkeys(sorted(OPERATORS), 3)}
     assert report["failures"] == []
     assert report["about"]["torch"] == torch.__version__
-    options = ["--seed", "3", "--backends", "reference", "--case", "4"]
-    assert subprocess.run([sys.executable, SCRIPT, *options], capture_output=True).returncode == 0
+    monkeypatch.setattr(sys, "argv", [*options, "--case", "4"])
+    assert fuzz.main() == 0
 
 
 def work_that_dies(name: str, seed: int, numbers: range, results: Connection) -> None:
@@ -97,10 +96,11 @@ def work_that_dies(name: str, seed: int, numbers: range, results: Connection) ->
 
 
 def test_a_process_that_dies_is_a_failure_of_its_case_alone() -> None:
-    run = fuzz.Run(seed=0, processes=2, work=work_that_dies)
+    run = fuzz.Run(seed=0, processes=1, work=work_that_dies)
+    run.context = multiprocessing.get_context("fork")  # at once, since nothing is imported again
     run.backend("cpu", 14)
     assert run.counts["cpu"].total() == 14
-    assert [(failure["case"], failure["message"]) for failure in sorted(run.failures, key=lambda f: f["case"])] == [
+    assert [(failure["case"], failure["message"]) for failure in run.failures] == [
         (4, "the process ended with exit code 7"),
         (6, "it is wrong"),
     ]

@@ -103,7 +103,7 @@ class Run:
         self.seed, self.processes, self.work = seed, processes, work
         self.counts: dict[str, Counter[str]] = {}  # cases by backend and operator
         self.failures: list[dict[str, Any]] = []
-        self.context = multiprocessing.get_context("spawn")
+        self.context: Any = multiprocessing.get_context("spawn")
 
     def backend(self, name: str, cases: int) -> None:
         """Run cases 0, ..., `cases` - 1 in several processes; a process that dies is a failure of its case."""

@@ -157,11 +157,10 @@ def run_operator_tests() -> tuple[int, Counter[str]]:
     return int(passed[1]), reports
 
 
-def run_fuzzer(cases: int, seed: int, show: bool = False) -> tuple[dict[str, Any], Counter[str]]:
-    """Run the fuzzer on the kernels for each instruction set; return its results and the reports."""
+def run_fuzzer(names: list[str], cases: int, seed: int, show: bool = False) -> tuple[dict[str, Any], Counter[str]]:
+    """Run the fuzzer on the CPU kernels, by their `names` in fuzz.py; return its results and the reports."""
     results = FOLDER / "fuzz.json"
     results.unlink(missing_ok=True)
-    names = ["cpu", *(name for name in fuzz.INSTRUCTION_SETS if name in fuzz.available())]
     options = ["--cases", str(cases), "--seed", str(seed), "--backends", ",".join(names), "--json", str(results)]
     text, reports = run("tests/stress/fuzz.py", *options, show=show)
     if not results.exists():
@@ -185,7 +184,8 @@ def main() -> int:
     check_faults()
     print(f"It was built in {build_seconds:.0f} s, and the faults on purpose are reported.", flush=True)
     passed, reports = run_operator_tests()
-    results, more = run_fuzzer(options.cases, options.seed, show=True)
+    names = ["cpu", *(name for name in fuzz.INSTRUCTION_SETS if name in fuzz.available())]
+    results, more = run_fuzzer(names, options.cases, options.seed, show=True)
     reports.update(more)
     report = {
         "build seconds": round(build_seconds, 1),
