@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -44,7 +44,6 @@ def only_writer(folder: Path) -> Iterator[None]:
     Raises:
         UserError: another process is writing into the folder.
     """
-    created = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         with locked(folder / LOCK):
             remove_left_behind(folder)
@@ -53,10 +52,6 @@ def only_writer(folder: Path) -> Iterator[None]:
         raise UserError(
             f"another process is writing the run {folder}; wait for it to end, or give another --out"
         ) from error
-    finally:
-        for path in created:
-            with suppress(OSError):  # it is not empty
-                path.rmdir()
 
 
 def open_run(folder: Path, asked: TrainConfig) -> tuple[ResolvedConfig, checkpoint.Opened | None]:
