@@ -68,8 +68,11 @@ def open_run(folder: Path, asked: TrainConfig) -> tuple[ResolvedConfig, checkpoi
             raise UserError(f"{folder} is not empty; go on with --resume, or give another --out")
         return resolve(asked), None
     opened, record = None, None
-    if (folder / checkpoint.LAST).exists():
-        opened = checkpoint.open_file(folder / checkpoint.LAST)
+    # The first best.pt is written before the first checkpoint.pt, with the same content, and a run may be killed in
+    # between. Without this, a run that has lost its checkpoint.pt would also begin anew, and overwrite its files.
+    found = [folder / name for name in (checkpoint.LAST, checkpoint.BEST) if (folder / name).exists()]
+    if found:
+        opened = checkpoint.open_file(found[0])
         record = opened.record
     elif (folder / CONFIG).exists():
         record = read_config(folder / CONFIG)
