@@ -192,6 +192,15 @@ def test_a_second_run_in_the_same_folder_is_refused(
     assert not (out / LOCK).exists()
 
 
+def test_a_process_on_its_own_holds_the_lock_whatever_rank_its_environment_names(
+    tmp_path: Path, holders: list[subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "3")  # without WORLD_SIZE, as in the environment of another program
+    hold("lock", tmp_path / "run" / LOCK, holders)
+    with pytest.raises(UserError, match="another process is writing the run"):
+        train(small(tmp_path / "run", epochs=1))
+
+
 def test_two_runs_in_one_folder_end_as_one(tmp_path: Path) -> None:
     command = ("-m", "rmcla_fast.cli", "train", "--data", "digits", "--images-per-class", "20", "--epochs", "2")
     options = ("--device", "cpu", "--log-every", "1", "--quiet", "--resume")
