@@ -18,6 +18,9 @@ import rmcla_fast
 from rmcla_fast.errors import Interrupted, RunFailed, UserError
 from rmcla_fast.training import TrainConfig, checkpoint, train
 from rmcla_fast.training.config import DEFAULTS
+from rmcla_fast.training.distributed import World
+from rmcla_fast.training.interrupt import StopRequest
+from rmcla_fast.training.loop import _Run
 from rmcla_fast.training.metrics import read_metrics
 
 
@@ -204,6 +207,25 @@ def test_a_signal_ends_the_run_after_a_checkpoint(
     assert all(torch.equal(ended["model"][name], whole["model"][name]) for name in whole["model"])
     losses = [[row["loss"] for row in read_metrics(tmp_path / name / "metrics.jsonl")] for name in "ab"]
     assert losses[0] == losses[1]
+
+
+def test_an_interrupted_run_of_several_processes_names_the_command_that_starts_as_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(batch: Batch) -> Batch:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return batch
+
+    at_step(monkeypatch, 3, stop)
+    interrupted = _Run._interrupted
+
+    def of_two(run: _Run, stop: StopRequest) -> None:
+        run.parts = dataclasses.replace(run.parts, world=World(0, 2))
+        interrupted(run, stop)
+
+    monkeypatch.setattr(_Run, "_interrupted", of_two)
+    with pytest.raises(Interrupted, match=r"go on with: torchrun --nproc-per-node 2 -m rmcla_fast\.cli train"):
+        train(small(tmp_path / "a", epochs=1))
 
 
 @pytest.mark.parametrize("epochs", [1, 3])

@@ -196,9 +196,11 @@ class _Run:
     def _interrupted(self, stop: StopRequest) -> None:
         number = stop.signal or signal.SIGINT  # the signal may have reached only another rank
         factory = f" --model {shell_word(self.config.model)}" if ":" in self.config.model else ""
+        ranks = self.parts.world.size
+        command = "rmcla train" if ranks == 1 else f"torchrun --nproc-per-node {ranks} -m rmcla_fast.cli train"
         raise Interrupted(
             f"stopped by {number.name} at step {self.at.step} of {self.total_steps}; "
-            f"go on with: rmcla train --resume --out {shell_word(self.folder)}{factory}",
+            f"go on with: {command} --resume --out {shell_word(self.folder)}{factory}",
             number,
         )
 
