@@ -60,8 +60,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 def locked(path: Path, *, waiting: str | None = None) -> Iterator[None]:
     """Hold the lock file `path` within the `with` block. The system releases it if the process dies.
 
-    The file is removed at the end. Where a lock cannot be had, because the folder is read-only or its file system has
-    no locks, nothing is locked.
+    The file is removed at the end, and so are the folders that were created for it if they are still empty. Where a
+    lock cannot be had, because the folder is read-only or its file system has no locks, nothing is locked.
 
     Args:
         path: the lock file; it is created if it does not exist, and its folder, too.
@@ -70,22 +70,25 @@ def locked(path: Path, *, waiting: str | None = None) -> Iterator[None]:
     Raises:
         Busy: another process holds the lock, and `waiting` is None.
     """
-    handle = None
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = _lock(path, wait=False)
-        if handle is None:
-            if waiting is None:
-                raise Busy(f"another process holds {path}")
-            warnings.warn(waiting, stacklevel=3)
-            handle = _lock(path, wait=True)
+    handle, created = None, list[Path]()
     try:
+        with suppress(OSError):
+            created = [folder for folder in path.parents if not folder.exists()]
+            handle = _lock(path, wait=False)
+            if handle is None:
+                if waiting is None:
+                    raise Busy(f"another process holds {path}")
+                warnings.warn(waiting, stacklevel=3)
+                handle = _lock(path, wait=True)
         yield
     finally:
         if handle is not None:
             with suppress(OSError):
                 path.unlink()  # while it is held, so that no other process can hold this file
             _release(handle)
+        for folder in created:
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
 
 
 def sync_folder(folder: Path) -> None:
@@ -139,7 +142,7 @@ def _lock(path: Path, *, wait: bool, create: bool = True) -> int | None:
         OSError: the file cannot be opened, or its file system has no locks.
     """
     while True:
-        handle = os.open(path, _OPEN | (os.O_CREAT if create else 0), 0o666)
+        handle = _open_lock(path) if create else os.open(path, _OPEN)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             if _is_at(handle, path):
@@ -152,6 +155,22 @@ def _lock(path: Path, *, wait: bool, create: bool = True) -> int | None:
             os.close(handle)
             raise
         os.close(handle)  # its holder has removed it, and another process may lock a new one
+
+
+def _open_lock(path: Path) -> int:
+    """Open a lock file, which is created if it does not exist, and its folder, too."""
+    for _ in range(100):
+        with suppress(FileNotFoundError, FileExistsError):  # another process has removed the empty folder
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return _open_or_create(path)
+    return _open_or_create(path)
+
+
+def _open_or_create(path: Path) -> int:
+    try:
+        return os.open(path, _OPEN | os.O_CREAT, 0o666)
+    except PermissionError:  # the file may be another user's; it can be locked without being writable
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
 def _release(handle: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import types
+from functools import lru_cache
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from torch import Tensor
@@ -44,7 +45,7 @@ def read_as(kind: type[Declared], data: Any, where: str = "") -> Declared:
     """
     if not isinstance(data, dict):
         raise Mismatch(f"{where or 'the content'} must be an object; got {shortened(data)}")
-    kinds, values = get_type_hints(kind), {}
+    kinds, values = _type_hints(kind), {}
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
         place = f"{where}.{field.name}" if where else field.name
         if field.name in data:
@@ -65,6 +66,11 @@ def shortened(value: object) -> str:
     known = isinstance(value, (str, float, bool, type(None))) or (isinstance(value, int) and abs(value) < 2**64)
     text = ascii(value) if known else "a number of many digits" if isinstance(value, int) else type(value).__name__
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+@lru_cache  # a metrics.jsonl can have a hundred thousand lines, and to look the types up takes longer than the checks
+def _type_hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 def _value(kind: Any, value: Any, place: str) -> Any:

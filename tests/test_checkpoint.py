@@ -62,7 +62,7 @@ def test_load_gives_the_model_in_evaluation_mode(tmp_path: Path, model: nn.Modul
     loaded = rmcla_fast.load(tmp_path)
     assert not loaded.training
     assert same(loaded, model)
-    with pytest.raises(UserError, match=r"there is no checkpoint .*best\.pt"):
+    with pytest.raises(UserError, match=r"there is no checkpoint .*best\.pt; take checkpoint\.pt with --which last"):
         rmcla_fast.load(tmp_path, which="best")
     with pytest.raises(UserError, match="which must be 'last' or 'best'; got 'first'"):
         rmcla_fast.load(tmp_path, which="first")
@@ -131,6 +131,11 @@ def test_a_damaged_checkpoint_names_the_other_one_if_there_is_one(tmp_path: Path
         with pytest.raises(UserError, match=rf"is damaged: its checksum .*; .*{way_out}"):
             checkpoint.read(tmp_path / name)
         (tmp_path / name).write_bytes(whole)
+    for name in ("checkpoint.pt", "best.pt"):
+        (tmp_path / name).write_bytes(whole[:99] + b"?" + whole[100:])
+    for name in ("checkpoint.pt", "best.pt"):
+        with pytest.raises(UserError, match="restore it from a copy, or start the run again in another folder"):
+            checkpoint.read(tmp_path / name)
     (tmp_path / "best.pt").unlink()
     (tmp_path / "checkpoint.pt").write_bytes(b"")
     with pytest.raises(UserError, match="restore it from a copy, or start the run again in another folder"):

@@ -187,6 +187,16 @@ def test_a_full_disk_is_an_error_and_does_not_kill_the_process(folder: Path, mon
     assert {path.suffix for path in (folder / CACHE).iterdir()} == {".json"}
 
 
+def test_a_user_without_a_home_folder_is_told_to_name_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(Path, "home", no_home)
+    with pytest.raises(UserError, match="cannot be written and you have no home folder; set HOME to one"):
+        data.load("folder", folder)
+
+
 def test_other_users_may_read_the_cache(folder: Path) -> None:
     before = os.umask(0o022)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -114,6 +115,41 @@ def test_a_link_is_not_taken_for_a_lock(tmp_path: Path) -> None:
         assert not (tmp_path / "elsewhere").exists()
 
 
+def test_a_lock_is_held_although_another_process_removes_the_empty_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, make = tmp_path / "folder" / "lock", Path.mkdir
+
+    def make_and_lose(folder: Path, **how: bool) -> None:
+        monkeypatch.setattr(Path, "mkdir", make)
+        folder.mkdir(**how)
+        folder.rmdir()
+
+    monkeypatch.setattr(Path, "mkdir", make_and_lose)
+    with locked(path), pytest.raises(Busy), locked(path):
+        pytest.fail("the lock is held twice")
+    assert not path.parent.exists()
+
+
+def test_the_lock_of_another_user_is_respected(
+    tmp_path: Path, holders: list[subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of another user in a shared folder can often be read but not written; root could write it."""
+    process, opened = hold("lock", tmp_path / "lock", holders), os.open
+
+    def only_readable(path: Path, flags: int, mode: int = 0o777) -> int:
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, flags, mode)
+
+    monkeypatch.setattr(os, "open", only_readable)
+    with pytest.raises(Busy), locked(tmp_path / "lock"):
+        pytest.fail("two users hold the lock")
+    kill(process)
+    with locked(tmp_path / "lock"), pytest.raises(Busy), locked(tmp_path / "lock"):
+        pytest.fail("the lock is held twice")
+
+
 def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_is_not(
     tmp_path: Path, holders: list[subprocess.Popen[str]]
 ) -> None:
@@ -156,6 +192,15 @@ def test_a_second_run_in_the_same_folder_is_refused(
     assert not (out / LOCK).exists()
 
 
+def test_a_process_on_its_own_holds_the_lock_whatever_rank_its_environment_names(
+    tmp_path: Path, holders: list[subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "3")  # without WORLD_SIZE, as in the environment of another program
+    hold("lock", tmp_path / "run" / LOCK, holders)
+    with pytest.raises(UserError, match="another process is writing the run"):
+        train(small(tmp_path / "run", epochs=1))
+
+
 def test_two_runs_in_one_folder_end_as_one(tmp_path: Path) -> None:
     command = ("-m", "rmcla_fast.cli", "train", "--data", "digits", "--images-per-class", "20", "--epochs", "2")
     options = ("--device", "cpu", "--log-every", "1", "--quiet", "--resume")
@@ -175,6 +220,11 @@ def test_two_runs_in_one_folder_end_as_one(tmp_path: Path) -> None:
 def test_a_run_that_cannot_start_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"recipe"):
         train(small(tmp_path / "new" / "run", recipe="r-mc-lb"))
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_table_that_cannot_be_made_leaves_no_folder(tmp_path: Path) -> None:
+    assert rmcla("reproduce", "recipes", "--data", "cifar10", "--no-autoattack", "--out", tmp_path / "new" / "out") == 2
     assert not (tmp_path / "new").exists()
 
 

@@ -18,6 +18,9 @@ import rmcla_fast
 from rmcla_fast.errors import Interrupted, RunFailed, UserError
 from rmcla_fast.training import TrainConfig, checkpoint, train
 from rmcla_fast.training.config import DEFAULTS
+from rmcla_fast.training.distributed import World
+from rmcla_fast.training.interrupt import StopRequest
+from rmcla_fast.training.loop import _Run
 from rmcla_fast.training.metrics import read_metrics
 
 
@@ -65,7 +68,8 @@ def test_an_existing_folder_is_refused_and_a_finished_run_left_alone(tmp_path: P
 
 def test_resume_starts_a_run_that_has_no_checkpoint(tmp_path: Path) -> None:
     train(small(tmp_path / "a", epochs=1, resume=True))
-    (tmp_path / "a" / "checkpoint.pt").unlink()
+    for name in (checkpoint.LAST, checkpoint.BEST):
+        (tmp_path / "a" / name).unlink(missing_ok=True)
     train(TrainConfig(out=str(tmp_path / "a"), resume=True))  # the options come from config.json
     assert read_checkpoint(tmp_path / "a" / "checkpoint.pt")["step"] == 6
     assert len(read_metrics(tmp_path / "a" / "metrics.jsonl")) == 4
@@ -203,3 +207,38 @@ def test_a_signal_ends_the_run_after_a_checkpoint(
     assert all(torch.equal(ended["model"][name], whole["model"][name]) for name in whole["model"])
     losses = [[row["loss"] for row in read_metrics(tmp_path / name / "metrics.jsonl")] for name in "ab"]
     assert losses[0] == losses[1]
+
+
+def test_an_interrupted_run_of_several_processes_names_the_command_that_starts_as_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(batch: Batch) -> Batch:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return batch
+
+    at_step(monkeypatch, 3, stop)
+    interrupted = _Run._interrupted
+
+    def of_two(run: _Run, stop: StopRequest) -> None:
+        run.parts = dataclasses.replace(run.parts, world=World(0, 2))
+        interrupted(run, stop)
+
+    monkeypatch.setattr(_Run, "_interrupted", of_two)
+    with pytest.raises(Interrupted, match=r"go on with: torchrun --nproc-per-node 2 -m rmcla_fast\.cli train"):
+        train(small(tmp_path / "a", epochs=1))
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_a_run_that_has_lost_its_checkpoint_goes_on_from_the_best_one(tmp_path: Path, epochs: int) -> None:
+    """It must not begin anew, which would remove its metrics and its best checkpoint."""
+    whole = train(small(tmp_path / "whole", epochs=epochs, monitor_images=20, monitor_every=1))
+    lost = train(small(tmp_path / "lost", epochs=epochs, monitor_images=20, monitor_every=1))
+    epoch = checkpoint.read(lost / checkpoint.BEST).epoch
+    (lost / checkpoint.LAST).unlink()
+    before = (lost / "metrics.jsonl").read_text().splitlines()
+    train(TrainConfig(out=str(lost), resume=True))
+    ended, resumed = (checkpoint.read(folder / checkpoint.LAST) for folder in (whole, lost))
+    assert resumed.epoch == epochs
+    assert all(torch.equal(resumed.model[name], ended.model[name]) for name in ended.model)
+    epochs = [line for line in (lost / "metrics.jsonl").read_text().splitlines() if '"epoch", ' in line]
+    assert epochs[:epoch] == [line for line in before if '"epoch", ' in line][:epoch]

@@ -239,7 +239,10 @@ def test_an_error_shows_a_name_on_one_line(
     said = capfdbinary.readouterr().err.decode()
     assert said.startswith(f"rmcla: there is no run folder {printable(tmp_path / name)}; train one first with: ")
     assert said[:-1].isprintable()
-    assert words_in_bash(said.partition("with: ")[2]) == ["rmcla", "train", "--out", str(tmp_path / name)]
+    assert words_in_bash(said.partition("with: ")[2]) == [
+        *("rmcla", "train", "--data", "digits", "--out"),
+        str(tmp_path / name),
+    ]
 
 
 def test_a_name_that_is_too_long_for_the_system_is_an_error_of_one_sentence(

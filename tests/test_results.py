@@ -145,15 +145,16 @@ def test_two_commands_at_the_same_time_keep_the_results_of_both(run: Run, monkey
     assert list(results.known_results(run, 0.1, 0)) == ["clean", "fgsm"]
 
 
-def test_results_of_replaced_weights_are_dropped(run: Run) -> None:
+def test_an_evaluation_of_replaced_weights_keeps_the_results_of_the_new_ones(run: Run) -> None:
+    """It may have begun before the checkpoint was replaced, and end after an evaluation of the new weights."""
     best = open_run(run.folder, which="best")
     for one, epsilon in ((run, 0.1), (run, 0.2), (best, 0.1)):
         results.evaluate_run(one, "clean", epsilon=epsilon)
-    trained_on = dataclasses.replace(run, identity={**run.identity, "checkpoint_sha256": "another"})
-    results.evaluate_run(trained_on, "clean", epsilon=0.1)
-    assert not results.known_results(run, 0.1, 0)
-    assert not results.known_results(run, 0.2, 0)
-    assert results.known_results(best, 0.1, 0)
+    replaced = dataclasses.replace(run, identity={**run.identity, "checkpoint_sha256": "another"})
+    assert not results.known_results(replaced, 0.1, 0)
+    results.evaluate_run(replaced, "clean", epsilon=0.1)
+    for one, epsilon in ((run, 0.1), (run, 0.2), (best, 0.1), (replaced, 0.1)):
+        assert results.known_results(one, epsilon, 0)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", "[" * 100_000, '{"others": [], "settings": {}, "attacks": {}}'])
@@ -163,7 +164,8 @@ def test_a_damaged_file_is_kept_under_another_name(run: Run, text: str) -> None:
         UserWarning, match=r"evaluation\.json .*; the attacks run again, and it is kept as evaluation\.d"
     ):
         assert not results.known_results(run, 0.1, 0)
-    results.evaluate_run(run, "clean", epsilon=0.1, fresh=True)
+    with pytest.warns(UserWarning, match="is kept as"):
+        results.evaluate_run(run, "clean", epsilon=0.1, fresh=True)
     assert (run.folder / "evaluation.damaged.json").read_text() == text
     assert list(results.known_results(run, 0.1, 0)) == ["clean"]
 

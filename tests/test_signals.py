@@ -150,6 +150,9 @@ def test_a_signal_in_an_evaluation_keeps_the_finished_attacks(
     said = capsys.readouterr().err.splitlines()[-1]
     kept = f"finished attacks are in {run / 'evaluation.json'}, and the same command goes on from there"
     assert said == f"rmcla: stopped by {number.name}; {kept}"
+    monkeypatch.setattr(record_keeping, "evaluate", signalling(record_keeping.evaluate, number))
+    assert rmcla(*command, "--fresh") == 128 + number
+    assert "the same command without --fresh goes on" in capsys.readouterr().err
     assert list(json.loads((run / "evaluation.json").read_text())["attacks"]) == ["clean", "fgsm"]
     monkeypatch.undo()
     assert rmcla(*command) == 0

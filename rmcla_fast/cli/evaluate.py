@@ -84,7 +84,7 @@ def command(
     with Bars() as bars:
         bars.say(f"Attacking {opened.description}, {setting(radius, precision)}; writes {run / RECORD} and {picture}")
         try:
-            with enough_memory(batch_size, FINISHED_ATTACKS):
+            with enough_memory(batch_size, ", which attacks again" if fresh else FINISHED_ATTACKS):
                 results = evaluate_run(
                     opened,
                     names,
@@ -99,7 +99,8 @@ def command(
         except ValueError as error:  # an attack cannot use this model or these images
             raise UserError(f"{run}: {error}") from error
         except KeyboardInterrupt as stop:
-            kept = f"finished attacks are in {run / RECORD}, and the same command goes on from there"
+            same = f"the same command{' without --fresh' if fresh else ''}"
+            kept = f"finished attacks are in {run / RECORD}, and {same} goes on from there"
             raise interrupted(stop, kept) from None
     figures, source = published.accuracies_of(opened.recipe, opened.data)
     title = f"{opened.name}: {opened.description}, {setting(radius, precision)}"

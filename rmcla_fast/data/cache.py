@@ -73,8 +73,20 @@ def pack(
 
 
 def cache_path(root: Path, name: str, paths: list[Path], what: str) -> Path:
-    """Return the path, without suffix, of the cache file for what was read from these files; see `pack`."""
-    folder = root / CACHE if os.access(root, os.W_OK) else Path.home() / ".cache" / "rmcla_fast"
+    """Return the path, without suffix, of the cache file for what was read from these files; see `pack`.
+
+    Raises:
+        UserError: the folder of the data set cannot be written, and the user has no home folder.
+    """
+    if os.access(root, os.W_OK):
+        folder = root / CACHE
+    else:
+        try:
+            folder = Path.home() / ".cache" / "rmcla_fast"
+        except RuntimeError as error:  # the user has no entry in the list of users, as in some containers
+            raise UserError(
+                f"decoded images cannot be kept: {root} cannot be written and you have no home folder; set HOME to one"
+            ) from error
     return folder / f"{name}-{_fingerprint(root, paths, what)}"
 
 

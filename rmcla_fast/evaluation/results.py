@@ -85,11 +85,11 @@ def evaluate_run(
         The result of each attack in `attacks`, in the order of `ATTACKS`.
     """
     names = attack_names(attacks)
-    known = {} if fresh else known_results(run, epsilon, seed, precision)
+    known = known_results(run, epsilon, seed, precision)  # also with `fresh`, to warn if the file is damaged
     results = {}
     for name in names:
         key = _attack_key(name, restarts)
-        if key in known:
+        if key in known and not fresh:
             results[name] = known[key]
             continue
         results |= evaluate(
@@ -139,8 +139,8 @@ def _store(run: Run, epsilon: float, seed: int, precision: str, new: dict[str, A
         for one in _read(path, set_aside=True):
             if one.settings == settings:
                 attacks = one.attacks
-            elif one.settings.which != run.which or one.settings.checkpoint_sha256 == settings.checkpoint_sha256:
-                others.append(one)  # results of weights that have been replaced are dropped
+            else:
+                others.append(one)  # also those of other weights, which may be newer than the ones attacked here
         attacks = attacks | new
         ordered = {key: attacks[key] for title in TITLES for key in sorted(attacks) if key.split(" ")[0] == title}
         latest = Evaluation(settings, ordered, run.network, run.data, run.recipe)

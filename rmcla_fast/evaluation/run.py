@@ -203,7 +203,8 @@ def _open_checkpoint(folder: Path, which: str) -> checkpoint.Opened:
     path = checkpoint.checkpoint_path(folder, which)
     if not folder.is_dir():
         raise UserError(
-            f"there is no run folder {folder}; train one first with: rmcla train --out {shell_word(folder)}"
+            f"there is no run folder {folder}; train one first with: "
+            f"rmcla train --data digits --out {shell_word(folder)}"
         )
     if not path.exists() and not (folder / CONFIG).exists():
         raise UserError(f"{folder} is not a run folder: it has no {path.name}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,12 @@ def open_file(path: Path) -> Opened:
         UserError: the file does not exist, is damaged, or is not a checkpoint of this library.
     """
     if not path.is_file():
-        raise UserError(f"there is no checkpoint {path}; train first, or name another run folder")
+        other = _other(path)
+        instead = f"take {other.name} with --which {'last' if other.name == LAST else 'best'}"
+        raise UserError(
+            f"there is no checkpoint {path}; "
+            f"{instead if other.is_file() else 'train first, or name another run folder'}"
+        )
     try:
         with path.open("rb") as file:
             _, sha256 = sealed.check_seal(file)
@@ -126,12 +132,27 @@ def open_file(path: Path) -> Opened:
 
 def _way_out(path: Path) -> str:
     """Return what the user can do if the checkpoint cannot be used."""
-    other = path.with_name(BEST if path.name == LAST else LAST)
-    if not other.is_file():
+    other = _other(path)
+    if not _is_whole(other):
         return "restore it from a copy, or start the run again in another folder"
     if path.name == LAST:
         return f"put a copy of {other} in its place to go on from there"
     return "remove it; --which last still works"
+
+
+def _other(path: Path) -> Path:
+    """Return the path of the other one of a run's two checkpoints."""
+    return path.with_name(BEST if path.name == LAST else LAST)
+
+
+def _is_whole(path: Path) -> bool:
+    """Return whether the file exists and has the content that was written."""
+    with suppress(OSError, sealed.Damaged):
+        if path.is_file():
+            with path.open("rb") as file:
+                sealed.check_seal(file)
+            return True
+    return False
 
 
 def load(run_folder: str | Path, which: str = "last", model: str | nn.Module | None = None) -> nn.Module:

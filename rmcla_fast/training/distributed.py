@@ -81,7 +81,7 @@ class World:
 
 def is_main_process() -> bool:
     """Return whether this process is rank 0 of those that torchrun started, or was not started by it."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return int(os.environ.get("WORLD_SIZE", "1")) == 1 or int(os.environ.get("RANK", "0")) == 0
 
 
 @contextmanager

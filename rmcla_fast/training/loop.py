@@ -62,7 +62,8 @@ def train(config: TrainConfig, *, quiet: bool = True) -> Path:
 
 def _train(folder: Path, asked: TrainConfig, quiet: bool) -> None:
     named, (config, opened) = asked.model, open_run(folder, asked)
-    if opened is not None and opened.content.epoch >= config.epochs:
+    from_best = opened is not None and opened.path.name == checkpoint.BEST
+    if opened is not None and not from_best and opened.content.epoch >= config.epochs:
         say(f"{folder} is finished: {config.epochs} epochs; nothing is left to resume", quiet=quiet)
         drawn, last = folder / CURVES, folder / checkpoint.LAST
         if not drawn.exists() or drawn.stat().st_mtime_ns < last.stat().st_mtime_ns:  # killed before they were drawn
@@ -83,7 +84,7 @@ def _train(folder: Path, asked: TrainConfig, quiet: bool) -> None:
         splits = _load(config, world, quiet)
         run = _Run(config, splits, build(config, splits, device, world), folder, opened, quiet or not world.is_main)
         world.wait()  # every rank has looked at the folder before rank 0 writes into it
-        run.train()
+        run.train(save_first=from_best)
 
 
 def _load(config: ResolvedConfig, world: World, quiet: bool) -> DataSplits:
@@ -123,7 +124,8 @@ class _Run:
         self.at = RunState() if opened is None else restored(opened, parts, self.total_steps, folder)
         self.pending: list[Tensor] = []  # losses that the host has not read yet
 
-    def train(self) -> None:
+    def train(self, *, save_first: bool = False) -> None:
+        """Train to the end. `save_first` writes a checkpoint before the next update."""
         parts = self.parts
         self.files = RunFolder(self.folder, self.record, self.at.step) if parts.world.is_main else None
         self.display = Display(self.total_steps, self.at.step, quiet=self.quiet)
@@ -132,6 +134,8 @@ class _Run:
         with StopRequest() as stop:
             try:
                 with self.display:
+                    if save_first:
+                        self._save()
                     self._epochs(stop)
             except BaseException:
                 with suppress(RunFailed):  # the first error is the one to report
@@ -192,9 +196,11 @@ class _Run:
     def _interrupted(self, stop: StopRequest) -> None:
         number = stop.signal or signal.SIGINT  # the signal may have reached only another rank
         factory = f" --model {shell_word(self.config.model)}" if ":" in self.config.model else ""
+        ranks = self.parts.world.size
+        command = "rmcla train" if ranks == 1 else f"torchrun --nproc-per-node {ranks} -m rmcla_fast.cli train"
         raise Interrupted(
             f"stopped by {number.name} at step {self.at.step} of {self.total_steps}; "
-            f"go on with: rmcla train --resume --out {shell_word(self.folder)}{factory}",
+            f"go on with: {command} --resume --out {shell_word(self.folder)}{factory}",
             number,
         )
 

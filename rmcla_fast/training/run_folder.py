@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -44,7 +44,6 @@ def only_writer(folder: Path) -> Iterator[None]:
     Raises:
         UserError: another process is writing into the folder.
     """
-    created = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         with locked(folder / LOCK):
             remove_left_behind(folder)
@@ -53,10 +52,6 @@ def only_writer(folder: Path) -> Iterator[None]:
         raise UserError(
             f"another process is writing the run {folder}; wait for it to end, or give another --out"
         ) from error
-    finally:
-        for path in created:
-            with suppress(OSError):  # it is not empty
-                path.rmdir()
 
 
 def open_run(folder: Path, asked: TrainConfig) -> tuple[ResolvedConfig, checkpoint.Opened | None]:
@@ -73,8 +68,11 @@ def open_run(folder: Path, asked: TrainConfig) -> tuple[ResolvedConfig, checkpoi
             raise UserError(f"{folder} is not empty; go on with --resume, or give another --out")
         return resolve(asked), None
     opened, record = None, None
-    if (folder / checkpoint.LAST).exists():
-        opened = checkpoint.open_file(folder / checkpoint.LAST)
+    # The first best.pt is written before the first checkpoint.pt, with the same content, and a run may be killed in
+    # between. Without this, a run that has lost its checkpoint.pt would also begin anew, and overwrite its files.
+    found = [folder / name for name in (checkpoint.LAST, checkpoint.BEST) if (folder / name).exists()]
+    if found:
+        opened = checkpoint.open_file(found[0])
         record = opened.record
     elif (folder / CONFIG).exists():
         record = read_config(folder / CONFIG)
