@@ -45,7 +45,7 @@ def read_as(kind: type[Declared], data: Any, where: str = "") -> Declared:
     """
     if not isinstance(data, dict):
         raise Mismatch(f"{where or 'the content'} must be an object; got {shortened(data)}")
-    kinds, values = _type_hints(kind), {}
+    kinds, values = _type_hints(kind), {}  # type: ignore[arg-type]
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
         place = f"{where}.{field.name}" if where else field.name
         if field.name in data:

@@ -42,6 +42,7 @@ BAD = [
     ),
     (("evaluate", "{run}", "--precision", "int8"), "--precision must be one of 'fp32', 'bf16', 'fp16'; got 'int8'"),
     (("compare", "{run}", "--precision", "16"), "--precision must be one of 'fp32', 'bf16', 'fp16'; got '16'"),
+    (("evaluate", "{run}", "--json", "{run}/evaluation.json"), "evaluation.json holds the record of the finished"),
     (("evaluate", "{missing}"), "there is no run folder"),
     (("evaluate", "{empty}"), "it has no checkpoint.pt"),
     (("evaluate", "{uncheckpointed}"), "there is no checkpoint"),

@@ -124,6 +124,18 @@ def test_a_result_whose_precision_differs_from_the_settings_is_not_reused(
     assert attacked == ["clean", "clean"]
 
 
+def test_no_attack_runs_if_its_result_cannot_be_stored(
+    run: Run, attacked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results.evaluate_run(run, "clean", epsilon=0.1)
+    monkeypatch.setattr(results.os, "access", lambda *_: False)
+    for attacks, fresh in (("clean,fgsm", False), ("clean", True)):
+        with pytest.raises(UserError, match="the results are stored there; evaluate a copy of it"):
+            results.evaluate_run(run, attacks, epsilon=0.1, fresh=fresh)
+    assert results.evaluate_run(run, "clean", epsilon=0.1)
+    assert attacked == ["clean"]
+
+
 def test_a_fresh_attack_keeps_the_other_results(run: Run, attacked: list[str]) -> None:
     results.evaluate_run(run, "clean,ce20", epsilon=0.1)
     results.evaluate_run(run, "clean", epsilon=0.1, fresh=True)

@@ -81,6 +81,9 @@ def command(
         raise UserError("--robustbench needs clean and autoattack among --attacks")
     if robustbench is not None and precision != "fp32":
         raise UserError(f"--robustbench takes figures in fp32: leave out --precision {precision}")
+    for path in (json, robustbench):
+        if path is not None and path.resolve() == (run / RECORD).resolve():
+            raise UserError(f"{path} holds the record of the finished attacks; name another file to write")
     with Bars() as bars:
         bars.say(f"Attacking {opened.description}, {setting(radius, precision)}; writes {run / RECORD} and {picture}")
         try:

@@ -24,6 +24,7 @@ from rmcla_fast.attacks.suite import (
     attack_names,
     evaluate,
 )
+from rmcla_fast.errors import UserError
 from rmcla_fast.evaluation.report import as_json, write_file
 from rmcla_fast.evaluation.run import Run
 from rmcla_fast.files import locked
@@ -83,10 +84,16 @@ def evaluate_run(
 
     Returns:
         The result of each attack in `attacks`, in the order of `ATTACKS`.
+
+    Raises:
+        UserError: attacks have to run, and the run folder cannot be written.
     """
     names = attack_names(attacks)
     known = known_results(run, epsilon, seed, precision)  # also with `fresh`, to warn if the file is damaged
     results = {}
+    complete = not fresh and all(_attack_key(name, restarts) in known for name in names)
+    if not complete and not os.access(run.folder, os.W_OK):
+        raise UserError(f"{run.folder} cannot be written, and the results are stored there; evaluate a copy of it")
     for name in names:
         key = _attack_key(name, restarts)
         if key in known and not fresh:
