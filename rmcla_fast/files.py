@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -15,8 +16,8 @@ from typing import BinaryIO
 
 # A link that somebody planted is not followed, and a program that is started does not inherit the file.
 _OPEN = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
-_TEMPORARY = re.compile(r"\..*\.[0-9a-f]{16}\.tmp", re.DOTALL)
-_STREAM = re.compile(r"/dev/(stdout|stderr|tty|null|fd/\d+)|/proc/self/fd/\d+")
+_TEMPORARY = re.compile(r"\.rmcla-.*\.[0-9a-f]{16}\.tmp", re.DOTALL)
+_STREAM = re.compile(r"/dev/(stdout|stderr|fd/\d+)|/proc/self/fd/\d+")
 _held: set[int] = set()  # the descriptors of the locks of this process
 
 
@@ -30,11 +31,12 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
     The file is then flushed to disk and renamed, and the folder is flushed too. If anything is raised in between, also
     an OSError of the write itself, the temporary file is removed and `path` stays as it was. A link at `path` is
-    replaced, and not what it points to. Only the streams of a process, such as /dev/stdout, are written to directly.
+    replaced, and not what it points to. Only a stream of the process, such as /dev/stdout, or a character device is
+    written to directly.
 
     A temporary file is locked by its writer. Those that a killed writer left in the folder are removed first.
     """
-    if _STREAM.fullmatch(str(path.absolute())):
+    if _is_stream(path):
         with path.open("ab") as file:  # standard output may be a file that holds something already
             yield file
         return
@@ -92,19 +94,35 @@ def locked(path: Path, *, waiting: str | None = None) -> Iterator[None]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush the entries of the folder to disk, so that a rename survives a power failure."""
-    handle = os.open(folder, os.O_RDONLY)
+    """Flush the entries of the folder to disk, so that a rename survives a power failure.
+
+    A folder that may not be read, or that its file system cannot flush, is left to the system.
+    """
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EINVAL, errno.ENOTSUP):
+            raise
+
+
+def _is_stream(path: Path) -> bool:
+    """Return whether `path` is a stream of this process or a character device, and no link elsewhere to one."""
+    try:
+        device = stat.S_ISCHR(os.lstat(path).st_mode)
+    except OSError:
+        device = False
+    return device or bool(_STREAM.fullmatch(str(path.absolute())))
 
 
 def _new_temporary(path: Path) -> tuple[int, Path]:
     """Create a locked temporary file beside `path`, under a name of its own."""
     while True:
         # A name has at most 255 bytes, and a character of `path` at most four.
-        temporary = path.with_name(f".{path.name[:50]}.{secrets.token_hex(8)}.tmp")
+        temporary = path.with_name(f".rmcla-{path.name[:50]}.{secrets.token_hex(8)}.tmp")
         handle = os.open(temporary, _OPEN | os.O_CREAT | os.O_EXCL, 0o666)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

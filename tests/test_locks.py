@@ -157,7 +157,7 @@ def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_is_no
     names = {path.name for path in tmp_path.iterdir()}
     assert len(names) == 2
     kill(killed)
-    other = ".file.0123456789abcdef.tmp.mine"  # no name of ours
+    other = ".file.0123456789abcdef.tmp"  # no name of ours
     (tmp_path / other).write_text("")
     with replacing(tmp_path / "file") as file:
         file.write(b"whole")

@@ -91,19 +91,23 @@ def cache_path(root: Path, name: str, paths: list[Path], what: str) -> Path:
 
 
 def open_cached(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Return the cached images, memory-mapped; None if there is no cache, or if it is damaged, with a warning."""
-    try:
-        with path.open("rb") as file:
+    """Return the cached images, memory-mapped; None if there is no cache, or if it is damaged, with a warning.
+
+    Raises:
+        OSError: the system cannot read or map the file.
+    """
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        try:
             size, _ = sealed.check_seal(file)
             if size != math.prod(shape):
                 raise sealed.Damaged(f"has {size} bytes of images, and {math.prod(shape)} were expected")
-            # "c", since torch warns about read-only arrays. A page beyond the end of the file would end the process.
-            return np.memmap(file, np.uint8, "c", 0, shape)  # type: ignore[call-overload,no-any-return]
-    except FileNotFoundError:
-        return None
-    except (OSError, sealed.Damaged) as error:
-        warnings.warn(f"the image cache {path} {error}; it is packed again", stacklevel=2)
-        return None
+        except sealed.Damaged as error:
+            warnings.warn(f"the image cache {path} {error}; it is packed again", stacklevel=2)
+            return None
+        # "c", since torch warns about read-only arrays. A page beyond the end of the file would end the process.
+        return np.memmap(file, np.uint8, "c", 0, shape)  # type: ignore[call-overload,no-any-return]
 
 
 def _fingerprint(root: Path, paths: list[Path], what: str) -> str:

@@ -7,6 +7,7 @@ not overwrite a long one. A damaged file is kept under another name, and the att
 
 from __future__ import annotations
 
+import itertools
 import os
 import warnings
 from collections.abc import Iterable, Sequence
@@ -176,15 +177,23 @@ def _read(path: Path, *, set_aside: bool = False) -> Sequence[Evaluation]:
         return [replace(one, attacks=_known(one.attacks)) for one in evaluations]
     except FileNotFoundError:
         return []
-    except (sealed.Damaged, Mismatch, OSError) as error:
-        kept = path.with_suffix(".damaged.json")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except (sealed.Damaged, Mismatch) as error:
         if set_aside:
             with suppress(OSError):
-                os.replace(path, kept)
+                os.replace(path, _free_name(path))
         else:
             why = str(error) if isinstance(error, sealed.Damaged) else f"cannot be used ({error})"
-            warnings.warn(f"{path} {why}; the attacks run again, and it is kept as {kept.name}", stacklevel=2)
+            kept = _free_name(path).name
+            warnings.warn(f"{path} {why}; the attacks run again, and it is kept as {kept}", stacklevel=2)
         return []
+
+
+def _free_name(path: Path) -> Path:
+    """Return the name under which a damaged file is kept; earlier ones keep theirs."""
+    names = (path.with_suffix(f".damaged{'' if number == 1 else number}.json") for number in itertools.count(1))
+    return next(name for name in names if not os.path.lexists(name))
 
 
 def _known(attacks: dict[str, AttackResult]) -> dict[str, AttackResult]:
