@@ -16,6 +16,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import random
+import shutil
 import sys
 import time
 import traceback
@@ -55,8 +56,10 @@ def available() -> list[str]:
     """Return the names of the backends that run on this machine."""
     names = conftest.available_backends()
     if "cpu" in names:
-        names += [name for name, value in INSTRUCTION_SETS.items() if value != torch.backends.cpu.get_cpu_capability()]
-    return [*names, "emulated"]
+        narrower = {"AVX512": ["cpu-avx2", "cpu-baseline"], "AVX2": ["cpu-baseline"]}
+        names += narrower.get(torch.backends.cpu.get_cpu_capability(), [])
+        names += ["emulated"] if shutil.which(os.environ.get("CXX", "g++")) else []
+    return names
 
 
 def target_named(name: str) -> Target:
