@@ -130,8 +130,8 @@ def _way_out(path: Path) -> str:
     if not other.is_file():
         return "restore it from a copy, or start the run again in another folder"
     if path.name == LAST:
-        return f"put a copy of {other} in its place to go on from there"
-    return "remove it; --which last still works"
+        return f"put a copy of {other}, if that one is whole, in its place to go on from there"
+    return f"use {other} with --which last, if that one is whole"
 
 
 def load(run_folder: str | Path, which: str = "last", model: str | nn.Module | None = None) -> nn.Module:
