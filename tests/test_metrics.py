@@ -73,7 +73,7 @@ def test_a_damaged_line_is_left_out_with_a_warning_and_stays_in_the_file(path: P
     lines = path.read_bytes().split(b"\n")
     lines[1] = damaged
     path.write_bytes(b"\n".join(lines))
-    with pytest.warns(UserWarning, match="1 of 4 lines of .* are damaged; left out"):
+    with pytest.warns(UserWarning, match="1 of 4 lines of .* cannot be used, since they are damaged"):
         assert read_metrics(path) == [ROWS[0], *ROWS[2:]]
     cut(path, 5)
     assert path.read_bytes() == b"\n".join([*lines[:3], b""])
@@ -82,7 +82,7 @@ def test_a_damaged_line_is_left_out_with_a_warning_and_stays_in_the_file(path: P
 def test_a_last_line_that_was_cut_short_is_dropped(path: Path) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[:-20])
-    with pytest.warns(UserWarning, match="the last line of .* was cut short; left out"):
+    with pytest.warns(UserWarning, match="the last line of .* was cut short and is not used"):
         assert read_metrics(path) == ROWS[:3]
     with pytest.warns(UserWarning, match="cut short"):
         cut(path, 6)

@@ -136,8 +136,8 @@ def _way_out(path: Path) -> str:
     if not _is_whole(other):
         return "restore it from a copy, or start the run again in another folder"
     if path.name == LAST:
-        return f"put a copy of {other} in its place to go on from there"
-    return "remove it; --which last still works"
+        return f"put a copy of {other}, if that one is whole, in its place to go on from there"
+    return f"use {other} with --which last, if that one is whole"
 
 
 def _other(path: Path) -> Path:

@@ -54,7 +54,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     lines = [row for _, row in _lines(path)]
     rows = [row for row in lines if row is not None]
     if len(rows) < len(lines):
-        warnings.warn(f"{len(lines) - len(rows)} of {len(lines)} lines of {path} are damaged; left out", stacklevel=2)
+        damaged = f"{len(lines) - len(rows)} of {len(lines)} lines"
+        warnings.warn(f"{damaged} of {path} cannot be used, since they are damaged", stacklevel=2)
     return rows
 
 
@@ -86,7 +87,7 @@ def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
     if (row := _row(last)) is not None:
         yield last, row
     elif last:
-        warnings.warn(f"the last line of {path} was cut short; left out", stacklevel=3)
+        warnings.warn(f"the last line of {path} was cut short and is not used", stacklevel=3)
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
