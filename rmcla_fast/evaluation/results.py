@@ -113,7 +113,10 @@ def evaluate_run(
             progress=progress,
             precision=precision,
         )
-        _store(run, epsilon, seed, precision, {key: results[name]})
+        try:
+            _store(run, epsilon, seed, precision, {key: results[name]})
+        except UserError as error:  # a full disk must not cost the figure of an attack that took hours
+            warnings.warn(f"{error}; {key}: {results[name].accuracy:.1f} % is only printed", stacklevel=2)
     return results
 
 

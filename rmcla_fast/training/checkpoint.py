@@ -91,7 +91,11 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
         cause = error if isinstance(error, OSError) else error.__context__  # the system's error, below torch's
         why = cause.strerror if isinstance(cause, OSError) else str(error).splitlines()[0]
-        before = "the previous checkpoint is kept" if path.exists() else "there is no earlier one"
+        before = (
+            "the previous checkpoint is kept, and --resume goes on from it"
+            if path.exists()
+            else "there is no earlier one, and --resume begins again"
+        )
         raise RunFailed(f"{path} could not be written ({why}); {before}") from error
 
 
@@ -136,8 +140,8 @@ def _way_out(path: Path) -> str:
     if not _is_whole(other):
         return "restore it from a copy, or start the run again in another folder"
     if path.name == LAST:
-        return f"put a copy of {other}, if that one is whole, in its place to go on from there"
-    return f"use {other} with --which last, if that one is whole"
+        return f"put a copy of {other}, which may be older, in its place to go on from there"
+    return "remove it; --which last still works"
 
 
 def _other(path: Path) -> Path:
