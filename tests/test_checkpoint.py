@@ -222,4 +222,6 @@ def test_a_failed_first_write_gives_the_first_line_of_the_error(
     path = tmp_path / "checkpoint.pt"
     with pytest.raises(RunFailed) as raised:
         checkpoint.save(path, {})
-    assert str(raised.value) == f"{path} could not be written (the writer of torch failed); there is no earlier one"
+    why = "the writer of torch failed"
+    after = "there is no earlier one, and --resume begins again"
+    assert str(raised.value) == f"{path} could not be written ({why}); {after}"
