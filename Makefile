@@ -24,10 +24,12 @@ bench: install
 	$(BIN)/python -m pytest benchmarks --benchmark-disable-gc
 	$(BIN)/python benchmarks/bench_train_step.py
 
-# Kills, full disks, flipped bits, malformed files and second writers: nothing may be lost or wrong in silence.
+# Kills, full disks, flipped bits, malformed files and second writers: nothing may be lost or wrong in silence. The tests
+# after it lose ranks and workers, send signals, and run out of memory.
 faults: install
 	OMP_NUM_THREADS=1 $(BIN)/python tests/stress/faults.py --kills 200 --disks 20 --readonly 16 --flips 400 \
 	  --truncations 20 --malformed 1000 --pairs 12 --json runs/faults.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(addprefix tests/test_,distributed.py lost_workers.py memory.py signals.py)
 
 # Every operator on every backend is compared with a float64 oracle, for 20,000 random arguments.
 fuzz: install
