@@ -22,7 +22,7 @@ from run_cases import Batch, at_step, python, rmcla, small, wait_for_checkpoint
 from rmcla_fast.data import folder as image_folder
 from rmcla_fast.evaluation import results as record_keeping
 from rmcla_fast.training import TrainConfig, checkpoint, loop, train
-from rmcla_fast.training.interrupt import STOPPING, Stop, StopAtOnce, StopRequest
+from rmcla_fast.training.interrupt import STOPPING, StopAtOnce, StopRequest
 from rmcla_fast.training.metrics import read_metrics
 
 QUICK = ("--data", "digits", "--images-per-class", 20, "--epochs", 2, "--device", "cpu", "--log-every", 2, "-q")
@@ -157,6 +157,39 @@ def test_a_signal_in_an_evaluation_keeps_the_finished_attacks(
     monkeypatch.undo()
     assert rmcla(*command) == 0
     assert list(json.loads((run / "evaluation.json").read_text())["attacks"]) == ["clean", "fgsm", "ce20"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_a_library_makes_another_error_is_still_reported(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The code of matplotlib in C++ does this."""
+
+    def draw() -> None:
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt:
+            raise ValueError("Invalid bounding box") from None
+
+    monkeypatch.setattr("rmcla_fast.recipes.names", draw)
+    assert rmcla("recipes") == 128 + number
+    assert capsys.readouterr().err == f"rmcla: stopped at once by {number.name}\n"
+
+
+@pytest.mark.parametrize("place", ["__enter__", "__exit__"])
+def test_a_signal_at_the_very_beginning_or_end_is_reported(
+    place: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    method = getattr(StopAtOnce, place)
+
+    def and_signal(self: StopAtOnce, *arguments: object) -> None:
+        if place == "__enter__":
+            method(self, *arguments)
+        signal.raise_signal(signal.SIGTERM)  # whose handler puts the earlier handlers back
+
+    monkeypatch.setattr(StopAtOnce, place, and_signal)
+    assert rmcla("recipes") == 143
+    assert capsys.readouterr().err == "rmcla: stopped at once by SIGTERM\n"
 
 
 def test_a_closed_terminal_stops_a_run_after_a_checkpoint(tmp_path: Path) -> None:

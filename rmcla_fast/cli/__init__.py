@@ -13,7 +13,7 @@ from typing import Any
 
 from rmcla_fast.errors import UserError, short_of_memory
 from rmcla_fast.text import printable
-from rmcla_fast.training.interrupt import StopAtOnce
+from rmcla_fast.training.interrupt import Stop, StopAtOnce
 
 try:
     import typer
@@ -52,8 +52,8 @@ def main() -> None:
     sys.path.append("")  # --model mine:net finds mine.py in the working folder, as with `python -m`
     try:
         code = run(sys.argv[1:])
-    except KeyboardInterrupt:  # a second Ctrl-C while the first one is handled
-        code = 130
+    except KeyboardInterrupt as stopped:  # a second signal while the first one is handled
+        code = _stopped(stopped)
     sys.exit(code)
 
 
@@ -72,13 +72,14 @@ def run(arguments: list[str]) -> int:
     The code is 0 for success, 2 for what cannot be done as asked, 1 for a run that failed, and 128 plus the signal for
     a command that a signal stopped: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.
     """
+    stop = StopAtOnce()
     try:
-        with StopAtOnce() as stop:
+        with stop:
             code = app(arguments or ["--help"], prog_name="rmcla", standalone_mode=False) or 0
-        if code == 130:  # typer catches Ctrl-C, and `Stop` with it, and prints nothing
-            number = stop.signal or SIGINT
-            return _print_error(f"stopped at once by {number.name}", 128 + number)
-        return code
+        # typer catches Ctrl-C, and `Stop` with it, and prints nothing
+        return _stopped(stop) if code == 130 else code
+    except KeyboardInterrupt as stopped:  # a signal at the very beginning or end
+        return _stopped(stopped)
     except typer.Exit as error:
         return error.exit_code
     except USAGE_ERROR as error:
@@ -87,15 +88,24 @@ def run(arguments: list[str]) -> int:
         return _print_error("stopped", 130)
     except UserError as error:
         return _print_error(str(error), error.exit_code)
-    except (RuntimeError, MemoryError) as error:
-        if not (memory := short_of_memory(error)):
-            raise
-        return _print_error(f"{memory}; free some of it, or give another --device", 1)
     except BrokenPipeError:  # the reader of stdout, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:  # such as a name that is too long, or a folder that may not be read
         return _print_error(f"{error.filename} cannot be used: {error.strerror}" if error.filename else str(error), 2)
+    except Exception as error:
+        if memory := short_of_memory(error):
+            return _print_error(f"{memory}; free some of it, or give another --device", 1)
+        if stop.signal is None:
+            raise
+        return _stopped(stop)  # the signal came within a library, such as matplotlib, which made it an error of its own
+
+
+def _stopped(by: StopAtOnce | KeyboardInterrupt) -> int:
+    """Print which signal stopped the command, and return the exit code."""
+    number = by.signal if isinstance(by, StopAtOnce) else by.number if isinstance(by, Stop) else None
+    number = number or SIGINT
+    return _print_error(f"stopped at once by {number.name}", 128 + number)
 
 
 def _print_error(text: str, code: int) -> int:
