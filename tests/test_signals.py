@@ -22,7 +22,7 @@ from run_cases import Batch, at_step, python, rmcla, small, wait_for_checkpoint
 from rmcla_fast.data import folder as image_folder
 from rmcla_fast.evaluation import results as record_keeping
 from rmcla_fast.training import TrainConfig, checkpoint, loop, train
-from rmcla_fast.training.interrupt import STOPPING, StopAtOnce, StopRequest
+from rmcla_fast.training.interrupt import STOPPING, Stop, StopAtOnce, StopRequest
 from rmcla_fast.training.metrics import read_metrics
 
 QUICK = ("--data", "digits", "--images-per-class", 20, "--epochs", 2, "--device", "cpu", "--log-every", 2, "-q")
