@@ -48,7 +48,7 @@ from rmcla_fast.training.distributed import World
         ({"epochs": 3.0}, "--epochs must be a whole number; got 3.0"),
         ({"seed": True}, "--seed must be a whole number; got True"),
         ({"lr": "0.1"}, "--lr must be a number; got '0.1'"),
-        ({"epsilon": [8, 255]}, r"--epsilon must be a number or text; got \[8, 255\]"),
+        ({"epsilon": [8, 255]}, r"--epsilon must be a number or text; got a list of 2"),
         ({"augment": 1}, "--augment must be True or False; got 1"),
         ({"model": torch.nn.Linear}, "--model must be text; got "),
         ({"out": 5}, "--out must be text or a path; got 5"),
@@ -127,8 +127,7 @@ def test_a_relative_data_folder_is_recorded_as_an_absolute_one(tmp_path: Path, m
     config = resolve(TrainConfig(data="folder", data_dir="images"))
     assert config.data_dir == str(tmp_path / "images")
     monkeypatch.chdir("/")
-    recorded = dataclasses.asdict(config)
-    assert resolve(resumed(TrainConfig(resume=True), recorded)).data_dir == str(tmp_path / "images")
+    assert resolve(resumed(TrainConfig(resume=True), config)).data_dir == str(tmp_path / "images")
     assert resolve(TrainConfig(data="folder", data_dir="~/a")).data_dir == str(Path.home() / "a")
 
 
@@ -147,17 +146,11 @@ def test_each_data_set_has_its_defaults() -> None:
 
 
 def test_a_resumed_run_takes_what_was_not_given_from_its_record() -> None:
-    recorded = dataclasses.asdict(resolve(small(Path("a"), seed=3, checkpoint_every=10)))
+    recorded = resolve(small(Path("a"), seed=3, checkpoint_every=10))
     again = resolve(resumed(TrainConfig(resume=True, checkpoint_every=500), recorded))
     assert (again.seed, again.checkpoint_every) == (3, 500)
     with pytest.raises(UserError, match="started with --seed 3 and cannot be resumed with 0; leave --seed out"):
         resumed(TrainConfig(resume=True, seed=0), recorded)  # 0 is the default, but here it was given
-
-
-def test_a_record_of_an_earlier_version_is_still_read() -> None:
-    recorded = {**dataclasses.asdict(resolve(small(Path("a")))), "an_old_option": 1}
-    del recorded["accumulate"]
-    assert resolve(resumed(TrainConfig(resume=True), recorded)) == resolve(small(Path("a"), resume=True))
 
 
 def test_folders_may_be_paths(tmp_path: Path) -> None:
