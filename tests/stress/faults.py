@@ -19,6 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
 import disks
 import flips
 import kills
@@ -26,6 +28,7 @@ import malformed
 import report
 import torch
 import writers
+from machine import describe_machine
 from samples import Samples
 
 PARTS = {
@@ -64,7 +67,7 @@ def main() -> int:
     document = {
         "command": " ".join(["python tests/stress/faults.py", *sys.argv[1:]]),
         "seconds": round(time.perf_counter() - began),
-        "torch": str(torch.__version__),
+        "about": describe_machine(torch.device("cpu")),
         "faults": found,
     }
     print("\n".join(report.faults(document)))
