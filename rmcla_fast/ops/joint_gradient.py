@@ -164,8 +164,9 @@ def joint_gradient(
         labels: (B,) int64, the true classes.
         target: "mc" (most confusing class), "ll" (least likely class), "untargeted", "margin", or an int64 tensor (B,)
             of classes.
-        beta: the true class keeps `beta` times the largest share of another class; positive.
-        gamma: a constant added to every share of "main"; positive.
+        beta: the true class keeps `beta` times the largest share of another class; positive. Above 1e15 it counts as
+            1e15.
+        gamma: a constant added to every share of "main"; positive. Outside [2**-100, 1e20] it counts as the nearer end.
         top_k: only the `top_k` other classes with the largest v receive mass, and the rest exactly 0. None, or a number
             of at least C - 1, gives mass to all of them.
         label_scheme: "main", "sup", or "none" (soft_labels is None).
