@@ -21,6 +21,10 @@ MATRIX, COMPRESSED = 14, 15  # types of a variable
 NUMERIC = frozenset(("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "single", "double"))
 
 
+class _IsHDF5(Exception):
+    """The file is of MATLAB 7.3, which is another format."""
+
+
 def load_matlab(path: Path, names: tuple[str, ...], address: str) -> dict[str, np.ndarray]:
     """Return the numeric variables of these names, in a file of MATLAB 5 to 7.2. `address` is where the original is.
 
@@ -35,7 +39,7 @@ def load_matlab(path: Path, names: tuple[str, ...], address: str) -> dict[str, n
                 ((name, _, kind),) = matlab.whosmat(stream)
                 if name in names and kind in NUMERIC:  # scipy reads nested cells by recursion, which has no limit
                     variables[name] = matlab.loadmat(stream)[name]
-    except NotImplementedError as error:
+    except _IsHDF5 as error:
         raise UserError(
             f"{path} is a MATLAB 7.3 file (HDF5), which is not supported; the original is at {address}"
         ) from error
@@ -52,7 +56,7 @@ def _variables(file: BinaryIO) -> Iterator[BytesIO]:
     """Yield each variable as a file of its own, which is not compressed.
 
     Raises:
-        NotImplementedError: a file of MATLAB 7.3.
+        _IsHDF5: a file of MATLAB 7.3.
         ValueError: a file that is not of MATLAB 5, is cut short, or has too many or too large variables.
     """
     header = file.read(HEADER)
@@ -60,7 +64,7 @@ def _variables(file: BinaryIO) -> Iterator[BytesIO]:
     if order is None:
         raise ValueError("this is no MATLAB file")
     if struct.unpack(order + "H", header[124:126]) == (VERSION_7_3,):
-        raise NotImplementedError
+        raise _IsHDF5
     room = MOST_BYTES
     for _ in range(MOST_VARIABLES):
         tag = file.read(TAG)

@@ -224,8 +224,7 @@ def redistribute_labels(
 
     Each row sums to 1. Arguments, equations and errors are those of `joint_gradient`, with label_scheme "main" or
     "sup". If `out` is given, the labels are written into it and it is returned; it is (B, C) in the result's dtype,
-    must not require grad, and may share memory with the logits or labels. The result is not
-    differentiable.
+    must not require grad, and may share memory with the logits or labels. The result is not differentiable.
     """
     checks.logits(logits)
     checks.class_indices("labels", labels, logits)
