@@ -51,8 +51,7 @@ def perturb_step(
         epsilon: the radius, in the unit of the images (8/255); a float that is not negative, or a float32 tensor as for
             step_size. A negative or NaN value in a tensor gives NaN in that image, since a check would stall a GPU.
         lower, upper: the pixel range.
-        out: a tensor to write and return, of the images' shape and dtype; it may share memory with any input, wholly or in
-            part.
+        out: a tensor to write and return, of the images' shape and dtype; it may share memory with any input.
         backend: "reference", "cpu", "triton" or "cuda"; None chooses.
 
     Returns:

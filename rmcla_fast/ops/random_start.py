@@ -50,8 +50,7 @@ def random_start(
             gives the same noise. Increase the step to draw fresh noise, also when a captured CUDA graph is replayed.
         lower, upper: the pixel range, used only with `clip`.
         clip: whether to clip to the pixel range.
-        out: a tensor to write and return, of the result's shape and dtype; it may share memory with any input, wholly or in
-            part.
+        out: a tensor to write and return, of the result's shape and dtype; it may share memory with any input.
         backend: "reference", "cpu", "triton" or "cuda"; None chooses.
 
     Returns:
