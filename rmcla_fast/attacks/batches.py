@@ -1,4 +1,4 @@
-"""The batches in which a data set is attacked, and the form in which attacks take images."""
+"""Access to a data set by the places of its images, and the form in which attacks take images."""
 
 from __future__ import annotations
 
@@ -8,29 +8,74 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rmcla_fast.attacks.checked_model import CheckedModel
+from rmcla_fast.attacks.checked_model import ROWS, CheckedModel
 from rmcla_fast.ops.tensors import to_unit, with_own_strides
 
 
 class Batch(NamedTuple):
-    """Some images and labels of a data set, on the model's device."""
+    """Some images of a data set, on the model's device."""
 
-    number: int  # 0 for the first batch
-    rows: slice  # where the batch lies in the data set
+    rows: Tensor  # (B,) int64 on the CPU: their places in the data set
     images: Tensor  # (B, C, H, W) as `as_images` returns them
     labels: Tensor  # (B,) int64
 
-    def seed(self, seed: int) -> int:
-        """Return the batch's own seed for random starts, with the number of the batch in the upper 32 bits."""
-        return seed + (self.number << 32)
+    def seeds(self, seed: int) -> Tensor:
+        """Return a seed (B,) for each image, with its place in the upper 32 bits.
+
+        So a random start depends on the image alone, and not on the batch that it came in.
+        """
+        return (seed + (self.rows << 32)).to(self.labels.device)
 
 
-def batches(model: CheckedModel, images: Tensor, labels: Tensor, batch_size: int) -> Iterator[Batch]:
-    """Yield the data set in batches, each moved to the model's device when its turn comes."""
-    device = model.device_for(images)
-    for number, first in enumerate(range(0, len(labels), batch_size)):
-        rows = slice(first, min(first + batch_size, len(labels)))
-        yield Batch(number, rows, as_images(images[rows].to(device)), labels[rows].to(device))
+class Examples:
+    """The images and labels of a data set, which are moved to the model's device when they are asked for.
+
+    Args:
+        model: the model that they are for.
+        images: (N, C, H, W), float in [0, 1] or uint8.
+        labels: (N,) int64.
+    """
+
+    def __init__(self, model: CheckedModel, images: Tensor, labels: Tensor) -> None:
+        self.images, self.labels = images, labels
+        self.device = model.device_for(images)
+        self._layout = torch.contiguous_format
+        self._layout = _faster_layout(model, self)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: Tensor) -> Batch:
+        """Return the images at these places (B,)."""
+        rows = rows.to(self.images.device)
+        images = as_images(self.images[rows].to(self.device))
+        if self._layout is torch.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return Batch(rows.cpu(), images, self.labels[rows].to(self.device))
+
+    def batches(self, size: int, rows: Tensor | None = None) -> Iterator[Batch]:
+        """Yield all images, or those of `rows`, in batches of `size`."""
+        for part in (torch.arange(len(self)) if rows is None else rows).split(size):
+            yield self.take(part)
+
+
+def _faster_layout(model: CheckedModel, examples: Examples) -> torch.memory_format:
+    """Return the memory layout in which the model is faster on a CPU: channels_last, unless the model cannot take it.
+
+    Convolutions then need no copies in another layout (benchmarks/bench_autoattack.py shows the gain). A model that
+    reads its images with `view` raises an error there.
+    """
+    if examples.device.type != "cpu" or examples.images.shape[1] == 1 or not len(examples):
+        return torch.contiguous_format
+    images = examples.take(torch.arange(min(ROWS, len(examples)))).images
+    with torch.no_grad():
+        expected = model(images)
+        try:
+            got = model(images.contiguous(memory_format=torch.channels_last))
+        except RuntimeError:
+            return torch.contiguous_format
+    same = got.shape == expected.shape and torch.allclose(got, expected, rtol=1e-3, atol=1e-3, equal_nan=True)
+    return torch.channels_last if same else torch.contiguous_format
 
 
 def as_images(images: Tensor, *, widen: bool = True) -> Tensor:

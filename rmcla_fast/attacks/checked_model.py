@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from rmcla_fast.adversarial_example import attack_mode
 from rmcla_fast.ops.tensors import finite_rows
@@ -20,6 +21,13 @@ from rmcla_fast.precision import PRECISIONS, check_precision, require_precision
 
 MISCLASSIFIED = -1
 """The predicted class if a logit is NaN or infinite; no label equals it."""
+
+ROWS = 8
+"""The model is always run on a multiple of so many images.
+
+For other batches PyTorch takes other matrix kernels on a CPU, which round differently. Over a hundred steps such a
+difference can decide whether an image is fooled, and the verdict would depend on the batch that the image came in.
+"""
 
 
 @contextmanager
@@ -117,6 +125,12 @@ class CheckedModel(nn.Module):
         return images.device if parameter is None else parameter.device
 
     def forward(self, images: Tensor) -> Tensor:
+        missing = -len(images) % ROWS
+        if not missing:
+            return self._logits(images)
+        return self._logits(functional.pad(images, (0, 0, 0, 0, 0, 0, 0, missing)))[: len(images)]
+
+    def _logits(self, images: Tensor) -> Tensor:
         by_itself = self.precision == "fp32" and torch.is_autocast_enabled(images.device.type)
         computes_in = self.dtype if self.precision == "fp32" else PRECISIONS[self.precision]
         if by_itself:
@@ -143,6 +157,20 @@ class CheckedModel(nn.Module):
         if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(device_type, dtype=PRECISIONS[self.precision], cache_enabled=False)
+
+    def image_gradient(self, images: Tensor, direction_of: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the gradient (B, C, H, W) in the images of sum(logits * direction_of(logits)), with the direction fixed.
+
+        The model runs once. A gradient that is NaN becomes 0, so that its pixel stays in place, and so does the
+        gradient of a model whose logits do not depend on the images in autograd's eyes.
+        """
+        images = images.detach().requires_grad_(True)
+        logits = self(images)
+        direction = direction_of(logits.detach())
+        gradient = None
+        if logits.requires_grad:
+            (gradient,) = torch.autograd.grad(logits, images, direction, allow_unused=True)
+        return torch.zeros_like(images) if gradient is None else gradient.nan_to_num_(nan=0.0)
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:

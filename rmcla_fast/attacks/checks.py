@@ -26,12 +26,10 @@ def check_examples(images: Tensor, labels: Tensor) -> None:
             )
 
 
-def check_classes(labels: Tensor, logits: Tensor) -> None:
-    """Check that the model has a logit for every label."""
-    if int(labels.max()) >= logits.shape[1]:
-        raise ValueError(
-            f"labels must lie in [0, {logits.shape[1]}), the classes of the model; got {int(labels.max())}"
-        )
+def check_classes(labels: Tensor, classes: int) -> None:
+    """Check that each label is one of the model's classes."""
+    if int(labels.max()) >= classes:
+        raise ValueError(f"labels must lie in [0, {classes}), the classes of the model; got {int(labels.max())}")
 
 
 def check_epsilon(epsilon: float) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rmcla_fast.attacks.batches import batches
+from rmcla_fast.attacks.batches import Examples
 from rmcla_fast.attacks.checked_model import checked
 from rmcla_fast.attacks.checks import check_classes, check_count, check_examples
 from rmcla_fast.ops import soft_cross_entropy
@@ -86,15 +86,15 @@ def gradient_norm(
     check_count("batch_size", batch_size)
     norms = []
     with checked(model) as asked:
-        for batch in batches(asked, images, labels, batch_size):
+        for batch in Examples(asked, images, labels).batches(batch_size):
             inputs = batch.images.requires_grad_(True)
             logits = asked(inputs)
-            check_classes(batch.labels, logits)
+            check_classes(batch.labels, logits.shape[1])
             # The images do not mix, so the gradient of the sum holds each image's own.
             loss = soft_cross_entropy(logits, batch.labels, reduction="sum")
             (gradient,) = torch.autograd.grad(loss, inputs)
             squared = gradient.double().square().flatten(1).sum(1)
             norms.append(squared.masked_fill(~finite_rows(logits.detach()), float("nan")).cpu())
             if progress is not None:
-                progress(batch.rows.stop / len(labels))
+                progress((int(batch.rows[-1]) + 1) / len(labels))
     return GradientNorm(torch.cat(norms) if norms else torch.zeros(0, dtype=torch.float64))

@@ -103,12 +103,13 @@ class PGDAttack:
         labels: Tensor,
         settings: PGDSettings,
         *,
-        seed: int = 0,
+        seed: int | Tensor = 0,
         step_done: StepDone | None = None,
     ) -> PGDResult:
         """Return the adversarial images, and which of them the model classifies correctly.
 
-        With `drop_fooled` an image counts as misclassified from its first misclassified iterate on.
+        With `drop_fooled` an image counts as misclassified from its first misclassified iterate on. `seed` may be an
+        int64 tensor (B,) with a seed for each image, whose start then depends on that image alone.
         """
         found, rows = self._search(images, labels, settings, seed, step_done)
         right = torch.zeros(len(labels), dtype=torch.bool, device=images.device)
@@ -116,7 +117,7 @@ class PGDAttack:
         return PGDResult(found, right)
 
     def _search(
-        self, images: Tensor, labels: Tensor, settings: PGDSettings, seed: int, step_done: StepDone | None
+        self, images: Tensor, labels: Tensor, settings: PGDSettings, seed: int | Tensor, step_done: StepDone | None
     ) -> tuple[Tensor, Tensor]:
         """Return the adversarial images, and the rows of those that were not yet seen to fool the model."""
         self.pool.prepare(settings, images)
@@ -155,13 +156,17 @@ class PGDAttack:
         return rows[self.model.predict(_rows_of(images, rows)) == _rows_of(labels, rows)]
 
 
-def _start(images: Tensor, rows: Tensor, settings: PGDSettings, seed: int, restart: int) -> Tensor:
+def _start(images: Tensor, rows: Tensor, settings: PGDSettings, seed: int | Tensor, restart: int) -> Tensor:
     """Return the starting points of these rows of the batch, in new memory.
 
-    The noise is drawn for the whole batch, so that an image's start does not depend on which others are left.
+    With one seed, the noise is drawn for the whole batch, so that it does not depend on which others are left.
     """
     if not settings.random_start:
         return _rows_of(images, rows).clone()
+    if isinstance(seed, Tensor):
+        seeds = _rows_of(seed, rows)
+        rng = torch.stack([seeds, torch.full_like(seeds, restart)], 1)
+        return noisy_images(_rows_of(images, rows), settings.epsilon, rng=rng, clip=True)
     rng = torch.tensor([seed, restart], device=images.device)
     return _rows_of(noisy_images(images, settings.epsilon, rng=rng, clip=True), rows)
 

@@ -48,9 +48,10 @@ class AttackedBatch:
         """Run the model, mark the images that fool it, and move the others."""
         settings = self.settings
         fooled = self.fooled if settings.drop_fooled else None
-        gradient = image_gradient(
-            model, self.images, self.labels, objective=settings.objective, margin=settings.margin, fooled=fooled
+        direction = partial(
+            pgd_direction, labels=self.labels, objective=settings.objective, margin=settings.margin, fooled=fooled
         )
+        gradient = model.image_gradient(self.images, direction)
         if fooled is not None:
             self.times_right += ~fooled
         perturb_step(
@@ -188,34 +189,25 @@ def keep_freed_memory() -> None:
     torch.empty(24 << 20, dtype=torch.uint8)
 
 
-def image_gradient(
-    model: CheckedModel,
-    images: Tensor,
+def pgd_direction(
+    logits: Tensor,
     labels: Tensor,
     *,
     objective: str = "ce",
     margin: float = MARGIN,
     fooled: Tensor | None = None,
 ) -> Tensor:
-    """Return the gradient of the attack's objective with respect to the images; 0 where it is NaN.
+    """Return the gradient (B, classes) of the attack's objective in the logits; 0 where it is NaN.
 
     `fooled` (B,) bool becomes true for the images that the model misclassifies; their gradient is 0.
     """
-    images = images.detach().requires_grad_(True)
-    logits = model(images)
-    answered = logits.detach()
-    joint = joint_gradient(
-        answered, labels, target="untargeted" if objective == "ce" else "margin", label_scheme="none"
-    )
+    joint = joint_gradient(logits, labels, target="untargeted" if objective == "ce" else "margin", label_scheme="none")
     direction = joint.grad_logits
     if objective == "margin":  # the hinge: a logit that is `margin` past the boundary need not go further
         direction = direction * (joint.objective < margin)[:, None]
     # A row that is not finite is misclassified already, and must not put NaN into its image.
     direction = direction.nan_to_num_(nan=0.0)
     if fooled is not None:
-        fooled.logical_or_(predictions(answered) != labels)
+        fooled.logical_or_(predictions(logits) != labels)
         direction.masked_fill_(fooled[:, None], 0.0)
-    (gradient,) = torch.autograd.grad(logits, images, direction, allow_unused=True)
-    if gradient is None:  # the logits do not depend on the images
-        return torch.zeros_like(images)
-    return gradient.nan_to_num_(nan=0.0)
+    return direction

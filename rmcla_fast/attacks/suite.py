@@ -4,99 +4,38 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rmcla_fast.attacks.batches import batches
-from rmcla_fast.attacks.checked_model import MISCLASSIFIED, CheckedModel, checked, predictions
+from rmcla_fast.attacks.apgd import MINIMUM_CLASSES
+from rmcla_fast.attacks.attack_result import AttackResult, PartResult
+from rmcla_fast.attacks.batches import Examples
+from rmcla_fast.attacks.checked_model import CheckedModel, untouched
 from rmcla_fast.attacks.checks import check_classes, check_count, check_epsilon, check_examples
-from rmcla_fast.attacks.pgd import PGDAttack
-from rmcla_fast.attacks.pgd_settings import PGDSettings
-from rmcla_fast.attacks.third_party import EXTERNAL, Task, Verdict, require
+from rmcla_fast.attacks.parts import GRADIENT_ATTACKS, PART_TITLES, PASSES, SEVERAL, Runner, parts_of
+from rmcla_fast.attacks.third_party import EXTERNAL, require, warnings_of_autoattack
+from rmcla_fast.attacks.verdicts import RIGHT, UNKNOWN, Part, Team, Verdicts
 from rmcla_fast.ops import checks
-from rmcla_fast.options import AT_LEAST_1, NOT_NEGATIVE, PERCENT, fact
 
 BATCH_SIZE = 256
-
-
-@dataclass(frozen=True)
-class GradientAttack:
-    """One of the PGD attacks that the paper names, at any epsilon."""
-
-    title: str
-    steps: int
-    step_ratio: float  # the step size divided by epsilon
-    objective: str = "ce"
-    random_start: bool = True
-
-    def settings(self, epsilon: float, restarts: int = 1) -> PGDSettings:
-        """Return the settings at this epsilon; without a random start there are no restarts."""
-        return PGDSettings(
-            epsilon,
-            self.step_ratio * epsilon,
-            self.steps,
-            self.objective,
-            restarts=restarts if self.random_start else 1,
-            random_start=self.random_start,
-            drop_fooled=True,
-        )
-
-
-GRADIENT_ATTACKS = {
-    "fgsm": GradientAttack("FGSM", 1, 1.0, random_start=False),
-    "ce20": GradientAttack("CE20", 20, 0.25),
-    "ce100": GradientAttack("CE100", 100, 0.25),
-    "ce1000": GradientAttack("CE1000", 1000, 0.25),
-    "cw100": GradientAttack("CW100", 100, 0.25, objective="margin"),
-}
 TITLES = {
     "clean": "clean",
     **{name: attack.title for name, attack in GRADIENT_ATTACKS.items()},
-    **{name: attack.title for name, attack in EXTERNAL.items()},
+    **{name: attack.title for name, attack in EXTERNAL.items() if name != "fab-t"},
+    "apgd-ce": "APGD-CE",
+    "apgd-t": "APGD-T",
+    "apgd": "APGD",
+    "autoattack": "AutoAttack",
 }
 ATTACKS = tuple(TITLES)
 """Every name that `evaluate` takes, in the order in which tables show them."""
+SQUARE_SHARE = 0.002  # of all images; if Square alone fools more, AutoAttack's authors take it for a sign of masking
 
 Progress = Callable[[str, float], None]
 """Called as (attack, fraction done in [0, 1])."""
-
-
-@dataclass(frozen=True)
-class AttackResult:
-    """The `accuracy` in % of a model under one attack, over `images` images, measured in `seconds`.
-
-    An l2 attack has more fields: `accuracy` counts its successes at any distortion, as the paper does, and
-    `accuracy_in_budget` only those within `l2_budget`. `distortion_median` and `distortion_mean` are of its successes,
-    in the unit of [0, 1] images.
-    """
-
-    accuracy: float = fact(PERCENT)
-    images: int = fact(AT_LEAST_1)
-    seconds: float = fact(NOT_NEGATIVE)
-    restarts: int | None = fact(AT_LEAST_1, None)
-    nonfinite: int = fact(NOT_NEGATIVE, 0)
-    distortion_median: float | None = fact(NOT_NEGATIVE, None)
-    distortion_mean: float | None = fact(NOT_NEGATIVE, None)
-    l2_budget: float | None = fact(NOT_NEGATIVE, None)
-    accuracy_in_budget: float | None = fact(PERCENT, None)
-    library: str | None = None
-    notes: tuple[str, ...] = ()
-    precision: str = "fp32"
-    right: Tensor | None = field(default=None, repr=False, compare=False)  # (N,) bool on the CPU, image by image
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the fields as JSON values, without those that are empty or have their usual value."""
-        entries = {name: value for name, value in asdict(self).items() if name != "right"}
-        entries["seconds"] = round(self.seconds, 3)
-        entries["notes"] = list(self.notes)
-        for name, usual in (("nonfinite", 0), ("precision", "fp32")):
-            if entries[name] == usual:
-                del entries[name]
-        return {name: value for name, value in entries.items() if value is not None and value != []}
 
 
 def evaluate(
@@ -113,6 +52,9 @@ def evaluate(
     num_classes: int | None = None,
     progress: Progress | None = None,
     precision: str = "fp32",
+    parts: dict[str, Verdicts] | None = None,
+    kept: Callable[[], None] | None = None,
+    team: Team | None = None,
 ) -> dict[str, AttackResult]:
     """Return the accuracy of any model under each attack, and leave the model exactly as it was.
 
@@ -158,7 +100,7 @@ def evaluate(
     check_count("restarts", restarts)
     check_count("batch_size", batch_size)
     for name in names:
-        if name in EXTERNAL:
+        if name in EXTERNAL or name == "autoattack":
             require(name)
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 32:
         raise ValueError(f"seed must be a whole number in [0, 2^32); got {seed!r}")
@@ -169,11 +111,22 @@ def evaluate(
 
     report = progress or (lambda name, fraction: None)
     results: dict[str, AttackResult] = {}
-    with checked(model, num_classes=num_classes, precision=precision) as asked:
-        evaluation = _Evaluation(asked, images, labels, epsilon, batch_size, seed)
-        evaluation.predict_clean(partial(report, "clean"))
+    with untouched(model):
+        evaluation = Evaluation(
+            model,
+            images,
+            labels,
+            epsilon,
+            batch_size=batch_size,
+            seed=seed,
+            num_classes=num_classes,
+            precision=precision,
+            parts=parts,
+            kept=kept,
+            team=team,
+        )
         for name in names:
-            results[name] = evaluation.run(name, restarts, l2_budget, partial(report, name))
+            results[name] = evaluation.result(name, restarts, l2_budget, partial(report, name))
             report(name, 1.0)
     return results
 
@@ -190,102 +143,139 @@ def attack_names(attacks: str | Iterable[str]) -> list[str]:
     return [name for name in ATTACKS if name in wanted]
 
 
-class _Evaluation:
-    """One model on one data set. Only images that are classified correctly without an attack are attacked."""
+class Evaluation:
+    """One model on one data set. An attack runs part by part, and each part asks about images that are still right.
+
+    Args:
+        model: the model, which `untouched` keeps as it is.
+        images, labels, epsilon, batch_size, seed, num_classes, precision: as for `evaluate`.
+        parts: what is known of each part, by its key. What the attacks find out is added here.
+        kept: called after every addition.
+        team: the processes that share the images; None if this one is alone.
+    """
 
     def __init__(
-        self, model: CheckedModel, images: Tensor, labels: Tensor, epsilon: float, batch_size: int, seed: int
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        epsilon: float,
+        *,
+        batch_size: int = BATCH_SIZE,
+        seed: int = 0,
+        num_classes: int | None = None,
+        precision: str = "fp32",
+        parts: dict[str, Verdicts] | None = None,
+        kept: Callable[[], None] | None = None,
+        team: Team | None = None,
     ) -> None:
-        self.model, self.epsilon, self.seed = model, epsilon, seed
-        self.pgd = PGDAttack(model)
-        self.labels = labels.cpu()
-        self.batches = partial(batches, model, images, labels, batch_size)
-        self.clean = torch.empty(0, dtype=torch.int64)  # (N,) the predictions, after `predict_clean`
-        self.clean_seconds = 0.0
+        models = {name: CheckedModel(model, num_classes, name) for name in ("fp32", precision)}
+        self.precision, self.kept, self.team = precision, kept or (lambda: None), team or Team()
+        self.parts = {} if parts is None else parts
+        self.model, self.batch_size = models["fp32"], batch_size
+        self.examples = Examples(models[precision], images, labels)
+        self.runner = Runner(models, self.examples, epsilon, batch_size, seed)
+        with torch.no_grad():
+            self.classes = models[precision](self.examples.take(torch.arange(1)).images).shape[1]
+        check_classes(labels, self.classes)
+        for one in models.values():
+            one.num_classes = self.classes
 
-    def predict_clean(self, report: Callable[[float], None]) -> None:
-        started = time.perf_counter()
-        answers = []
-        for batch in self.batches():
-            with torch.no_grad():
-                logits = self.model(batch.images)
-            check_classes(batch.labels, logits)
-            self.model.num_classes = logits.shape[1]
-            answers.append(predictions(logits).cpu())
-            report(batch.rows.stop / len(self.labels))
-        self.clean = torch.cat(answers)
-        self.clean_seconds = time.perf_counter() - started
-
-    def run(self, name: str, restarts: int, l2_budget: float, report: Callable[[float], None]) -> AttackResult:
-        nonfinite = int((self.clean == MISCLASSIFIED).sum())
-        notes: tuple[str, ...] = ()
-        if nonfinite:
-            notes = (f"the model returned NaN or infinity on {nonfinite} clean images, which count as misclassified",)
-        right = self.clean == self.labels
-        if name == "clean":
-            return self._result(right, self.clean_seconds, nonfinite=nonfinite, notes=notes)
-        started = time.perf_counter()
-        verdict = self._attack(name, right, restarts, report)
-        seconds = time.perf_counter() - started
-        extras: dict[str, Any] = {}
-        if verdict.distortion is not None:
-            found = verdict.distortion[right & ~verdict.right]
-            in_budget = verdict.right | (right & (verdict.distortion > l2_budget))
-            extras = {"l2_budget": l2_budget, "accuracy_in_budget": 100 * in_budget.double().mean().item()}
-            if len(found):
-                extras["distortion_median"] = found.double().median().item()
-                extras["distortion_mean"] = found.double().mean().item()
+    def result(self, name: str, restarts: int, l2_budget: float, report: Callable[[float], None]) -> AttackResult:
+        """Return the result of an attack, after those parts of it have run that are not known yet."""
+        parts = parts_of(name, self.precision, restarts, self.classes)
+        cost = [PASSES[part.attack] for part in parts]
+        right = torch.ones(len(self.examples), dtype=torch.bool)  # no part so far has fooled the model
+        found: list[PartResult] = []
+        notes: list[str] = []
+        for number, part in enumerate(parts):
+            offset, share = sum(cost[:number]) / sum(cost), cost[number] / sum(cost)
+            verdicts = self._decided(part, right, lambda f, o=offset, s=share: report(o + f * s))  # type: ignore[misc]
+            attacked = right
+            right = right & (verdicts.right == RIGHT)
+            count, left = int(attacked.sum()), int(right.sum())
+            found.append(PartResult(part.key, count, count - left, verdicts.seconds, verdicts.library))
+            notes += [*_notes(part, int((verdicts.odd & attacked).sum())), *verdicts.notes]
+        clean, last = self.parts[parts[0].key], self.parts[parts[-1].key]
+        extras: dict[str, Any] = {"library": last.library}
+        if name in SEVERAL:
+            extras = {"parts": tuple(found[1:]), "library": next((p.library for p in found if p.library), None)}
+            notes += self._notes_of_several(name, clean.right == RIGHT, found)
+        if last.distortion is not None:
+            extras |= _distortions(last.distortion, clean.right == RIGHT, right, l2_budget)
         if name in GRADIENT_ATTACKS and GRADIENT_ATTACKS[name].random_start:
             extras["restarts"] = restarts
-        return self._result(
-            verdict.right, seconds, nonfinite=nonfinite, notes=notes + verdict.notes, library=verdict.library, **extras
+        return AttackResult(
+            100 * right.double().mean().item(),
+            len(right),
+            sum(part.seconds for part in found[1:] or found),
+            nonfinite=int(clean.odd.sum()),
+            notes=tuple(dict.fromkeys(notes)),
+            precision=self.precision,
+            right=right,
+            **extras,
         )
 
-    def _result(self, right: Tensor, seconds: float, **extras: Any) -> AttackResult:
-        accuracy = 100 * right.double().mean().item()
-        return AttackResult(accuracy, len(right), seconds, right=right, precision=self.model.precision, **extras)
+    def _decided(self, part: Part, wanted: Tensor, report: Callable[[float], None]) -> Verdicts:
+        """Return the verdicts of a part, after it has run on those of the `wanted` (N,) images that it has not seen."""
+        verdicts = self.parts.setdefault(part.key, Verdicts.unknown(len(self.examples)))
+        rows = (wanted & (verdicts.right == UNKNOWN)).nonzero().flatten()
+        if not len(rows):
+            return verdicts
+        clock = time.perf_counter()
+        for found in self.runner.run(part, self.team.share(rows), report):
+            verdicts.add(found)
+            self.team.tell(part, found)
+            now = time.perf_counter()
+            verdicts.seconds, clock = verdicts.seconds + now - clock, now
+            self.kept()
+        self.team.settle(part, verdicts)
+        verdicts.seconds += time.perf_counter() - clock
+        return verdicts
 
-    def _attack(self, name: str, right: Tensor, restarts: int, report: Callable[[float], None]) -> Verdict:
-        """Return the verdict on all images, after an attack on those that `right` marks as correctly classified."""
-        remaining = torch.zeros_like(right)
-        distortion = torch.full(right.shape, float("inf"))
-        notes: dict[str, None] = {}
-        library, has_distortion = None, False
-        attacked, total = 0, max(1, int(right.sum()))
-        for batch in self.batches():
-            chosen = right[batch.rows].to(batch.labels.device)
-            size = int(chosen.sum())
-            if not size:
-                continue
+    def _notes_of_several(self, name: str, clean: Tensor, found: list[PartResult]) -> list[str]:
+        """Return what is to be said of APGD and AutoAttack."""
+        notes = []
+        if name != "apgd-ce" and self.classes < MINIMUM_CLASSES:
+            ran = [PART_TITLES[part.part] for part in found[1:] if part.part in PART_TITLES]
+            notes.append(
+                f"targeted APGD needs {MINIMUM_CLASSES} classes and the model has {self.classes}: "
+                f"{' and '.join([', '.join(ran[:-1]), ran[-1]] if ran[1:] else ran)} ran"
+            )
+        if self.precision != "fp32":
+            notes.append(
+                f"{TITLES[name]} searched in {self.precision} first and then in float32; its accuracy is that of the "
+                "float32 network"
+            )
+        if name == "autoattack":
+            rows = clean.nonzero().flatten()[: self.batch_size]
+            if len(rows):
+                batch = self.examples.take(rows)
+                notes += warnings_of_autoattack(self.model, batch.images, batch.labels)
+            by_square = sum(part.fooled for part in found if part.part.startswith("square"))
+            if by_square > SQUARE_SHARE * len(clean):
+                notes.append(
+                    f"Square, which needs no gradient, fooled {by_square} images that the gradient attacks had not: "
+                    "the model may hide its gradients, and be weaker than this"
+                )
+        return notes
 
-            def report_part(fraction: float, before: int = attacked, size: int = size) -> None:
-                report((before + fraction * size) / total)
 
-            images, labels = batch.images[chosen], batch.labels[chosen]
-            if name in GRADIENT_ATTACKS:
-                task = Task(self.model, images, labels, self.epsilon, batch.seed(self.seed), report_part)
-                verdict = self._gradient_attack(GRADIENT_ATTACKS[name].settings(self.epsilon, restarts), task)
-            else:  # the libraries take seeds of 32 bits
-                task = Task(self.model, images, labels, self.epsilon, self.seed + batch.number, report_part)
-                verdict = EXTERNAL[name].run(task)
-            where = torch.arange(len(right))[batch.rows][right[batch.rows]]
-            remaining[where] = verdict.right.cpu()
-            if verdict.distortion is not None:
-                has_distortion = True
-                distortion[where] = verdict.distortion.cpu().to(distortion.dtype)
-            library = verdict.library
-            notes.update(dict.fromkeys(verdict.notes))
-            report_part(1.0)
-            attacked += size
-        return Verdict(remaining, distortion if has_distortion else None, library, tuple(notes))
+def _notes(part: Part, odd: int) -> list[str]:
+    """Return the sentence about the images for which something was odd, `Verdicts.odd`."""
+    if not odd:
+        return []
+    if part.attack == "clean":
+        return [f"the model returned NaN or infinity on {odd} clean images, which count as misclassified"]
+    title = PART_TITLES[part.attack]
+    return [f"the gradient was exactly zero for {odd} images where {title} began, so it may have found too little"]
 
-    def _gradient_attack(self, settings: PGDSettings, task: Task) -> Verdict:
-        work = settings.restarts * settings.steps
-        found = self.pgd.run(
-            task.images,
-            task.labels,
-            settings,
-            seed=task.seed,
-            step_done=lambda taken, attacked: task.report(taken / work),
-        )
-        return Verdict(found.right)
+
+def _distortions(distortion: Tensor, clean: Tensor, right: Tensor, l2_budget: float) -> dict[str, float]:
+    """Return the fields of an l2 attack: its distortions, and the accuracy if only those in the budget count."""
+    found = distortion[clean & ~right]
+    in_budget = right | (clean & (distortion > l2_budget))
+    fields = {"l2_budget": l2_budget, "accuracy_in_budget": 100 * in_budget.double().mean().item()}
+    if len(found):
+        fields |= {"distortion_median": found.double().median().item(), "distortion_mean": found.double().mean().item()}
+    return fields

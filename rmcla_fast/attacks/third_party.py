@@ -1,8 +1,8 @@
-"""Attacks of other libraries: MI-FGSM, Carlini-Wagner l2 and DeepFool l2 by foolbox, and AutoAttack by its own package.
+"""Attacks of other libraries: MI-FGSM, Carlini-Wagner l2 and DeepFool l2 by foolbox, and AutoAttack's FAB-T by its package.
 
 The libraries have traps, which this module avoids. If foolbox's Carlini-Wagner attack finds nothing, it returns a black
 image, and its success flag then depends on the model's prediction for that image. AutoAttack logs, seeds the global
-generators, unsets the trace function, and needs 4 classes. `checked` restores the model and the random states.
+generators, and unsets the trace function. `checked` restores the model and the random states.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class ExternalAttack:
 
 def require(name: str) -> str:
     """Return the first of the attack's packages that is installed; raise UserError if none is."""
-    attack = EXTERNAL[name]
+    attack = EXTERNAL["fab-t" if name == "autoattack" else name]
     for package in attack.packages:
         if importlib.util.find_spec(package) is not None:
             return package
@@ -175,68 +175,51 @@ class _Silence(logging.Filter):
         return False
 
 
-class _AutoAttackLog(logging.Handler):
-    """A handler that turns AutoAttack's log into progress, and its warnings into notes."""
+class _Notes(logging.Handler):
+    """A handler that keeps the warnings of AutoAttack's checks."""
 
-    def __init__(self, attacks: list[str], report: Callable[[float], None]) -> None:
-        super().__init__(logging.DEBUG)
-        self.attacks, self.report, self.notes = attacks, report, dict[str, None]()
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.notes: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        message = record.getMessage()
-        if record.levelno >= logging.WARNING:
-            self.notes["AutoAttack: " + message.split(" See ")[0]] = None
-        elif message.startswith("running "):
-            name = message.removeprefix("running ").strip()
-            if name in self.attacks:
-                self.report(self.attacks.index(name) / len(self.attacks))
+        self.notes.append("AutoAttack: " + record.getMessage().split(" See ")[0])
 
 
-def _autoattack(task: Task) -> Verdict:
-    """Run standard l-infinity AutoAttack (Croce and Hein, ICML 2020), or those of its attacks that can run.
+def warnings_of_autoattack(model: CheckedModel, images: Tensor, labels: Tensor) -> list[str]:
+    """Return what AutoAttack's own checks say of the model on a batch of correctly classified images.
 
-    With fewer than 4 classes, targeted APGD cannot run.
+    They look for a randomised defence, for a model that itself differentiates, and for probabilities in place of logits.
     """
+    module = importlib.import_module(f"{require('autoattack')}.checks")
+    asked, logger, handler = _Float32(model), logging.Logger("rmcla_fast.autoattack"), _Notes()
+    logger.addHandler(handler)
+    images = images.float()
+    module.check_randomized(asked, images, labels, bs=len(images), logger=logger)
+    module.check_range_output(asked, images, logger=logger)
+    module.check_dynamic(asked, images, False, logger=logger)
+    return handler.notes
+
+
+def _fab(task: Task) -> Verdict:
+    """Run AutoAttack's targeted FAB (Croce and Hein, ICML 2020): 100 iterations towards each of up to 9 classes."""
     package = require("autoattack")
     classes = task.model.num_classes
     assert classes is not None  # `evaluate` knows it from the clean images
-    notes = []
-    choice: dict[str, Any] = {"version": "standard"}
-    attacks = ["apgd-ce", "apgd-t", "fab-t", "square"]
-    if classes < 4:
-        attacks = ["apgd-ce", "fab-t", "square"]
-        choice = {"version": "custom", "attacks" if package == "pyautoattack" else "attacks_to_run": attacks}
-        notes.append(
-            f"AutoAttack's targeted APGD needs 4 classes and the model has {classes}: APGD-CE, FAB-T and Square ran"
-        )
-    module = importlib.import_module(package)
-    logger = logging.getLogger("auto-attack")
-    log = _AutoAttackLog(attacks, task.report)
-    before = (logger.level, logger.propagate)
-    logger.addHandler(log)
-    logger.setLevel(logging.DEBUG)
-    logger.propagate = False
-    images = task.images.float()  # AutoAttack computes in float32 throughout
-    if package == "autoattack":  # the reference package prints instead of logging
-        choice["verbose"] = False
-    try:
-        attack = module.AutoAttack(
-            _Float32(task.model), norm="Linf", eps=task.epsilon, seed=task.seed, device=images.device, **choice
-        )
-        targets = min(9, classes - 1)
-        attack.apgd_targeted.n_target_classes = targets
-        attack.fab.n_target_classes = targets
-        if classes < 4:  # the custom version does not make these settings of the standard one
-            attack.apgd.n_restarts = attack.fab.n_restarts = 1
-        if package == "pyautoattack":
-            _, answers = attack.run_standard_evaluation(images, task.labels, batch_size=len(images))
-        else:
-            _, answers = attack.run_standard_evaluation(images, task.labels, bs=len(images), return_labels=True)
-    finally:
-        logger.removeHandler(log)
-        logger.setLevel(before[0])
-        logger.propagate = before[1]
-    return Verdict(answers == task.labels, library=_version(package), notes=(*notes, *log.notes))
+    with torch.enable_grad():
+        answered = task.model(task.images.detach().requires_grad_())
+    if not answered.requires_grad:  # the library would fail on it
+        note = "FAB-T could not run, since autograd finds no way from the logits back to the images"
+        return Verdict(torch.ones_like(task.labels, dtype=torch.bool), notes=(note,))
+    targets, iterations = min(9, classes - 1), 100
+    # An iteration asks twice, and each target begins with two more questions.
+    asked = _Float32(task.model, lambda calls: task.report(min(1.0, calls / (targets * (2 * iterations + 4)))))
+    attack = importlib.import_module(f"{package}.fab_pt").FABAttack_PT(
+        asked, norm="Linf", n_restarts=1, n_iter=iterations, eps=task.epsilon, seed=task.seed, device=task.images.device
+    )
+    attack.targeted, attack.n_target_classes = True, targets
+    found = attack.perturb(task.images.float(), task.labels)
+    return Verdict(task.model.predict(found.detach()) == task.labels, library=_version(package))
 
 
 EXTERNAL = {
@@ -244,5 +227,6 @@ EXTERNAL = {
     "cw-l2-a": ExternalAttack("Ori-CW a", ("foolbox",), _carlini_wagner(steps=100, step_size=0.1)),
     "cw-l2-b": ExternalAttack("Ori-CW b", ("foolbox",), _carlini_wagner(steps=1000, step_size=0.01)),
     "deepfool-l2": ExternalAttack("DF-l2", ("foolbox",), _deepfool),
-    "autoattack": ExternalAttack("AutoAttack", ("pyautoattack", "autoattack"), _autoattack),
+    "fab-t": ExternalAttack("FAB-T", ("pyautoattack", "autoattack"), _fab),
 }
+"""The attacks by name. FAB-T runs only as a part of AutoAttack."""

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from rmcla_fast.attacks.batches import as_images, batches
+from rmcla_fast.attacks.batches import Examples, as_images
 from rmcla_fast.attacks.checked_model import checked
 from rmcla_fast.attacks.pgd import PGDAttack
-from rmcla_fast.attacks.pgd_step import image_gradient
-from rmcla_fast.attacks.suite import GRADIENT_ATTACKS
+from rmcla_fast.attacks.pgd_step import pgd_direction
+from rmcla_fast.attacks.parts import GRADIENT_ATTACKS
 from rmcla_fast.ops import soft_cross_entropy
 from rmcla_fast.training.metrics import METRICS, read_metrics
 
@@ -35,14 +36,15 @@ def over_epsilon(
     """Return the accuracy in % under CE20 for each epsilon; that for 0 is the clean accuracy."""
     accuracies = []
     with checked(model, precision=precision) as asked:
-        attack = PGDAttack(asked)
+        attack, examples = PGDAttack(asked), Examples(asked, images, labels)
         for number, epsilon in enumerate(epsilons):
             right = 0
-            for batch in batches(asked, images, labels, batch_size):
+            for batch in examples.batches(batch_size):
                 kept = asked.predict(batch.images) == batch.labels
                 if epsilon > 0:
                     settings = GRADIENT_ATTACKS["ce20"].settings(epsilon)
-                    kept = attack.run(batch.images[kept], batch.labels[kept], settings, seed=batch.seed(seed)).right
+                    seeds = batch.seeds(seed)[kept]
+                    kept = attack.run(batch.images[kept], batch.labels[kept], settings, seed=seeds).right
                 right += int(kept.sum())
             accuracies.append(100 * right / len(labels))
             if report is not None:
@@ -74,12 +76,13 @@ def over_iterations(
 
     with checked(model, precision=precision) as asked:
         attack = PGDAttack(asked)
-        for batch in batches(asked, images, labels, batch_size):
+        for batch in Examples(asked, images, labels).batches(batch_size):
             kept = asked.predict(batch.images) == batch.labels
-            found = attack.run(batch.images[kept], batch.labels[kept], settings, seed=batch.seed(seed), step_done=count)
+            chosen, seeds = (batch.images[kept], batch.labels[kept]), batch.seeds(seed)[kept]
+            found = attack.run(*chosen, settings, seed=seeds, step_done=count)
             remaining[steps] += int(found.right.sum())
             if report is not None:
-                report(batch.rows.stop / len(labels))
+                report((int(batch.rows[-1]) + 1) / len(labels))
     return [100 * right / len(labels) for right in remaining[1:]]
 
 
@@ -114,7 +117,7 @@ def loss_surface(
         device = asked.device_for(image)
         center = as_images(image[None].to(device))
         true = torch.tensor([label], device=device)
-        gradient = image_gradient(asked, center, true)
+        gradient = asked.image_gradient(center, partial(pgd_direction, labels=true))
         generator = torch.Generator().manual_seed(seed)
         other = (torch.randint(0, 2, center.shape, generator=generator) * 2 - 1).to(center)
         rows = []

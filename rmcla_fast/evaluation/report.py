@@ -12,7 +12,8 @@ from rich.cells import cell_len
 from rich.table import Table
 
 from rmcla_fast.attacks.gradient_norm import GradientNorm
-from rmcla_fast.attacks.suite import TITLES, AttackResult
+from rmcla_fast.attacks.attack_result import AttackResult
+from rmcla_fast.attacks.suite import TITLES
 from rmcla_fast.epsilon import format_epsilon
 from rmcla_fast.errors import UserError
 from rmcla_fast.files import replacing

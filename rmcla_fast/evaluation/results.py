@@ -16,11 +16,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from rmcla_fast import sealed
+from rmcla_fast.attacks.attack_result import AttackResult
+from rmcla_fast.attacks.parts import GRADIENT_ATTACKS
 from rmcla_fast.attacks.suite import (
     BATCH_SIZE,
-    GRADIENT_ATTACKS,
     TITLES,
-    AttackResult,
     Progress,
     attack_names,
     evaluate,

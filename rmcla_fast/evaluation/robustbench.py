@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rmcla_fast import recipes
-from rmcla_fast.attacks.suite import AttackResult
+from rmcla_fast.attacks.attack_result import AttackResult
 from rmcla_fast.epsilon import format_epsilon
 from rmcla_fast.errors import UserError
 from rmcla_fast.evaluation.run import Run

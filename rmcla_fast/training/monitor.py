@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from rmcla_fast.attacks.batches import batches
+from rmcla_fast.attacks.batches import Examples
 from rmcla_fast.attacks.checked_model import checked
 from rmcla_fast.attacks.pgd import PGDAttack
 from rmcla_fast.attacks.pgd_settings import PGDSettings
@@ -58,10 +58,11 @@ class Monitor:
         right = torch.zeros(3, dtype=torch.int64, device=self.images.device)
         with checked(model) as asked:
             attack = PGDAttack(asked)
-            for batch in batches(asked, self.images, self.labels, BATCH):
+            for batch in Examples(asked, self.images, self.labels).batches(BATCH):
                 clean = asked.predict(batch.images) == batch.labels
                 attacked = [
-                    attack.run(batch.images, batch.labels, settings, seed=self.seed).right for settings in self.attacks
+                    attack.run(batch.images, batch.labels, settings, seed=batch.seeds(self.seed)).right
+                    for settings in self.attacks
                 ]
                 right += torch.stack([clean, *(attacked or [clean, clean])]).sum(1)
         return Accuracies(*(100 * right / len(self.labels)).tolist())
