@@ -83,7 +83,7 @@ class Square(Search):
         copy_where(better, slots.images, slots.best)
         copy_where(better, margin.to(slots.best_margin.dtype), slots.best_margin)
 
-        query = (slots.taken - 1).clamp(max=self.steps - 2)
+        query = (slots.taken - 1).clamp(0, self.steps - 2)
         drawn = slots.drawn.gather(1, query[:, None, None].expand(-1, 1, slots.drawn.shape[2]))[:, 0]
         size = self.sides[query]
         top, left = (
