@@ -137,7 +137,7 @@ def test_fooled_images_leave_the_batch_and_restarts_run_on_the_others() -> None:
     fooled = model(got).argmax(1) != labels
     survivors = int((~fooled).sum())
     assert 0 < survivors < 150
-    assert model.sizes[6] == survivors  # the second restart begins
+    assert model.sizes[6] == -(-survivors // 8) * 8  # the second restart begins; the model runs on multiples of 8
 
     plain = pgd(model, images, labels, **settings, random_start=False)
     assert bool((fooled | (model(plain).argmax(1) == labels)).all())  # dropping is never weaker

@@ -128,7 +128,7 @@ class CheckedModel(nn.Module):
         missing = -len(images) % ROWS
         if not missing:
             return self._logits(images)
-        return self._logits(functional.pad(images, (0, 0, 0, 0, 0, 0, 0, missing)))[: len(images)]
+        return self._logits(functional.pad(images, (0, 0) * (images.dim() - 1) + (0, missing)))[: len(images)]
 
     def _logits(self, images: Tensor) -> Tensor:
         by_itself = self.precision == "fp32" and torch.is_autocast_enabled(images.device.type)
@@ -159,10 +159,11 @@ class CheckedModel(nn.Module):
         return torch.autocast(device_type, dtype=PRECISIONS[self.precision], cache_enabled=False)
 
     def image_gradient(self, images: Tensor, direction_of: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return the gradient (B, C, H, W) in the images of sum(logits * direction_of(logits)), with the direction fixed.
+        """Return the gradient (B, C, H, W) of the logits along a direction, with respect to the images.
 
-        The model runs once. A gradient that is NaN becomes 0, so that its pixel stays in place, and so does the
-        gradient of a model whose logits do not depend on the images in autograd's eyes.
+        `direction_of` gives the direction (B, classes) for these logits. The model runs once. A gradient that is NaN
+        becomes 0, so that its pixel stays in place. So does the gradient of a model whose logits do not depend on the
+        images in autograd's eyes.
         """
         images = images.detach().requires_grad_(True)
         logits = self(images)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rmcla_fast.attacks.apgd import MINIMUM_CLASSES
 from rmcla_fast.attacks.attack_result import AttackResult, PartResult
-from rmcla_fast.attacks.batches import Examples
+from rmcla_fast.attacks.batches import Examples, as_images
 from rmcla_fast.attacks.checked_model import CheckedModel, untouched
 from rmcla_fast.attacks.checks import check_classes, check_count, check_epsilon, check_examples
 from rmcla_fast.attacks.parts import GRADIENT_ATTACKS, PART_TITLES, PASSES, SEVERAL, Runner, parts_of
@@ -173,13 +173,13 @@ class Evaluation:
         self.precision, self.kept, self.team = precision, kept or (lambda: None), team or Team()
         self.parts = {} if parts is None else parts
         self.model, self.batch_size = models["fp32"], batch_size
-        self.examples = Examples(models[precision], images, labels)
-        self.runner = Runner(models, self.examples, epsilon, batch_size, seed)
         with torch.no_grad():
-            self.classes = models[precision](self.examples.take(torch.arange(1)).images).shape[1]
+            self.classes = models[precision](as_images(images[:1].to(self.model.device_for(images)))).shape[1]
         check_classes(labels, self.classes)
         for one in models.values():
             one.num_classes = self.classes
+        self.examples = Examples(models[precision], images, labels)
+        self.runner = Runner(models, self.examples, epsilon, batch_size, seed)
 
     def result(self, name: str, restarts: int, l2_budget: float, report: Callable[[float], None]) -> AttackResult:
         """Return the result of an attack, after those parts of it have run that are not known yet."""
@@ -225,12 +225,13 @@ class Evaluation:
         clock = time.perf_counter()
         for found in self.runner.run(part, self.team.share(rows), report):
             verdicts.add(found)
-            self.team.tell(part, found)
+            self.team.tell(part, found, verdicts)
             now = time.perf_counter()
             verdicts.seconds, clock = verdicts.seconds + now - clock, now
             self.kept()
-        self.team.settle(part, verdicts)
+        self.team.settle(part, verdicts, self.kept)
         verdicts.seconds += time.perf_counter() - clock
+        self.kept()
         return verdicts
 
     def _notes_of_several(self, name: str, clean: Tensor, found: list[PartResult]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Attacks of other libraries: MI-FGSM, Carlini-Wagner l2 and DeepFool l2 by foolbox, and AutoAttack's FAB-T by its package.
+"""Attacks of other libraries: MI-FGSM, Carlini-Wagner l2 and DeepFool l2 by foolbox, and FAB-T by AutoAttack's package.
 
 The libraries have traps, which this module avoids. If foolbox's Carlini-Wagner attack finds nothing, it returns a black
 image, and its success flag then depends on the model's prediction for that image. AutoAttack logs, seeds the global
@@ -189,7 +189,7 @@ class _Notes(logging.Handler):
 def warnings_of_autoattack(model: CheckedModel, images: Tensor, labels: Tensor) -> list[str]:
     """Return what AutoAttack's own checks say of the model on a batch of correctly classified images.
 
-    They look for a randomised defence, for a model that itself differentiates, and for probabilities in place of logits.
+    They look for a randomised defence, a model that itself differentiates, and probabilities in place of logits.
     """
     module = importlib.import_module(f"{require('autoattack')}.checks")
     asked, logger, handler = _Float32(model), logging.Logger("rmcla_fast.autoattack"), _Notes()

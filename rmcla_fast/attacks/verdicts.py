@@ -7,6 +7,7 @@ alone, so parts can be interrupted, shared between processes, and used for sever
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -87,8 +88,11 @@ class Team:
         """Return those of `rows` that this process attacks."""
         return rows
 
-    def tell(self, part: Part, found: Finding) -> None:
-        """Tell the process that keeps the results what this one has found, as soon as it is known."""
+    def tell(self, part: Part, found: Finding, verdicts: Verdicts) -> None:
+        """Tell the process that keeps the results what this one has found, or add to `verdicts` what others have."""
 
-    def settle(self, part: Part, verdicts: Verdicts) -> None:
-        """Wait until every process has attacked its share, and bring `verdicts` to the same state in all of them."""
+    def settle(self, part: Part, verdicts: Verdicts, kept: Callable[[], None]) -> None:
+        """Wait until every process has attacked its share, and bring `verdicts` to the same state in all of them.
+
+        `kept` is called when something was added.
+        """

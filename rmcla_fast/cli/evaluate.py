@@ -30,13 +30,16 @@ from rmcla_fast.cli.options import (
 from rmcla_fast.errors import UserError
 from rmcla_fast.evaluation import plots
 from rmcla_fast.evaluation.gallery import draw as draw_gallery
+from rmcla_fast.evaluation.per_image import FILE
 from rmcla_fast.evaluation.progress import Bars
+from rmcla_fast.evaluation.ranks import ranks_of_torchrun
 from rmcla_fast.evaluation.report import as_json, explanation, setting, show, table, write_json
 from rmcla_fast.evaluation.results import RECORD, evaluate_run
 from rmcla_fast.evaluation.robustbench import entry
 from rmcla_fast.evaluation.run import open_run
 from rmcla_fast.paper import published
 from rmcla_fast.precision import check_precision
+from rmcla_fast.training.distributed import is_main_process, local_device
 from rmcla_fast.training.interrupt import interrupted
 
 
@@ -74,7 +77,7 @@ def command(
     """
     names = check_option(attack_names, attacks)
     check_option(check_precision, precision)
-    opened = open_run(run, data_dir=data_dir, model=model, which=which, device=device, images=images)
+    opened = open_run(run, data_dir=data_dir, model=model, which=which, device=local_device(device), images=images)
     radius = bound(epsilon, opened)
     picture = run / "evaluation.png"
     if robustbench is not None and not {"clean", "autoattack"} <= set(names):
@@ -84,7 +87,7 @@ def command(
     for path in (json, robustbench):
         if path is not None and path.resolve() == (run / RECORD).resolve():
             raise UserError(f"{path} holds the record of the finished attacks; name another file to write")
-    with Bars() as bars:
+    with ranks_of_torchrun() as ranks, Bars(quiet=not is_main_process()) as bars:
         bars.say(f"Attacking {opened.description}, {setting(radius, precision)}; writes {run / RECORD} and {picture}")
         try:
             with enough_memory(batch_size, ", which attacks again" if fresh else FINISHED_ATTACKS):
@@ -98,13 +101,16 @@ def command(
                     progress=bars,
                     fresh=fresh,
                     precision=precision,
+                    ranks=ranks,
                 )
         except ValueError as error:  # an attack cannot use this model or these images
             raise UserError(f"{run}: {error}") from error
         except KeyboardInterrupt as stop:
             same = f"the same command{' without --fresh' if fresh else ''}"
-            kept = f"finished attacks are in {run / RECORD}, and {same} goes on from there"
+            kept = f"what the attacks have found out is in {run / FILE}, and {same} goes on from there"
             raise interrupted(stop, kept) from None
+    if not is_main_process():
+        return
     figures, source = published.accuracies_of(opened.recipe, opened.data)
     title = f"{opened.name}: {opened.description}, {setting(radius, precision)}"
     show(table(results, title=title, published=figures), *explanation(results, source).splitlines())

@@ -1,4 +1,4 @@
-"""The results of the attacks on a run, stored in RUN/evaluation.json so that a stopped command can go on.
+"""The results of the attacks on a run, stored in RUN/evaluation.json; evaluation.npz keeps those of each image.
 
 A stored result is reused only for the same weights, network, images, epsilon, seed and precision. The file holds the
 latest evaluation, and under "others" the evaluations with other settings. So a quick evaluation of a few images does
@@ -7,17 +7,16 @@ not overwrite a long one. A damaged file is kept under another name, and the att
 
 from __future__ import annotations
 
-import itertools
 import os
 import warnings
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from rmcla_fast import sealed
+from rmcla_fast.attacks.apgd import MINIMUM_CLASSES
 from rmcla_fast.attacks.attack_result import AttackResult
-from rmcla_fast.attacks.parts import GRADIENT_ATTACKS
+from rmcla_fast.attacks.parts import GRADIENT_ATTACKS, parts_of
 from rmcla_fast.attacks.suite import (
     BATCH_SIZE,
     TITLES,
@@ -26,27 +25,14 @@ from rmcla_fast.attacks.suite import (
     evaluate,
 )
 from rmcla_fast.errors import UserError
+from rmcla_fast.evaluation.per_image import Keeper
+from rmcla_fast.evaluation.ranks import Ranks
 from rmcla_fast.evaluation.report import as_json, write_file
 from rmcla_fast.evaluation.run import Run
-from rmcla_fast.files import locked
-from rmcla_fast.options import NOT_NEGATIVE, POSITIVE, fact
+from rmcla_fast.evaluation.settings import Settings, alone_with, set_aside, settings_of
 from rmcla_fast.schema import Mismatch, read_as
 
-RECORD, LOCK = "evaluation.json", ".evaluation.lock"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything that a result depends on, except the attack."""
-
-    which: str
-    checkpoint_sha256: str
-    images_sha256: str
-    network: str
-    precision: str
-    images: int = fact(POSITIVE)
-    epsilon: float = fact(POSITIVE)
-    seed: int = fact(NOT_NEGATIVE)
+RECORD = "evaluation.json"
 
 
 @dataclass(frozen=True)
@@ -78,10 +64,15 @@ def evaluate_run(
     progress: Progress | None = None,
     fresh: bool = False,
     precision: str = "fp32",
+    ranks: Ranks | None = None,
 ) -> dict[str, AttackResult]:
-    """Evaluate a run, and write the result of each attack to RUN/evaluation.json as soon as it is known.
+    """Evaluate a run, and keep what is known in its folder, so that a stopped evaluation goes on from there.
 
-    The arguments are those of `attacks.evaluate`, except `fresh`, which attacks again even if a result is stored.
+    RUN/evaluation.npz keeps what each attack has found out about each image, and is written every second or so.
+    RUN/evaluation.json keeps the result of each attack as soon as it is known.
+
+    The arguments are those of `attacks.evaluate`, except two. `fresh` attacks again even if a result is stored. `ranks`
+    are the processes that share the images, of which only rank 0 reads and writes the files.
 
     Returns:
         The result of each attack in `attacks`, in the order of `ATTACKS`.
@@ -90,39 +81,64 @@ def evaluate_run(
         UserError: attacks have to run, and the run folder cannot be written.
     """
     names = attack_names(attacks)
-    known = known_results(run, epsilon, seed, precision)  # also with `fresh`, to warn if the file is damaged
+    is_main = ranks is None or ranks.is_main
+    keeper = None
+    if is_main:
+        known = known_results(run, epsilon, seed, precision)  # also with `fresh`, to warn if the file is damaged
+        known = {} if fresh else {name: known[key] for name in names if (key := _attack_key(name, restarts)) in known}
+        if len(known) < len(names):
+            if not os.access(run.folder, os.W_OK):
+                raise UserError(
+                    f"{run.folder} cannot be written, and the results are stored there; evaluate a copy of it"
+                )
+            keeper = Keeper(run.folder, settings_of(run, epsilon, seed, precision))
+            if fresh:
+                keeper.forget(
+                    part.key for name in names for part in parts_of(name, precision, restarts, MINIMUM_CLASSES)
+                )
+    parts = {} if keeper is None else keeper.found.parts
+    if ranks is not None:
+        known, parts = ranks.agree("known", (known if is_main else None, parts))
     results = {}
-    complete = not fresh and all(_attack_key(name, restarts) in known for name in names)
-    if not complete and not os.access(run.folder, os.W_OK):
-        raise UserError(f"{run.folder} cannot be written, and the results are stored there; evaluate a copy of it")
     for name in names:
-        key = _attack_key(name, restarts)
-        if key in known and not fresh:
-            results[name] = known[key]
+        if name in known:
+            results[name] = known[name]
             continue
-        results |= evaluate(
-            run.model,
-            run.images,
-            run.labels,
-            attacks=[name],
-            epsilon=epsilon,
-            restarts=restarts,
-            batch_size=batch_size,
-            seed=seed,
-            num_classes=run.num_classes,
-            progress=progress,
-            precision=precision,
-        )
         try:
-            _store(run, epsilon, seed, precision, {key: results[name]})
-        except UserError as error:  # a full disk must not cost the figure of an attack that took hours
-            warnings.warn(f"{error}; {key}: {results[name].accuracy:.1f} % is only printed", stacklevel=2)
+            results |= evaluate(
+                run.model,
+                run.images,
+                run.labels,
+                attacks=[name],
+                epsilon=epsilon,
+                restarts=restarts,
+                batch_size=batch_size,
+                seed=seed,
+                num_classes=run.num_classes,
+                progress=progress,
+                precision=precision,
+                parts=parts,
+                kept=None if keeper is None else keeper.keep,
+                team=ranks,
+            )
+            if keeper is not None:
+                right = results[name].right
+                assert right is not None  # `evaluate` has just measured it
+                keeper.found.right[_attack_key(name, restarts)] = right
+        finally:
+            if keeper is not None:
+                keeper.write()
+        if is_main:
+            try:
+                _store(run, epsilon, seed, precision, {_attack_key(name, restarts): results[name]})
+            except UserError as error:  # a full disk must not cost the figure of an attack that took hours
+                warnings.warn(f"{error}; {name}: {results[name].accuracy:.1f} % is only printed", stacklevel=2)
     return results
 
 
 def known_results(run: Run, epsilon: float, seed: int, precision: str = "fp32") -> dict[str, AttackResult]:
     """Return the results in RUN/evaluation.json for these settings, by attack; "ce20 x 9" is CE20 with 9 restarts."""
-    settings = _settings(run, epsilon, seed, precision)
+    settings = settings_of(run, epsilon, seed, precision)
     return next((one.attacks for one in _read(run.folder / RECORD) if one.settings == settings), {})
 
 
@@ -131,23 +147,12 @@ def _attack_key(name: str, restarts: int) -> str:
     return f"{name} x {restarts}" if many else name
 
 
-def _settings(run: Run, epsilon: float, seed: int, precision: str) -> Settings:
-    return Settings(
-        which=run.which,
-        **run.identity,
-        images=len(run.labels),
-        epsilon=epsilon,
-        seed=seed,
-        precision=precision,
-    )
-
-
 def _store(run: Run, epsilon: float, seed: int, precision: str, new: dict[str, AttackResult]) -> None:
     """Add results to the file. It is read again first, because another command may have written to it."""
-    settings, path = _settings(run, epsilon, seed, precision), run.folder / RECORD
-    with locked(run.folder / LOCK, waiting=f"another process writes {path}; waiting for it"):
+    settings, path = settings_of(run, epsilon, seed, precision), run.folder / RECORD
+    with alone_with(path):
         attacks, others = {}, []
-        for one in _read(path, set_aside=True):
+        for one in _read(path, rename=True):
             if one.settings == settings:
                 attacks = one.attacks
             else:
@@ -164,11 +169,11 @@ def _as_json(one: Evaluation) -> dict[str, object]:
     return {**document, "recipe": one.recipe, "settings": asdict(one.settings)}
 
 
-def _read(path: Path, *, set_aside: bool = False) -> Sequence[Evaluation]:
+def _read(path: Path, *, rename: bool = False) -> Sequence[Evaluation]:
     """Return the evaluations in the file, the latest first; none if it is missing or cannot be believed.
 
     Args:
-        set_aside: whether a file that cannot be believed is renamed, so that a new one can be written. If not, a
+        rename: whether a file that cannot be believed is renamed, so that a new one can be written. If not, a
             warning says why it cannot be believed.
     """
     try:
@@ -183,20 +188,9 @@ def _read(path: Path, *, set_aside: bool = False) -> Sequence[Evaluation]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except (sealed.Damaged, Mismatch) as error:
-        if set_aside:
-            with suppress(OSError):
-                os.replace(path, _free_name(path))
-        else:
-            why = str(error) if isinstance(error, sealed.Damaged) else f"cannot be used ({error})"
-            kept = _free_name(path).name
-            warnings.warn(f"{path} {why}; the attacks run again, and it is kept as {kept}", stacklevel=2)
+        why = str(error) if isinstance(error, sealed.Damaged) else f"cannot be used ({error})"
+        set_aside(path, why, rename=rename)
         return []
-
-
-def _free_name(path: Path) -> Path:
-    """Return the name under which a damaged file is kept; earlier ones keep theirs."""
-    names = (path.with_suffix(f".damaged{'' if number == 1 else number}.json") for number in itertools.count(1))
-    return next(name for name in names if not os.path.lexists(name))
 
 
 def _known(attacks: dict[str, AttackResult]) -> dict[str, AttackResult]:
