@@ -71,7 +71,7 @@ def table(results: Mapping[str, AttackResult], *, title: str, published: Mapping
     shown.add_column("remarks")
     for name in [name for name in TITLES if name in results or name == "autoattack"]:
         result = results.get(name)
-        cells = [TITLES[name], NOT_RUN if result is None else f"{result.accuracy:.1f}"]
+        cells = [TITLES[name], NOT_RUN if result is None else f"{result.accuracy:.1f} ± {result.standard_error:.1f}"]
         if published:
             cells.append(f"{published[name]:.1f}" if name in published else "")
         cells += ["" if result is None else f"{result.seconds:.1f}", "" if result is None else remarks(result)]
@@ -96,8 +96,10 @@ def _titled(title: str) -> Table:
 
 
 def remarks(result: AttackResult) -> str:
-    """Return the precision, restarts and distortions of a result in a few words."""
+    """Return the precision, restarts, parts and distortions of a result in a few words."""
     words = [] if result.precision == "fp32" else [result.precision]
+    if len(result.parts) > 1:
+        words.append("fooled by " + ", ".join(f"{part.part} {part.fooled}" for part in result.parts))
     if result.restarts is not None and result.restarts > 1:
         words.append(f"{result.restarts} restarts")
     if result.accuracy_in_budget is not None:
@@ -113,7 +115,7 @@ def explanation(results: Mapping[str, AttackResult], source: str) -> str:
     `source` names the models that the published accuracies were measured on; "" if there are none.
     """
     first = next(iter(results.values()))
-    lines = [f"Accuracy on {first.images} test images."]
+    lines = [f"Accuracy on {first.images} test images, ± its standard error over images."]
     if first.precision != "fp32":
         lines.append(f"The network computed in {first.precision}; the accuracy to publish is that in fp32.")
     if any(result.l2_budget is not None for result in results.values()):

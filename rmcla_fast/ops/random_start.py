@@ -62,9 +62,6 @@ def random_start(
         TypeError, ValueError: an argument of the wrong kind, shape, dtype, device or range.
     """
     checks.floating("images", images, uint8=True)
-    if rng.dim() == 2:  # TEMPORARY
-        parts = [random_start(images[i : i + 1], epsilon, rng=rng[i].clone(), clip=clip) for i in range(len(images))]
-        return torch.empty_like(images).copy_(torch.cat(parts)) if parts else images.clone()
     checks.random_state(rng, images, "images")
     checks.boolean("clip", clip)
     epsilons = None

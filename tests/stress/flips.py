@@ -17,6 +17,7 @@ from tally import Tally
 from rmcla_fast import data
 from rmcla_fast.data.cache import CACHE
 from rmcla_fast.errors import UserError
+from rmcla_fast.evaluation import per_image
 from rmcla_fast.evaluation.results import known_results
 from rmcla_fast.evaluation.run import open_run
 from rmcla_fast.training import TrainConfig, checkpoint, run_folder
@@ -54,6 +55,13 @@ def kinds(samples: Samples) -> Iterator[Kind]:
         "evaluation.json",
         run / "evaluation.json",
         lambda: {name: result.as_json() for name, result in known_results(opened, opened.epsilon, 0).items()},
+        lambda found, expected: not found,
+        "attacked again",
+    )
+    yield Kind(
+        per_image.FILE,
+        run / per_image.FILE,
+        lambda: per_image.read(run / per_image.FILE),
         lambda found, expected: not found,
         "attacked again",
     )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import random
 import shutil
 import signal
@@ -23,6 +22,7 @@ from tally import Tally
 
 from rmcla_fast import data, sealed
 from rmcla_fast.data.cache import CACHE
+from rmcla_fast.evaluation import per_image
 from rmcla_fast.training import checkpoint
 from rmcla_fast.training.metrics import METRICS, read_metrics
 
@@ -53,6 +53,12 @@ def readable_checkpoints(folder: Path) -> None:
             checkpoint.read(folder / name)
 
 
+def right_images(folder: Path) -> dict[str, Any]:
+    """Return which images are right under each attack, as evaluation.npz says."""
+    (found,) = per_image.read(folder / per_image.FILE)
+    return found.right
+
+
 def works(samples: Samples) -> Sequence[Work]:
     run, images, table = samples.root / "killed run", samples.root / "killed images", samples.root / "killed table"
     evaluated = samples.root / "killed evaluation"
@@ -79,8 +85,8 @@ def works(samples: Samples) -> Sequence[Work]:
             "evaluating",
             ("evaluate", evaluated, *EVALUATION),
             record,
-            lambda: sealed.load(record),
-            lambda: record.exists() and sealed.load(record),
+            lambda: [sealed.load(record), right_images(evaluated)],
+            lambda: [record.exists() and sealed.load(record), per_image.read(evaluated / per_image.FILE)],
         ),
         Work(
             "reproducing",
@@ -152,6 +158,7 @@ def leftovers(folder: Path) -> list[Path]:
 def _remove(work: Work, samples: Samples) -> None:
     if work.folder.is_dir():
         shutil.rmtree(work.folder)
-    elif work.folder.exists():
-        os.unlink(work.folder)
+    else:  # with evaluation.json goes what else an evaluation writes
+        for path in work.folder.parent.glob(f"{work.folder.stem}.*"):
+            path.unlink()
     shutil.rmtree(samples.root / "packed run", ignore_errors=True)

@@ -15,7 +15,7 @@ OPTIONS = (
     *("--ema", "0.9", "--epsilon-warmup", "1", "--checkpoint-every", "3", "--log-every", "2", "--threads", "1"),
     *("--device", "cpu", "--quiet"),
 )
-EVALUATION = ("--attacks", "clean,fgsm,ce20", "--images", "40", "--device", "cpu")
+EVALUATION = ("--attacks", "clean,fgsm,ce20,apgd-ce", "--images", "40", "--device", "cpu")
 
 
 def image_folder(root: Path) -> Path:
@@ -52,7 +52,7 @@ class Samples:
         succeeded(rmcla(*train(self.finished, self.data)))
         succeeded(rmcla("evaluate", self.finished, *EVALUATION))
         shutil.copytree(self.finished, self.stopped)
-        for name in ("curves.png", "best.pt", "evaluation.json", "evaluation.png"):
+        for name in ("curves.png", "best.pt", "evaluation.json", "evaluation.npz", "evaluation.png"):
             (self.stopped / name).unlink()
 
     def copy(self, run: Path) -> Path:

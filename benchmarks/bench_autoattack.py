@@ -1,0 +1,209 @@
+"""Compare `apgd` and `autoattack` with pyautoattack, part by part: the images that are left, and the seconds.
+
+    python benchmarks/bench_autoattack.py RUN... [--images 1000] [--threads 2] [--json FILE]
+
+Each rival attacks the same images of the same model with the same epsilon, in a process of its own, one after another.
+pyautoattack runs as its documentation shows it. `--masked` adds the first model with its logits multiplied by 1,000, as
+a model that hides the gradient of its cross entropy. `--estimate` prints what the passes of each part would take for
+10,000 images and a ResNet-18 on a GPU, from the passes that were counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import multiprocessing
+import re
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import describe_machine
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from rmcla_fast.attacks import evaluate
+from rmcla_fast.evaluation.run import open_run
+
+MASKED = ", logits x 1000"
+RIVALS = ("rmcla_fast", "pyautoattack")
+PARTS = ("apgd-ce", "apgd-t", "fab-t", "square")
+
+
+class Scaled(nn.Module):
+    """The model with its logits multiplied, so that the softmax saturates."""
+
+    def __init__(self, model: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.model, self.factor = model, factor
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.factor * self.model(images)
+
+
+class Counted(nn.Module):
+    """The model, counting its passes: a forward pass of an image is 1, and a backward pass to the image another 1."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.passes = model, 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.model(images)
+        self.passes += len(images)
+        if logits.requires_grad:
+            logits.register_hook(self._backward)
+        return logits
+
+    def _backward(self, gradient: Tensor) -> None:
+        self.passes += len(gradient)
+
+
+def opened(case: str, images: int, threads: int) -> tuple[nn.Module, Tensor, Tensor, float]:
+    """Return the model, its images, their labels and epsilon."""
+    run = open_run(case.removesuffix(MASKED), images=images, device="cpu")
+    torch.set_num_threads(threads)
+    model = Scaled(run.model, 1000.0).eval() if case.endswith(MASKED) else run.model.eval()
+    return model, run.images, run.labels, run.epsilon
+
+
+def ours(case: str, images: int, threads: int) -> dict[str, Any]:
+    """Attack with `autoattack`, whose first two parts are `apgd`."""
+    model, pixels, labels, epsilon = opened(case, images, threads)
+    counted = Counted(model)
+    started, busy = time.perf_counter(), time.process_time()
+    found = evaluate(counted, pixels, labels, attacks="clean,autoattack", epsilon=epsilon)
+    wall, processor = time.perf_counter() - started, time.process_time() - busy
+    left = {"clean": round(found["clean"].accuracy / 100 * len(labels))}
+    seconds = {}
+    for part in found["autoattack"].parts:
+        left[part.part], seconds[part.part] = part.attacked - part.fooled, part.seconds
+    right = found["autoattack"].right
+    assert right is not None
+    return {
+        "left": left,
+        "seconds": seconds,
+        "total": wall,
+        "processor_seconds": processor,
+        "passes": counted.passes,
+        "right": right.tolist(),
+        "notes": list(found["autoattack"].notes),
+        "epsilon": epsilon,
+    }
+
+
+class StageTimes(logging.Handler):
+    """Reads pyautoattack's log: how many images each of its attacks left, and when."""
+
+    def __init__(self, images: int) -> None:
+        super().__init__(logging.DEBUG)
+        self.images, self.left, self.seconds = images, dict[str, int](), dict[str, float]()
+        self._at = 0.0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message, now = record.getMessage(), time.perf_counter()
+        if found := re.match(r"initial accuracy: ([\d.]+)%", message):
+            self.left["clean"] = round(float(found[1]) / 100 * self.images)
+        elif message.startswith("running "):
+            self._at = now
+        elif found := re.match(r"robust accuracy after ([\w-]+): ([\d.]+)%", message):
+            name = found[1].lower()
+            self.left[name], self.seconds[name] = round(float(found[2]) / 100 * self.images), now - self._at
+
+
+def library(case: str, images: int, threads: int) -> dict[str, Any]:
+    """Attack with pyautoattack's standard version."""
+    import pyautoattack
+
+    model, pixels, labels, epsilon = opened(case, images, threads)
+    log = StageTimes(len(labels))
+    logger = logging.getLogger("auto-attack")
+    logger.addHandler(log)
+    logger.setLevel(logging.DEBUG)
+    started, busy = time.perf_counter(), time.process_time()
+    attack = pyautoattack.AutoAttack(model, norm="Linf", eps=epsilon, seed=0, version="standard")
+    _, answers = attack.run_standard_evaluation(pixels.float() / 255, labels, batch_size=250)
+    return {
+        "left": log.left,
+        "seconds": log.seconds,
+        "total": time.perf_counter() - started,
+        "processor_seconds": time.process_time() - busy,
+        "right": (answers == labels).tolist(),
+    }
+
+
+def measure(connection: Connection, rival: str, case: str, images: int, threads: int) -> None:
+    connection.send((ours if rival == "rmcla_fast" else library)(case, images, threads))
+
+
+def in_a_process(*arguments: Any) -> dict[str, Any]:
+    """Return the measurement of a rival in a new process, so that nothing that ran before matters."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=measure, args=(there, *arguments))
+    process.start()
+    there.close()
+    try:
+        found: dict[str, Any] = here.recv()
+    except EOFError:
+        raise SystemExit(f"{arguments[0]} failed on {arguments[1]}") from None
+    process.join()
+    return found
+
+
+def summary(mine: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+    """Return how the verdicts and the times compare; `apgd` and `autoattack` against all of pyautoattack."""
+    pairs = list(zip(mine["right"], theirs["right"], strict=True))
+    apgd = sum(mine["seconds"].get(name, 0.0) for name in PARTS[:2])
+    return {
+        "only_rmcla_fast_fooled": sum(b and not a for a, b in pairs),
+        "only_pyautoattack_fooled": sum(a and not b for a, b in pairs),
+        "apgd_times_as_fast": theirs["total"] / apgd,
+        "autoattack_times_as_fast": theirs["total"] / mine["total"],
+    }
+
+
+def table(case: str, images: int, threads: int, mine: dict[str, Any], theirs: dict[str, Any]) -> Table:
+    shown = Table(title=f"{case}: {images} images, {threads} threads", title_justify="left")
+    for column in ("after", "left by rmcla_fast", "by pyautoattack", "seconds, rmcla_fast", "pyautoattack", "ratio"):
+        shown.add_column(column, justify="left" if column == "after" else "right")
+    for name in ("clean", *PARTS):
+        if name in mine["left"]:
+            a, b = mine["seconds"].get(name), theirs["seconds"].get(name)
+            left = theirs["left"].get(name, theirs["left"][list(theirs["left"])[-1]])
+            ratio = f"{b / a:.2f}" if a and b else ""
+            cells = [f"{value:.1f}" if value is not None else "" for value in (a, b)]
+            shown.add_row(name, str(mine["left"][name]), str(left), *cells, ratio)
+    total = theirs["total"] / mine["total"]
+    shown.add_row("total", "", "", f"{mine['total']:.1f}", f"{theirs['total']:.1f}", f"{total:.2f}")
+    return shown
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", help="run folders of `rmcla train`")
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--masked", action="store_true", help="add the first model with its logits multiplied by 1,000")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    cases = [*options.runs, *([options.runs[0] + MASKED] if options.masked else [])]
+    report: dict[str, Any] = {**describe_machine(torch.device("cpu")), "threads": options.threads, "cases": {}}
+    console = Console(width=120)
+    for case in cases:
+        mine, theirs = (in_a_process(rival, case, options.images, options.threads) for rival in RIVALS)
+        console.print(table(case, len(mine["right"]), options.threads, mine, theirs))
+        compared = summary(mine, theirs)
+        console.print(compared)
+        report["cases"][case] = {"rmcla_fast": mine, "pyautoattack": theirs, "compared": compared}
+        if options.json is not None:
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            options.json.write_text(json.dumps(report) + "\n")
+
+
+if __name__ == "__main__":
+    main()
