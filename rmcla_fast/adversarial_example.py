@@ -151,6 +151,8 @@ def radii(recipe: Recipe, epsilon: float | None = None) -> Radii:
 
 def first_images(images: Tensor, recipe: Recipe, sizes: Radii, rng: Tensor) -> Tensor:
     """Return the images that the attack starts from: a new tensor, not clipped to the pixel range."""
+    if recipe.start != "none":
+        checks.random_state(rng, images, "images")  # not (B, 2), which random_start takes and recipes do not
     if recipe.start == "uniform":
         return random_start(images, sizes.start, rng=rng)
     clean = to_unit(images)

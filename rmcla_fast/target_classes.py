@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from rmcla_fast.ops import checks
 from rmcla_fast.ops.philox import STREAM_RANDOM_TARGETS, philox_uniform
 
 
@@ -39,6 +40,7 @@ def random_class(labels: Tensor, num_classes: int, rng: Tensor) -> Tensor:
 
     Each is a function of `rng`, (seed, step), and of its row.
     """
+    checks.random_state(rng, labels, "labels")
     uniform = philox_uniform(rng, len(labels), STREAM_RANDOM_TARGETS)
     drawn = (uniform.double() * (num_classes - 1)).long()  # double: the product must not round up to num_classes - 1
     return drawn + (drawn >= labels)

@@ -235,6 +235,7 @@ def test_a_diverged_network_gives_nan_and_not_a_label() -> None:
         ({"labels": [0] * 16}, "labels must be an int64 tensor of shape (16,); got list"),
         ({"rng": torch.zeros(2)}, "rng must be an int64 tensor (seed, step); got torch.float32"),
         ({"rng": torch.zeros(3, dtype=torch.int64)}, "rng must have shape (2,)"),
+        ({"rng": torch.zeros(16, 2, dtype=torch.int64)}, "rng must have shape (2,), seed and step; got (16, 2)"),
     ],
 )
 def test_a_bad_argument_raises_one_sentence(changes: dict[str, object], words: str) -> None:

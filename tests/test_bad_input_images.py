@@ -114,9 +114,14 @@ RNG = [
 ]
 START = [
     *RNG,
+    ("rng", ones(3, 2, dtype=torch.int64), ValueError, r"rng must have shape \(2,\) or \(2, 2\), .*; got \(3, 2\)"),
+    ("rng", ones(2, 3, dtype=torch.int64), ValueError, r"rng must have shape \(2,\) or \(2, 2\), .*; got \(2, 3\)"),
+    ("rng", ones(2, 2, dtype=torch.int32), TypeError, "rng must be an int64 tensor .*; got torch.int32"),
+    ("rng", elsewhere(2, 2, dtype=torch.int64), ValueError, "rng must be on .*, as images is; got meta"),
     ("clip", constant(1), TypeError, "clip must be a bool; got int"),
 ]
 AUGMENT = [
+    ("rng", ones(2, 2, dtype=torch.int64), ValueError, r"rng must have shape \(2,\), seed and step; got \(2, 2\)"),
     ("dataset", constant([1, 2]), TypeError, "dataset must be a uint8 tensor; got list"),
     ("dataset", ones(5, 3, 4, 4), TypeError, "dataset must be a uint8 tensor; got torch.float32"),
     ("dataset", ones(3, 4, 4, dtype=torch.uint8), ValueError, r"dataset must be contiguous \(N, C, H, W\); got \(3,"),
@@ -190,6 +195,12 @@ def direct_calls(device: torch.device) -> list[Direct]:
         ("random_start", (x, 0.1, three, rng, *bounds, False), {}),
         ("random_start", (x, 0.1, None, rng[:1], *bounds, False), {}),
         ("random_start", (x, 0.1, None, rng.int(), *bounds, False), {}),
+        ("random_start", (x, 0.1, None, rng.expand(3, 2), *bounds, False), {}),
+        ("random_start", (x, 0.1, None, rng.expand(2, 2)[:, :1], *bounds, False), {}),
+        ("random_start", (x, 0.1, None, rng.expand(2, 2, 2), *bounds, False), {}),
+        ("random_start", (x, 0.1, None, rng[0], *bounds, False), {}),
+        ("random_start", (x[0, 0, 0, 0], 0.1, None, rng[None], *bounds, False), {}),
+        ("random_start", (x, 0.1, None, rng.expand(3, 2), *bounds, False), {"out": torch.empty_like(x)}),
         ("random_start", (x, 0.1, None, rng, *bounds, False), {"out": torch.empty(1, 3, 4, 4, device=device)}),
         ("augment", (x, index, rng, *crop), {}),
         ("augment", (pixels[0], index, rng, *crop), {}),
@@ -198,6 +209,7 @@ def direct_calls(device: torch.device) -> list[Direct]:
         ("augment", (pixels, index[None], rng, *crop), {}),
         ("augment", (pixels, index, rng[:1], *crop), {}),
         ("augment", (pixels, index, rng.int(), *crop), {}),
+        ("augment", (pixels, index, rng.expand(2, 2), *crop), {}),
         ("augment", (pixels, index, rng, -1, *crop[1:]), {}),
         ("augment", (pixels, index, rng, 2**30, *crop[1:]), {}),
         ("augment", (pixels, index, rng, 4, True, -1, False), {}),

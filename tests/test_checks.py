@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -15,6 +16,7 @@ from rmcla_fast.ops import checks
 IMAGES = torch.zeros(2, 3, 4, 4)
 LOGITS = torch.zeros(2, 3)
 RNG = torch.zeros(2, dtype=torch.int64)
+random_states = functools.partial(checks.random_state, per_image=True)
 LARGEST = torch.finfo(torch.float64).max
 
 
@@ -58,6 +60,14 @@ def test_every_shape_of_a_value_per_image_is_accepted() -> None:
     one = torch.ones(1)
     assert checks.per_image("epsilon", one, IMAGES[:1]) is one
     assert checks.per_image("epsilon", torch.ones(0), IMAGES[:0]).shape == (0,)
+
+
+def test_every_shape_of_a_random_state_is_accepted() -> None:
+    checks.random_state(RNG, IMAGES, "images")
+    for batch in (0, 1, 2):
+        random_states(RNG, IMAGES[:batch], "images")
+        random_states(RNG.expand(batch, 2), IMAGES[:batch], "images")
+    random_states(RNG, torch.tensor(1.0), "images")
 
 
 def test_outputs_whose_elements_have_memory_of_their_own_are_accepted() -> None:
@@ -159,6 +169,26 @@ SENTENCES: list[tuple[Callable[..., Any], tuple[Any, ...], type[Exception], str]
     (
         *(checks.random_state, (RNG[:1], IMAGES, "images"), ValueError),
         "rng must have shape (2,), seed and step; got (1,)",
+    ),
+    (
+        *(checks.random_state, (RNG.expand(2, 2), IMAGES, "images"), ValueError),
+        "rng must have shape (2,), seed and step; got (2, 2)",
+    ),
+    (
+        *(random_states, (RNG.expand(4, 2), IMAGES, "images"), ValueError),
+        "rng must have shape (2,) or (2, 2), seed and step; got (4, 2)",
+    ),
+    (
+        *(random_states, (RNG.expand(2, 2, 2), IMAGES, "images"), ValueError),
+        "rng must have shape (2,) or (2, 2), seed and step; got (2, 2, 2)",
+    ),
+    (
+        *(random_states, (RNG.expand(1, 2), torch.tensor(1.0), "images"), ValueError),
+        "rng must have shape (2,), seed and step; got (1, 2)",
+    ),
+    (
+        *(random_states, (RNG.expand(2, 2).int(), IMAGES, "images"), TypeError),
+        "rng must be an int64 tensor (seed, step); got torch.int32",
     ),
     (checks.random_state, (META.long(), IMAGES, "data"), ValueError, "rng must be on cpu, as data is; got meta"),
     (checks.boolean, ("clip", 1), TypeError, "clip must be a bool; got int"),

@@ -33,6 +33,7 @@ def inputs(device: torch.device, batch: int = 6, dtype: torch.dtype = torch.floa
         "logits": torch.randn(batch, 10, generator=generator).to(device, dtype),
         "labels": torch.randint(0, 10, (batch,), generator=generator).to(device),
         "rng": torch.tensor([7, 8], device=device),
+        "rngs": torch.randint(-9, 9, (batch, 2), generator=generator).to(device),
         "budget": torch.rand(batch, generator=generator).to(device),
     }
 
@@ -40,9 +41,10 @@ def inputs(device: torch.device, batch: int = 6, dtype: torch.dtype = torch.floa
 def every_operator(backend: str) -> Callable[..., list[Tensor]]:
     """Return a function that calls each public function, with and without `out` and with different options."""
 
-    def function(images, origin, grad, logits, labels, rng, budget) -> list[Tensor]:
+    def function(images, origin, grad, logits, labels, rng, rngs, budget) -> list[Tensor]:
         start = rmcla_fast.random_start(images, 0.1, rng=rng, clip=True, backend=backend)
         rmcla_fast.random_start(images, budget, rng=rng, out=start, backend=backend)
+        alone = rmcla_fast.random_start(images, budget, rng=rngs, backend=backend)
         step = rmcla_fast.perturb_step(start, origin, grad, step_size=0.1, epsilon=0.1, backend=backend)
         into = torch.empty_like(step)
         rmcla_fast.perturb_step(start, images, grad, step_size=budget, epsilon=budget, out=into, backend=backend)
@@ -56,7 +58,7 @@ def every_operator(backend: str) -> Callable[..., list[Tensor]]:
         rmcla_fast.redistribute_labels(logits, labels, label_scheme="sup", out=buffer, backend=backend)
         loss = rmcla_fast.soft_cross_entropy(logits, soft, backend=backend)
         indices = rmcla_fast.soft_cross_entropy(logits, labels, reduction="none", backend=backend)
-        return [start, step, into, *joint, *no_labels[:2], no_labels[3], *objective, soft, buffer, loss, indices]
+        return [start, alone, step, into, *joint, *no_labels[:2], no_labels[3], *objective, soft, buffer, loss, indices]
 
     return function
 

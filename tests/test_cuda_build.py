@@ -76,7 +76,7 @@ def test_no_kernel_spills_or_uses_local_memory(compiled: Compiled, source: str, 
         report,
         flags=re.DOTALL,
     )
-    expected = {"joint_gradient": 36, "soft_cross_entropy": 36, "perturb_step": 44, "random_start": 5}
+    expected = {"joint_gradient": 36, "soft_cross_entropy": 36, "perturb_step": 44, "random_start": 10}
     expected["augment"] = 1
     assert len(kernels) == expected[source]
     assert not [kernel for kernel in kernels if kernel[1:] != (architecture, "0", "0", "0")]
@@ -116,9 +116,11 @@ def test_perturb_step_moves_128_bits_at_a_time(compiled: Compiled, architecture:
     assert len(re.findall(r"\bSTG\.E\.128\b", code)) == 1
 
 
+@pytest.mark.parametrize("rng_per_image", [0, 1])
 @pytest.mark.parametrize("dtypes", ["ff", "dd", "6__halfS2_", "13__nv_bfloat16S2_"])
-def test_random_start_moves_128_bits_at_a_time(compiled: Compiled, dtypes: str) -> None:
-    code = kernel(disassemble(compiled("random_start", "sm_90")[0]), f"start_elementsI{dtypes}")
+def test_random_start_moves_128_bits_at_a_time(compiled: Compiled, dtypes: str, rng_per_image: int) -> None:
+    listings = disassemble(compiled("random_start", "sm_90")[0])
+    code = kernel(listings, f"start_elementsI{dtypes}Lb{rng_per_image}E")
     assert re.search(r"\bLDG\.E\.128\b", code)
     assert re.search(r"\bSTG\.E\.128\b", code)
 
@@ -132,9 +134,10 @@ def test_augment_stores_128_bits_at_a_time(compiled: Compiled) -> None:
 
 def test_noise_is_not_contracted(compiled: Compiled) -> None:
     """The product and the sum of random_start are rounded apart: an FFMA where the kernel adds would change bits."""
-    code = kernel(disassemble(compiled("random_start", "sm_90")[0]), "start_elementsIff")
-    additions = re.findall(r"\bFADD\b", code)
-    assert len(additions) >= 8  # four in the vector, four in the tail
+    listings = disassemble(compiled("random_start", "sm_90")[0])
+    for rng_per_image in (0, 1):
+        additions = re.findall(r"\bFADD\b", kernel(listings, f"start_elementsIffLb{rng_per_image}E"))
+        assert len(additions) >= 8  # four in the vector, four in the tail
 
 
 @pytest.mark.parametrize("source", ["joint_gradient", "soft_cross_entropy"])

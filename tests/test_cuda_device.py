@@ -39,6 +39,7 @@ def every_operator(classes: int = 10, rows: int = 64) -> dict[str, Tensor]:
         "redistributed": rmcla_fast.redistribute_labels(logits, labels, label_scheme="sup", backend="cuda"),
         "loss": rmcla_fast.soft_cross_entropy(logits, joint.soft_labels, backend="cuda"),
         "start": rmcla_fast.random_start(images, epsilon, rng=rng, backend="cuda"),
+        "starts": rmcla_fast.random_start(images, epsilon, rng=rng.expand(rows, 2), backend="cuda"),
         "step": rmcla_fast.perturb_step(
             images, images, images - 0.5, step_size=epsilon, epsilon=epsilon, backend="cuda"
         ),
@@ -143,6 +144,12 @@ def test_perturb_step_and_random_start_beyond_two_to_the_31_elements(name: str, 
     uniform = torch.tensor([word >> 8 for word in words]).float() * 2.0**-24
     expected = images[at : at + 4].cpu().float() + torch.tensor(0.1) * (2 * uniform - 1)
     assert torch.equal(start[at : at + 4].cpu(), expected.half())
+    del start
+    size = count // 48 * 16 + (0 if tail == 4099 else 5)  # the last of three images ends beyond 2^31
+    images.zero_()
+    alone = rmcla_fast.random_start(images[:size], 0.1, rng=rng, backend=name)
+    start = rmcla_fast.random_start(images[: 3 * size].view(3, size), 0.1, rng=rng.expand(3, 2), backend=name)
+    assert all(torch.equal(image, alone) for image in start)
 
 
 @pytest.mark.parametrize("classes", [10, 1000, 21841])

@@ -156,6 +156,27 @@ def test_random_start_in_every_dtype_and_layout(kernels: Kernels, dtype: torch.d
         same_bits(in_place.cpu(), expected)
 
 
+@pytest.mark.parametrize("dtype", [*FLOAT_DTYPES, torch.uint8], ids=str)
+@pytest.mark.parametrize("shape", [SHAPE, (3, 3, 5, 5), (3, 1, 7, 7), (1, 2, 3, 5), (300,), (2, 4099)], ids=str)
+def test_random_start_with_an_rng_for_each_image(kernels: Kernels, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    """Images of whole and of partial vectors, more of them than threads in a block, and larger than a block."""
+    images = pixels(dtype, shape)
+    result_dtype = torch.float32 if dtype == torch.uint8 else dtype
+    generator = torch.Generator().manual_seed(3)
+    states = torch.randint(-(2**63), 2**63 - 1, (2, shape[0], 3), generator=generator)
+    rngs = (states[0, :, :2], states[:, :, 1].T, states[0, :1, :2].expand(shape[0], 2))
+    every_layout = layouts(images) if len(shape) == 4 else [images]
+    for place, (x, rng, epsilon) in enumerate(itertools.product(every_layout, rngs, numbers(shape))):
+        arguments = (*epsilon, keep_layout(kernels, rng), 0.0, 1.0, place % 2 == 0)
+        expected = reference.random_start(x, *epsilon, rng, *arguments[3:])
+        x = keep_layout(kernels, x)
+        same_bits(run(kernels, "random_start", x, *arguments), expected)
+        block = torch.full((images.numel() + 32,), NAN, dtype=result_dtype, device=kernels.device)
+        kernels.ops.random_start.out(x, *to(kernels, *arguments), out=block[16:-16].view(shape))
+        assert torch.equal(block[16:-16].view(shape).cpu().nan_to_num(nan=7.0), expected.nan_to_num(nan=7.0))
+        assert bool(block[:16].isnan().all() & block[-16:].isnan().all())
+
+
 @pytest.mark.parametrize("shape", [(3, 3, 8, 8), (4, 1, 5, 7), (2, 3, 32, 40), (3, 2, 1, 1), (2, 5, 3, 4)], ids=str)
 def test_augment(kernels: Kernels, shape: tuple[int, ...]) -> None:
     """Images of whole vectors and of parts of one, more in a block than it keeps plans of, and one over two blocks."""

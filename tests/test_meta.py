@@ -14,6 +14,7 @@ BYTES = (LAST * 255).byte()
 LOGITS = torch.randn(3, 5)
 LABELS = torch.tensor([0, 4, 2])
 RNG = torch.tensor([1, 2])
+RNGS = torch.tensor([[1, 2], [3, 4]])
 DATASET = torch.zeros(6, 3, 4, 5, dtype=torch.uint8)
 RULE = (9.0, 0.01, None)
 STEP = (0.1, None, 0.1, None, 0.0, 1.0)
@@ -23,6 +24,19 @@ CALLS: list[tuple[str, tuple[Any, ...]]] = [
     *(("perturb_step", (images, IMAGES, IMAGES, *STEP)) for images in (IMAGES, LAST, LAST.half(), IMAGES.double())),
     ("perturb_step", (IMAGES[..., ::2], IMAGES[..., ::2], IMAGES[..., ::2], *STEP)),
     *(("random_start", (images, *START)) for images in (IMAGES, LAST, BYTES, IMAGES.bfloat16(), IMAGES[..., ::2])),
+    *(
+        ("random_start", (images, *START[:2], RNGS[: len(images)], *START[3:]))
+        for images in (
+            IMAGES,
+            BYTES,
+            IMAGES[..., ::2],
+            IMAGES[:1],
+            IMAGES[:0],
+            torch.empty(2, 3, 0, 5),
+            LAST[:1].expand(2, -1, -1, -1),
+            LAST.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2),
+        )
+    ),
     *(
         ("joint_gradient", (LOGITS.to(dtype), LABELS, "mc", None, *RULE, scheme))
         for dtype in (torch.float16, torch.float32, torch.float64)

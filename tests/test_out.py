@@ -50,12 +50,12 @@ def perturb(shape: tuple[int, ...], dtype: torch.dtype, origin: torch.dtype, gra
     return Call("perturb_step", values, dtype)
 
 
-def start(dtype: torch.dtype, each: bool) -> Call:
+def start(dtype: torch.dtype, each: bool, rng_each: bool = False) -> Call:
     values = {
         "images": (255 * torch.rand(IMAGES)).to(dtype) if dtype == torch.uint8 else torch.rand(IMAGES).to(dtype),
         "epsilon": 0.0,
         "epsilons": torch.rand(IMAGES[:1] if each else ()),
-        "rng": torch.tensor([3, 4]),
+        "rng": torch.tensor([[3, 4], [5, 6], [7, 8]] if rng_each else [3, 4]),
         "lower": 0.0,
         "upper": 1.0,
         "clip": False,
@@ -87,6 +87,8 @@ def calls() -> list[Call]:
         start(f32, each=True),
         start(torch.uint8, each=True),
         start(bf16, each=False),
+        start(f32, each=True, rng_each=True),
+        start(torch.uint8, each=False, rng_each=True),
         redistribute(f32, None),
         redistribute(f32, 4),
         redistribute(bf16, None),

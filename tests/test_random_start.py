@@ -70,6 +70,24 @@ def expected(
     return torch.from_numpy(np.asarray(start)).to(torch.float32 if images.dtype == torch.uint8 else images.dtype)
 
 
+def expected_alone(
+    images: Tensor, epsilon: float | Tensor, rng: Tensor, bounds: tuple[float, float] | None = None
+) -> tuple[Tensor, tuple[int, ...]]:
+    """Return the oracle's results for one image after another, each with its row of `rng`, and the result's strides."""
+    budgets = epsilon.expand(len(images)).split(1) if isinstance(epsilon, Tensor) else [epsilon] * len(images)
+    parts = zip(images.split(1), budgets, rng.tolist(), strict=True) if len(images) else ()
+    results = [expected(image, budget, *state, bounds) for image, budget, state in parts]
+    if len(images) < 2 or not images.numel():
+        dense = torch.empty_like(images).stride() == images.stride()
+        strides = images.stride() if dense else images.contiguous().stride()
+    else:
+        image = images[:1]
+        dense = torch.empty_like(image).stride() == image.stride()
+        strides = (image.numel(), *(image if dense else image.contiguous()).stride()[1:])
+    kind = torch.float32 if images.dtype == torch.uint8 else images.dtype
+    return torch.cat(results) if results else torch.empty(images.shape, dtype=kind), strides
+
+
 @pytest.mark.parametrize(("counter", "key", "answer"), oracle.PHILOX_KNOWN_ANSWERS)
 def test_philox_gives_the_published_answers(
     counter: tuple[int, ...], key: tuple[int, ...], answer: tuple[int, ...]
@@ -107,30 +125,37 @@ def test_random_shapes(backend: Backend) -> None:
         bounds=st.sampled_from((None, None, (0.0, 1.0), (-0.5, 0.7), (0.3, 0.3))),
         out=st.sampled_from((None, None, "contiguous", "transposed", "strided", "images")),
         words=st.sampled_from(SEEDS),
+        rng_per_image=st.booleans(),
         seed=st.integers(0, 2**31),
     )
-    def run(shape, dtype, layout, budget, bounds, out, words, seed) -> None:
+    def run(shape, dtype, layout, budget, bounds, out, words, rng_per_image, seed) -> None:
         generator = torch.Generator().manual_seed(seed)
         images = lay_out(pixels(shape, dtype, backend.device, generator), layout)
         epsilon: float | Tensor = 0.3 * torch.rand((), generator=generator).item()
         if budget == "scalar tensor" or (budget == "per image" and shape):
             epsilon = 0.3 * torch.rand(shape[:1] if budget == "per image" else (), generator=generator)
             epsilon = lay_out(epsilon.to(backend.device), ("contiguous", "strided", "expanded")[seed % 3])
-        wanted = expected(images, epsilon, *words, bounds)
-        dense = torch.empty_like(images).stride() == images.stride()
-        strides = images.stride() if dense else images.contiguous().stride()
+        rng = rng_of(*words, backend.device)
+        if rng_per_image and shape:
+            rng = rng + torch.arange(shape[0], device=backend.device)[:, None] * 2**31
+            wanted, strides = expected_alone(images, epsilon, rng, bounds)
+        else:
+            wanted = expected(images, epsilon, *words, bounds)
+            dense = torch.empty_like(images).stride() == images.stride()
+            strides = images.stride() if dense else images.contiguous().stride()
+        states = rng.tolist()
         buffer = None
         if out == "images" and layout != "expanded" and dtype != torch.uint8:
             buffer = images
         elif out is not None:
             buffer = lay_out(poisoned(shape, wanted.dtype, backend.device), out if out != "images" else "contiguous")
-        rng = lay_out(rng_of(*words, backend.device), "strided" if seed % 2 else "contiguous")
+        rng = lay_out(rng, ("contiguous", "strided", "transposed", "offset")[seed % 4])
         poison_free_memory(images.numel(), backend.device)
         clip = {} if bounds is None else {"clip": True, "lower": bounds[0], "upper": bounds[1]}
         result = rmcla_fast.random_start(images, epsilon, rng=rng, out=buffer, **clip, backend=backend.name)
         assert_same_bits(result, wanted, "result")
         assert not result.requires_grad
-        assert rng.tolist() == list(words), "rng was advanced"
+        assert rng.tolist() == states, "rng was advanced"
         assert result is buffer if buffer is not None else result.stride() == strides
 
     run()
@@ -147,6 +172,49 @@ def test_noise_follows_memory_order(backend: Backend) -> None:
     strided = rmcla_fast.random_start(lay_out(images, "strided"), 1.0, rng=rng, backend=backend.name)
     assert strided.is_contiguous()
     assert torch.equal(strided, plain)
+
+
+# Batches in every kind of memory: whole and partial vectors, images larger and smaller than what a thread computes at a
+# time, the batch outermost, innermost and between, and images whose own memory has no gaps while the batch's has.
+BATCHES = {
+    "whole vectors": lambda: torch.rand(5, 3, 8, 8),
+    "odd": lambda: torch.rand(5, 3, 5, 5),
+    "odd, one channel": lambda: torch.rand(4, 1, 7, 7),
+    "one element each": lambda: torch.rand(9),
+    "larger than a part": lambda: torch.rand(2, 1, 61, 35),
+    "channels last": lambda: torch.rand(3, 3, 5, 5).contiguous(memory_format=torch.channels_last),
+    "every second, channels last": lambda: torch.rand(6, 3, 5, 5).contiguous(memory_format=torch.channels_last)[::2],
+    "one repeated, channels last": lambda: torch.rand(1, 5, 5, 3).permute(0, 3, 1, 2).expand(3, -1, -1, -1),
+    "windows": lambda: torch.rand(60).as_strided((4, 3, 5), (7, 5, 1)),
+    "batch innermost": lambda: torch.rand(3, 5, 7, 4).permute(3, 0, 1, 2),
+    "batch between": lambda: torch.rand(3, 4, 5, 5).transpose(0, 1),
+    "gaps": lambda: torch.rand(3, 3, 5, 10)[..., ::2],
+    "one image": lambda: torch.rand(1, 5, 5, 3).permute(0, 3, 1, 2),
+    "no image": lambda: torch.rand(0, 3, 5, 5),
+    "no element": lambda: torch.rand(3, 0, 5),
+}
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_an_image_gets_the_noise_that_it_gets_alone(backend: Backend, name: str) -> None:
+    """With an rng for each image, the noise of an image depends on no other image, and on the whole batch's order."""
+    images = BATCHES[name]().to(backend.device)
+    count = len(images)
+    states = torch.randint(-(2**63), 2**63 - 1, (2, count, 2), generator=torch.Generator().manual_seed(1))
+    for rng in (states[0], states[:, :, 1].T, states[0, :1].expand(count, 2)):
+        for epsilon in (EPSILON, torch.rand(count, device=backend.device)):
+            rng = rng.to(backend.device)
+            result = rmcla_fast.random_start(images, epsilon, rng=rng, backend=backend.name)
+            assert result.shape == images.shape
+            assert_same_bits(result, expected_alone(images, epsilon, rng)[0], "result")
+            for b in range(count):
+                budget = epsilon[b : b + 1] if isinstance(epsilon, Tensor) else epsilon
+                alone = rmcla_fast.random_start(images[b : b + 1], budget, rng=rng[b], backend=backend.name)
+                assert torch.equal(result[b : b + 1], alone)
+                assert count == 1 or not alone.numel() or result.stride()[1:] == alone.stride()[1:]
+            out = poisoned(images.shape, result.dtype, backend.device)
+            rmcla_fast.random_start(images, epsilon, rng=rng, out=out, backend=backend.name)
+            assert torch.equal(out, result)
 
 
 def test_noise_depends_only_on_the_step_and_the_seed(backend: Backend) -> None:
@@ -225,6 +293,12 @@ def test_repeated_calls_and_threads_change_no_bit(backend: Backend) -> None:
     images = torch.rand((2, 3, 8, 8) if backend.interpreted else (16, 3, 64, 64), device=backend.device)
     rng = rng_of(5, 6, backend.device)
     assert_threads_change_no_bit(lambda: rmcla_fast.random_start(images, 0.1, rng=rng, backend=backend.name))
+    small = torch.rand((40, 1, 1, 3) if backend.interpreted else (4000, 3, 5, 5), device=backend.device)
+    rngs = torch.arange(2 * len(small), device=backend.device).view(-1, 2)
+    for batch, each in ((images, rngs[: len(images)]), (small, rngs)):
+        assert_threads_change_no_bit(
+            lambda batch=batch, each=each: rmcla_fast.random_start(batch, 0.1, rng=each, backend=backend.name)
+        )
 
 
 def test_the_result_never_requires_grad(backend: Backend) -> None:
@@ -240,6 +314,8 @@ def test_opcheck(backend: Backend) -> None:
     for dtype in (torch.float32, torch.bfloat16, torch.uint8):
         values = pixels((2, 3, 4, 4), dtype, backend.device, torch.Generator().manual_seed(0))
         for layout in ("contiguous", "channels_last", "strided"):
-            torch.library.opcheck(operator.default, (lay_out(values, layout), 0.0, epsilons, rng, 0.0, 1.0, True))
+            for state in (rng, rng.expand(2, 2)):
+                torch.library.opcheck(operator.default, (lay_out(values, layout), 0.0, epsilons, state, 0.0, 1.0, True))
         out = torch.empty(2, 3, 4, 4, dtype=torch.float32 if dtype == torch.uint8 else dtype, device=backend.device)
-        torch.library.opcheck(operator.out, (values, EPSILON, None, rng, 0.0, 1.0, False), {"out": out})
+        for state in (rng, rng.expand(2, 2)):
+            torch.library.opcheck(operator.out, (values, EPSILON, None, state, 0.0, 1.0, False), {"out": out})

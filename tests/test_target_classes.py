@@ -24,6 +24,11 @@ def test_random_classes_are_uniform_over_the_others() -> None:
     assert torch.equal(random_class(torch.tensor([0, 1]), 2, RNG), torch.tensor([1, 0]))
 
 
+def test_random_classes_need_one_seed_and_step() -> None:
+    with pytest.raises(ValueError, match=r"rng must have shape \(2,\), seed and step; got \(4, 2\)"):
+        random_class(torch.zeros(4, dtype=torch.int64), 5, RNG.expand(4, 2))
+
+
 def test_nearest_class_follows_its_formula() -> None:
     generator = torch.Generator().manual_seed(0)
     logits, weight = torch.randn(50, 6, generator=generator), torch.randn(6, 9, generator=generator)

@@ -94,10 +94,13 @@ def element_variants() -> Iterator[Variant]:
         yield f"perturb_step {images} {origin} {grad}", perturb_step._kernel, types, constants, elements.WARPS
 
         types = {"images": POINTER[origin], "out": POINTER[images], "radii": "*fp32", "rng": "*i64"} | numbers
-        constants = shape | {"STREAM": 0, "RADIUS_PER_IMAGE": per_image, "CLIP": per_image}
-        if not per_image:
-            constants |= {"radii": None}
-        yield f"random_start {origin} {images}", random_start._kernel, types, constants, elements.WARPS
+        for rng_per_image in (False, True):
+            constants = shape | {"STREAM": 0, "RADIUS_PER_IMAGE": per_image and not rng_per_image, "CLIP": per_image}
+            constants |= {"RNG_PER_IMAGE": rng_per_image}
+            if not per_image:
+                constants |= {"radii": None}
+            name = f"random_start {origin} {images}" + (", rng per image" if rng_per_image else "")
+            yield name, random_start._kernel, types, constants, elements.WARPS
 
 
 def augmentation_variants() -> Iterator[Variant]:
@@ -165,7 +168,7 @@ def recompilations() -> dict[str, bool]:
         joint_gradient: ("batch", "classes", "top_k", "logits_row", "labels_stride", "given_stride", "soft_row"),
         soft_cross_entropy: ("batch", "classes", "logits_row", "labels_row"),
         perturb_step: ("units", "batch", "image_size", "steps_stride", "radii_stride"),
-        random_start: ("units", "batch", "image_size", "radii_stride", "rng_stride"),
+        random_start: ("units", "batch", "image_size", "radii_stride", "rng_stride", "rng_row"),
     }
     floats = ("beta", "gamma", "step_size", "epsilon", "lower", "upper")
     result = {}

@@ -66,16 +66,19 @@ def test_elements_in_every_layout(name: str) -> None:
     other = torch.empty(images.shape, device=DEVICE)
     origin, grad = (images + 0.05 * torch.randn(other.shape, device=DEVICE)).clamp(0, 1), torch.randn_like(other)
     rng = torch.tensor([2**40 + 3, 9], device=DEVICE)
+    rngs = torch.randint(-(2**63), 2**63 - 1, (2, len(images)), device=DEVICE).T if images.dim() else rng
     for amount in amounts(images):
         what = f"{name}, epsilon {amount}"
-        step, noise = {}, {}
+        step, noise, alone = {}, {}, {}
         for backend in ("triton", "reference"):
             step[backend] = rmcla_fast.perturb_step(
                 images, origin, grad, step_size=amount, epsilon=amount, backend=backend
             )
             noise[backend] = rmcla_fast.random_start(images, amount, rng=rng, clip=True, backend=backend)
+            alone[backend] = rmcla_fast.random_start(images, amount, rng=rngs, clip=True, backend=backend)
         assert_equal(step["triton"], step["reference"], what)
         assert_equal(noise["triton"], noise["reference"], what)
+        assert_equal(alone["triton"], alone["reference"], what)
         for out in (torch.empty_like(other), images.clone()):  # another layout for some images, and their own
             images_or_out = out.copy_(images)
             rmcla_fast.perturb_step(
@@ -84,6 +87,8 @@ def test_elements_in_every_layout(name: str) -> None:
             assert_same_bits(out, step["reference"], what)
             rmcla_fast.random_start(images, amount, rng=rng, clip=True, out=out, backend="triton")
             assert_same_bits(out, noise["reference"], what)
+            rmcla_fast.random_start(images, amount, rng=rngs, clip=True, out=out, backend="triton")
+            assert_same_bits(out, alone["reference"], what)
 
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES)

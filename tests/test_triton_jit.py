@@ -59,6 +59,10 @@ def launches() -> Iterator[str]:
         more = torch.rand(batch, 3, 8, 8)
         random_start.random_start(more, 0.0, torch.rand(batch), rng, 0.0, 1.0, False)
         yield "random_start, radii"
+    for batch in (2, 3, 16):
+        more, states = torch.rand(batch, 3, 8, 8), torch.zeros(batch, 2, dtype=torch.int64)
+        random_start.random_start(more, 0.0, torch.rand(batch), states, 0.0, 1.0, False)
+        yield "random_start, radii and rng of each image"
     perturb_step.perturb_step(images, dataset[:2], images.bfloat16(), 0.0, radii, 0.0, radii[0], 0.0, 1.0)
     yield "perturb_step, radii"
     given: dict[str, Tensor | None] = {"given": labels, "margin": None}
@@ -106,13 +110,13 @@ def test_a_number_that_changes_causes_no_compilation(report: list[dict[str, Any]
     kernels: dict[str, set[str]] = {}
     for launch in report:
         kernels.setdefault(launch["name"], set()).add(launch["kernel"])
-    assert len(kernels) == 13
+    assert len(kernels) == 14
     assert {name for name, variants in kernels.items() if len(variants) > 1} == set()
 
 
 def test_noise_and_steps_are_compiled_without_fused_multiply_adds(report: list[dict[str, Any]]) -> None:
     exact = [launch for launch in report if launch["name"].split(",")[0] in ("perturb_step", "random_start")]
-    assert len(exact) == 11
+    assert len(exact) == 14
     assert not any(launch["fused"] or launch["asked"] for launch in exact)
 
 

@@ -6,6 +6,7 @@
 
 #include <optional>
 #include <string_view>
+#include <vector>
 
 #include "common/joint_gradient.h"
 
@@ -62,10 +63,31 @@ inline void check_per_image(const char* name, const std::optional<at::Tensor>& v
                     values->device());
 }
 
+// `rng`, (seed, step) of the batch or (B, 2) with those of each image, must be int64 on the device of the images.
+inline void check_rng(const at::Tensor& rng, const at::Tensor& images) {
+  TORCH_CHECK_TYPE(rng.scalar_type() == at::kLong, "rng must be int64; got ", rng.scalar_type());
+  const bool per_image = rng.dim() == 2 && images.dim() && rng.size(0) == images.size(0);
+  TORCH_CHECK_VALUE((rng.dim() == 1 || per_image) && rng.size(-1) == 2,
+                    "rng must have shape (2,) or (B, 2), seed and step; got ", rng.sizes());
+  TORCH_CHECK_VALUE(rng.device() == images.device(), "rng must be on ", images.device(), "; got ", rng.device());
+}
+
 // The images if their memory has no gaps or overlaps, in any order of dimensions; else a contiguous copy.
 // Element-wise kernels then run over flat memory, in which element i belongs to image (i / stride(0)) % B.
 inline at::Tensor as_dense(const at::Tensor& images) {
   return images.is_non_overlapping_and_dense() ? images : images.contiguous();
+}
+
+// A batch of images that follow one another in memory, each of them without gaps or overlaps: `images`, or a copy. Each
+// image has its elements in the order in which `as_dense` has them for that image alone.
+inline at::Tensor as_dense_images(const at::Tensor& images) {
+  if (images.size(0) < 2 || images.numel() == 0) return as_dense(images);
+  const at::Tensor first = images.select(0, 0);
+  if (!first.is_non_overlapping_and_dense()) return images.contiguous();
+  if (images.stride(0) == first.numel()) return images;
+  std::vector<int64_t> strides = images.strides().vec();
+  strides[0] = first.numel();
+  return at::empty_strided(images.sizes(), strides, images.options()).copy_(images);
 }
 
 // `tensor`, or a copy of it, in the memory layout of the dense `images`.

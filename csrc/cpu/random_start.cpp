@@ -13,21 +13,28 @@ at::ScalarType result_dtype(const at::Tensor& images) {
   return images.scalar_type() == at::kByte ? at::kFloat : images.scalar_type();
 }
 
-// `images` and `out` are dense and have the same strides.
+// `rng` is (2,) or (B, 2). `images` and `out` are dense and have the same strides; with (B, 2) the batch is outermost.
 template <typename T>
-void start_all(const at::Tensor& images, const PerImage& radii, int64_t seed, int64_t step, T lower, T upper, bool clip,
+void start_all(const at::Tensor& images, const PerImage& radii, const at::Tensor& rng, T lower, T upper, bool clip,
                const at::Tensor& out) {
   const char* const from = static_cast<const char*>(images.const_data_ptr());
   char* const to = static_cast<char*>(out.mutable_data_ptr());
   const int64_t from_size = int64_t(images.element_size()), to_size = int64_t(out.element_size());
-  const int64_t count = images.numel();
-  constexpr int64_t kPart = 2048;  // a multiple of the 64 elements that `uniforms` computes at a time
-  at::parallel_for(0, (count + kPart - 1) / kPart, 4, [&](int64_t begin, int64_t end) {
+  const int64_t rows = rng.dim() == 2 ? rng.size(0) : 1;
+  const int64_t* const seeds = rng.const_data_ptr<int64_t>();
+  const int64_t row_stride = rng.stride(0), step_stride = rng.stride(-1);
+  const int64_t count = images.numel() / rows;  // elements that share a row of rng
+  constexpr int64_t kPart = 2048;               // a multiple of the 64 elements that `uniforms` computes at a time
+  const int64_t parts = (count + kPart - 1) / kPart;
+  const int64_t grain = 4 * kPart / std::min(count, kPart);
+  at::parallel_for(0, rows * parts, grain, [&](int64_t begin, int64_t end) {
     alignas(64) float uniform[kPart];
     T image[kPart], start[kPart];
-    for (int64_t part = begin; part < end; ++part) {
-      const int64_t first = part * kPart, last = std::min(count, first + kPart);
-      kernels().uniforms(seed, step, first / 4, (last - first + 63) / 64 * 16, uniform);
+    for (int64_t index = begin; index < end; ++index) {
+      const int64_t row = index / parts, from_row = index % parts * kPart;
+      const int64_t first = row * count + from_row, last = row * count + std::min(count, from_row + kPart);
+      const int64_t* const seed = seeds + row * row_stride;
+      kernels().uniforms(seed[0], seed[step_stride], from_row / 4, (last - first + 63) / 64 * 16, uniform);
       const T* const values = as_arithmetic(images.scalar_type(), from + first * from_size, image, last - first);
       const bool direct = out.scalar_type() == kArithmetic<T>;
       T* const result = direct ? reinterpret_cast<T*>(to + first * to_size) : start;
@@ -47,23 +54,20 @@ at::Tensor run(const at::Tensor& images, double epsilon, const std::optional<at:
   at::AutoDispatchBelowADInplaceOrView guard;
   TORCH_CHECK_TYPE(at::isFloatingType(images.scalar_type()) || images.scalar_type() == at::kByte,
                    "images must be float or uint8; got ", images.scalar_type());
-  TORCH_CHECK_TYPE(rng.scalar_type() == at::kLong, "rng must be int64; got ", rng.scalar_type());
-  TORCH_CHECK_VALUE(rng.dim() == 1 && rng.size(0) == 2, "rng must have shape (2,), seed and step; got ", rng.sizes());
-  TORCH_CHECK_VALUE(rng.device() == images.device(), "rng must be on ", images.device(), "; got ", rng.device());
+  check_rng(rng, images);
   check_per_image("epsilon", epsilons, images);
   const at::ScalarType dtype = result_dtype(images);
   if (out.defined()) check_out(out, images, dtype);
 
-  const at::Tensor dense = as_dense(images);
+  const at::Tensor dense = rng.dim() == 2 ? as_dense_images(images) : as_dense(images);
   const bool in_place = out.defined() && out.strides() == dense.strides() && writable_beside(out, dense, epsilons, rng);
   const at::Tensor result = in_place ? out : at::empty_like(dense, dense.options().dtype(dtype));
   if (result.numel()) {
     const PerImage radii(epsilon, epsilons, dense);
-    const int64_t seed = rng.const_data_ptr<int64_t>()[0], step = rng.const_data_ptr<int64_t>()[rng.stride(0)];
     if (dtype == at::kDouble) {
-      start_all<double>(dense, radii, seed, step, lower, upper, clip, result);
+      start_all<double>(dense, radii, rng, lower, upper, clip, result);
     } else {
-      start_all<float>(dense, radii, seed, step, float(lower), float(upper), clip, result);
+      start_all<float>(dense, radii, rng, float(lower), float(upper), clip, result);
     }
   }
   if (!out.defined()) return result;

@@ -11,8 +11,8 @@ namespace {
 template <typename W>
 struct StartRule {
   PerImage<float> radius;
-  const int64_t* rng;  // (seed, step), which are rng_stride apart
-  int64_t rng_stride;
+  const int64_t* rng;  // (seed, step), which are rng_stride apart, in each row; the rows are rng_row apart
+  int64_t rng_stride, rng_row;
   W lower, upper;
   bool clip;
   ImageIndex image;
@@ -27,7 +27,9 @@ __device__ __forceinline__ float noise(float radius, uint32_t word) {
 __device__ __forceinline__ float add(float a, float b) { return __fadd_rn(a, b); }
 __device__ __forceinline__ double add(double a, float b) { return __dadd_rn(a, double(b)); }
 
-template <typename I, typename T>
+// With kRngPerImage every image has its own row of rng, `count` is the number of elements of one image, and rule.image
+// is the index of a vector's image. The images lie one after another, and each of them begins with a new vector.
+template <typename I, typename T, bool kRngPerImage>
 __global__ void __launch_bounds__(kThreads)
     start_elements(const I* images, T* out, int64_t count, bool packed, StartRule<typename Storage<T>::Wide> rule) {
   using W = typename Storage<T>::Wide;
@@ -41,7 +43,17 @@ __global__ void __launch_bounds__(kThreads)
     }
     return Storage<T>::narrow(value);
   };
-  const int64_t first = (int64_t(blockIdx.x) * kThreads + threadIdx.x) * kCount;
+  int64_t vector = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  if constexpr (kRngPerImage) {  // the thread's image is all that it sees from here on
+    if (vector >= rule.image.stride * rule.image.count) return;
+    const int64_t image = rule.image.of(vector);
+    vector -= image * rule.image.stride;
+    images += image * count;
+    out += image * count;
+    rule.rng += image * rule.rng_row;
+    rule.radius.values += image * rule.radius.stride;
+  }
+  const int64_t first = vector * kCount;
   if (first >= count) return;
   const int64_t seed = rule.rng[0];
   const int64_t step = rule.rng[rule.rng_stride];
@@ -54,19 +66,21 @@ __global__ void __launch_bounds__(kThreads)
   }
   if (packed && first + kCount <= count) {
     const auto x = *reinterpret_cast<const Pack<I, kCount>*>(images + first);
-    const int64_t image = rule.per_image ? rule.image.of(first) : 0;  // the whole vector is in one image
+    // The whole vector is in one image.
+    const int64_t image = !kRngPerImage && rule.per_image ? rule.image.of(first) : 0;
     const float radius = valid_radius(rule.radius.at(image));
     Pack<T, kCount> result;
 #pragma unroll
     for (int k = 0; k < kCount; ++k) result.item[k] = start(x.item[k], radius, words[k]);
-    *reinterpret_cast<Pack<T, kCount>*>(out + first) = result;
+    // With the address of the scalar stores below, `out + first`, nvcc would store the elements one by one.
+    reinterpret_cast<Pack<T, kCount>*>(out)[vector] = result;
     return;
   }
 #pragma unroll
   for (int k = 0; k < kCount; ++k) {
     const int64_t i = first + k;
     if (i >= count) return;
-    const int64_t image = rule.per_image ? rule.image.of(i) : 0;
+    const int64_t image = !kRngPerImage && rule.per_image ? rule.image.of(i) : 0;
     out[i] = start(images[i], valid_radius(rule.radius.at(image)), words[k]);
   }
 }
@@ -75,8 +89,8 @@ struct StartLaunch {
   DType images_dtype;
   const void* images;
   void* out;
-  int64_t count;
-  bool packed;
+  int64_t count;  // with rng_per_image, of one image
+  bool packed, rng_per_image;
   StartRule<double> rule;
 };
 
@@ -84,11 +98,21 @@ template <typename I, typename T>
 void launch(const StartLaunch& a, cudaStream_t stream) {
   using W = typename Storage<T>::Wide;
   constexpr int kCount = kVector<T> > 4 ? kVector<T> : 4;
-  const StartRule<W> rule{a.rule.radius,   a.rule.rng,  a.rule.rng_stride, W(a.rule.lower),
-                          W(a.rule.upper), a.rule.clip, a.rule.image,      a.rule.per_image};
-  const unsigned blocks = unsigned(ceil_div(a.count, kThreads * kCount));
-  start_elements<I, T><<<blocks, kThreads, 0, stream>>>(static_cast<const I*>(a.images), static_cast<T*>(a.out),
-                                                        a.count, a.packed, rule);
+  StartRule<W> rule{a.rule.radius,   a.rule.rng,  a.rule.rng_stride, a.rule.rng_row,  W(a.rule.lower),
+                    W(a.rule.upper), a.rule.clip, a.rule.image,      a.rule.per_image};
+  const I* const images = static_cast<const I*>(a.images);
+  T* const out = static_cast<T*>(a.out);
+  int64_t vectors = ceil_div(a.count, kCount);
+  if (a.rng_per_image) {
+    rule.image.stride = vectors;
+    vectors *= rule.image.count;
+  }
+  const unsigned blocks = unsigned(ceil_div(vectors, kThreads));
+  if (a.rng_per_image) {
+    start_elements<I, T, true><<<blocks, kThreads, 0, stream>>>(images, out, a.count, a.packed, rule);
+  } else {
+    start_elements<I, T, false><<<blocks, kThreads, 0, stream>>>(images, out, a.count, a.packed, rule);
+  }
 }
 
 [[maybe_unused]] void launch(const StartLaunch& a, cudaStream_t stream) {
@@ -111,13 +135,11 @@ void random_start_out(const at::Tensor& images_, double epsilon, const std::opti
   check_like("out", out, images_);
   TORCH_CHECK_TYPE(out.scalar_type() == result_type(images_), "out must be ", result_type(images_), "; got ",
                    out.scalar_type());
-  TORCH_CHECK_TYPE(rng.scalar_type() == at::kLong, "rng must be int64; got ", rng.scalar_type());
-  TORCH_CHECK_VALUE(rng.dim() == 1 && rng.size(0) == 2, "rng must have shape (2,); got ", rng.sizes());
-  TORCH_CHECK_VALUE(rng.device() == images_.device(), "rng must be on ", images_.device(), "; got ", rng.device());
+  check_rng(rng, images_);
   check_per_image("epsilon", epsilons, images_);
   if (images_.numel() == 0) return;
   const c10::cuda::CUDAGuard device(images_.device());
-  const at::Tensor images = as_dense(images_);
+  const at::Tensor images = rng.dim() == 2 ? as_dense_images(images_) : as_dense(images_);
   const bool direct = out.strides() == images.strides() && writable_beside(out, images, epsilons, rng);
   const at::Tensor result = direct ? out : at::empty_like(images, images.options().dtype(out.scalar_type()));
 
@@ -125,19 +147,22 @@ void random_start_out(const at::Tensor& images_, double epsilon, const std::opti
   a.images_dtype = dtype_of(images);
   a.images = images.const_data_ptr();
   a.out = result.mutable_data_ptr();
-  a.count = images.numel();
+  const ImageIndex image = image_index(images);
+  a.rng_per_image = rng.dim() == 2 && image.count > 1;
+  a.count = images.numel() / (a.rng_per_image ? image.count : 1);
   const PerImage<double> radius = per_image(epsilon, epsilons);
   a.rule = {{float(radius.value), radius.values, radius.stride},
             rng.const_data_ptr<int64_t>(),
+            rng.stride(-1),
             rng.stride(0),
             lower,
             upper,
             clip,
-            image_index(images),
+            image,
             varies(radius)};
   const int64_t vector = std::max<int64_t>(4, 16 / result.element_size());
   a.packed = vectors_align(images, vector) && vectors_align(result, vector) &&
-             (!a.rule.per_image || a.rule.image.stride % vector == 0);
+             (!(a.rng_per_image || a.rule.per_image) || image.stride % vector == 0);
   launch(a, c10::cuda::getCurrentCUDAStream());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   if (!direct) out.copy_(result);
@@ -148,7 +173,8 @@ at::Tensor random_start(const at::Tensor& images, double epsilon, const std::opt
                         const at::Tensor& rng, double lower, double upper, bool clip) {
   const at::AutoDispatchBelowADInplaceOrView no_autograd;
   const c10::cuda::CUDAGuard device(images.device());
-  const at::Tensor dense = as_dense(images);
+  check_rng(rng, images);
+  const at::Tensor dense = rng.dim() == 2 ? as_dense_images(images) : as_dense(images);
   at::Tensor out = at::empty_like(dense, dense.options().dtype(result_type(images)));
   random_start_out(dense, epsilon, epsilons, rng, lower, upper, clip, out);
   return out;

@@ -129,13 +129,18 @@ def per_image(name: str, tensor: Tensor, images: Tensor) -> Tensor:
     return tensor
 
 
-def random_state(rng: Any, like: Tensor, like_name: str) -> None:
-    """Raise unless `rng` is an int64 tensor (seed, step) on the device of `like`."""
+def random_state(rng: Any, like: Tensor, like_name: str, *, per_image: bool = False) -> None:
+    """Raise unless `rng` is an int64 tensor (seed, step) on the device of `like`.
+
+    `per_image` allows (B, 2) too, one seed and step for each image of the batch `like`.
+    """
     if not isinstance(rng, Tensor) or rng.dtype != torch.int64:
         got = rng.dtype if isinstance(rng, Tensor) else type(rng).__name__
         raise TypeError(f"rng must be an int64 tensor (seed, step); got {got}")
-    if rng.shape != (2,):
-        raise ValueError(f"rng must have shape (2,), seed and step; got {tuple(rng.shape)}")
+    batch = like.shape[0] if per_image and like.dim() else None
+    if rng.shape != (2,) and (batch is None or rng.shape != (batch, 2)):
+        expected = "(2,)" if batch is None else f"(2,) or ({batch}, 2)"
+        raise ValueError(f"rng must have shape {expected}, seed and step; got {tuple(rng.shape)}")
     same_device("rng", rng, like, like_name)
 
 

@@ -16,17 +16,20 @@ WORD = 0xFFFFFFFF  # the bits of one 32-bit word
 def philox_uniform(rng: Tensor, count: int, stream: int) -> Tensor:
     """Return (count,) float32 numbers in [0, 1), from the upper 24 bits of the words of one stream.
 
-    `rng` is an int64 tensor (seed, step).
+    `rng` is an int64 tensor (seed, step). If it has shape (B, 2), the result has shape (B, count).
     """
     words = philox_words(rng, torch.arange((count + 3) // 4, device=rng.device), stream)
-    bits = torch.stack(words, 1).flatten()[:count]
+    bits = torch.stack(words, -1).flatten(-2)[..., :count]
     return (bits >> 8).to(torch.float32) * 2.0**-24
 
 
 def philox_words(rng: Tensor, block: Tensor, stream: int) -> list[Tensor]:
-    """Return the four 32-bit words of each block of one stream, as int64 tensors; `rng` is (seed, step)."""
-    seed, step = rng[0], rng[1]
-    counter = [block & WORD, block >> 32, (step & WORD).expand_as(block), torch.full_like(block, stream)]
+    """Return the four 32-bit words of each block of one stream, as int64 tensors of the shape of `block`.
+
+    `rng` is (seed, step). If it has shape (B, 2), the tensors have B rows of that shape.
+    """
+    seed, step = rng[..., :1], rng[..., 1:]
+    counter = [block & WORD, block >> 32, step & WORD, torch.full_like(block, stream)]
     return philox4x32(counter, [seed & WORD, (seed >> 32) & WORD])
 
 

@@ -8,15 +8,16 @@ import torch
 from torch import Tensor
 
 from rmcla_fast.ops import checks, dispatch
-from rmcla_fast.ops.tensors import as_dense
+from rmcla_fast.ops.tensors import as_dense, as_dense_images
 
 
 def _result_dtype(images: Tensor) -> torch.dtype:
     return torch.float32 if images.dtype == torch.uint8 else images.dtype
 
 
-def _fake(images: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(as_dense(images), dtype=_result_dtype(images))
+def _fake(images: Tensor, epsilon: float, epsilons: Tensor | None, rng: Tensor, *_: Any) -> Tensor:
+    dense = as_dense(images) if rng.dim() == 1 else as_dense_images(images)
+    return torch.empty_like(dense, dtype=_result_dtype(images))
 
 
 _ARGUMENTS = "Tensor images, float epsilon, Tensor? epsilons, Tensor rng, float lower, float upper, bool clip"
@@ -46,8 +47,10 @@ def random_start(
         images: any shape and layout, uint8 (value / 255), float32, float64, float16 or bfloat16.
         epsilon: the radius, in the unit of [0, 1] images (8/255); a float that is not negative, or a float32 tensor on
             the images' device of shape () or (B,). A negative or NaN value in a tensor gives NaN in that image.
-        rng: int64 tensor (seed, step) on the images' device. The operator reads it and never advances it: the same rng
-            gives the same noise. Increase the step to draw fresh noise, also when a captured CUDA graph is replayed.
+        rng: int64 tensor on the images' device, (seed, step) of shape (2,) for the whole batch, or of shape (B, 2) for
+            each image. With (B, 2) image b gets the noise that it gets alone with rng[b], whatever batch it is in. The
+            operator reads rng and never advances it: the same rng gives the same noise. Increase the step to draw fresh
+            noise, also when a captured CUDA graph is replayed.
         lower, upper: the pixel range, used only with `clip`.
         clip: whether to clip to the pixel range.
         out: a tensor to write and return, of the result's shape and dtype; it may share memory with any input.
@@ -55,14 +58,15 @@ def random_start(
 
     Returns:
         The noisy images, in the shape, dtype (float32 for uint8) and memory layout of `images` (contiguous if `images`
-        are not dense). The noise follows the order of memory, so in another layout it falls on other pixels. The result
-        is not differentiable.
+        are not dense). The noise follows the order of memory, so in another layout it falls on other pixels. With an
+        rng (B, 2) that is the order of memory within each image: the images of the result lie one after another, each
+        in the layout that it gets alone. The result is not differentiable.
 
     Raises:
         TypeError, ValueError: an argument of the wrong kind, shape, dtype, device or range.
     """
     checks.floating("images", images, uint8=True)
-    checks.random_state(rng, images, "images")
+    checks.random_state(rng, images, "images", per_image=True)
     checks.boolean("clip", clip)
     epsilons = None
     if isinstance(epsilon, Tensor):

@@ -48,6 +48,23 @@ def as_dense(images: Tensor) -> Tensor:
     return images if torch.empty_like(images).stride() == images.stride() else images.contiguous()
 
 
+def as_dense_images(images: Tensor) -> Tensor:
+    """Return a batch of images that follow one another in memory, each of them without gaps or overlaps.
+
+    Each image has its elements in the order in which `as_dense` has them for that image alone. A batch that is of this
+    form is returned itself.
+    """
+    if images.shape[0] < 2 or images.numel() == 0:
+        return as_dense(images)
+    first = images[0]
+    if as_dense(first) is not first:
+        return images.contiguous()
+    strides = (first.numel(), *images.stride()[1:])
+    if images.stride() == strides:
+        return images
+    return torch.empty_strided(images.shape, strides, dtype=images.dtype, device=images.device).copy_(images)
+
+
 def compute_dtype(tensor: Tensor) -> torch.dtype:
     """Return the dtype in which an operator computes on `tensor`: float64 for float64, float32 for every other."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rmcla_fast.ops.philox import STREAM_RANDOM_START, philox_uniform
-from rmcla_fast.ops.tensors import as_dense, compute_dtype, to_unit
+from rmcla_fast.ops.tensors import as_dense, as_dense_images, compute_dtype, to_unit
 from rmcla_fast.reference.perturb_step import per_image, rounded
 
 
@@ -21,13 +21,14 @@ def random_start(
 ) -> Tensor:
     """Return images + u with u ~ U(-epsilon, epsilon) from Philox.
 
-    Element i of the memory uses word i mod 4 of block i div 4.
+    Element i of the memory uses word i mod 4 of block i div 4. With `rng` (B, 2) it is element i of each image.
     """
-    images = as_dense(images)
+    images = as_dense(images) if rng.dim() == 1 else as_dense_images(images)
     result = torch.empty_like(images, dtype=torch.float32 if images.dtype == torch.uint8 else images.dtype)
     noise = torch.empty_like(result, dtype=torch.float32)
     memory = noise.as_strided((noise.numel(),), (1,))  # the elements in the order of memory, which has no gaps
-    memory.copy_(philox_uniform(rng, memory.numel(), STREAM_RANDOM_START))
+    count = images.numel() if rng.dim() == 1 else images.shape[1:].numel()
+    memory.copy_(philox_uniform(rng, count, STREAM_RANDOM_START).flatten())
     radius = per_image(epsilon, epsilons, images).to(torch.float32)
     noise = torch.where(radius >= 0, radius, float("nan")) * (2 * noise - 1)
     start = to_unit(images, compute_dtype(result)) + noise

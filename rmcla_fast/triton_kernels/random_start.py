@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from rmcla_fast.ops.philox import STREAM_RANDOM_START
+from rmcla_fast.ops.tensors import as_dense_images
 from rmcla_fast.triton_kernels import elements
 from rmcla_fast.triton_kernels.conversion import alignment_of, arithmetic, narrow, scalar
 from rmcla_fast.triton_kernels.elements import clip, per_image, to_unit, valid_radius
@@ -38,30 +39,43 @@ def noise(rng, rng_stride, first, STREAM: tl.constexpr, BLOCK: tl.constexpr):
     return 2.0 * ((words >> 8).to(tl.int32).to(tl.float32) * 5.9604644775390625e-8) - 1.0
 
 
-@triton.jit(do_not_specialize=["units", "batch", "image_size", "radii_stride", "rng_stride"])
+@triton.jit(do_not_specialize=["units", "batch", "image_size", "radii_stride", "rng_stride", "rng_row"])
 def _kernel(
     images,
     out,
     radii,  # (), (B,) or None
-    rng,
-    units,  # elements / ALIGNMENT
+    rng,  # (2,), or with RNG_PER_IMAGE (B, 2)
+    units,  # elements / ALIGNMENT, with RNG_PER_IMAGE those of one image
     batch,
     image_size,
     radii_stride,
     rng_stride,
+    rng_row,  # the distance between the rows of `rng`
     epsilon: tl.float64,
     lower: tl.float64,
     upper: tl.float64,
     STREAM: tl.constexpr,
     RADIUS_PER_IMAGE: tl.constexpr,
+    RNG_PER_IMAGE: tl.constexpr,
     CLIP: tl.constexpr,
     ALIGNMENT: tl.constexpr,
     DTYPE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    start = tl.program_id(0).to(tl.int64) * BLOCK
+    program = tl.program_id(0).to(tl.int64)
+    size = units.to(tl.int64) * ALIGNMENT
+    if RNG_PER_IMAGE:  # a program works on one image, which is all that it sees from here on
+        programs = tl.cdiv(size, BLOCK)
+        image = program // programs
+        program -= image * programs
+        images += image * size
+        out += image * size
+        rng += image * rng_row
+        if radii is not None:
+            radii += image * radii_stride
+    start = program * BLOCK
     offsets = start + tl.arange(0, BLOCK)
-    inside = offsets < units.to(tl.int64) * ALIGNMENT
+    inside = offsets < size
     center = to_unit(tl.load(images + offsets, mask=inside), DTYPE)
     radius = per_image(epsilon, radii, radii_stride, start, batch, image_size, RADIUS_PER_IMAGE, tl.float32, BLOCK)
     shift = valid_radius(radius) * noise(rng, rng_stride, start // 4, STREAM, BLOCK)
@@ -76,9 +90,9 @@ def random_start(
 ) -> Tensor:
     """Return images + u with u ~ U(-epsilon, epsilon) from Philox.
 
-    Element i of the memory uses word i mod 4 of block i div 4.
+    Element i of the memory uses word i mod 4 of block i div 4. With `rng` (B, 2) it is element i of each image.
     """
-    images = elements.dense(images)
+    images = _dense(images, rng)
     out = torch.empty_like(images, dtype=torch.float32 if images.dtype == torch.uint8 else images.dtype)
     _launch(images, epsilon, epsilons, rng, lower, upper, clip, out)
     return out
@@ -95,12 +109,17 @@ def random_start_out(
     out: Tensor,
 ) -> None:
     """Write the result of `random_start` into `out`, which may share memory with any of the inputs."""
-    images = elements.dense(images)
+    images = _dense(images, rng)
     if elements.same_layout(images, out) and writable_beside(out, images, epsilons, rng):
         _launch(images, epsilon, epsilons, rng, lower, upper, clip, out)
         increment_version(out)
     else:
         out.copy_(random_start(images, epsilon, epsilons, rng, lower, upper, clip))
+
+
+def _dense(images: Tensor, rng: Tensor) -> Tensor:
+    """Return the images, or a copy, without gaps in memory; with `rng` (B, 2) one image after another."""
+    return elements.dense(images) if rng.dim() == 1 or images.is_contiguous() else as_dense_images(images)
 
 
 def _launch(
@@ -116,9 +135,12 @@ def _launch(
     count, batch, image_size = elements.batch_geometry(images)
     if count == 0:
         return
+    rng_per_image = rng.dim() == 2 and batch > 1
+    rows = batch if rng_per_image else 1
+    count //= rows
     alignment = alignment_of(count)
     with torch.cuda.device_of(images):
-        _kernel[(triton.cdiv(count, elements.BLOCK),)](
+        _kernel[(rows * triton.cdiv(count, elements.BLOCK),)](
             images,
             out,
             epsilons,
@@ -127,12 +149,14 @@ def _launch(
             batch,
             image_size,
             elements.value_stride(epsilons),
+            rng.stride(-1),
             rng.stride(0),
             epsilon,
             lower,
             upper,
             STREAM=STREAM_RANDOM_START,
-            RADIUS_PER_IMAGE=epsilons is not None and epsilons.dim() == 1,
+            RADIUS_PER_IMAGE=epsilons is not None and epsilons.dim() == 1 and not rng_per_image,
+            RNG_PER_IMAGE=rng_per_image,
             CLIP=clip,
             ALIGNMENT=alignment,
             DTYPE=arithmetic(out),

@@ -15,7 +15,7 @@ from tolerances import assert_same_bits
 from torch import Tensor
 
 import rmcla_fast
-from rmcla_fast.ops.tensors import as_dense, compute_dtype
+from rmcla_fast.ops.tensors import as_dense, as_dense_images, compute_dtype
 
 NAN, INF = float("nan"), float("inf")
 BOUNDS = ((0.0, 1.0), (0.0, 1.0), (0.0, 1.0), (-1.0, 1.0), (0.1, 0.7), (0.5, 0.5), (-1e30, 1e30), (-1e300, 1e300))
@@ -182,10 +182,11 @@ def random_start(draw: random.Random, target: Target) -> None:
     shape = draw_shape(draw, target.small)
     dtype = draw.choice((*FLOAT_DTYPES, torch.uint8))
     result_dtype = torch.float32 if dtype == torch.uint8 else dtype
-    words = draw_rng(draw)
+    rng_per_image = bool(shape) and shape[0] > 0 and draw.random() < 0.4
+    words = [draw_rng(draw) for _ in range(shape[0] if rng_per_image else 1)]
     arguments = Arguments(draw, target.device)
     arguments.add("images", draw_values(draw, generator, shape, dtype))
-    arguments.add("rng", torch.tensor(words), ("gaps",))
+    arguments.add("rng", torch.tensor(words if rng_per_image else words[0]), ("gaps", "permuted"))
     budget = draw_budget(draw, generator, shape)
     if isinstance(budget, Tensor):
         arguments.add("epsilon", budget)
@@ -193,6 +194,11 @@ def random_start(draw: random.Random, target: Target) -> None:
     arguments.build(shape, result_dtype)
     tensors, copies = arguments.tensors, arguments.copies
     images = copies["images"]
+    if rng_per_image:
+        alone = zip(tensors["images"].split(1), words, strict=True)
+        unit = np.concatenate([noise(image, *row) for image, row in alone])
+    else:
+        unit = noise(tensors["images"], *words[0])
     kind = np.float64 if dtype == torch.float64 else np.float32
     with np.errstate(all="ignore"):
         values = (
@@ -202,11 +208,12 @@ def random_start(draw: random.Random, target: Target) -> None:
         )
         radius = np.asarray(broadcast(copies.get("epsilon", budget), len(shape))).astype(np.float32)
         radius = np.where(radius >= 0, radius, np.float32(NAN))
-        start = values + (radius * noise(tensors["images"], *words)).astype(np.float32)
+        start = values + (radius * unit).astype(np.float32)
         if clip:
             start = np.minimum(np.maximum(start, kind(lower)), kind(upper))
     wanted = torch.from_numpy(np.asarray(start)).to(result_dtype)
-    strides = strides_of_result(tensors["images"])
+    dense = as_dense_images(tensors["images"]) if rng_per_image else tensors["images"]
+    strides = strides_of_result(dense)
     poison_free_memory(wanted.numel(), target.device)
     result = rmcla_fast.random_start(
         tensors["images"],
