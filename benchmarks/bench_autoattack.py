@@ -1,11 +1,11 @@
 """Compare `apgd` and `autoattack` with pyautoattack, part by part: the images that are left, and the seconds.
 
     python benchmarks/bench_autoattack.py RUN... [--images 1000] [--threads 2] [--json FILE]
+    python benchmarks/bench_autoattack.py --show FILE...      # the tables of docs/evaluation.md from earlier reports
 
 Each rival attacks the same images of the same model with the same epsilon, in a process of its own, one after another.
 pyautoattack runs as its documentation shows it. `--masked` adds the first model with its logits multiplied by 1,000, as
-a model that hides the gradient of its cross entropy. `--estimate` prints what the passes of each part would take for
-10,000 images and a ResNet-18 on a GPU, from the passes that were counted.
+a model that hides the gradient of its cross entropy.
 """
 
 from __future__ import annotations
@@ -183,14 +183,54 @@ def table(case: str, images: int, threads: int, mine: dict[str, Any], theirs: di
     return shown
 
 
+def verdicts_table(reports: list[dict[str, Any]]) -> list[str]:
+    """Return the lines of a table with the images that are left after each part."""
+    lines = [
+        "| model | images | clean | after APGD-CE | after APGD-T: `apgd` | after FAB-T | after Square: `autoattack` | "
+        "fooled by pyautoattack alone | by rmcla_fast alone |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for report in reports:
+        for name, case in report["cases"].items():
+            mine, theirs, compared = case["rmcla_fast"], case["pyautoattack"], case["compared"]
+            # The library skips the attacks that are left when no image is.
+            left = [(mine["left"][part], theirs["left"].get(part, 0)) for part in ("clean", *PARTS)]
+            cells = [f"{a} / {b}" for a, b in left]
+            alone = [str(compared[f"only_{rival}_fooled"]) for rival in reversed(RIVALS)]
+            lines.append(f"| {' | '.join([name, str(len(mine['right'])), *cells, *alone])} |")
+    return lines
+
+
+def times_table(reports: list[dict[str, Any]]) -> list[str]:
+    """Return the lines of a table with the seconds of each part, and how many times as fast ours are."""
+    lines = [
+        "| model | threads | APGD-CE | APGD-T | FAB-T | Square | all | `apgd`: times as fast as all of pyautoattack | "
+        "`autoattack` |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for report in reports:
+        for name, case in report["cases"].items():
+            mine, theirs, compared = case["rmcla_fast"], case["pyautoattack"], case["compared"]
+            pairs = [(mine["seconds"].get(part, 0.0), theirs["seconds"].get(part, 0.0)) for part in PARTS]
+            cells = [f"{a:.1f} / {b:.1f}" for a, b in [*pairs, (mine["total"], theirs["total"])]]
+            fast = [f"{compared[f'{attack}_times_as_fast']:.1f}" for attack in ("apgd", "autoattack")]
+            lines.append(f"| {' | '.join([name, str(report['threads']), *cells, *fast])} |")
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", help="run folders of `rmcla train`")
+    parser.add_argument("runs", nargs="+", help="run folders of `rmcla train`; with --show, earlier reports")
+    parser.add_argument("--show", action="store_true", help="print the tables of earlier reports")
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--masked", action="store_true", help="add the first model with its logits multiplied by 1,000")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    if options.show:
+        reports = [json.loads(Path(path).read_text()) for path in options.runs]
+        print("\n".join([*verdicts_table(reports), "", *times_table(reports)]))
+        return
     cases = [*options.runs, *([options.runs[0] + MASKED] if options.masked else [])]
     report: dict[str, Any] = {**describe_machine(torch.device("cpu")), "threads": options.threads, "cases": {}}
     console = Console(width=120)
@@ -199,7 +239,8 @@ def main() -> None:
         console.print(table(case, len(mine["right"]), options.threads, mine, theirs))
         compared = summary(mine, theirs)
         console.print(compared)
-        report["cases"][case] = {"rmcla_fast": mine, "pyautoattack": theirs, "compared": compared}
+        name = "/".join(Path(case).parts[-2:])
+        report["cases"][name] = {"rmcla_fast": mine, "pyautoattack": theirs, "compared": compared}
         if options.json is not None:
             options.json.parent.mkdir(parents=True, exist_ok=True)
             options.json.write_text(json.dumps(report) + "\n")

@@ -250,7 +250,8 @@ train() {
 # Attack a model, first with what takes only seconds, so that there are results if the time ends before AutoAttack does.
 attack() {
   local attacks
-  for attacks in clean,fgsm,ce20,cw100 clean,fgsm,ce20,cw100,autoattack; do
+  # Each command goes on from the one before it, so AutoAttack does not repeat APGD.
+  for attacks in clean,fgsm,ce20,cw100 clean,fgsm,ce20,cw100,apgd clean,fgsm,ce20,cw100,apgd,autoattack; do
     no_time "$attacks" && return 1
     # shellcheck disable=SC2086
     run_limited "$(seconds_left 999)" python3 -m rmcla_fast.cli evaluate "$work/runs/$1" --attacks "$attacks" \
