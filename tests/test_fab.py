@@ -60,9 +60,9 @@ NORMALS = {
     "normal": lambda shape: torch.randn(shape),
     "sparse": lambda shape: torch.randn(shape) * (torch.rand(shape) < 0.05),
     "of many sizes": lambda shape: torch.randn(shape).sign() * (4 * torch.randn(shape)).exp(),
-    "of one pixel": lambda shape: nn.functional.one_hot(torch.zeros(shape[0], dtype=torch.int64), shape[1:].numel())
-    .float()
-    .view(shape),
+    "of one pixel": lambda shape: (
+        nn.functional.one_hot(torch.zeros(shape[0], dtype=torch.int64), shape[1:].numel()).float().view(shape)
+    ),
 }
 
 
