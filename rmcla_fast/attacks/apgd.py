@@ -100,7 +100,8 @@ class APGD(Search):
     def step(self) -> None:
         slots, active, first = self.slots, self.active, self.slots.taken == 0
         loss, gradient = self._loss_and_gradient()
-        slots.no_gradient |= active & first & (gradient == 0).flatten(1).all(1)
+        if first.is_cuda or bool(first.any()):
+            slots.no_gradient |= active & first & (gradient == 0).flatten(1).all(1)
         slots.fooled |= active & (self._answers != slots.labels)
         slots.taken += active
         moving = self.active  # the others stay, since their images are a result
@@ -114,18 +115,10 @@ class APGD(Search):
         slots.rises += ~first & (loss > slots.last_loss)
         slots.last_loss.copy_(loss)
 
-        # At a checkpoint the step is halved if the loss rose too rarely in the window, or if neither the best loss nor
-        # the step has changed since the last checkpoint. The run then goes on from its best point.
         window = self.windows[slots.taken]
         checkpoint = window > 0
-        stuck = ~slots.halved & (slots.best_loss <= slots.loss_at_checkpoint)
-        halve = checkpoint & ((slots.rises <= RHO * window) | stuck)
-        copy_where(checkpoint, halve, slots.halved)
-        copy_where(checkpoint, slots.best_loss, slots.loss_at_checkpoint)
-        slots.rises.masked_fill_(checkpoint, 0)
-        slots.step_size.mul_(torch.where(halve, 0.5, 1.0))
-        copy_where(halve & moving, slots.best, slots.images)
-        copy_where(halve & moving, slots.best_gradient, gradient)
+        if checkpoint.is_cuda or bool(checkpoint.any()):  # on a GPU the question would wait for the answer
+            self._at_checkpoint(checkpoint, window, moving, gradient)
 
         # images + weight * (stepped - images) + (1 - weight) * (images - previous); the weight of a first step is 1
         stepped = perturb_step(slots.images, slots.origin, gradient, step_size=slots.step_size, epsilon=self.epsilon)
@@ -134,6 +127,21 @@ class APGD(Search):
         perturb_step(moved, slots.origin, moved, step_size=0.0, epsilon=self.epsilon, out=moved)
         slots.previous.copy_(slots.images)
         copy_where(moving, moved, slots.images)
+
+    def _at_checkpoint(self, checkpoint: Tensor, window: Tensor, moving: Tensor, gradient: Tensor) -> None:
+        """Halve the step where the loss rose too rarely in the window that ends here, and go on from the best point.
+
+        It is also halved if neither the best loss nor the step has changed since the last checkpoint.
+        """
+        slots = self.slots
+        stuck = ~slots.halved & (slots.best_loss <= slots.loss_at_checkpoint)
+        halve = checkpoint & ((slots.rises <= RHO * window) | stuck)
+        copy_where(checkpoint, halve, slots.halved)
+        copy_where(checkpoint, slots.best_loss, slots.loss_at_checkpoint)
+        slots.rises.masked_fill_(checkpoint, 0)
+        slots.step_size.mul_(torch.where(halve, 0.5, 1.0))
+        copy_where(halve & moving, slots.best, slots.images)
+        copy_where(halve & moving, slots.best_gradient, gradient)
 
     def _loss_and_gradient(self) -> tuple[Tensor, Tensor]:
         """Return the loss (B,) at the points and its gradient (B, C, H, W), and keep the model's answers (B,)."""
@@ -183,14 +191,11 @@ def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> tuple[Tenso
         The loss (B,), and the gradient (B, classes) times the square of the denominator.
     """
     top = logits.topk(4)
-    zero = torch.zeros_like(logits)
-
-    def unit(classes: Tensor) -> Tensor:
-        return zero.scatter(1, classes[:, None], 1.0)
-
-    ahead = logits.gather(1, targets[:, None]) - logits.gather(1, labels[:, None])
     first, _, third, fourth = top.values.unbind(1)
-    spread = (first - (third + fourth) / 2)[:, None]
-    of_spread = unit(top.indices[:, 0]) - (unit(top.indices[:, 2]) + unit(top.indices[:, 3])) / 2
-    direction = spread * (unit(targets) - unit(labels)) - ahead * of_spread
-    return (ahead / spread.clamp_min(1e-12))[:, 0], direction
+    of_target, of_label = logits.gather(1, torch.stack((targets, labels), 1)).unbind(1)
+    ahead, spread = of_target - of_label, first - (third + fourth) / 2
+    # d(ahead / spread) * spread^2. A class occurs at most twice, so the sum does not depend on the order.
+    classes = torch.stack((targets, labels, *top.indices[:, [0, 2, 3]].unbind(1)), 1)
+    shares = torch.stack((spread, -spread, -ahead, ahead / 2, ahead / 2), 1)
+    direction = torch.zeros_like(logits).scatter_add_(1, classes, shares)
+    return ahead / spread.clamp_min(1e-12), direction
