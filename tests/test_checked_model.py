@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from evaluation_cases import examples, small_net
-from torch import nn
+from torch import Tensor, nn
 
+from rmcla_fast.attacks import evaluate
 from rmcla_fast.attacks.checked_model import CheckedModel, untouched
 
 
@@ -78,3 +79,19 @@ def test_buffers_that_a_model_makes_in_an_attack_are_removed() -> None:
         assert set(model.state_dict()) == {"cache", "late"}
     assert dict(model._buffers) == {"cache": None}
     assert not model.state_dict()
+
+
+def test_a_gradient_whose_pixels_share_memory_is_one_that_attacks_can_use() -> None:
+    """Autograd gives the gradient of a sum over the image as one number that is repeated."""
+
+    class Sums(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            total = images.sum((1, 2, 3))
+            return torch.stack([total, 96 - total, total / 2, total / 3, total / 4], 1)
+
+    model = Sums()
+    images = torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    labels = model(images).argmax(1)
+    found = evaluate(model, images, labels, attacks="clean,ce20,apgd", epsilon=0.2)
+    assert found["clean"].accuracy == 100
+    assert found["apgd"].accuracy <= found["ce20"].accuracy < 100

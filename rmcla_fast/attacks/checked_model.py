@@ -171,7 +171,7 @@ class CheckedModel(nn.Module):
         gradient = None
         if logits.requires_grad:
             (gradient,) = torch.autograd.grad(logits, images, direction, allow_unused=True)
-        return torch.zeros_like(images) if gradient is None else gradient.nan_to_num_(nan=0.0)
+        return torch.zeros_like(images) if gradient is None else gradient.nan_to_num(nan=0.0)
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
