@@ -92,6 +92,5 @@ def test_a_gradient_whose_pixels_share_memory_is_one_that_attacks_can_use() -> N
     model = Sums()
     images = torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     labels = model(images).argmax(1)
-    found = evaluate(model, images, labels, attacks="clean,ce20,apgd", epsilon=0.2)
-    assert found["clean"].accuracy == 100
-    assert found["apgd"].accuracy <= found["ce20"].accuracy < 100
+    found = evaluate(model, images, labels, attacks="clean,ce20,apgd", epsilon=0.3)
+    assert [found[name].accuracy for name in ("clean", "ce20", "apgd")] == [100, 0, 0]
