@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rmcla_fast.attacks.batches import Examples
 from rmcla_fast.attacks.checked_model import CheckedModel, predictions
-from rmcla_fast.attacks.slots import Search, Slots, copy_where
+from rmcla_fast.attacks.slots import PIXELS, Search, Slots, copy_where, some
 from rmcla_fast.attacks.targets import TargetClasses
 from rmcla_fast.ops import joint_gradient, perturb_step, random_start
 
@@ -30,7 +30,7 @@ class APGDSlots(Slots):
     targets: Tensor  # (B,) int64: the classes to move towards; the targeted loss alone reads them
     previous: Tensor  # (B, C, H, W), the point of the step before
     best: Tensor  # (B, C, H, W), the point with the largest loss of the run
-    best_gradient: Tensor  # (B, C, H, W), the gradient there
+    best_gradient: Tensor  # (B, C, H, W), the signs of the gradient there
     best_loss: Tensor  # (B,)
     last_loss: Tensor  # (B,)
     loss_at_checkpoint: Tensor  # (B,), the largest loss of the run at the last checkpoint
@@ -93,6 +93,7 @@ class APGD(Search):
         rng = self.generators(rows, run)
         start = random_start(slots.origin[index], self.epsilon, rng=rng, clip=True)
         slots.images[index] = slots.previous[index] = start
+        slots.best_loss[index], slots.last_loss[index] = -float("inf"), float("inf")
         slots.rises[index] = 0
         slots.halved[index] = True
         slots.step_size[index] = 2 * self.epsilon
@@ -100,40 +101,46 @@ class APGD(Search):
     def step(self) -> None:
         slots, active, first = self.slots, self.active, self.slots.taken == 0
         loss, gradient = self._loss_and_gradient()
-        if first.is_cuda or bool(first.any()):
-            slots.no_gradient |= active & first & (gradient == 0).flatten(1).all(1)
+        if some(first):
+            slots.no_gradient |= active & first & (gradient.abs().amax(PIXELS) == 0)
+        gradient.sign_()  # all that a step reads
         slots.fooled |= active & (self._answers != slots.labels)
         slots.taken += active
         moving = self.active  # the others stay, since their images are a result
 
         # The best point of the run so far. The start counts as a checkpoint, too.
-        better = first | (loss > slots.best_loss)
+        better = loss > slots.best_loss
         copy_where(better, slots.images, slots.best)
         copy_where(better, gradient, slots.best_gradient)
         copy_where(better, loss, slots.best_loss)
         copy_where(first, loss, slots.loss_at_checkpoint)
-        slots.rises += ~first & (loss > slots.last_loss)
+        slots.rises += loss > slots.last_loss
         slots.last_loss.copy_(loss)
 
         window = self.windows[slots.taken]
-        checkpoint = window > 0
-        if checkpoint.is_cuda or bool(checkpoint.any()):  # on a GPU the question would wait for the answer
-            self._at_checkpoint(checkpoint, window, moving, gradient)
+        if some(window > 0):
+            self._end_window(window, moving, gradient)
 
-        # images + weight * (stepped - images) + (1 - weight) * (images - previous); the weight of a first step is 1
-        stepped = perturb_step(slots.images, slots.origin, gradient, step_size=slots.step_size, epsilon=self.epsilon)
-        weight = torch.where(first, 1.0, MOMENTUM).to(stepped.dtype).reshape(-1, 1, 1, 1)
-        moved = torch.lerp(2 * slots.images - slots.previous, stepped, weight)
-        perturb_step(moved, slots.origin, moved, step_size=0.0, epsilon=self.epsilon, out=moved)
+        # images + weight * (stepped - images) + (1 - weight) * (images - previous); the weight of a first step is 1.
+        # An image that stays takes a step of size 0 with weight 1, which changes no bit of it.
+        size = slots.step_size * moving
+        stepped = perturb_step(slots.images, slots.origin, gradient, step_size=size, epsilon=self.epsilon)
+        weight = torch.where(moving & ~first, MOMENTUM, 1.0).to(stepped.dtype)
+        moved = slots.previous.lerp(slots.images, 2.0).lerp_(stepped, weight[:, None, None, None])
         slots.previous.copy_(slots.images)
-        copy_where(moving, moved, slots.images)
+        perturb_step(moved, slots.origin, moved, step_size=0.0, epsilon=self.epsilon, out=slots.images)
 
-    def _at_checkpoint(self, checkpoint: Tensor, window: Tensor, moving: Tensor, gradient: Tensor) -> None:
-        """Halve the step where the loss rose too rarely in the window that ends here, and go on from the best point.
+    def _end_window(self, window: Tensor, moving: Tensor, gradient: Tensor) -> None:
+        """Halve the step size where the loss rose too rarely in a window that ends here, and go on from the best point.
 
-        It is also halved if neither the best loss nor the step has changed since the last checkpoint.
+        It is also halved if neither the best loss nor the step size has changed since the last checkpoint.
+
+        Args:
+            window: (B,), the length of the window that ends here, or 0 if none does.
+            moving: (B,) bool, the images that take another step.
+            gradient: (B, C, H, W), the signs for that step; changed in place.
         """
-        slots = self.slots
+        slots, checkpoint = self.slots, window > 0
         stuck = ~slots.halved & (slots.best_loss <= slots.loss_at_checkpoint)
         halve = checkpoint & ((slots.rises <= RHO * window) | stuck)
         copy_where(checkpoint, halve, slots.halved)
@@ -190,6 +197,7 @@ def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> tuple[Tenso
     Returns:
         The loss (B,), and the gradient (B, classes) times the square of the denominator.
     """
+    top = logits.topk(4)
     top = logits.topk(4)
     first, _, third, fourth = top.values.unbind(1)
     of_target, of_label = logits.gather(1, torch.stack((targets, labels), 1)).unbind(1)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rmcla_fast.attacks.batches import Examples
 from rmcla_fast.attacks.checked_model import CheckedModel, predictions
-from rmcla_fast.attacks.slots import Search, Slots, copy_where
+from rmcla_fast.attacks.slots import PIXELS, Search, Slots, copy_where
 from rmcla_fast.attacks.targets import TargetClasses
 from rmcla_fast.ops import perturb_step
 
@@ -23,7 +23,6 @@ ALPHA_MAX = 0.1  # the most that the move of the image itself counts
 ETA = 1.05  # how far a move goes, where 1 is the plane
 BETA = 0.9  # what is left of the way from the image to a point that fools the model
 NEWTON = 12  # iterations, of which a trained network needs 4; a plane that is hardly in reach needs up to 12
-PIXELS = (-3, -2, -1)
 
 
 @dataclass
@@ -90,7 +89,8 @@ class FAB(Search):
         with torch.no_grad():
             adversarial = predictions(self.model(moved)) != slots.labels
         slots.fooled |= active & adversarial & inside
-        copy_where(adversarial & ~slots.fooled, torch.lerp(slots.origin, moved, BETA), moved)
+        back = torch.where(adversarial & ~slots.fooled, BETA, 1.0).to(moved.dtype)
+        moved = slots.origin.lerp(moved, back[:, None, None, None])  # a weight of 1 changes no bit
         copy_where(active, moved, slots.images)  # the others stay, since their images are a result
 
     def _boundary(self) -> tuple[Tensor, Tensor]:

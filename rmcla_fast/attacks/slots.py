@@ -24,6 +24,7 @@ from rmcla_fast.attacks.pgd_step import capture_for, keep_freed_memory
 from rmcla_fast.cuda_graph import CaptureFailed
 
 EMPTY = -1  # in place of the row of an image
+PIXELS = (-3, -2, -1)  # the dimensions of one image
 
 
 class Decided(NamedTuple):
@@ -58,6 +59,7 @@ class Search(ABC):
     steps: int  # of one run
     look_every = 4  # steps between two looks at the slots; an image that is decided before the look waits for it
     slots: Slots
+    fewest = 0  # steps that any image in a slot had taken of its run, when the slots were last looked at
     uncapturable = False
 
     def __init__(self, model: CheckedModel, examples: Examples, seed: int) -> None:
@@ -191,7 +193,8 @@ class Search(ABC):
         self.begin(where, self._held[where], self._number[where])
 
     def _advance(self) -> None:
-        left = self.steps - int(self._taken[self._held != EMPTY].max())
+        taken = self._taken[self._held != EMPTY]
+        self.fewest, left = int(taken.min()), self.steps - int(taken.max())
         for _ in range(min(self.look_every, left)):
             (self._replay or self.step)()
 
@@ -215,15 +218,16 @@ class Search(ABC):
 
 
 def copy_where(where: Tensor, source: Tensor, into: Tensor) -> None:
-    """Copy the entries of `source` that `where` (B,) marks; on a GPU without waiting for it."""
-    if where.is_cuda or into.dim() == 1:
-        torch.where(where.reshape(-1, *[1] * (into.dim() - 1)), source, into, out=into)
-    else:
-        rows = where.nonzero().flatten()
-        if len(rows) == len(into):
-            into.copy_(source)
-        elif len(rows):
-            into[rows] = source[rows]
+    """Copy the entries of `source` that `where` (B,) marks, without waiting for a GPU. Images must be finite."""
+    if into.dim() == 1:
+        torch.where(where, source, into, out=into)
+    elif some(where):  # `lerp_` is exact for the weights 0 and 1, and on a CPU four times as fast as `torch.where`
+        into.lerp_(source, where.to(into.dtype).reshape(-1, *[1] * (into.dim() - 1)))
+
+
+def some(where: Tensor) -> bool:
+    """Return False if no entry of `where` (B,) is set; on a GPU always True, so as not to wait for it."""
+    return where.is_cuda or bool(where.any())
 
 
 def _rounded_up(count: int) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rmcla_fast.attacks.batches import Examples
 from rmcla_fast.attacks.checked_model import CheckedModel, predictions
-from rmcla_fast.attacks.slots import Search, Slots, copy_where
+from rmcla_fast.attacks.slots import Search, Slots
 from rmcla_fast.ops import perturb_step, random_start
 
 QUERIES = 5000
@@ -23,11 +23,10 @@ HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries, afte
 
 @dataclass
 class SquareSlots(Slots):
-    """What Square Attack keeps of each image."""
+    """What Square Attack keeps of each image. `images` are the points with the smallest margins so far."""
 
-    best: Tensor  # (B, C, H, W), the point with the smallest margin
     best_margin: Tensor  # (B,), the logit of the true class minus the largest other one; not read where fooled
-    squares: Tensor  # (B, steps + 1, 4 + C) int16, by steps taken: first row and column, those after the last, signs
+    squares: Tensor  # (B, steps + 1, 4 + C) int16, by steps taken: first row and column, last row and column, signs
 
 
 class Square(Search):
@@ -45,13 +44,11 @@ class Square(Search):
 
     def new_slots(self, images: Tensor, labels: Tensor) -> SquareSlots:
         count, channels, height, width = images.shape
-        # After so many steps the query is one less. Nobody asks for those of the first and of the last entry.
-        sides = [side(max(taken - 1, 0), height, width) for taken in range(self.steps + 1)]
-        self.sides = torch.tensor(sides, dtype=torch.int16, device=images.device)[:, None]
-        self.lines = torch.arange(max(height, width), dtype=torch.int16, device=images.device)
+        # By steps taken. After none it is the time of the stripes, and after all of them that of a slot that waits.
+        self.sides = [side(max(taken - 1, 0), height, width) for taken in range(self.steps + 1)]
+        self.offsets = torch.arange(self.sides[0], dtype=torch.int16, device=images.device)
         return SquareSlots(
             **self.empty(images, labels),
-            best=images.clone(),
             best_margin=torch.zeros(count, dtype=images.dtype, device=images.device),
             squares=torch.zeros(count, self.steps + 1, 4 + channels, dtype=torch.int16, device=images.device),
         )
@@ -63,44 +60,47 @@ class Square(Search):
         half = torch.full((), 0.5, device=origin.device)
         stripes, drawn = (  # uniform in [0, 1]
             random_start(half.expand(shape).contiguous(), 0.5, rng=self.generators(rows, torch.tensor(step)))
-            for step, shape in enumerate(
-                ((len(rows), channels, 1, width), (len(rows), self.steps + 1, 2 + channels)),
-            )
+            for step, shape in enumerate(((len(rows), channels, 1, width), (len(rows), self.steps + 1, 2 + channels)))
         )
-        last = torch.tensor((height, width), dtype=torch.int16, device=origin.device) - self.sides
-        begins = torch.minimum((drawn[..., :2] * (last + 1)).to(torch.int16), last)
-        signs = _sign(drawn[..., 2:]).to(torch.int16)
-        slots.squares[index] = torch.cat((begins, begins + self.sides, signs), 2)
         slots.images[index] = self._at_edge(origin, origin, _sign(stripes).expand_as(origin))
         slots.best_margin[index] = float("inf")
+        sides = torch.tensor(self.sides, dtype=torch.int16, device=origin.device)[:, None]
+        latest = torch.tensor((height, width), dtype=torch.int16, device=origin.device) - sides
+        begins = torch.minimum((drawn[..., :2] * (latest + 1)).to(torch.int16), latest)
+        signs = _sign(drawn[..., 2:]).to(torch.int16)
+        signs[:, 0] = 0  # the first question is about the stripes as they are
+        slots.squares[index] = torch.cat((begins, begins + sides - 1, signs), 2)
 
     @torch.no_grad()
     def step(self) -> None:
         slots, active = self.slots, self.active
+        _, channels, _, width = slots.images.shape
+        square = slots.squares.gather(1, slots.taken[:, None, None].expand(-1, 1, 4 + channels))[:, 0]
+        begins, ends, signs = square.split_with_sizes((2, 2, channels), 1)
+        # A captured graph serves squares of any size, and writes the last pixels of smaller ones repeatedly.
+        offsets = self.offsets if begins.is_cuda else self.offsets[: self.sides[self.fewest]]
+        lines = torch.minimum(begins[..., None] + offsets, ends[..., None]).long()
+        places = (lines[:, 0, :, None] * width + lines[:, 1, None, :]).flatten(1)[:, None].expand(-1, channels, -1)
+        pixels, origin = (images.view(*images.shape[:2], -1) for images in (slots.images, slots.origin))
+        before = pixels.gather(2, places)
+        direction = signs[..., None].to(before.dtype).expand_as(before)
+        after = self._at_edge(before, origin.gather(2, places), direction)
+        pixels.scatter_(2, places, after)
+
         logits = self.model(slots.images)
-        slots.fooled |= predictions(logits) != slots.labels
+        fooled = active & (predictions(logits) != slots.labels)
+        slots.fooled |= fooled
         slots.taken += active
         first, second = logits.topk(2).values.to(slots.best_margin.dtype).unbind(1)
-        margin = first - second  # the first is the true class, except where the model is fooled and the search is over
-        copy_where(slots.fooled | (margin < slots.best_margin), slots.images, slots.best)
+        margin = first - second  # the first is the true class, except where the model is fooled
+        better = fooled | (margin < slots.best_margin)
         torch.minimum(slots.best_margin, margin, out=slots.best_margin)
+        slots.best_margin.masked_fill_(fooled, float("-inf"))  # so that the image stays until the slot is looked at
+        pixels.scatter_(2, places, torch.where(better[:, None, None], after, before))
 
-        # The next question is about the best image with a square moved. An image that fools the model stays as it is.
-        square = slots.squares.gather(1, slots.taken[:, None, None].expand(-1, 1, slots.squares.shape[2]))
-        begins, ends, signs = square[:, 0].split_with_sizes((2, 2, slots.best.shape[1]), 1)
-        inside = (self.lines >= begins[..., None]) & (self.lines < ends[..., None])
-        down, across = inside[:, 0, : slots.best.shape[2]], inside[:, 1, : slots.best.shape[3]]
-        signs = signs.masked_fill(slots.fooled[:, None], 0).to(slots.best.dtype)
-        if slots.best.is_contiguous():
-            direction = signs[:, :, None, None] * down[:, None, :, None] * across[:, None, None, :]
-        else:  # channels_last: without the detour the inner loop would be that over the channels
-            pattern = across[:, None, :, None] * signs[:, None, None, :]
-            direction = (down[:, :, None, None] * pattern).permute(0, 3, 1, 2)
-        self._at_edge(slots.best, slots.origin, direction, out=slots.images)
-
-    def _at_edge(self, images: Tensor, origin: Tensor, direction: Tensor, out: Tensor | None = None) -> Tensor:
+    def _at_edge(self, images: Tensor, origin: Tensor, direction: Tensor) -> Tensor:
         """Return the images with the pixels at the edge of the ball and [0, 1] where the direction is not zero."""
-        return perturb_step(images, origin, direction, step_size=3 * self.epsilon, epsilon=self.epsilon, out=out)
+        return perturb_step(images, origin, direction, step_size=3 * self.epsilon, epsilon=self.epsilon)
 
 
 def side(query: int, height: int, width: int) -> int:
