@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,9 @@ from rmcla_fast.attacks import evaluate, slots
 from rmcla_fast.attacks.apgd import APGD, MOMENTUM, RHO, checkpoints, targeted_dlr
 from rmcla_fast.attacks.batches import Examples
 from rmcla_fast.attacks.checked_model import checked
+from rmcla_fast.attacks.fab import FAB
 from rmcla_fast.attacks.slots import Decided
+from rmcla_fast.attacks.square import Square
 from rmcla_fast.cuda_graph import CaptureFailed, Work
 from rmcla_fast.ops import random_start
 
@@ -373,3 +376,47 @@ class Detached(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model(images.detach())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_gpu_decides_as_a_cpu_does(precision: str) -> None:
+    """It rounds differently, so two images of a hundred may differ. All four searches are captured without a warning."""
+    model = small_net()
+    images, labels = right_examples(model, 100)
+    expected = evaluate(model, images, labels, attacks="apgd,autoattack", epsilon=EPSILON)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = evaluate(
+            model.cuda(), images, labels, attacks="apgd,autoattack", epsilon=EPSILON, batch_size=48, precision=precision
+        )
+    for name, result in expected.items():
+        assert int((found[name].right != result.right).sum()) <= 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_no_step_waits_for_the_gpu() -> None:
+    model = small_net().cuda()
+    images = examples(32)[0].cuda()
+    labels = model(images).argmax(1)
+    with checked(model) as asked:
+        data = Examples(asked, images, labels)
+        asked.num_classes = 10
+        for search in (
+            APGD(asked, data, 0, epsilon=EPSILON),
+            APGD(asked, data, 0, epsilon=EPSILON, targeted=True),
+            FAB(asked, data, 0, epsilon=EPSILON),
+            Square(asked, data, 0, epsilon=EPSILON),
+        ):
+            search.prepare(torch.arange(32), 32)
+            search._open(torch.arange(1), 32)
+            search._fill(torch.arange(32))
+            search.step()
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                for _ in range(3):
+                    search.step()
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
