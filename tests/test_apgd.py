@@ -382,7 +382,7 @@ class Detached(nn.Module):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_gpu_decides_as_a_cpu_does(precision: str) -> None:
-    """It rounds differently, so two images of a hundred may differ. All four searches are captured without a warning."""
+    """It rounds differently, so two images of a hundred may differ. Each search is captured without a warning."""
     model = small_net()
     images, labels = right_examples(model, 100)
     expected = evaluate(model, images, labels, attacks="apgd,autoattack", epsilon=EPSILON)
