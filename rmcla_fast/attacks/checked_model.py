@@ -159,7 +159,7 @@ class CheckedModel(nn.Module):
         return torch.autocast(device_type, dtype=PRECISIONS[self.precision], cache_enabled=False)
 
     def image_gradient(self, images: Tensor, direction_of: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return the gradient (B, C, H, W) in the images of sum(logits * direction_of(logits)), with the direction fixed.
+        """Return the gradient (B, C, H, W) in the images of sum(logits * direction), with direction_of(logits) fixed.
 
         The model runs once. A gradient that is NaN becomes 0, so that its pixel stays in place, and so does the
         gradient of a model whose logits do not depend on the images in autograd's eyes.

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rmcla_fast.attacks.attack_result import AttackResult
 from rmcla_fast.attacks.batches import as_images
 from rmcla_fast.attacks.checked_model import CheckedModel
-from rmcla_fast.attacks.attack_result import AttackResult
 from rmcla_fast.attacks.suite import BATCH_SIZE, TITLES, Progress
 from rmcla_fast.epsilon import format_epsilon
 from rmcla_fast.errors import UserError

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from rmcla_fast.attacks.batches import Examples, as_images
 from rmcla_fast.attacks.checked_model import checked
+from rmcla_fast.attacks.parts import GRADIENT_ATTACKS
 from rmcla_fast.attacks.pgd import PGDAttack
 from rmcla_fast.attacks.pgd_step import pgd_direction
-from rmcla_fast.attacks.parts import GRADIENT_ATTACKS
 from rmcla_fast.ops import soft_cross_entropy
 from rmcla_fast.training.metrics import METRICS, read_metrics
 

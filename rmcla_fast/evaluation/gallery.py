@@ -10,8 +10,8 @@ from torch import Tensor
 
 from rmcla_fast.attacks.batches import as_images
 from rmcla_fast.attacks.checked_model import checked
-from rmcla_fast.attacks.pgd import PGDAttack
 from rmcla_fast.attacks.parts import GRADIENT_ATTACKS
+from rmcla_fast.attacks.pgd import PGDAttack
 from rmcla_fast.evaluation import plots
 from rmcla_fast.evaluation.report import setting
 from rmcla_fast.evaluation.run import Run, evenly_spaced

@@ -11,8 +11,8 @@ from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
 from rich.table import Table
 
-from rmcla_fast.attacks.gradient_norm import GradientNorm
 from rmcla_fast.attacks.attack_result import AttackResult
+from rmcla_fast.attacks.gradient_norm import GradientNorm
 from rmcla_fast.attacks.suite import TITLES
 from rmcla_fast.epsilon import format_epsilon
 from rmcla_fast.errors import UserError
