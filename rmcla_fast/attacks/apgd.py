@@ -6,7 +6,6 @@ checkpoints halves the step size of an image whose loss no longer rises, which t
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,10 +13,11 @@ from torch import Tensor
 
 from rmcla_fast.attacks.batches import Examples
 from rmcla_fast.attacks.checked_model import CheckedModel, predictions
-from rmcla_fast.attacks.slots import Search, Slots, copy_where
+from rmcla_fast.attacks.slots import PIXELS, Search, Slots, copy_where, some
+from rmcla_fast.attacks.targets import TargetClasses
 from rmcla_fast.ops import joint_gradient, perturb_step, random_start
 
-STEPS, TARGETS = 100, 9
+STEPS = 100
 MINIMUM_CLASSES = 4  # of the targeted DLR loss
 RHO = 0.75  # a window in which the loss rose in a smaller share of the steps ends with a smaller step size
 MOMENTUM = 0.75  # the weight of the new step; the step before it has the rest
@@ -30,7 +30,7 @@ class APGDSlots(Slots):
     targets: Tensor  # (B,) int64: the classes to move towards; the targeted loss alone reads them
     previous: Tensor  # (B, C, H, W), the point of the step before
     best: Tensor  # (B, C, H, W), the point with the largest loss of the run
-    best_gradient: Tensor  # (B, C, H, W), the gradient there
+    best_gradient: Tensor  # (B, C, H, W), the signs of the gradient there
     best_loss: Tensor  # (B,)
     last_loss: Tensor  # (B,)
     loss_at_checkpoint: Tensor  # (B,), the largest loss of the run at the last checkpoint
@@ -40,13 +40,19 @@ class APGDSlots(Slots):
 
 
 class APGD(Search):
-    """100 steps for every image from a uniform start in the ball; targeted, as many towards each of 9 classes.
+    """100 steps for every image from a uniform start in the ball; targeted, as many towards each of up to 9 classes."""
 
-    These are the classes with the largest logits on the image itself, without the true one.
-    """
+    slots: APGDSlots
 
     def __init__(
-        self, model: CheckedModel, examples: Examples, seed: int, *, epsilon: float, targeted: bool = False, steps: int = STEPS
+        self,
+        model: CheckedModel,
+        examples: Examples,
+        seed: int,
+        *,
+        epsilon: float,
+        targeted: bool = False,
+        steps: int = STEPS,
     ) -> None:
         super().__init__(model, examples, seed)
         self.epsilon, self.targeted = epsilon, targeted
@@ -60,15 +66,8 @@ class APGD(Search):
     def new_slots(self, images: Tensor, labels: Tensor) -> APGDSlots:
         self.windows = self.windows.to(labels.device)
         loss = torch.zeros(len(labels), dtype=images.dtype, device=images.device)
-        off = torch.zeros_like(labels, dtype=torch.bool)
         return APGDSlots(
-            origin=images,
-            images=images.clone(),
-            labels=labels,
-            taken=torch.zeros_like(labels),
-            fooled=off,
-            idle=~off,
-            no_gradient=off.clone(),
+            **self.empty(images, labels),
             targets=labels.clone(),
             previous=images.clone(),
             best=images.clone(),
@@ -77,31 +76,24 @@ class APGD(Search):
             last_loss=loss.clone(),
             loss_at_checkpoint=loss.clone(),
             rises=torch.zeros_like(labels),
-            halved=off.clone(),
+            halved=torch.zeros_like(labels, dtype=torch.bool),
             step_size=torch.zeros_like(loss, dtype=torch.float32),
         )
 
     def prepare(self, rows: Tensor, size: int) -> int:
         if not self.targeted:
             return 1
-        chosen = []
-        for batch in self.examples.batches(size, rows):
-            with torch.no_grad():
-                logits = self.model(batch.images)
-            others = logits.scatter(1, batch.labels[:, None], float("-inf"))
-            chosen.append(others.topk(min(TARGETS, logits.shape[1] - 1)).indices)
-        self.classes = torch.cat(chosen)  # (N, 9) for the rows in `self.places`
-        self.places = torch.full((int(rows.max()) + 1,), -1)
-        self.places[rows] = torch.arange(len(rows))
-        return self.classes.shape[1]
+        self.targets = TargetClasses(self.model, self.examples, rows, size)
+        return self.targets.count
 
     def begin(self, where: Tensor, rows: Tensor, run: Tensor) -> None:
         slots, index = self.slots, where.to(self.slots.labels.device)
         if self.targeted:
-            slots.targets[index] = self.classes[self.places[rows].to(index.device), run.to(index.device)]
+            slots.targets[index] = self.targets.take(rows, run)
         rng = self.generators(rows, run)
         start = random_start(slots.origin[index], self.epsilon, rng=rng, clip=True)
         slots.images[index] = slots.previous[index] = start
+        slots.best_loss[index], slots.last_loss[index] = -float("inf"), float("inf")
         slots.rises[index] = 0
         slots.halved[index] = True
         slots.step_size[index] = 2 * self.epsilon
@@ -109,18 +101,20 @@ class APGD(Search):
     def step(self) -> None:
         slots, active, first = self.slots, self.active, self.slots.taken == 0
         loss, gradient = self._loss_and_gradient()
-        slots.no_gradient |= active & first & (gradient == 0).flatten(1).all(1)
+        if some(first):
+            slots.no_gradient |= active & first & (gradient.abs().amax(PIXELS) == 0)
+        gradient.sign_()  # all that a step reads
         slots.fooled |= active & (self._answers != slots.labels)
         slots.taken += active
         moving = self.active  # the others stay, since their images are a result
 
         # The best point of the run so far. The start counts as a checkpoint, too.
-        better = first | (loss > slots.best_loss)
+        better = loss > slots.best_loss
         copy_where(better, slots.images, slots.best)
         copy_where(better, gradient, slots.best_gradient)
         copy_where(better, loss, slots.best_loss)
         copy_where(first, loss, slots.loss_at_checkpoint)
-        slots.rises += ~first & (loss > slots.last_loss)
+        slots.rises += loss > slots.last_loss
         slots.last_loss.copy_(loss)
 
         # At a checkpoint the step is halved if the loss rose too rarely in the window, or if neither the best loss nor
@@ -136,13 +130,14 @@ class APGD(Search):
         copy_where(halve & moving, slots.best, slots.images)
         copy_where(halve & moving, slots.best_gradient, gradient)
 
-        # images + weight * (stepped - images) + (1 - weight) * (images - previous), where the weight of a first step is 1
-        stepped = perturb_step(slots.images, slots.origin, gradient, step_size=slots.step_size, epsilon=self.epsilon)
-        weight = torch.where(first, 1.0, MOMENTUM).to(stepped.dtype).reshape(-1, 1, 1, 1)
-        moved = torch.lerp(2 * slots.images - slots.previous, stepped, weight)
-        perturb_step(moved, slots.origin, moved, step_size=0.0, epsilon=self.epsilon, out=moved)
+        # images + weight * (stepped - images) + (1 - weight) * (images - previous); the weight of a first step is 1.
+        # An image that stays takes a step of size 0 with weight 1, which changes no bit of it.
+        size = slots.step_size * moving
+        stepped = perturb_step(slots.images, slots.origin, gradient, step_size=size, epsilon=self.epsilon)
+        weight = torch.where(moving & ~first, MOMENTUM, 1.0).to(stepped.dtype)
+        moved = slots.previous.lerp(slots.images, 2.0).lerp_(stepped, weight[:, None, None, None])
         slots.previous.copy_(slots.images)
-        copy_where(moving, moved, slots.images)
+        perturb_step(moved, slots.origin, moved, step_size=0.0, epsilon=self.epsilon, out=slots.images)
 
     def _loss_and_gradient(self) -> tuple[Tensor, Tensor]:
         """Return the loss (B,) at the points and its gradient (B, C, H, W), and keep the model's answers (B,)."""
@@ -197,7 +192,7 @@ def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> tuple[Tenso
     def unit(classes: Tensor) -> Tensor:
         return zero.scatter(1, classes[:, None], 1.0)
 
-    ahead = (logits.gather(1, targets[:, None]) - logits.gather(1, labels[:, None]))
+    ahead = logits.gather(1, targets[:, None]) - logits.gather(1, labels[:, None])
     first, _, third, fourth = top.values.unbind(1)
     spread = (first - (third + fourth) / 2)[:, None]
     of_spread = unit(top.indices[:, 0]) - (unit(top.indices[:, 2]) + unit(top.indices[:, 3])) / 2

@@ -1,8 +1,9 @@
 """Search over a queue of images in a batch of constant size: when an image is decided, the next one takes its place.
 
-An attack that drops fooled images would otherwise run on ever smaller batches, and one image that withstands a thousand
-steps would hold up a whole batch. Here the batch stays full until the queue is empty, and on a GPU one CUDA graph serves
-for all of it. `APGD` and `Square` are such searches. What they find out about an image depends on that image alone.
+An attack that drops fooled images would otherwise run on ever smaller batches, and one image that withstands a
+thousand steps would hold up a whole batch. Here the batch stays full until the queue is empty, and on a GPU one CUDA
+graph serves for all of it. `APGD`, `FAB` and `Square` are such searches. What they find out about an image depends on
+that image alone.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from rmcla_fast.attacks.pgd_step import capture_for, keep_freed_memory
 from rmcla_fast.cuda_graph import CaptureFailed
 
 EMPTY = -1  # in place of the row of an image
-REPLAYS = 4  # of a CUDA graph between two looks at the slots, which wait for the GPU
+PIXELS = (-3, -2, -1)  # the dimensions of one image
 
 
 class Decided(NamedTuple):
@@ -40,7 +41,7 @@ class Slots:
     """The tensors of a search. Each has one entry for every slot, and the search writes into it in place."""
 
     origin: Tensor  # (B, C, H, W), the images of the data set
-    images: Tensor  # (B, C, H, W), the points that the model is asked about next
+    images: Tensor  # (B, C, H, W), the points that the search has reached
     labels: Tensor  # (B,) int64
     taken: Tensor  # (B,) int64: how many steps the current run has taken
     fooled: Tensor  # (B,) bool: the model misclassifies `images`
@@ -56,7 +57,9 @@ class Search(ABC):
     """A search that decides about images one by one. A subclass says how a run begins and what a step is."""
 
     steps: int  # of one run
+    look_every = 4  # steps between two looks at the slots; an image that is decided before the look waits for it
     slots: Slots
+    fewest = 0  # steps that any image in a slot had taken of its run, when the slots were last looked at
     uncapturable = False
 
     def __init__(self, model: CheckedModel, examples: Examples, seed: int) -> None:
@@ -66,8 +69,22 @@ class Search(ABC):
     def new_slots(self, images: Tensor, labels: Tensor) -> Slots:
         """Return slots with the shapes, dtypes and layouts of these images and labels, and with any content."""
 
+    @staticmethod
+    def empty(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Return what every search keeps, for slots without an image."""
+        off = torch.zeros_like(labels, dtype=torch.bool)
+        return {
+            "origin": images,
+            "images": images.clone(),
+            "labels": labels,
+            "taken": torch.zeros_like(labels),
+            "fooled": off,
+            "idle": ~off,
+            "no_gradient": off.clone(),
+        }
+
     def prepare(self, rows: Tensor, size: int) -> int:
-        """Get ready for these rows, in batches of up to `size`; return how many runs an image takes one after another."""
+        """Get ready for these rows, in batches of up to `size`; return the number of runs that each image takes."""
         return 1
 
     @abstractmethod
@@ -79,7 +96,7 @@ class Search(ABC):
 
     @abstractmethod
     def step(self) -> None:
-        """Ask the model once about the image in every slot and move on, in place and without waiting for a GPU."""
+        """Ask the model about the image in every slot and move on, in place and without waiting for a GPU."""
 
     @property
     def active(self) -> Tensor:
@@ -176,12 +193,10 @@ class Search(ABC):
         self.begin(where, self._held[where], self._number[where])
 
     def _advance(self) -> None:
-        if self._replay is None:
-            self.step()
-            return
-        left = self.steps - int(self._taken[self._held != EMPTY].max())
-        for _ in range(min(REPLAYS, left)):
-            self._replay()
+        taken = self._taken[self._held != EMPTY]
+        self.fewest, left = int(taken.min()), self.steps - int(taken.max())
+        for _ in range(min(self.look_every, left)):
+            (self._replay or self.step)()
 
     def _collect(self, runs: int) -> Decided | None:
         """Begin the next run where one is over, and empty and return the slots whose images are decided."""
@@ -203,15 +218,16 @@ class Search(ABC):
 
 
 def copy_where(where: Tensor, source: Tensor, into: Tensor) -> None:
-    """Copy the entries of `source` that `where` (B,) marks; on a GPU without waiting for it."""
-    if where.is_cuda:
-        torch.where(where.reshape(-1, *[1] * (into.dim() - 1)), source, into, out=into)
-    else:
-        rows = where.nonzero().flatten()
-        if len(rows) == len(into):
-            into.copy_(source)
-        elif len(rows):
-            into[rows] = source[rows]
+    """Copy the entries of `source` that `where` (B,) marks, without waiting for a GPU. Images must be finite."""
+    if into.dim() == 1:
+        torch.where(where, source, into, out=into)
+    elif some(where):  # `lerp_` is exact for the weights 0 and 1, and on a CPU four times as fast as `torch.where`
+        into.lerp_(source, where.to(into.dtype).reshape(-1, *[1] * (into.dim() - 1)))
+
+
+def some(where: Tensor) -> bool:
+    """Return False if no entry of `where` (B,) is set; on a GPU always True, so as not to wait for it."""
+    return where.is_cuda or bool(where.any())
 
 
 def _rounded_up(count: int) -> int:

@@ -1,7 +1,7 @@
 """Square Attack in the l-infinity ball (Andriushchenko et al., ECCV 2020), which asks the model for logits only.
 
-It begins with vertical stripes at the edge of the ball. Each query moves one random square of the best image so far to a
-random corner of the ball, the same for each channel of the square, and is kept if the margin of the true class shrinks.
+It begins with vertical stripes at the edge of the ball. Each query moves one random square of the best image so far to
+a random corner of the ball, the same for all pixels of the square, and is kept if the margin of the true class shrinks.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from rmcla_fast.attacks.batches import Examples
 from rmcla_fast.attacks.checked_model import CheckedModel, predictions
-from rmcla_fast.attacks.slots import Search, Slots, copy_where
-from rmcla_fast.ops import random_start
+from rmcla_fast.attacks.slots import Search, Slots
+from rmcla_fast.ops import perturb_step, random_start
 
 QUERIES = 5000
 SHARE = 0.8  # of the image that the first squares cover
@@ -23,15 +23,17 @@ HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries, afte
 
 @dataclass
 class SquareSlots(Slots):
-    """What Square Attack keeps of each image."""
+    """What Square Attack keeps of each image. `images` are the points with the smallest margins so far."""
 
-    best: Tensor  # (B, C, H, W), the point with the smallest margin
-    best_margin: Tensor  # (B,), the logit of the true class minus the largest other one
-    drawn: Tensor  # (B, QUERIES, 2 + C) float32, uniform in [0, 1): row, column and signs of each query's square
+    best_margin: Tensor  # (B,), the logit of the true class minus the largest other one; not read where fooled
+    squares: Tensor  # (B, steps + 1, 4 + C) int16, by steps taken: first row and column, last row and column, signs
 
 
 class Square(Search):
     """5,000 queries for every image. The squares of an image depend on the seed and its place in the data set."""
+
+    slots: SquareSlots
+    look_every = 20
 
     def __init__(
         self, model: CheckedModel, examples: Examples, seed: int, *, epsilon: float, queries: int = QUERIES
@@ -41,64 +43,67 @@ class Square(Search):
         self.steps = queries + 1  # the first step asks about the stripes
 
     def new_slots(self, images: Tensor, labels: Tensor) -> SquareSlots:
-        count, channels, self.height, self.width = images.shape
-        sides = [side(query, self.height, self.width) for query in range(self.steps)]
-        self.sides = torch.tensor(sides, device=images.device)
-        self.across = torch.arange(self.height, device=images.device)[:, None]
-        self.along = torch.arange(self.width, device=images.device)
-        off = torch.zeros_like(labels, dtype=torch.bool)
+        count, channels, height, width = images.shape
+        # By steps taken. After none it is the time of the stripes, and after all of them that of a slot that waits.
+        self.sides = [side(max(taken - 1, 0), height, width) for taken in range(self.steps + 1)]
+        self.offsets = torch.arange(self.sides[0], dtype=torch.int16, device=images.device)
         return SquareSlots(
-            origin=images,
-            images=images.clone(),
-            labels=labels,
-            taken=torch.zeros_like(labels),
-            fooled=off,
-            idle=~off,
-            no_gradient=off.clone(),
-            best=images.clone(),
+            **self.empty(images, labels),
             best_margin=torch.zeros(count, dtype=images.dtype, device=images.device),
-            drawn=torch.zeros(count, self.steps, 2 + channels, device=images.device),
+            squares=torch.zeros(count, self.steps + 1, 4 + channels, dtype=torch.int16, device=images.device),
         )
 
     def begin(self, where: Tensor, rows: Tensor, run: Tensor) -> None:
         slots, index = self.slots, where.to(self.slots.labels.device)
-        origin, drawn = slots.origin[index], slots.drawn
-        half = torch.full((), 0.5, device=drawn.device)
-        stripes, squares = (
+        origin = slots.origin[index]
+        _, channels, height, width = origin.shape
+        half = torch.full((), 0.5, device=origin.device)
+        stripes, drawn = (  # uniform in [0, 1]
             random_start(half.expand(shape).contiguous(), 0.5, rng=self.generators(rows, torch.tensor(step)))
-            for step, shape in enumerate(((len(rows), origin.shape[1], 1, self.width), (len(rows), *drawn.shape[1:])))
+            for step, shape in enumerate(((len(rows), channels, 1, width), (len(rows), self.steps + 1, 2 + channels)))
         )
-        drawn[index] = squares
-        slots.images[index] = (origin + self.epsilon * _sign(stripes).to(origin.dtype)).clamp(0, 1)
+        slots.images[index] = self._at_edge(origin, origin, _sign(stripes).expand_as(origin))
+        slots.best_margin[index] = float("inf")
+        sides = torch.tensor(self.sides, dtype=torch.int16, device=origin.device)[:, None]
+        latest = torch.tensor((height, width), dtype=torch.int16, device=origin.device) - sides
+        begins = torch.minimum((drawn[..., :2] * (latest + 1)).to(torch.int16), latest)
+        signs = _sign(drawn[..., 2:]).to(torch.int16)
+        signs[:, 0] = 0  # the first question is about the stripes as they are
+        slots.squares[index] = torch.cat((begins, begins + sides - 1, signs), 2)
 
     @torch.no_grad()
     def step(self) -> None:
-        slots, active, first = self.slots, self.active, self.slots.taken == 0
-        logits = self.model(slots.images)
-        slots.fooled |= active & (predictions(logits) != slots.labels)
-        slots.taken += active
-        labels = slots.labels[:, None]
-        margin = (logits.gather(1, labels) - logits.scatter(1, labels, float("-inf")).amax(1, keepdim=True))[:, 0]
-        better = first | (margin < slots.best_margin)
-        copy_where(better, slots.images, slots.best)
-        copy_where(better, margin.to(slots.best_margin.dtype), slots.best_margin)
+        slots, active = self.slots, self.active
+        _, channels, _, width = slots.images.shape
+        square = slots.squares.gather(1, slots.taken[:, None, None].expand(-1, 1, 4 + channels))[:, 0]
+        begins, ends, signs = square.split_with_sizes((2, 2, channels), 1)
+        # A CUDA graph serves squares of any size. A smaller one then writes its last row and column repeatedly.
+        offsets = self.offsets if begins.is_cuda else self.offsets[: self.sides[self.fewest]]
+        lines = torch.minimum(begins[..., None] + offsets, ends[..., None]).long()
+        places = (lines[:, 0, :, None] * width + lines[:, 1, None, :]).flatten(1)[:, None].expand(-1, channels, -1)
+        pixels, origin = (images.view(*images.shape[:2], -1) for images in (slots.images, slots.origin))
+        before = pixels.gather(2, places)
+        direction = signs[..., None].to(before.dtype).expand_as(before)
+        after = self._at_edge(before, origin.gather(2, places), direction)
+        pixels.scatter_(2, places, after)
 
-        query = (slots.taken - 1).clamp(0, self.steps - 2)
-        drawn = slots.drawn.gather(1, query[:, None, None].expand(-1, 1, slots.drawn.shape[2]))[:, 0]
-        size = self.sides[query]
-        top, left = (
-            (drawn[:, axis] * (length - size + 1)).long().clamp(max=length - size)[:, None, None]
-            for axis, length in enumerate((self.height, self.width))
-        )
-        size = size[:, None, None]
-        inside = (self.across >= top) & (self.across < top + size) & (self.along >= left) & (self.along < left + size)
-        corner = self.epsilon * _sign(drawn[:, 2:, None, None]).to(slots.origin.dtype)
-        moved = torch.where(inside[:, None], (slots.origin + corner).clamp_(0, 1), slots.best)
-        copy_where(self.active, moved, slots.images)  # the others stay, since their images are a result
+        logits = self.model(slots.images)
+        fooled = active & (predictions(logits) != slots.labels)
+        slots.fooled |= fooled
+        slots.taken += active
+        first, second = logits.topk(2).values.to(slots.best_margin.dtype).unbind(1)
+        margin = first - second  # the first is the true class, except where the model is fooled and the search is over
+        better = fooled | (active & (margin < slots.best_margin))  # an image that fooled the model stays as it is
+        torch.minimum(slots.best_margin, margin, out=slots.best_margin)
+        pixels.scatter_(2, places, torch.where(better[:, None, None], after, before))
+
+    def _at_edge(self, images: Tensor, origin: Tensor, direction: Tensor) -> Tensor:
+        """Return the images with the pixels at the edge of the ball and [0, 1] where the direction is not zero."""
+        return perturb_step(images, origin, direction, step_size=3 * self.epsilon, epsilon=self.epsilon)
 
 
 def side(query: int, height: int, width: int) -> int:
-    """Return the side in pixels of the square of this query, 0 for the first."""
+    """Return the side in pixels of the square of this query, which is 0 for the first."""
     share = SHARE / 2 ** sum(query > after for after in HALVED_AFTER)
     return min(max(1, round((share * height * width) ** 0.5)), height, width)
 
