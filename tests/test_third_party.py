@@ -1,4 +1,4 @@
-"""The attacks of other libraries: they give the libraries' own results and known answers, and avoid their traps."""
+"""The attacks of other libraries give their own results and known answers, and AutoAttack's checks need no package."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import types
 import numpy as np
 import pytest
 import torch
-from evaluation_cases import assert_same, drifting_model, examples, linear_model, small_net, snapshot
+from evaluation_cases import assert_same, drifting_model, examples, hide_extras, linear_model, small_net, snapshot
 
 from rmcla_fast.attacks import evaluate
 from rmcla_fast.attacks.checked_model import checked
-from rmcla_fast.attacks.third_party import EXTERNAL, Task
+from rmcla_fast.attacks.third_party import EXTERNAL, Task, warnings_of_autoattack
 
 pytest.importorskip("foolbox", reason="pip install 'rmcla-fast[eval]'")
 pytest.importorskip("pyautoattack", reason="pip install 'rmcla-fast[eval]'")
@@ -38,7 +38,7 @@ def test_autoattack_gives_the_librarys_own_result() -> None:
     attack = pyautoattack.AutoAttack(model, norm="Linf", eps=6 / 255, seed=3, version="standard")
     _, answers = attack.run_standard_evaluation(images, labels, batch_size=12)
     assert torch.equal(ours.right, answers == labels)
-    assert ours.library == f"pyautoattack {pyautoattack.__version__}"
+    assert ours.library is None
     assert 0 < ours.accuracy < 100
 
 
@@ -48,26 +48,6 @@ def test_autoattack_runs_with_few_classes_and_says_what_it_left_out(classes: int
     result = evaluate(model, images, labels, attacks="autoattack", epsilon=1 / 255)["autoattack"]
     assert any("needs 4 classes" in note for note in result.notes) == (classes < 4)
     assert not any("more target classes" in note for note in result.notes)
-
-
-def test_autoattack_runs_with_its_standard_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    import pyautoattack
-
-    seen = []
-
-    def record(self, images, labels, /, *, batch_size):
-        seen.append(self)
-        return images, labels
-
-    monkeypatch.setattr(pyautoattack.AutoAttack, "run_standard_evaluation", record)
-    model, images, labels = labelled(4)
-    evaluate(model, images, labels, attacks="autoattack", epsilon=EPSILON)
-    (attack,) = seen
-    assert attack.attacks_to_run == ["apgd-ce", "apgd-t", "fab-t", "square"]
-    assert (attack.apgd.n_iter, attack.apgd.n_restarts, attack.square.n_queries) == (100, 1, 5000)
-    assert (attack.apgd_targeted.n_iter, attack.apgd_targeted.n_target_classes) == (100, 9)
-    assert (attack.fab.n_iter, attack.fab.n_target_classes, attack.fab.n_restarts) == (100, 9, 1)
-    assert (attack.epsilon, attack.norm) == (EPSILON, "Linf")
 
 
 def test_mi_fgsm_gives_foolbox_own_result() -> None:
@@ -172,48 +152,50 @@ def test_every_library_attacks_a_bf16_model() -> None:
         assert 0 <= result.accuracy <= 100
 
 
-def test_the_reference_package_is_accepted_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stand-in has the signature of github.com/fra31/auto-attack."""
-    calls = []
+def test_autoattack_needs_no_library_but_says_that_its_checks_were_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images, labels = labelled(8)
+    with_checks = evaluate(model, images, labels, attacks="autoattack", epsilon=0.3)["autoattack"]
+    hide_extras(monkeypatch)
+    without = evaluate(model, images, labels, attacks="autoattack", epsilon=0.3)["autoattack"]
+    assert torch.equal(without.right, with_checks.right)
+    assert not with_checks.notes
+    (note,) = without.notes
+    assert "checks" in note
+    assert "pip install 'rmcla-fast[eval]'" in note
 
-    class Reference:
-        def __init__(
-            self,
-            model,
-            norm="Linf",
-            eps=0.3,
-            seed=None,
-            verbose=True,
-            attacks_to_run=[],  # noqa: B006
-            version="standard",
-            is_tf_model=False,
-            device="cuda",
-            log_path=None,
-        ):
-            calls.append((norm, eps, seed, verbose, version))
-            self.apgd_targeted, self.fab = types.SimpleNamespace(), types.SimpleNamespace()
 
-        def run_standard_evaluation(self, images, labels, bs=250, return_labels=False, state_path=None):
-            assert return_labels
-            return images, torch.where(torch.arange(len(labels)) < 3, labels, labels + 1)
+def test_autoattacks_checks_find_a_random_model_and_probabilities() -> None:
+    class Random(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = small_net()
 
-    module = types.ModuleType("autoattack")
-    module.AutoAttack = Reference
-    monkeypatch.setitem(sys.modules, "autoattack", module)
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return (self.model(images) + 1e-3 * torch.rand(len(images), 10)).softmax(1)
+
+    model, (images, _) = Random(), examples(6)
+    with checked(model) as asked:
+        notes = warnings_of_autoattack(asked, images, asked.predict(images))
+    assert len(notes) == 2
+    assert all(note.startswith("AutoAttack: ") for note in notes)
+
+
+def test_the_checks_of_the_authors_package_are_used_where_only_that_is_installed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The stand-in has the signatures of github.com/fra31/auto-attack."""
+    checks = types.ModuleType("autoattack.checks")
+    checks.check_randomized = lambda model, x, y, bs=250, n=5, alpha=1e-4, logger=None: logger.warning("It is. See x.")
+    checks.check_range_output = lambda model, x, alpha=1e-5, logger=None: None
+    checks.check_dynamic = lambda model, x, is_tf_model=False, logger=None: None
+    monkeypatch.setitem(sys.modules, "autoattack", types.ModuleType("autoattack"))
+    monkeypatch.setitem(sys.modules, "autoattack.checks", checks)
     found = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util,
-        "find_spec",
-        lambda name, *a: (
-            {"pyautoattack": None, "autoattack": module}.get(name, name) and found("json")
-            if name in ("pyautoattack", "autoattack")
-            else found(name, *a)
-        ),
-    )
+    names = {"pyautoattack": None, "autoattack": found("json")}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: names[name] if name in names else found(name, *a))
     model, images, labels = labelled(6)
-    result = evaluate(model, images, labels, attacks="autoattack", epsilon=EPSILON, seed=2)["autoattack"]
-    assert result.accuracy == 50
-    assert calls == [("Linf", EPSILON, 2, False, "standard")]
+    with checked(model) as asked:
+        assert warnings_of_autoattack(asked, images, labels) == ["AutoAttack: It is."]
 
 
 @pytest.mark.parametrize("name", ["mi", "cw-l2-a", "deepfool-l2"])

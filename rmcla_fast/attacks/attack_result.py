@@ -18,7 +18,6 @@ class PartResult:
     attacked: int = fact(NOT_NEGATIVE)
     fooled: int = fact(NOT_NEGATIVE)
     seconds: float = fact(NOT_NEGATIVE)
-    library: str | None = None  # None: rmcla_fast itself
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class AttackResult:
     distortion_mean: float | None = fact(NOT_NEGATIVE, None)
     l2_budget: float | None = fact(NOT_NEGATIVE, None)
     accuracy_in_budget: float | None = fact(PERCENT, None)
-    library: str | None = None
+    library: str | None = None  # None: rmcla_fast itself
     notes: tuple[str, ...] = ()
     precision: str = "fp32"
     parts: tuple[PartResult, ...] = ()

@@ -11,6 +11,7 @@ from torch import Tensor
 from rmcla_fast.attacks.apgd import APGD, MINIMUM_CLASSES
 from rmcla_fast.attacks.batches import Batch, Examples
 from rmcla_fast.attacks.checked_model import MISCLASSIFIED, CheckedModel, predictions
+from rmcla_fast.attacks.fab import FAB
 from rmcla_fast.attacks.pgd import PGDAttack
 from rmcla_fast.attacks.pgd_settings import PGDSettings
 from rmcla_fast.attacks.slots import Search
@@ -114,7 +115,7 @@ class Runner:
 
     def run(self, part: Part, rows: Tensor, report: Report) -> Iterator[Finding]:
         """Yield what the part finds out about the rows, which are classified correctly without an attack."""
-        if part.attack in ("apgd-ce", "apgd-t", "square"):
+        if part.attack in PART_TITLES:
             yield from self._search(part, rows, report)
             return
         done = 0
@@ -132,6 +133,8 @@ class Runner:
         search: Search
         if part.attack == "square":
             search = Square(model, self.examples, self.seed, epsilon=self.epsilon)
+        elif part.attack == "fab-t":
+            search = FAB(model, self.examples, self.seed, epsilon=self.epsilon)
         else:
             search = APGD(model, self.examples, self.seed, epsilon=self.epsilon, targeted=part.attack == "apgd-t")
         for found in search.run(rows, self.batch_size, report):

@@ -24,7 +24,7 @@ BATCH_SIZE = 256
 TITLES = {
     "clean": "clean",
     **{name: attack.title for name, attack in GRADIENT_ATTACKS.items()},
-    **{name: attack.title for name, attack in EXTERNAL.items() if name != "fab-t"},
+    **{name: attack.title for name, attack in EXTERNAL.items()},
     "apgd-ce": "APGD-CE",
     "apgd-t": "APGD-T",
     "apgd": "APGD",
@@ -60,8 +60,9 @@ def evaluate(
 
     Step sizes, starts and libraries are the paper's (Wang and Zhang, ICCV 2019, section "Attacks"): FGSM without a
     random start; CE20, CE100, CE1000 and CW100 (margin 50) with step epsilon/4 from a uniform start; MI-FGSM, the two
-    settings of Carlini and Wagner's l2 attack and DeepFool by foolbox; and standard AutoAttack. Under CE and CW,
-    an image counts as misclassified from its first misclassified iterate on, and then costs nothing more.
+    settings of Carlini and Wagner's l2 attack and DeepFool by foolbox; and standard AutoAttack, whose notes include
+    what the checks of the package pyautoattack say, if it is installed. Under CE and CW, an image counts as
+    misclassified from its first misclassified iterate on, and then costs nothing more.
 
     Args:
         model: images (B, C, H, W) in [0, 1] to logits (B, classes), in any floating-point type or under autocast.
@@ -100,7 +101,7 @@ def evaluate(
     check_count("restarts", restarts)
     check_count("batch_size", batch_size)
     for name in names:
-        if name in EXTERNAL or name == "autoattack":
+        if name in EXTERNAL:
             require(name)
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 32:
         raise ValueError(f"seed must be a whole number in [0, 2^32); got {seed!r}")
@@ -194,12 +195,12 @@ class Evaluation:
             attacked = right
             right = right & (verdicts.right == RIGHT)
             count, left = int(attacked.sum()), int(right.sum())
-            found.append(PartResult(part.key, count, count - left, verdicts.seconds, verdicts.library))
+            found.append(PartResult(part.key, count, count - left, verdicts.seconds))
             notes += [*_notes(part, int((verdicts.odd & attacked).sum())), *verdicts.notes]
         clean, last = self.parts[parts[0].key], self.parts[parts[-1].key]
         extras: dict[str, Any] = {"library": last.library}
         if name in SEVERAL:
-            extras = {"parts": tuple(found[1:]), "library": next((p.library for p in found if p.library), None)}
+            extras["parts"] = tuple(found[1:])
             notes += self._notes_of_several(name, clean.right == RIGHT, found)
         if last.distortion is not None:
             extras |= _distortions(last.distortion, clean.right == RIGHT, right, l2_budget)

@@ -1,8 +1,8 @@
-"""Attacks of other libraries: MI-FGSM, Carlini-Wagner l2 and DeepFool l2 by foolbox, and AutoAttack's FAB-T by its package.
+"""What other libraries do: MI-FGSM, Carlini-Wagner l2 and DeepFool l2 by foolbox, and AutoAttack's checks of a model.
 
 The libraries have traps, which this module avoids. If foolbox's Carlini-Wagner attack finds nothing, it returns a black
-image, and its success flag then depends on the model's prediction for that image. AutoAttack logs, seeds the global
-generators, and unsets the trace function. `checked` restores the model and the random states.
+image, and its success flag then depends on the model's prediction for that image. AutoAttack's checks log, and unset
+the trace function. `untouched` restores the model, the random states and the trace function.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from rmcla_fast.attacks.checked_model import CheckedModel
 from rmcla_fast.errors import UserError
 
 INSTALL = "pip install 'rmcla-fast[eval]'"
+CHECKS = ("pyautoattack", "autoattack")  # packages with AutoAttack's checks: PyPI's, and that of the authors
 
 
 @dataclass(frozen=True)
@@ -47,27 +48,20 @@ class Verdict:
 
 @dataclass(frozen=True)
 class ExternalAttack:
-    """An attack of another library. One of its packages must be installed."""
+    """An attack of foolbox, which must be installed."""
 
     title: str
-    packages: tuple[str, ...]
     run: Callable[[Task], Verdict]
 
 
-def require(name: str) -> str:
-    """Return the first of the attack's packages that is installed; raise UserError if none is."""
-    attack = EXTERNAL["fab-t" if name == "autoattack" else name]
-    for package in attack.packages:
-        if importlib.util.find_spec(package) is not None:
-            return package
-    raise UserError(
-        f"attack {name!r} needs {' or '.join(attack.packages)}, which is not installed; install it with: {INSTALL}"
-    )
+def require(name: str) -> None:
+    """Raise UserError if the library of this attack is not installed."""
+    if importlib.util.find_spec("foolbox") is None:
+        raise UserError(f"attack {name!r} needs foolbox, which is not installed; install it with: {INSTALL}")
 
 
-def _version(package: str) -> str:
-    module = importlib.import_module(package)
-    return f"{package} {getattr(module, '__version__', '')}".strip()
+def _foolbox_version() -> str:
+    return f"foolbox {getattr(importlib.import_module('foolbox'), '__version__', '')}".strip()
 
 
 def _foolbox(make: Callable[[Any], Any], task: Task, *, expected_calls: int, epsilon: float | None = None) -> Tensor:
@@ -100,7 +94,7 @@ def _mi(task: Task) -> Verdict:
         expected_calls=10,
         epsilon=task.epsilon,
     )
-    return Verdict(task.model.predict(found) == task.labels, library=_version("foolbox"))
+    return Verdict(task.model.predict(found) == task.labels, library=_foolbox_version())
 
 
 def _l2(make: Callable[[Any], Any], task: Task, *, expected_calls: int) -> Verdict:
@@ -110,7 +104,7 @@ def _l2(make: Callable[[Any], Any], task: Task, *, expected_calls: int) -> Verdi
     found = torch.where(nothing[:, None, None, None], task.images, found)
     right = task.model.predict(found) == task.labels
     distortion = (found - task.images).flatten(1).norm(dim=1).masked_fill(right, float("inf"))
-    return Verdict(right, distortion, _version("foolbox"))
+    return Verdict(right, distortion, _foolbox_version())
 
 
 def _carlini_wagner(steps: int, step_size: float) -> Callable[[Task], Verdict]:
@@ -189,9 +183,16 @@ class _Notes(logging.Handler):
 def warnings_of_autoattack(model: CheckedModel, images: Tensor, labels: Tensor) -> list[str]:
     """Return what AutoAttack's own checks say of the model on a batch of correctly classified images.
 
-    They look for a randomised defence, for a model that itself differentiates, and for probabilities in place of logits.
+    They look for a randomised defence, for a model that itself differentiates, and for probabilities in place of
+    logits. If no package that has them is installed, the one sentence that is returned says so.
     """
-    module = importlib.import_module(f"{require('autoattack')}.checks")
+    package = next((name for name in CHECKS if importlib.util.find_spec(name) is not None), None)
+    if package is None:
+        return [
+            "AutoAttack's checks for randomised and dynamic defences and for probabilities in place of logits were not "
+            f"made, since they need {CHECKS[0]}; install it with: {INSTALL}"
+        ]
+    module = importlib.import_module(f"{package}.checks")
     asked, logger, handler = _Float32(model), logging.Logger("rmcla_fast.autoattack"), _Notes()
     logger.addHandler(handler)
     images = images.float()
@@ -201,32 +202,10 @@ def warnings_of_autoattack(model: CheckedModel, images: Tensor, labels: Tensor) 
     return handler.notes
 
 
-def _fab(task: Task) -> Verdict:
-    """Run AutoAttack's targeted FAB (Croce and Hein, ICML 2020): 100 iterations towards each of up to 9 classes."""
-    package = require("autoattack")
-    classes = task.model.num_classes
-    assert classes is not None  # `evaluate` knows it from the clean images
-    with torch.enable_grad():
-        answered = task.model(task.images.detach().requires_grad_())
-    if not answered.requires_grad:  # the library would fail on it
-        note = "FAB-T could not run, since autograd finds no way from the logits back to the images"
-        return Verdict(torch.ones_like(task.labels, dtype=torch.bool), notes=(note,))
-    targets, iterations = min(9, classes - 1), 100
-    # An iteration asks twice, and each target begins with two more questions.
-    asked = _Float32(task.model, lambda calls: task.report(min(1.0, calls / (targets * (2 * iterations + 4)))))
-    attack = importlib.import_module(f"{package}.fab_pt").FABAttack_PT(
-        asked, norm="Linf", n_restarts=1, n_iter=iterations, eps=task.epsilon, seed=task.seed, device=task.images.device
-    )
-    attack.targeted, attack.n_target_classes = True, targets
-    found = attack.perturb(task.images.float(), task.labels)
-    return Verdict(task.model.predict(found.detach()) == task.labels, library=_version(package))
-
-
 EXTERNAL = {
-    "mi": ExternalAttack("MI-FGSM", ("foolbox",), _mi),
-    "cw-l2-a": ExternalAttack("Ori-CW a", ("foolbox",), _carlini_wagner(steps=100, step_size=0.1)),
-    "cw-l2-b": ExternalAttack("Ori-CW b", ("foolbox",), _carlini_wagner(steps=1000, step_size=0.01)),
-    "deepfool-l2": ExternalAttack("DF-l2", ("foolbox",), _deepfool),
-    "fab-t": ExternalAttack("FAB-T", ("pyautoattack", "autoattack"), _fab),
+    "mi": ExternalAttack("MI-FGSM", _mi),
+    "cw-l2-a": ExternalAttack("Ori-CW a", _carlini_wagner(steps=100, step_size=0.1)),
+    "cw-l2-b": ExternalAttack("Ori-CW b", _carlini_wagner(steps=1000, step_size=0.01)),
+    "deepfool-l2": ExternalAttack("DF-l2", _deepfool),
 }
-"""The attacks by name. FAB-T runs only as a part of AutoAttack."""
+"""The attacks by name."""

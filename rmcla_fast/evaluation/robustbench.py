@@ -52,5 +52,6 @@ def entry(run: Run, results: Mapping[str, AttackResult], epsilon: float) -> dict
         "autoattack_acc": autoattack,
         "unreliable": False,
         "footnote": f"trained with {format_epsilon(run.epsilon)} by rmcla_fast, {recipe.cost} forward passes per image "
-        f"and epoch; {results['autoattack'].images} test images, {results['autoattack'].library}",
+        f"and epoch; {results['autoattack'].images} test images, "
+        f"AutoAttack by {results['autoattack'].library or 'rmcla_fast'}",
     }
