@@ -91,7 +91,7 @@ def test_a_missing_extra_is_one_sentence(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hide_extras(monkeypatch)
-    assert rmcla("evaluate", run, "--images", 10, "--attacks", "clean,autoattack") == 2
+    assert rmcla("evaluate", run, "--images", 10, "--attacks", "clean,mi") == 2
     said = capsys.readouterr().err
     assert "Traceback" not in said
     assert said.splitlines()[-1].startswith("rmcla: ")

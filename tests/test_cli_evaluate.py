@@ -194,7 +194,6 @@ def test_a_robustbench_entry_has_their_names_and_kinds(runs: dict[str, Path]) ->
 
 
 def test_a_robustbench_entry_is_written(runs: dict[str, Path], tmp_path: Path) -> None:
-    pytest.importorskip("pyautoattack", reason="pip install 'rmcla-fast[eval]'")
     target = tmp_path / "rb.json"
     command = ("evaluate", runs["standard"], "--images", 3, "--attacks", "clean,autoattack")
     assert rmcla(*command, "--epsilon", "128/255", "--robustbench", target) == 0

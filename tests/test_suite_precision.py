@@ -218,7 +218,6 @@ def test_the_report_says_the_precision() -> None:
 @pytest.mark.parametrize("attack", ["mi", "cw-l2-a", "deepfool-l2", "autoattack"])
 def test_the_libraries_ask_the_same_network(attack: str) -> None:
     pytest.importorskip("foolbox", reason="pip install 'rmcla-fast[eval]'")
-    pytest.importorskip("pyautoattack", reason="pip install 'rmcla-fast[eval]'")
     model = small_net()
     images, labels = labelled(model, 3)
     expected = evaluate(Autocasting(model, "bf16"), images, labels, attacks=attack, epsilon=EPSILON)[attack]

@@ -1,4 +1,4 @@
-"""What other libraries do: their attacks give their own results and known answers, and their traps are avoided."""
+"""The attacks of other libraries give their own results and known answers, and AutoAttack's checks need no package."""
 
 from __future__ import annotations
 
@@ -11,19 +11,11 @@ import types
 import numpy as np
 import pytest
 import torch
-from evaluation_cases import (
-    assert_same,
-    drifting_model,
-    examples,
-    hide_extras,
-    linear_model,
-    small_net,
-    snapshot,
-)
+from evaluation_cases import assert_same, drifting_model, examples, hide_extras, linear_model, small_net, snapshot
 
 from rmcla_fast.attacks import evaluate
 from rmcla_fast.attacks.checked_model import checked
-from rmcla_fast.attacks.third_party import EXTERNAL, Task
+from rmcla_fast.attacks.third_party import EXTERNAL, Task, warnings_of_autoattack
 
 pytest.importorskip("foolbox", reason="pip install 'rmcla-fast[eval]'")
 pytest.importorskip("pyautoattack", reason="pip install 'rmcla-fast[eval]'")
@@ -38,19 +30,16 @@ def labelled(count: int = 16, classes: int = 10) -> tuple[torch.nn.Module, torch
     return model, images, model(images).argmax(1)
 
 
-def test_autoattack_gives_the_librarys_result() -> None:
-    """Its random starts are others, so an image may differ."""
+def test_autoattack_gives_the_librarys_own_result() -> None:
     import pyautoattack
 
-    model, images, labels = labelled(32)
+    model, images, labels = labelled(12)
     ours = evaluate(model, images, labels, attacks="autoattack", epsilon=6 / 255, seed=3)["autoattack"]
     attack = pyautoattack.AutoAttack(model, norm="Linf", eps=6 / 255, seed=3, version="standard")
-    _, answers = attack.run_standard_evaluation(images, labels, batch_size=32)
-    assert int((ours.right != (answers == labels)).sum()) <= 1
+    _, answers = attack.run_standard_evaluation(images, labels, batch_size=12)
+    assert torch.equal(ours.right, answers == labels)
+    assert ours.library is None
     assert 0 < ours.accuracy < 100
-    assert [part.part for part in ours.parts] == ["apgd-ce", "apgd-t", "fab-t", "square"]
-    assert ours.parts[0].attacked == 32
-    assert sum(part.fooled for part in ours.parts) == 32 - int(ours.right.sum())
 
 
 @pytest.mark.parametrize("classes", [2, 3, 4, 6])
@@ -59,37 +48,6 @@ def test_autoattack_runs_with_few_classes_and_says_what_it_left_out(classes: int
     result = evaluate(model, images, labels, attacks="autoattack", epsilon=1 / 255)["autoattack"]
     assert any("needs 4 classes" in note for note in result.notes) == (classes < 4)
     assert not any("more target classes" in note for note in result.notes)
-
-
-def test_autoattack_says_what_the_librarys_checks_find() -> None:
-    class Noisy(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = small_net()
-
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return self.model(images + 0.05 * torch.rand_like(images))
-
-    class Probabilities(torch.nn.Sequential):
-        pass
-
-    images, _ = examples(6)
-    for model, words in (
-        (Noisy(), "AutoAttack: it seems to be a randomized defense"),
-        (Probabilities(small_net(), torch.nn.Softmax(1)), "AutoAttack: it seems that the output is a probability"),
-    ):
-        notes = evaluate(model, images, model(images).argmax(1), attacks="autoattack", epsilon=1e-4)["autoattack"].notes
-        assert any(note.startswith(words) for note in notes)
-
-
-def test_autoattack_runs_without_the_library_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, images, labels = labelled(8)
-    expected = evaluate(model, images, labels, attacks="autoattack", epsilon=EPSILON)["autoattack"]
-    hide_extras(monkeypatch)
-    found = evaluate(model, images, labels, attacks="autoattack", epsilon=EPSILON)["autoattack"]
-    assert torch.equal(found.right, expected.right)
-    assert any("were not made" in note and "pip install" in note for note in found.notes)
-    assert not expected.notes
 
 
 def test_mi_fgsm_gives_foolbox_own_result() -> None:
@@ -194,25 +152,50 @@ def test_every_library_attacks_a_bf16_model() -> None:
         assert 0 <= result.accuracy <= 100
 
 
-def test_the_checks_of_the_authors_package_are_used_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stand-in has the functions of github.com/fra31/auto-attack."""
-    import pyautoattack.checks
+def test_autoattack_needs_no_library_but_says_that_its_checks_were_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images, labels = labelled(8)
+    with_checks = evaluate(model, images, labels, attacks="autoattack", epsilon=0.3)["autoattack"]
+    hide_extras(monkeypatch)
+    without = evaluate(model, images, labels, attacks="autoattack", epsilon=0.3)["autoattack"]
+    assert torch.equal(without.right, with_checks.right)
+    assert not with_checks.notes
+    (note,) = without.notes
+    assert "checks" in note
+    assert "pip install 'rmcla-fast[eval]'" in note
 
-    calls = []
-    module = types.ModuleType("autoattack.checks")
-    for name in ("check_randomized", "check_range_output", "check_dynamic"):
-        original = getattr(pyautoattack.checks, name)
-        setattr(module, name, lambda *a, o=original, n=name, **k: (calls.append(n), o(*a, **k))[1])
+
+def test_autoattacks_checks_find_a_random_model_and_probabilities() -> None:
+    class Random(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = small_net()
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return (self.model(images) + 1e-3 * torch.rand(len(images), 10)).softmax(1)
+
+    model, (images, _) = Random(), examples(6)
+    with checked(model) as asked:
+        notes = warnings_of_autoattack(asked, images, asked.predict(images))
+    assert len(notes) == 2
+    assert all(note.startswith("AutoAttack: ") for note in notes)
+
+
+def test_the_checks_of_the_authors_package_are_used_where_only_that_is_installed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The stand-in has the signatures of github.com/fra31/auto-attack."""
+    checks = types.ModuleType("autoattack.checks")
+    checks.check_randomized = lambda model, x, y, bs=250, n=5, alpha=1e-4, logger=None: logger.warning("It is. See x.")
+    checks.check_range_output = lambda model, x, alpha=1e-5, logger=None: None
+    checks.check_dynamic = lambda model, x, is_tf_model=False, logger=None: None
     monkeypatch.setitem(sys.modules, "autoattack", types.ModuleType("autoattack"))
-    monkeypatch.setitem(sys.modules, "autoattack.checks", module)
+    monkeypatch.setitem(sys.modules, "autoattack.checks", checks)
     found = importlib.util.find_spec
-    present = {"pyautoattack": None, "autoattack": found("json")}
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *a: present[name] if name in present else found(name, *a)
-    )
+    names = {"pyautoattack": None, "autoattack": found("json")}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: names[name] if name in names else found(name, *a))
     model, images, labels = labelled(6)
-    evaluate(model, images, labels, attacks="autoattack", epsilon=EPSILON)
-    assert calls == ["check_randomized", "check_range_output", "check_dynamic"]
+    with checked(model) as asked:
+        assert warnings_of_autoattack(asked, images, labels) == ["AutoAttack: It is."]
 
 
 @pytest.mark.parametrize("name", ["mi", "cw-l2-a", "deepfool-l2"])

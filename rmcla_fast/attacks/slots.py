@@ -41,7 +41,7 @@ class Slots:
     """The tensors of a search. Each has one entry for every slot, and the search writes into it in place."""
 
     origin: Tensor  # (B, C, H, W), the images of the data set
-    images: Tensor  # (B, C, H, W), the points that the model is asked about next
+    images: Tensor  # (B, C, H, W), the points that the search has reached
     labels: Tensor  # (B,) int64
     taken: Tensor  # (B,) int64: how many steps the current run has taken
     fooled: Tensor  # (B,) bool: the model misclassifies `images`

@@ -77,7 +77,7 @@ class Square(Search):
         _, channels, _, width = slots.images.shape
         square = slots.squares.gather(1, slots.taken[:, None, None].expand(-1, 1, 4 + channels))[:, 0]
         begins, ends, signs = square.split_with_sizes((2, 2, channels), 1)
-        # A captured graph serves squares of any size, and writes the last pixels of smaller ones repeatedly.
+        # A CUDA graph serves squares of any size. A smaller one then writes its last row and column repeatedly.
         offsets = self.offsets if begins.is_cuda else self.offsets[: self.sides[self.fewest]]
         lines = torch.minimum(begins[..., None] + offsets, ends[..., None]).long()
         places = (lines[:, 0, :, None] * width + lines[:, 1, None, :]).flatten(1)[:, None].expand(-1, channels, -1)
@@ -92,10 +92,9 @@ class Square(Search):
         slots.fooled |= fooled
         slots.taken += active
         first, second = logits.topk(2).values.to(slots.best_margin.dtype).unbind(1)
-        margin = first - second  # the first is the true class, except where the model is fooled
-        better = fooled | (margin < slots.best_margin)
+        margin = first - second  # the first is the true class, except where the model is fooled and the search is over
+        better = fooled | (active & (margin < slots.best_margin))  # an image that fooled the model stays as it is
         torch.minimum(slots.best_margin, margin, out=slots.best_margin)
-        slots.best_margin.masked_fill_(fooled, float("-inf"))  # so that the image stays until the slot is looked at
         pixels.scatter_(2, places, torch.where(better[:, None, None], after, before))
 
     def _at_edge(self, images: Tensor, origin: Tensor, direction: Tensor) -> Tensor:

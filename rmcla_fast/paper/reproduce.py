@@ -14,7 +14,6 @@ from pathlib import Path
 
 from rmcla_fast.attacks.gradient_norm import gradient_norm
 from rmcla_fast.attacks.suite import TITLES
-from rmcla_fast.attacks.third_party import require
 from rmcla_fast.epsilon import format_epsilon
 from rmcla_fast.errors import OutOfMemory, UserError
 from rmcla_fast.evaluation.progress import Bars
@@ -59,12 +58,9 @@ def reproduce(plan: Plan, *, quiet: bool = True) -> tuple[Path, Path]:
         The paths of the two files.
 
     Raises:
-        UserError: the data set or model does not exist, AutoAttack is not installed, or another process makes the same
-            table.
+        UserError: the data set or model does not exist, or another process makes the same table.
         RunFailed: a training run failed.
     """
-    if plan.table != GRADIENT_TABLE and plan.autoattack:
-        require("autoattack")  # checked before the first training, and not after it
     markdown = plan.out / f"{plan.table}-{plan.data}.md"
     try:
         with locked(markdown.with_name(f".{markdown.name}.lock")):
