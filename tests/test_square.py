@@ -92,11 +92,17 @@ def test_the_squares_stay_inside_and_cover_all_places_alike() -> None:
     square._open(torch.arange(1), 64)
     square._fill(torch.arange(64))
     squares = square.slots.squares[:, 1:-1].long()  # the first entry is for the stripes, the last for a slot that waits
-    begins, ends, signs = squares.split((2, 2, 3), 2)
+    kinds, first, signs = squares.split((1, 1, 3), 2)
+    begins, places = torch.cat((first // 8, first % 8), 2), square.shapes[kinds[..., 0]] + first
     sides = torch.tensor([side(query, 6, 8) for query in range(5000)])
-    assert torch.equal(ends - begins + 1, sides[None, :, None].expand_as(begins))
-    assert int(begins.min()) == 0
-    assert (ends <= torch.tensor([5, 7])).all()
+    rows, columns = places // 8, places % 8
+    assert torch.equal(torch.stack((rows.amin(2), columns.amin(2)), 2), begins)
+    assert (rows.amax(2) == begins[..., 0] + sides - 1).all()
+    assert (columns.amax(2) == begins[..., 1] + sides - 1).all()
+    assert int(rows.min()) >= 0
+    assert int(rows.max()) < 6
+    distinct = torch.zeros(64, 5000, 48, dtype=torch.int8).scatter_(2, places, 1).sum(2)
+    assert (distinct == sides**2).all()
     assert signs.abs().eq(1).all()
     assert signs.double().mean((0, 1)).abs().max() < 0.01
     late = begins[:, sides == 1]  # single pixels

@@ -25,8 +25,8 @@ HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries, afte
 class SquareSlots(Slots):
     """What Square Attack keeps of each image. `images` are the points with the smallest margins so far."""
 
-    best_margin: Tensor  # (B,), the logit of the true class minus the largest other one; not read where fooled
-    squares: Tensor  # (B, steps + 1, 4 + C) int16, by steps taken: first row and column, last row and column, signs
+    best_margin: Tensor  # (B,), the logit of the true class minus the largest other one; minus infinity where fooled
+    squares: Tensor  # (B, steps + 1, 2 + C) int32, by steps taken: row of `shapes`, place of the first pixel, signs
 
 
 class Square(Search):
@@ -46,11 +46,16 @@ class Square(Search):
         count, channels, height, width = images.shape
         # By steps taken. After none it is the time of the stripes, and after all of them that of a slot that waits.
         self.sides = [side(max(taken - 1, 0), height, width) for taken in range(self.steps + 1)]
-        self.offsets = torch.arange(self.sides[0], dtype=torch.int16, device=images.device)
+        # For each side that occurs, the places of the pixels relative to the first one, which fills up the row.
+        self.kinds = {length: kind for kind, length in enumerate(dict.fromkeys(self.sides))}
+        self.shapes = torch.zeros(len(self.kinds), self.sides[0] ** 2, dtype=torch.int64, device=images.device)
+        for length, kind in self.kinds.items():
+            line = torch.arange(length, device=images.device)
+            self.shapes[kind, : length**2] = (line[:, None] * width + line).flatten()
         return SquareSlots(
             **self.empty(images, labels),
             best_margin=torch.zeros(count, dtype=images.dtype, device=images.device),
-            squares=torch.zeros(count, self.steps + 1, 4 + channels, dtype=torch.int16, device=images.device),
+            squares=torch.zeros(count, self.steps + 1, 2 + channels, dtype=torch.int32, device=images.device),
         )
 
     def begin(self, where: Tensor, rows: Tensor, run: Tensor) -> None:
@@ -64,36 +69,37 @@ class Square(Search):
         )
         slots.images[index] = self._at_edge(origin, origin, _sign(stripes).expand_as(origin))
         slots.best_margin[index] = float("inf")
-        sides = torch.tensor(self.sides, dtype=torch.int16, device=origin.device)[:, None]
-        latest = torch.tensor((height, width), dtype=torch.int16, device=origin.device) - sides
-        begins = torch.minimum((drawn[..., :2] * (latest + 1)).to(torch.int16), latest)
-        signs = _sign(drawn[..., 2:]).to(torch.int16)
-        signs[:, 0] = 0  # the first question is about the stripes as they are
-        slots.squares[index] = torch.cat((begins, begins + sides - 1, signs), 2)
+        sides = torch.tensor(self.sides, dtype=torch.int32, device=origin.device)
+        kinds = torch.tensor([self.kinds[length] for length in self.sides], dtype=torch.int32, device=origin.device)
+        top, left = (
+            torch.minimum((drawn[..., axis] * (length - sides + 1)).int(), length - sides)
+            for axis, length in enumerate((height, width))
+        )
+        slots.squares[index, :, 0], slots.squares[index, :, 1] = kinds.expand_as(top), top * width + left
+        slots.squares[index, :, 2:] = _sign(drawn[..., 2:]).int()
+        slots.squares[index, 0, 2:] = 0  # the first question is about the stripes as they are
 
     @torch.no_grad()
     def step(self) -> None:
         slots, active = self.slots, self.active
-        _, channels, _, width = slots.images.shape
-        square = slots.squares.gather(1, slots.taken[:, None, None].expand(-1, 1, 4 + channels))[:, 0]
-        begins, ends, signs = square.split_with_sizes((2, 2, channels), 1)
-        # A CUDA graph serves squares of any size. A smaller one then writes its last row and column repeatedly.
-        offsets = self.offsets if begins.is_cuda else self.offsets[: self.sides[self.fewest]]
-        lines = torch.minimum(begins[..., None] + offsets, ends[..., None]).long()
-        places = (lines[:, 0, :, None] * width + lines[:, 1, None, :]).flatten(1)[:, None].expand(-1, channels, -1)
+        channels = slots.images.shape[1]
+        square = slots.squares.gather(1, slots.taken[:, None, None].expand(-1, 1, 2 + channels))[:, 0]
+        # A CUDA graph serves squares of any size.
+        shapes = self.shapes if square.is_cuda else self.shapes[:, : self.sides[self.fewest] ** 2]
+        places = (shapes.index_select(0, square[:, 0]) + square[:, 1:2])[:, None].expand(-1, channels, -1)
         pixels, origin = (images.view(*images.shape[:2], -1) for images in (slots.images, slots.origin))
         before = pixels.gather(2, places)
-        direction = signs[..., None].to(before.dtype).expand_as(before)
+        direction = square[:, 2:, None].to(before.dtype).expand_as(before)
         after = self._at_edge(before, origin.gather(2, places), direction)
         pixels.scatter_(2, places, after)
 
         logits = self.model(slots.images)
-        fooled = active & (predictions(logits) != slots.labels)
+        fooled = predictions(logits) != slots.labels
         slots.fooled |= fooled
         slots.taken += active
         first, second = logits.topk(2).values.to(slots.best_margin.dtype).unbind(1)
-        margin = first - second  # the first is the true class, except where the model is fooled and the search is over
-        better = fooled | (active & (margin < slots.best_margin))  # an image that fooled the model stays as it is
+        margin = (first - second).masked_fill_(fooled, float("-inf"))  # the first is the true class elsewhere
+        better = margin < slots.best_margin  # never again after a point that fooled the model, which thus stays
         torch.minimum(slots.best_margin, margin, out=slots.best_margin)
         pixels.scatter_(2, places, torch.where(better[:, None, None], after, before))
 
