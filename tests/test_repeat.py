@@ -106,6 +106,9 @@ def test_evaluations_of_one_model_give_the_same_bits(tmp_path: Path) -> None:
         command = ("evaluate", tmp_path / "run", "--images", 20, "--attacks", attacks, "--fresh", "--restarts", 2)
         finished(python("-m", "rmcla_fast.cli", *command, "--json", tmp_path / name, "--device", "cpu"))
         document = json.loads((tmp_path / name).read_text())
-        found.append([{**result, "seconds": 0} for result in document["attacks"].values()])
+        results = document["attacks"].values()
+        for measured in [*results, *(part for result in results for part in result.get("parts", []))]:
+            measured["seconds"] = 0
+        found.append(list(results))
     assert len(found[0]) == 8
     assert found[0] == found[1]

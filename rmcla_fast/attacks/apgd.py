@@ -198,7 +198,6 @@ def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> tuple[Tenso
         The loss (B,), and the gradient (B, classes) times the square of the denominator.
     """
     top = logits.topk(4)
-    top = logits.topk(4)
     first, _, third, fourth = top.values.unbind(1)
     of_target, of_label = logits.gather(1, torch.stack((targets, labels), 1)).unbind(1)
     ahead, spread = of_target - of_label, first - (third + fourth) / 2
