@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rmcla_fast.cuda_graph import Work
+
 EPSILON, STEP = 8 / 255, 2 / 255
 
 
@@ -102,3 +104,20 @@ def hide_extras(monkeypatch: pytest.MonkeyPatch) -> None:
     found = importlib.util.find_spec
     hidden = ("foolbox", "pyautoattack", "autoattack")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name in hidden else found(name, *a))
+
+
+class Scaled(nn.Module):
+    """A layer that multiplies the logits."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return self.factor * logits
+
+
+def called_instead(step: Work) -> Work:
+    """Run the step, as the warm-up of a capture does, and return it in place of a graph."""
+    step()
+    return step

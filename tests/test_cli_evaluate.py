@@ -7,16 +7,16 @@ import itertools
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from run_cases import change_checkpoint, rmcla
 
-from rmcla_fast.attacks.suite import AttackResult
+from rmcla_fast.attacks.suite import AttackResult, ModelUnderAttack
 from rmcla_fast.cli import evaluate as evaluate_command
 from rmcla_fast.errors import UserError
 from rmcla_fast.evaluation import masking, plots
-from rmcla_fast.evaluation import results as record_keeping
 from rmcla_fast.evaluation.curves import loss_surface, over_epsilon, over_iterations
 from rmcla_fast.evaluation.robustbench import entry
 from rmcla_fast.evaluation.run import load_data, open_run
@@ -61,22 +61,22 @@ def test_evaluate_prints_saves_and_draws(
 
 
 def test_known_attacks_are_not_run_again(runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[list[str]] = []
-    evaluate = record_keeping.evaluate
+    asked: list[str] = []
+    result = ModelUnderAttack.result
 
-    def spy(*args: object, attacks: list[str], **kwargs: object) -> object:
-        asked.append(attacks)
-        return evaluate(*args, attacks=attacks, **kwargs)
+    def spy(self: ModelUnderAttack, name: str, *args: Any) -> AttackResult:
+        asked.append(name)
+        return result(self, name, *args)
 
-    monkeypatch.setattr(record_keeping, "evaluate", spy)
+    monkeypatch.setattr(ModelUnderAttack, "result", spy)
     command = ("evaluate", runs["standard"], "--images", 40)
     assert rmcla(*command, "--attacks", "clean,fgsm") == 0
     assert rmcla(*command, "--attacks", "clean,fgsm,ce20") == 0
-    assert asked == [["clean"], ["fgsm"], ["ce20"]]
+    assert asked == ["clean", "fgsm", "ce20"]
     assert rmcla(*command, "--attacks", "ce20", "--restarts", 2) == 0
     assert rmcla(*command, "--attacks", "clean", "--seed", 1) == 0
     assert rmcla(*command, "--attacks", "clean", "--fresh", "--seed", 1) == 0
-    assert asked[3:] == [["ce20"], ["clean"], ["clean"]]
+    assert asked[3:] == ["ce20", "clean", "clean"]
 
 
 def test_every_output_names_a_precision_other_than_fp32(
@@ -110,14 +110,14 @@ def test_a_stopped_evaluation_keeps_what_is_done(
     run = tmp_path / "run"
     shutil.copytree(runs["standard"], run)
     (run / "evaluation.json").unlink(missing_ok=True)
-    evaluate = record_keeping.evaluate
+    result = ModelUnderAttack.result
 
-    def stop(*args: object, attacks: list[str], **kwargs: object) -> object:
-        if attacks == ["ce20"]:
+    def stop(self: ModelUnderAttack, name: str, *args: Any) -> AttackResult:
+        if name == "ce20":
             raise KeyboardInterrupt
-        return evaluate(*args, attacks=attacks, **kwargs)
+        return result(self, name, *args)
 
-    monkeypatch.setattr(record_keeping, "evaluate", stop)
+    monkeypatch.setattr(ModelUnderAttack, "result", stop)
     assert rmcla("evaluate", run, "--images", 40) == 130
     assert "goes on from there" in capsys.readouterr().err
     assert list(json.loads((run / "evaluation.json").read_text())["attacks"]) == ["clean", "fgsm"]

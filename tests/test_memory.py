@@ -155,7 +155,7 @@ def test_a_command_names_the_batch_size_to_try_and_keeps_what_is_done(
     asked += ["--images", 100, "--device", "cpu", *FACTORY]
     assert rmcla(*asked, "--batch-size", 64) == 1
     said = capsys.readouterr().err.splitlines()[-1]
-    then = ", which goes on from the finished attacks" if goes_on else ""
+    then = ", which goes on from what the attacks have found out" if goes_on else ""
     assert said == (
         "rmcla: not enough memory on this machine (tried to allocate 40000000000000 bytes); "
         f"try the same command with --batch-size 32{then}"

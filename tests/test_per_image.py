@@ -13,14 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from run_cases import ROOT, python, rmcla
+from run_cases import python, rmcla
 from torch import Tensor
 
 from rmcla_fast import sealed
 from rmcla_fast.attacks import evaluate
+from rmcla_fast.attacks.parts import Runner
 from rmcla_fast.attacks.verdicts import FOOLED, RIGHT, UNKNOWN, Finding, Part, Verdicts
 from rmcla_fast.evaluation import per_image
-from rmcla_fast.evaluation.per_image import FILE, Keeper, PerImage, read
+from rmcla_fast.evaluation.per_image import FILE, Keeper, read
 from rmcla_fast.evaluation.results import evaluate_run
 from rmcla_fast.evaluation.run import Run, open_run
 from rmcla_fast.evaluation.settings import Settings, settings_of
@@ -111,17 +112,14 @@ def test_a_stopped_attack_goes_on_where_it_was(
 def test_parts_are_shared_between_attacks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     evaluate_run(opened(folder), "apgd-ce", epsilon=EPSILON)
     asked: list[str] = []
-    run_part = per_image_run(monkeypatch, asked)
+    note_parts(monkeypatch, asked)
     found = evaluate_run(opened(folder), "apgd-ce,apgd", epsilon=EPSILON)
     assert asked == ["apgd-t"]
     assert [part.part for part in found["apgd"].parts] == ["apgd-ce", "apgd-t"]
-    assert run_part
 
 
-def per_image_run(monkeypatch: pytest.MonkeyPatch, asked: list[str]) -> bool:
-    """Note the parts that run."""
-    from rmcla_fast.attacks.parts import Runner
-
+def note_parts(monkeypatch: pytest.MonkeyPatch, asked: list[str]) -> None:
+    """Add the key of each part that runs from now on to `asked`."""
     run = Runner.run
 
     def noted(self: Runner, part: Part, rows: Tensor, report: object) -> object:
@@ -129,13 +127,12 @@ def per_image_run(monkeypatch: pytest.MonkeyPatch, asked: list[str]) -> bool:
         return run(self, part, rows, report)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Runner, "run", noted)
-    return True
 
 
 def test_fresh_attacks_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     evaluate_run(opened(folder), "ce20,apgd-ce", epsilon=EPSILON)
     asked: list[str] = []
-    per_image_run(monkeypatch, asked)
+    note_parts(monkeypatch, asked)
     evaluate_run(opened(folder), "apgd-ce", epsilon=EPSILON, fresh=True)
     assert asked == ["clean", "apgd-ce"]
     (evaluation,) = read(folder / FILE)
@@ -255,26 +252,35 @@ def start(folder: Path, *, ranks: int = 1) -> subprocess.Popen[str]:
     return python(*launcher, "-m", "rmcla_fast.cli", "evaluate", folder, *OPTIONS)
 
 
+def finished(process: subprocess.Popen[str]) -> None:
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+
+
 @pytest.mark.slow
-def test_killed_evaluations_end_with_the_verdicts_of_a_quiet_one(folder: Path, expected: dict[str, Tensor]) -> None:
-    """The file is written four times a second here, so that the kills find it in many states."""
+def test_twenty_killed_evaluations_end_with_the_verdicts_of_a_quiet_one(
+    folder: Path, expected: dict[str, Tensor]
+) -> None:
+    """They are killed or stopped at any time of a whole command. After every fourth kill one is left to finish."""
     draw = random.Random(0)
+    began = time.monotonic()
+    finished(start(folder))
+    whole = time.monotonic() - began
     killed = 0
-    for number in range(20):
+    while killed < 20:
+        if killed % 4 == 0:
+            finished(start(folder))
+            assert_equal(kept(folder), expected)
+            for path in folder.glob("evaluation*"):
+                path.unlink()
         process = start(folder)
-        time.sleep(draw.uniform(3, 9))
+        time.sleep(draw.uniform(0, whole))
         if process.poll() is None:
             process.send_signal(draw.choice([signal.SIGKILL, signal.SIGINT, signal.SIGTERM]))
             killed += 1
         process.communicate()
-        if number % 4 == 3:
-            finished = start(folder)
-            _, said = finished.communicate(timeout=300)
-            assert finished.returncode == 0, said
-            assert_equal(kept(folder), expected)
-            for path in folder.glob("evaluation*"):
-                path.unlink()
-    assert killed >= 3
+    finished(start(folder))
+    assert_equal(kept(folder), expected)
 
 
 @pytest.mark.slow
@@ -297,9 +303,7 @@ def test_a_lost_rank_ends_all_and_the_same_command_goes_on(folder: Path, expecte
     if ranks:
         subprocess.run(["kill", "-9", ranks[-1]], check=False)
     process.communicate(timeout=120)
-    process = start(folder, ranks=2)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
+    finished(start(folder, ranks=2))
     assert_equal(kept(folder), expected)
 
 
@@ -310,5 +314,3 @@ def test_the_documented_lines_read_the_file(folder: Path) -> None:
     names = {"numpy": np}
     exec("\n".join(lines).replace("RUN", str(folder)).replace("autoattack", "apgd-ce"), names)
     assert len(names["found"]["apgd-ce"]) == IMAGES  # type: ignore[index]
-    assert PerImage(settings()).parts == {}
-    assert ROOT.exists()

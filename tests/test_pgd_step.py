@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from evaluation_cases import EPSILON, STEP, Counting, Poisoned, examples, linear_model, small_net
+from evaluation_cases import EPSILON, STEP, Counting, Poisoned, called_instead, examples, linear_model, small_net
 from torch import Tensor, nn
 
 from rmcla_fast.attacks import evaluate, pgd, pgd_step
@@ -28,12 +28,6 @@ gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason
 SETTINGS = {"epsilon": EPSILON, "step_size": STEP, "steps": 25, "seed": 3}
 DROPPING = PGDSettings(EPSILON, STEP, 25, drop_fooled=True)
 SEED = 3
-
-
-def called_instead(step: Work) -> Work:
-    """Run the step, as the warm-up of a capture does, and return it in place of a graph."""
-    step()
-    return step
 
 
 @pytest.fixture

@@ -7,12 +7,15 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from run_cases import change_checkpoint
 
 from rmcla_fast import cli, sealed
+from rmcla_fast.attacks.attack_result import AttackResult
+from rmcla_fast.attacks.suite import ModelUnderAttack
 from rmcla_fast.errors import UserError
 from rmcla_fast.evaluation import results
 from rmcla_fast.evaluation.compare import common_epsilon
@@ -48,13 +51,13 @@ def run(trained: Path, tmp_path: Path) -> Run:
 def attacked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Collect the names of the attacks that are run, and not read from the file."""
     names: list[str] = []
-    evaluate = results.evaluate
+    result = ModelUnderAttack.result
 
-    def spy(*args: object, attacks: list[str], **kwargs: object) -> object:
-        names.extend(attacks)
-        return evaluate(*args, attacks=attacks, **kwargs)  # type: ignore[arg-type]
+    def spy(self: ModelUnderAttack, name: str, *args: Any) -> AttackResult:
+        names.append(name)
+        return result(self, name, *args)
 
-    monkeypatch.setattr(results, "evaluate", spy)
+    monkeypatch.setattr(ModelUnderAttack, "result", spy)
     return names
 
 
@@ -145,14 +148,14 @@ def test_a_fresh_attack_keeps_the_other_results(run: Run, attacked: list[str]) -
 
 
 def test_two_commands_at_the_same_time_keep_the_results_of_both(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    evaluate = results.evaluate
+    result = ModelUnderAttack.result
 
-    def meanwhile(*args: object, **kwargs: object) -> object:
-        monkeypatch.setattr(results, "evaluate", evaluate)
+    def meanwhile(self: ModelUnderAttack, *args: Any) -> AttackResult:
+        monkeypatch.setattr(ModelUnderAttack, "result", result)
         results.evaluate_run(run, "fgsm", epsilon=0.1)
-        return evaluate(*args, **kwargs)  # type: ignore[arg-type]
+        return result(self, *args)
 
-    monkeypatch.setattr(results, "evaluate", meanwhile)
+    monkeypatch.setattr(ModelUnderAttack, "result", meanwhile)
     results.evaluate_run(run, "clean", epsilon=0.1)
     assert list(results.known_results(run, 0.1, 0)) == ["clean", "fgsm"]
 
@@ -258,7 +261,7 @@ def test_too_little_memory_is_reported_in_one_sentence(
     def fail(*args: object, **kwargs: object) -> None:
         raise error
 
-    monkeypatch.setattr(results, "evaluate", fail)
+    monkeypatch.setattr(ModelUnderAttack, "result", fail)
     error = RuntimeError("CUDA out of memory. Tried to allocate 20 GiB.\nMore")
     assert cli.run(["evaluate", str(run.folder)]) == 1
     said = capsys.readouterr().err.splitlines()[-1]

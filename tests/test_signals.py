@@ -19,8 +19,8 @@ import torch
 from data_files import write_folder
 from run_cases import Batch, at_step, python, rmcla, small, wait_for_checkpoint
 
+from rmcla_fast.attacks.suite import ModelUnderAttack
 from rmcla_fast.data import folder as image_folder
-from rmcla_fast.evaluation import results as record_keeping
 from rmcla_fast.training import TrainConfig, checkpoint, loop, train
 from rmcla_fast.training.interrupt import STOPPING, Stop, StopAtOnce, StopRequest
 from rmcla_fast.training.metrics import read_metrics
@@ -145,12 +145,13 @@ def test_a_signal_in_an_evaluation_keeps_the_finished_attacks(
 ) -> None:
     run = train(small(tmp_path / "run", epochs=1))
     command = ("evaluate", run, "--images", 20, "--attacks", "clean,fgsm,ce20", "--device", "cpu")
-    monkeypatch.setattr(record_keeping, "evaluate", signalling(record_keeping.evaluate, number, at=3))
+    monkeypatch.setattr(ModelUnderAttack, "result", signalling(ModelUnderAttack.result, number, at=3))
     assert rmcla(*command) == 128 + number
     said = capsys.readouterr().err.splitlines()[-1]
-    kept = f"finished attacks are in {run / 'evaluation.json'}, and the same command goes on from there"
+    kept = f"what the attacks have found out is in {run / 'evaluation.npz'}, and the same command goes on from there"
     assert said == f"rmcla: stopped by {number.name}; {kept}"
-    monkeypatch.setattr(record_keeping, "evaluate", signalling(record_keeping.evaluate, number))
+    monkeypatch.undo()
+    monkeypatch.setattr(ModelUnderAttack, "result", signalling(ModelUnderAttack.result, number))
     assert rmcla(*command, "--fresh") == 128 + number
     assert "the same command without --fresh goes on" in capsys.readouterr().err
     assert list(json.loads((run / "evaluation.json").read_text())["attacks"]) == ["clean", "fgsm"]

@@ -9,6 +9,7 @@ import torch
 from evaluation_cases import (
     Counting,
     Poisoned,
+    Scaled,
     assert_same,
     drifting_model,
     examples,
@@ -267,12 +268,3 @@ def test_logits_that_count_as_infinite_are_misclassified_and_do_not_seem_robust(
     assert found["clean"].nonfinite == 24
     sound = evaluate(nn.Sequential(model, Scaled(1e15)), images, labels, attacks="clean", epsilon=EPSILON)
     assert sound["clean"].accuracy == 100
-
-
-class Scaled(nn.Module):
-    def __init__(self, factor: float) -> None:
-        super().__init__()
-        self.factor = factor
-
-    def forward(self, logits: Tensor) -> Tensor:
-        return self.factor * logits

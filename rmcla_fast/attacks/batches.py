@@ -20,11 +20,16 @@ class Batch(NamedTuple):
     labels: Tensor  # (B,) int64
 
     def seeds(self, seed: int) -> Tensor:
-        """Return a seed (B,) for each image, with its place in the upper 32 bits.
+        """Return the seeds (B,) of the images on their device."""
+        return seeds_of(self.rows, seed).to(self.labels.device)
 
-        So a random start depends on the image alone, and not on the batch that it came in.
-        """
-        return (seed + (self.rows << 32)).to(self.labels.device)
+
+def seeds_of(rows: Tensor, seed: int) -> Tensor:
+    """Return a seed (B,) for each of these places in a data set, which are in the upper 32 bits.
+
+    So a random start depends on the image alone, and not on the batch that it came in.
+    """
+    return seed + (rows << 32)
 
 
 class Examples:
@@ -62,8 +67,7 @@ class Examples:
 def _faster_layout(model: CheckedModel, examples: Examples) -> torch.memory_format:
     """Return the memory layout in which the model is faster on a CPU: channels_last, unless the model cannot take it.
 
-    Convolutions then need no copies in another layout (benchmarks/bench_autoattack.py shows the gain). A model that
-    reads its images with `view` raises an error there.
+    Convolutions then need no copies in another layout. A model that reads its images with `view` raises an error there.
     """
     if examples.device.type != "cpu" or examples.images.shape[1] == 1 or not len(examples):
         return torch.contiguous_format

@@ -22,7 +22,7 @@ STEPS = 100
 ALPHA_MAX = 0.1  # the most that the move of the image itself counts
 ETA = 1.05  # how far a move goes, where 1 is the plane
 BETA = 0.9  # what is left of the way from the image to a point that fools the model
-NEWTON = 12  # iterations, of which a trained network needs 4; a plane that is hardly in reach needs up to 12
+NEWTON = 12  # iterations; tests/test_fab.py has planes that are hardly in reach and need nearly all of them
 
 
 @dataclass
@@ -39,8 +39,8 @@ class FAB(Search):
     in AutoAttack. So it does not look for the nearest point, and says nothing about distances.
 
     An iteration asks the model twice: for the gradient at the point, and for the answer at the next point. The next
-    iteration could take both from one question, but only where the answer was right. Most points fool the model (60 %
-    to 90 % on trained networks), and each of these would cost a backward pass that nobody needs.
+    iteration could take both from one question, but only where the answer was right. Near the boundary most points fool
+    the model, and each of these would cost a backward pass that nobody needs.
     """
 
     slots: FABSlots

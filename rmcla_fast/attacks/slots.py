@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rmcla_fast.attacks.batches import Examples
+from rmcla_fast.attacks.batches import Examples, seeds_of
 from rmcla_fast.attacks.checked_model import ROWS, CheckedModel
 from rmcla_fast.attacks.pgd_step import capture_for, keep_freed_memory
 from rmcla_fast.cuda_graph import CaptureFailed
@@ -57,7 +57,7 @@ class Search(ABC):
     """A search that decides about images one by one. A subclass says how a run begins and what a step is."""
 
     steps: int  # of one run
-    look_every = 4  # steps between two looks at the slots; an image that is decided before the look waits for it
+    look_every = 4  # steps between two looks at the slots of a GPU; an image that is decided waits for the next look
     slots: Slots
     fewest = 0  # steps that any image in a slot had taken of its run, when the slots were last looked at
     uncapturable = False
@@ -104,8 +104,8 @@ class Search(ABC):
         return ~(self.slots.fooled | self.slots.idle) & (self.slots.taken < self.steps)
 
     def generators(self, rows: Tensor, step: Tensor) -> Tensor:
-        """Return the random states (k, 2) of these rows on the device: each has its row in the seed's upper 32 bits."""
-        return torch.stack([self.seed + (rows << 32), step.expand_as(rows)], 1).to(self.slots.labels.device)
+        """Return the random states (k, 2) of these rows on the device; `step` is () or (k,), one for each."""
+        return torch.stack([seeds_of(rows, self.seed), step.expand_as(rows)], 1).to(self.slots.labels.device)
 
     def run(self, rows: Tensor, size: int, report: Callable[[float], None]) -> Iterator[Decided]:
         """Search for all `rows` (N,) in up to `size` slots, and yield the rows in the order in which they are decided.
@@ -195,7 +195,9 @@ class Search(ABC):
     def _advance(self) -> None:
         taken = self._taken[self._held != EMPTY]
         self.fewest, left = int(taken.min()), self.steps - int(taken.max())
-        for _ in range(min(self.look_every, left)):
+        # On a CPU a look costs much less, since it waits for nothing.
+        every = self.look_every if self.slots.labels.is_cuda else max(1, self.look_every // 4)
+        for _ in range(min(every, left)):
             (self._replay or self.step)()
 
     def _collect(self, runs: int) -> Decided | None:
@@ -221,7 +223,7 @@ def copy_where(where: Tensor, source: Tensor, into: Tensor) -> None:
     """Copy the entries of `source` that `where` (B,) marks, without waiting for a GPU. Images must be finite."""
     if into.dim() == 1:
         torch.where(where, source, into, out=into)
-    elif some(where):  # `lerp_` is exact for the weights 0 and 1, and on a CPU four times as fast as `torch.where`
+    elif some(where):  # `lerp_` is exact for the weights 0 and 1, and on a CPU faster than `torch.where`
         into.lerp_(source, where.to(into.dtype).reshape(-1, *[1] * (into.dim() - 1)))
 
 

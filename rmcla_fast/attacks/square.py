@@ -47,9 +47,11 @@ class Square(Search):
         # By steps taken. After none it is the time of the stripes, and after all of them that of a slot that waits.
         self.sides = [side(max(taken - 1, 0), height, width) for taken in range(self.steps + 1)]
         # For each side that occurs, the places of the pixels relative to the first one, which fills up the row.
-        self.kinds = {length: kind for kind, length in enumerate(dict.fromkeys(self.sides))}
-        self.shapes = torch.zeros(len(self.kinds), self.sides[0] ** 2, dtype=torch.int64, device=images.device)
-        for length, kind in self.kinds.items():
+        kinds = {length: kind for kind, length in enumerate(dict.fromkeys(self.sides))}
+        both = [(length, kinds[length]) for length in self.sides]
+        self.lengths, self.kinds = torch.tensor(both, dtype=torch.int32, device=images.device).unbind(1)
+        self.shapes = torch.zeros(len(kinds), self.sides[0] ** 2, dtype=torch.int64, device=images.device)
+        for length, kind in kinds.items():
             line = torch.arange(length, device=images.device)
             self.shapes[kind, : length**2] = (line[:, None] * width + line).flatten()
         return SquareSlots(
@@ -69,13 +71,11 @@ class Square(Search):
         )
         slots.images[index] = self._at_edge(origin, origin, _sign(stripes).expand_as(origin))
         slots.best_margin[index] = float("inf")
-        sides = torch.tensor(self.sides, dtype=torch.int32, device=origin.device)
-        kinds = torch.tensor([self.kinds[length] for length in self.sides], dtype=torch.int32, device=origin.device)
         top, left = (
-            torch.minimum((drawn[..., axis] * (length - sides + 1)).int(), length - sides)
+            torch.minimum((drawn[..., axis] * (length - self.lengths + 1)).int(), length - self.lengths)
             for axis, length in enumerate((height, width))
         )
-        slots.squares[index, :, 0], slots.squares[index, :, 1] = kinds.expand_as(top), top * width + left
+        slots.squares[index, :, 0], slots.squares[index, :, 1] = self.kinds.expand_as(top), top * width + left
         slots.squares[index, :, 2:] = _sign(drawn[..., 2:]).int()
         slots.squares[index, 0, 2:] = 0  # the first question is about the stripes as they are
 

@@ -52,17 +52,16 @@ def evaluate(
     num_classes: int | None = None,
     progress: Progress | None = None,
     precision: str = "fp32",
-    parts: dict[str, Verdicts] | None = None,
-    kept: Callable[[], None] | None = None,
-    team: Team | None = None,
 ) -> dict[str, AttackResult]:
     """Return the accuracy of any model under each attack, and leave the model exactly as it was.
 
     Step sizes, starts and libraries are the paper's (Wang and Zhang, ICCV 2019, section "Attacks"): FGSM without a
     random start; CE20, CE100, CE1000 and CW100 (margin 50) with step epsilon/4 from a uniform start; MI-FGSM, the two
     settings of Carlini and Wagner's l2 attack and DeepFool by foolbox; and standard AutoAttack, whose notes include
-    what the checks of the package pyautoattack say, if it is installed. Under CE and CW, an image counts as
-    misclassified from its first misclassified iterate on, and then costs nothing more.
+    what the checks of the package pyautoattack say, if it is installed. "apgd-ce" and "apgd-t" are AutoAttack's APGD on
+    cross entropy and its targeted APGD, and "apgd" is both. Under these, and under CE and CW, an image counts as
+    misclassified from its first misclassified iterate on, and then costs nothing more. What CE, CW, APGD and AutoAttack
+    decide about an image depends on its place in the data set and not on the batch that it comes in.
 
     Args:
         model: images (B, C, H, W) in [0, 1] to logits (B, classes), in any floating-point type or under autocast.
@@ -80,8 +79,9 @@ def evaluate(
         progress: called with (attack, fraction done) from time to time.
         precision: "fp32" runs the model as it is, in the type of its weights; "bf16" or "fp16" runs it under autocast,
             in the attacks and in the verdicts, which gives the accuracy of the 16-bit network. Publish the accuracy
-            with float32 weights and "fp32" instead. Images, balls and losses are float32 in any case (float64 for
-            float64 images).
+            with float32 weights and "fp32" instead. APGD and AutoAttack give the accuracy of the model as it is: their
+            16-bit search is confirmed by that model, and the images that it leaves are attacked again. Images, balls
+            and losses are float32 in any case (float64 for float64 images).
 
     Returns:
         The AttackResult of each attack, in the order of ATTACKS. An image for which a logit is NaN or
@@ -94,42 +94,22 @@ def evaluate(
         rmcla_fast.errors.UserError: the library of an attack is not installed, or the GPU has no bf16.
     """
     names = attack_names(attacks)
-    check_epsilon(epsilon)
-    check_examples(images, labels)
-    if not len(labels):
-        raise ValueError("images must hold at least one image; got none")
     check_count("restarts", restarts)
-    check_count("batch_size", batch_size)
-    for name in names:
-        if name in EXTERNAL:
-            require(name)
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 32:
-        raise ValueError(f"seed must be a whole number in [0, 2^32); got {seed!r}")
-    if l2_budget is not None:
-        checks.positive("l2_budget", l2_budget)
-    else:
-        l2_budget = epsilon / 4 * images[0].numel() ** 0.5
-
+    require(names)
     report = progress or (lambda name, fraction: None)
-    results: dict[str, AttackResult] = {}
     with untouched(model):
-        evaluation = Evaluation(
+        attacked = ModelUnderAttack(
             model,
             images,
             labels,
             epsilon,
             batch_size=batch_size,
             seed=seed,
+            l2_budget=l2_budget,
             num_classes=num_classes,
             precision=precision,
-            parts=parts,
-            kept=kept,
-            team=team,
         )
-        for name in names:
-            results[name] = evaluation.result(name, restarts, l2_budget, partial(report, name))
-            report(name, 1.0)
-    return results
+        return {name: attacked.result(name, restarts, partial(report, name)) for name in names}
 
 
 def attack_names(attacks: str | Iterable[str]) -> list[str]:
@@ -144,12 +124,12 @@ def attack_names(attacks: str | Iterable[str]) -> list[str]:
     return [name for name in ATTACKS if name in wanted]
 
 
-class Evaluation:
+class ModelUnderAttack:
     """One model on one data set. An attack runs part by part, and each part asks about images that are still right.
 
     Args:
         model: the model, which `untouched` keeps as it is.
-        images, labels, epsilon, batch_size, seed, num_classes, precision: as for `evaluate`.
+        images, labels, epsilon, batch_size, seed, l2_budget, num_classes, precision: as for `evaluate`.
         parts: what is known of each part, by its key. What the attacks find out is added here.
         kept: called after every addition.
         team: the processes that share the images; None if this one is alone.
@@ -164,12 +144,23 @@ class Evaluation:
         *,
         batch_size: int = BATCH_SIZE,
         seed: int = 0,
+        l2_budget: float | None = None,
         num_classes: int | None = None,
         precision: str = "fp32",
         parts: dict[str, Verdicts] | None = None,
         kept: Callable[[], None] | None = None,
         team: Team | None = None,
     ) -> None:
+        check_epsilon(epsilon)
+        check_examples(images, labels)
+        if not len(labels):
+            raise ValueError("images must hold at least one image; got none")
+        check_count("batch_size", batch_size)
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 32:
+            raise ValueError(f"seed must be a whole number in [0, 2^32); got {seed!r}")
+        if l2_budget is None:
+            l2_budget = epsilon / 4 * images[0].numel() ** 0.5
+        self.l2_budget = checks.positive("l2_budget", l2_budget)
         models = {name: CheckedModel(model, num_classes, name) for name in ("fp32", precision)}
         self.precision, self.kept, self.team = precision, kept or (lambda: None), team or Team()
         self.parts = {} if parts is None else parts
@@ -182,8 +173,11 @@ class Evaluation:
         self.examples = Examples(models[precision], images, labels)
         self.runner = Runner(models, self.examples, epsilon, batch_size, seed)
 
-    def result(self, name: str, restarts: int, l2_budget: float, report: Callable[[float], None]) -> AttackResult:
-        """Return the result of an attack, after those parts of it have run that are not known yet."""
+    def result(self, name: str, restarts: int, report: Callable[[float], None]) -> AttackResult:
+        """Return the result of an attack, after those parts of it have run that are not known yet.
+
+        `report` is called with the fraction done, which is 1 in the end.
+        """
         parts = parts_of(name, self.precision, restarts, self.classes)
         cost = [PASSES[part.attack] for part in parts]
         right = torch.ones(len(self.examples), dtype=torch.bool)  # no part so far has fooled the model
@@ -203,9 +197,10 @@ class Evaluation:
             extras["parts"] = tuple(found[1:])
             notes += self._notes_of_several(name, clean.right == RIGHT, found)
         if last.distortion is not None:
-            extras |= _distortions(last.distortion, clean.right == RIGHT, right, l2_budget)
+            extras |= _distortions(last.distortion, clean.right == RIGHT, right, self.l2_budget)
         if name in GRADIENT_ATTACKS and GRADIENT_ATTACKS[name].random_start:
             extras["restarts"] = restarts
+        report(1.0)
         return AttackResult(
             100 * right.double().mean().item(),
             len(right),
@@ -226,11 +221,11 @@ class Evaluation:
         clock = time.perf_counter()
         for found in self.runner.run(part, self.team.share(rows), report):
             verdicts.add(found)
-            self.team.tell(part, found, verdicts)
+            self.team.tell(found, verdicts)
             now = time.perf_counter()
             verdicts.seconds, clock = verdicts.seconds + now - clock, now
             self.kept()
-        self.team.settle(part, verdicts, self.kept)
+        self.team.settle(verdicts, self.kept)
         verdicts.seconds += time.perf_counter() - clock
         self.kept()
         return verdicts
@@ -239,10 +234,10 @@ class Evaluation:
         """Return what is to be said of APGD and AutoAttack."""
         notes = []
         if name != "apgd-ce" and self.classes < MINIMUM_CLASSES:
-            ran = [PART_TITLES[part.part] for part in found[1:] if part.part in PART_TITLES]
+            ran = [PART_TITLES[part] for part in SEVERAL[name] if part != "apgd-t"]
             notes.append(
                 f"targeted APGD needs {MINIMUM_CLASSES} classes and the model has {self.classes}: "
-                f"{' and '.join([', '.join(ran[:-1]), ran[-1]] if ran[1:] else ran)} ran"
+                f"what ran is {', '.join(ran)}"
             )
         if self.precision != "fp32":
             notes.append(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,10 +54,11 @@ class ExternalAttack:
     run: Callable[[Task], Verdict]
 
 
-def require(name: str) -> None:
-    """Raise UserError if the library of this attack is not installed."""
-    if importlib.util.find_spec("foolbox") is None:
-        raise UserError(f"attack {name!r} needs foolbox, which is not installed; install it with: {INSTALL}")
+def require(names: Iterable[str]) -> None:
+    """Raise UserError if one of the attacks is foolbox's and foolbox is not installed."""
+    for name in names:
+        if name in EXTERNAL and importlib.util.find_spec("foolbox") is None:
+            raise UserError(f"attack {name!r} needs foolbox, which is not installed; install it with: {INSTALL}")
 
 
 def _foolbox_version() -> str:

@@ -88,10 +88,10 @@ class Team:
         """Return those of `rows` that this process attacks."""
         return rows
 
-    def tell(self, part: Part, found: Finding, verdicts: Verdicts) -> None:
+    def tell(self, found: Finding, verdicts: Verdicts) -> None:
         """Tell the process that keeps the results what this one has found, or add to `verdicts` what others have."""
 
-    def settle(self, part: Part, verdicts: Verdicts, kept: Callable[[], None]) -> None:
+    def settle(self, verdicts: Verdicts, kept: Callable[[], None]) -> None:
         """Wait until every process has attacked its share, and bring `verdicts` to the same state in all of them.
 
         `kept` is called when something was added.

@@ -84,7 +84,9 @@ def command(
         except ValueError as error:
             raise UserError(str(error)) from error
         except KeyboardInterrupt as stop:
-            raise interrupted(stop, "finished attacks are kept, and the same command goes on from there") from None
+            raise interrupted(
+                stop, "what the attacks have found out is kept, and the same command goes on from there"
+            ) from None
     write_json(out / "comparison.json", [one.as_json(radius) for one in found])
     comparison.draw(found, wanted, radius, out / "comparison.png")
     comparison.draw_details(found, radius, out / "details.png")

@@ -85,8 +85,8 @@ def command(
     if robustbench is not None and precision != "fp32":
         raise UserError(f"--robustbench takes figures in fp32: leave out --precision {precision}")
     for path in (json, robustbench):
-        if path is not None and path.resolve() == (run / RECORD).resolve():
-            raise UserError(f"{path} holds the record of the finished attacks; name another file to write")
+        if path is not None and path.resolve() in ((run / RECORD).resolve(), (run / FILE).resolve()):
+            raise UserError(f"{path} holds what the attacks have found out; name another file to write")
     with ranks_of_torchrun() as ranks, Bars(quiet=not is_main_process()) as bars:
         bars.say(f"Attacking {opened.description}, {setting(radius, precision)}; writes {run / RECORD} and {picture}")
         try:

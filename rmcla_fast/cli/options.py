@@ -17,7 +17,7 @@ from rmcla_fast.errors import OutOfMemory, UserError, short_of_memory
 from rmcla_fast.evaluation.run import Run
 from rmcla_fast.options import flag, help_text, members
 
-FINISHED_ATTACKS = ", which goes on from the finished attacks"
+FINISHED_ATTACKS = ", which goes on from what the attacks have found out"
 DEFAULT_ATTACKS = "clean,fgsm,ce20,cw100"
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that rmcla train wrote.", show_default=False)]

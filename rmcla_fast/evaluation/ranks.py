@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
-from rmcla_fast.attacks.verdicts import Finding, Part, Team, Verdicts
+from rmcla_fast.attacks.verdicts import Finding, Team, Verdicts
 from rmcla_fast.errors import RunFailed, UserError
 
 SECONDS_BETWEEN_MESSAGES = 1.0
@@ -37,7 +37,7 @@ class Ranks(Team):
         self._unsent: list[Finding] = []
         self._sent = time.monotonic()
         self._messages = [0] * size  # that have been sent by this rank or received from each other one, for this part
-        self._parts = 0  # that are settled, which tells the messages of equal parts apart
+        self._parts = 0  # that are settled; the number tells the messages about one part from those about the next
 
     @property
     def is_main(self) -> bool:
@@ -46,14 +46,18 @@ class Ranks(Team):
     def share(self, rows: Tensor) -> Tensor:
         return rows[self.rank :: self.size]
 
-    def tell(self, part: Part, found: Finding, verdicts: Verdicts) -> None:
+    def tell(self, found: Finding, verdicts: Verdicts) -> None:
         if self.rank:
             self._unsent.append(found)
-        if time.monotonic() - self._sent >= SECONDS_BETWEEN_MESSAGES:
-            self._sent = time.monotonic()
-            self._receive(verdicts) if self.is_main else self._send()
+        if time.monotonic() - self._sent < SECONDS_BETWEEN_MESSAGES:
+            return
+        self._sent = time.monotonic()
+        if self.is_main:
+            self._receive(verdicts)
+        else:
+            self._send()
 
-    def settle(self, part: Part, verdicts: Verdicts, kept: Callable[[], None]) -> None:
+    def settle(self, verdicts: Verdicts, kept: Callable[[], None]) -> None:
         if self.is_main:
             finished: set[int] = set()
             while len(finished) < self.size - 1:

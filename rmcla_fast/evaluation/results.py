@@ -11,19 +11,15 @@ import os
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from rmcla_fast import sealed
-from rmcla_fast.attacks.apgd import MINIMUM_CLASSES
 from rmcla_fast.attacks.attack_result import AttackResult
+from rmcla_fast.attacks.checked_model import untouched
 from rmcla_fast.attacks.parts import GRADIENT_ATTACKS, parts_of
-from rmcla_fast.attacks.suite import (
-    BATCH_SIZE,
-    TITLES,
-    Progress,
-    attack_names,
-    evaluate,
-)
+from rmcla_fast.attacks.suite import BATCH_SIZE, TITLES, ModelUnderAttack, Progress, attack_names
+from rmcla_fast.attacks.third_party import require
 from rmcla_fast.errors import UserError
 from rmcla_fast.evaluation.per_image import Keeper
 from rmcla_fast.evaluation.ranks import Ranks
@@ -94,45 +90,48 @@ def evaluate_run(
             keeper = Keeper(run.folder, settings_of(run, epsilon, seed, precision))
             if fresh:
                 keeper.forget(
-                    part.key for name in names for part in parts_of(name, precision, restarts, MINIMUM_CLASSES)
+                    part.key for name in names for part in parts_of(name, precision, restarts, run.num_classes)
                 )
     parts = {} if keeper is None else keeper.found.parts
     if ranks is not None:
         known, parts = ranks.agree("known", (known if is_main else None, parts))
+    if len(known) == len(names):
+        return {name: known[name] for name in names}
+    require(name for name in names if name not in known)
+    report = progress or (lambda name, fraction: None)
     results = {}
-    for name in names:
-        if name in known:
-            results[name] = known[name]
-            continue
-        try:
-            results |= evaluate(
-                run.model,
-                run.images,
-                run.labels,
-                attacks=[name],
-                epsilon=epsilon,
-                restarts=restarts,
-                batch_size=batch_size,
-                seed=seed,
-                num_classes=run.num_classes,
-                progress=progress,
-                precision=precision,
-                parts=parts,
-                kept=None if keeper is None else keeper.keep,
-                team=ranks,
-            )
-            if keeper is not None:
-                right = results[name].right
-                assert right is not None  # `evaluate` has just measured it
-                keeper.found.right[_attack_key(name, restarts)] = right
-        finally:
-            if keeper is not None:
-                keeper.write()
-        if is_main:
+    with untouched(run.model):
+        attacked = ModelUnderAttack(
+            run.model,
+            run.images,
+            run.labels,
+            epsilon,
+            batch_size=batch_size,
+            seed=seed,
+            num_classes=run.num_classes,
+            precision=precision,
+            parts=parts,
+            kept=None if keeper is None else keeper.keep,
+            team=ranks,
+        )
+        for name in names:
+            if name in known:
+                results[name] = known[name]
+                continue
+            key = _attack_key(name, restarts)
             try:
-                _store(run, epsilon, seed, precision, {_attack_key(name, restarts): results[name]})
-            except UserError as error:  # a full disk must not cost the figure of an attack that took hours
-                warnings.warn(f"{error}; {name}: {results[name].accuracy:.1f} % is only printed", stacklevel=2)
+                results[name] = attacked.result(name, restarts, partial(report, name))
+                right = results[name].right
+                if keeper is not None and right is not None:
+                    keeper.found.right[key] = right
+            finally:
+                if keeper is not None:
+                    keeper.write()
+            if is_main:
+                try:
+                    _store(run, epsilon, seed, precision, {key: results[name]})
+                except UserError as error:  # a full disk must not cost the figure of an attack that took hours
+                    warnings.warn(f"{error}; {key}: {results[name].accuracy:.1f} % is only printed", stacklevel=2)
     return results
 
 
