@@ -1,11 +1,12 @@
 """Compare `apgd` and `autoattack` with pyautoattack, part by part: the images that are left, and the seconds.
 
-    python benchmarks/bench_autoattack.py RUN... [--images 1000] [--threads 2] [--json FILE]
+    python benchmarks/bench_autoattack.py RUN... [--images 1000] [--threads 2] [--epsilon 8/255] [--json FILE]
     python benchmarks/bench_autoattack.py --show FILE...      # the tables of docs/evaluation.md from earlier reports
 
 Each rival attacks the same images of the same model with the same epsilon, in a process of its own, one after another.
-pyautoattack runs as its documentation shows it. `--masked` adds the first model with its logits multiplied by 1,000, as
-a model that hides the gradient of its cross entropy.
+If no epsilon is given, it is the one that the model was trained with. pyautoattack runs as its documentation shows it.
+`--masked` adds the first model with its logits multiplied by 1,000, as a model that hides the gradient of its cross
+entropy.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import logging
 import multiprocessing
 import re
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from rmcla_fast.attacks import evaluate
+from rmcla_fast.cli.options import bound
 from rmcla_fast.evaluation.run import open_run
 
 MASKED = ", logits x 1000"
@@ -63,17 +66,17 @@ class Counted(nn.Module):
         self.passes += len(gradient)
 
 
-def opened(case: str, images: int, threads: int) -> tuple[nn.Module, Tensor, Tensor, float]:
+def opened(case: str, images: int, threads: int, epsilon: str | None) -> tuple[nn.Module, Tensor, Tensor, float]:
     """Return the model, its images, their labels and epsilon."""
     run = open_run(case.removesuffix(MASKED), images=images, device="cpu")
     torch.set_num_threads(threads)
     model = Scaled(run.model, 1000.0).eval() if case.endswith(MASKED) else run.model.eval()
-    return model, run.images, run.labels, run.epsilon
+    return model, run.images, run.labels, bound(epsilon, run)
 
 
-def ours(case: str, images: int, threads: int) -> dict[str, Any]:
+def ours(*arguments: Any) -> dict[str, Any]:
     """Attack with `autoattack`, whose first two parts are `apgd`."""
-    model, pixels, labels, epsilon = opened(case, images, threads)
+    model, pixels, labels, epsilon = opened(*arguments)
     counted = Counted(model)
     started, busy = time.perf_counter(), time.process_time()
     found = evaluate(counted, pixels, labels, attacks="clean,autoattack", epsilon=epsilon)
@@ -115,11 +118,11 @@ class StageTimes(logging.Handler):
             self.left[name], self.seconds[name] = round(float(found[2]) / 100 * self.images), now - self._at
 
 
-def library(case: str, images: int, threads: int) -> dict[str, Any]:
+def library(*arguments: Any) -> dict[str, Any]:
     """Attack with pyautoattack's standard version."""
     import pyautoattack
 
-    model, pixels, labels, epsilon = opened(case, images, threads)
+    model, pixels, labels, epsilon = opened(*arguments)
     log = StageTimes(len(labels))
     logger = logging.getLogger("auto-attack")
     logger.addHandler(log)
@@ -136,8 +139,8 @@ def library(case: str, images: int, threads: int) -> dict[str, Any]:
     }
 
 
-def measure(connection: Connection, rival: str, case: str, images: int, threads: int) -> None:
-    connection.send((ours if rival == "rmcla_fast" else library)(case, images, threads))
+def measure(connection: Connection, rival: str, *arguments: Any) -> None:
+    connection.send((ours if rival == "rmcla_fast" else library)(*arguments))
 
 
 def in_a_process(*arguments: Any) -> dict[str, Any]:
@@ -185,37 +188,40 @@ def table(case: str, images: int, threads: int, mine: dict[str, Any], theirs: di
 
 def verdicts_table(reports: list[dict[str, Any]]) -> list[str]:
     """Return the lines of a table with the images that are left after each part."""
-    lines = [
-        "| model | images | clean | after APGD-CE | after APGD-T: `apgd` | after FAB-T | after Square: `autoattack` | "
-        "fooled by pyautoattack alone | by rmcla_fast alone |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for report in reports:
-        for name, case in report["cases"].items():
-            mine, theirs, compared = case["rmcla_fast"], case["pyautoattack"], case["compared"]
-            # The library skips the attacks that are left when no image is.
-            left = [(mine["left"][part], theirs["left"].get(part, 0)) for part in ("clean", *PARTS)]
-            cells = [f"{a} / {b}" for a, b in left]
-            alone = [str(compared[f"only_{rival}_fooled"]) for rival in reversed(RIVALS)]
-            lines.append(f"| {' | '.join([name, str(len(mine['right'])), *cells, *alone])} |")
-    return lines
+    after = ("after APGD-CE", "after APGD-T: `apgd`", "after FAB-T", "after Square: `autoattack`")
+    head = ("model", "images", "clean", *after, "fooled by pyautoattack alone", "by rmcla_fast alone")
+
+    def cells(name: str, report: dict[str, Any], mine: Any, theirs: Any, compared: Any) -> list[str]:
+        # The library skips the attacks that are left when no image is.
+        left = [f"{mine['left'][part]} / {theirs['left'].get(part, 0)}" for part in ("clean", *PARTS)]
+        alone = [str(compared[f"only_{rival}_fooled"]) for rival in reversed(RIVALS)]
+        return [name, str(len(mine["right"])), *left, *alone]
+
+    return markdown(head, reports, cells)
 
 
 def times_table(reports: list[dict[str, Any]]) -> list[str]:
     """Return the lines of a table with the seconds of each part, and how many times as fast ours are."""
-    lines = [
-        "| model | threads | APGD-CE | APGD-T | FAB-T | Square | all | `apgd`: times as fast as all of pyautoattack | "
-        "`autoattack` |",
-        "|---|---|---|---|---|---|---|---|---|",
+    ratios = ("`apgd`: times as fast as all of pyautoattack", "`autoattack`")
+    head = ("model", "threads", "APGD-CE", "APGD-T", "FAB-T", "Square", "all", *ratios)
+
+    def cells(name: str, report: dict[str, Any], mine: Any, theirs: Any, compared: Any) -> list[str]:
+        pairs = [(mine["seconds"].get(part, 0.0), theirs["seconds"].get(part, 0.0)) for part in PARTS]
+        seconds = [f"{a:.1f} / {b:.1f}" for a, b in [*pairs, (mine["total"], theirs["total"])]]
+        fast = [f"{compared[f'{attack}_times_as_fast']:.1f}" for attack in ("apgd", "autoattack")]
+        return [name, str(report["threads"]), *seconds, *fast]
+
+    return markdown(head, reports, cells)
+
+
+def markdown(head: tuple[str, ...], reports: list[dict[str, Any]], cells: Callable[..., list[str]]) -> list[str]:
+    """Return the lines of a table with a row for each model of each report."""
+    rows = [
+        cells(name, report, *(case[key] for key in (*RIVALS, "compared")))
+        for report in reports
+        for name, case in report["cases"].items()
     ]
-    for report in reports:
-        for name, case in report["cases"].items():
-            mine, theirs, compared = case["rmcla_fast"], case["pyautoattack"], case["compared"]
-            pairs = [(mine["seconds"].get(part, 0.0), theirs["seconds"].get(part, 0.0)) for part in PARTS]
-            cells = [f"{a:.1f} / {b:.1f}" for a, b in [*pairs, (mine["total"], theirs["total"])]]
-            fast = [f"{compared[f'{attack}_times_as_fast']:.1f}" for attack in ("apgd", "autoattack")]
-            lines.append(f"| {' | '.join([name, str(report['threads']), *cells, *fast])} |")
-    return lines
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
 
 
 def main() -> None:
@@ -224,6 +230,7 @@ def main() -> None:
     parser.add_argument("--show", action="store_true", help="print the tables of earlier reports")
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--epsilon", help="such as 8/255")
     parser.add_argument("--masked", action="store_true", help="add the first model with its logits multiplied by 1,000")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -235,7 +242,8 @@ def main() -> None:
     report: dict[str, Any] = {**describe_machine(torch.device("cpu")), "threads": options.threads, "cases": {}}
     console = Console(width=120)
     for case in cases:
-        mine, theirs = (in_a_process(rival, case, options.images, options.threads) for rival in RIVALS)
+        asked = (case, options.images, options.threads, options.epsilon)
+        mine, theirs = (in_a_process(rival, *asked) for rival in RIVALS)
         console.print(table(case, len(mine["right"]), options.threads, mine, theirs))
         compared = summary(mine, theirs)
         console.print(compared)
