@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from run_cases import ROOT, python
 
-CASES = {"kills": 8, "disks": 4, "readonly": 8, "flips": 20, "truncations": 2, "malformed": 25, "pairs": 1}
+# A quarter of the kills is for each command, so an evaluation is killed 20 times.
+CASES = {"kills": 80, "disks": 4, "readonly": 8, "flips": 20, "truncations": 2, "malformed": 25, "pairs": 1}
 
 
 @pytest.mark.slow

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
-import signal
 import subprocess
 import time
 from pathlib import Path
@@ -255,32 +253,6 @@ def start(folder: Path, *, ranks: int = 1) -> subprocess.Popen[str]:
 def finished(process: subprocess.Popen[str]) -> None:
     _, said = process.communicate(timeout=300)
     assert process.returncode == 0, said
-
-
-@pytest.mark.slow
-def test_twenty_killed_evaluations_end_with_the_verdicts_of_a_quiet_one(
-    folder: Path, expected: dict[str, Tensor]
-) -> None:
-    """They are killed or stopped at any time of a whole command. After every fourth kill one is left to finish."""
-    draw = random.Random(0)
-    began = time.monotonic()
-    finished(start(folder))
-    whole = time.monotonic() - began
-    killed = 0
-    while killed < 20:
-        if killed % 4 == 0:
-            finished(start(folder))
-            assert_equal(kept(folder), expected)
-            for path in folder.glob("evaluation*"):
-                path.unlink()
-        process = start(folder)
-        time.sleep(draw.uniform(0, whole))
-        if process.poll() is None:
-            process.send_signal(draw.choice([signal.SIGKILL, signal.SIGINT, signal.SIGTERM]))
-            killed += 1
-        process.communicate()
-    finished(start(folder))
-    assert_equal(kept(folder), expected)
 
 
 @pytest.mark.slow

@@ -15,16 +15,16 @@ OPTIONS = (
     *("--ema", "0.9", "--epsilon-warmup", "1", "--checkpoint-every", "3", "--log-every", "2", "--threads", "1"),
     *("--device", "cpu", "--quiet"),
 )
-EVALUATION = ("--attacks", "clean,fgsm,ce20,apgd-ce", "--images", "40", "--device", "cpu")
+EVALUATION = ("--attacks", "clean,fgsm,ce20,apgd", "--images", "40", "--device", "cpu")
 
 
 def image_folder(root: Path) -> Path:
-    """Write handwritten digits as a folder of images with three classes, 64 for training and 16 for test in each."""
+    """Write handwritten digits as a folder of images with four classes, 64 for training and 16 for test in each."""
     digits = load_digits()
-    for label in range(3):
+    for label in range(4):
         rows = np.flatnonzero(digits.target == label)[:80]
         for place, row in enumerate(rows):
-            path = root / ("train" if place < 64 else "test") / "abc"[label] / f"{place}.png"
+            path = root / ("train" if place < 64 else "test") / "abcd"[label] / f"{place}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray((digits.images[row] * 255 / 16).astype(np.uint8)).save(path)
     return root
