@@ -153,7 +153,7 @@ def test_the_result_says_which_images_the_model_gets_right(drop_fooled: bool, re
     settings = PGDSettings(0.02, step_size=0.005, steps=5, restarts=restarts, drop_fooled=drop_fooled)
     with checked(model) as asked:
         attack = PGDAttack(asked)
-        found, right = attack.run(images, labels, settings)
+        found, right, _ = attack.run(images, labels, settings)
         assert torch.equal(attack.perturb(images, labels, settings), found)
     assert torch.equal(right, model(found).argmax(1) == labels)
     assert 0 < int(right.sum()) < 95

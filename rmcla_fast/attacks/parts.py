@@ -158,7 +158,7 @@ class Runner:
                 seed=batch.seeds(self.seed),
                 step_done=lambda taken, attacked: report(taken / work),
             )
-            return Finding(rows, found.right.cpu())
+            return Finding(rows, found.right.cpu(), odd=found.unmoved.cpu())
         verdict = EXTERNAL[part.attack].run(Task(model, images, labels, self.epsilon, self.seed, report))
         distortion = None if verdict.distortion is None else verdict.distortion.cpu()
         return Finding(rows, verdict.right.cpu(), distortion, library=verdict.library, notes=verdict.notes)

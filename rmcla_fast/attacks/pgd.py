@@ -83,6 +83,7 @@ class PGDResult(NamedTuple):
 
     images: Tensor  # (B, C, H, W), adversarial
     right: Tensor  # (B,) bool: the model classifies the adversarial image correctly
+    unmoved: Tensor  # (B,) bool: no step of the last restart moved the image, since its gradient was exactly zero
 
 
 class PGDAttack:
@@ -94,8 +95,7 @@ class PGDAttack:
 
     def perturb(self, images: Tensor, labels: Tensor, settings: PGDSettings, *, seed: int = 0) -> Tensor:
         """Return adversarial images (B, C, H, W) for float images as `as_images` returns them."""
-        found, _ = self._search(images, labels, settings, seed, None)
-        return found
+        return self._search(images, labels, settings, seed, None)[0]
 
     def run(
         self,
@@ -111,18 +111,19 @@ class PGDAttack:
         With `drop_fooled` an image counts as misclassified from its first misclassified iterate on. `seed` may be an
         int64 tensor (B,) with a seed for each image, whose start then depends on that image alone.
         """
-        found, rows = self._search(images, labels, settings, seed, step_done)
+        found, rows, unmoved = self._search(images, labels, settings, seed, step_done)
         right = torch.zeros(len(labels), dtype=torch.bool, device=images.device)
         right[self._still_right(found, labels, rows)] = True
-        return PGDResult(found, right)
+        return PGDResult(found, right, unmoved & right)
 
     def _search(
         self, images: Tensor, labels: Tensor, settings: PGDSettings, seed: int | Tensor, step_done: StepDone | None
-    ) -> tuple[Tensor, Tensor]:
-        """Return the adversarial images, and the rows of those that were not yet seen to fool the model."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the adversarial images, the rows of those not yet seen to fool the model, and `PGDResult.unmoved`."""
         self.pool.prepare(settings, images)
         found = images.clone()
         rows = torch.arange(len(images), device=images.device)  # of the images that are not fooled yet
+        unmoved = torch.zeros_like(labels, dtype=torch.bool)
         taken, total = 0, settings.steps * settings.restarts
         for restart in range(settings.restarts):
             if restart:
@@ -130,7 +131,7 @@ class PGDAttack:
             if not rows.numel():
                 break
             moved, end = _start(images, rows, settings, seed, restart), taken + settings.steps
-            batch = None
+            start, batch = moved.clone(), None
             while taken < end and rows.numel():
                 if batch is None:
                     batch = self.pool.load(moved, _rows_of(images, rows), _rows_of(labels, rows), total - taken)
@@ -144,10 +145,11 @@ class PGDAttack:
                     right = times_right == steps
                     if not bool(right.all()):  # waits for the GPU, once for the steps of this `advance`
                         found[rows[~right]] = moved[~right]
-                        rows, moved, batch = rows[right], moved[right], None
+                        rows, moved, start, batch = rows[right], moved[right], start[right], None
             found[rows] = moved
+            unmoved[rows] = (moved == start).flatten(1).all(1)
             taken = end
-        return found, rows
+        return found, rows, unmoved
 
     def _still_right(self, images: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
         """Return those of the rows whose images the model classifies correctly."""

@@ -264,8 +264,8 @@ def _notes(part: Part, odd: int) -> list[str]:
         return []
     if part.attack == "clean":
         return [f"the model returned NaN or infinity on {odd} clean images, which count as misclassified"]
-    title = PART_TITLES[part.attack]
-    return [f"the gradient was exactly zero for {odd} images where {title} began, so it may have found too little"]
+    title = PART_TITLES.get(part.attack) or TITLES[part.attack]
+    return [f"the gradient was exactly zero for {odd} images under {title}, so it may have found too little"]
 
 
 def _distortions(distortion: Tensor, clean: Tensor, right: Tensor, l2_budget: float) -> dict[str, float]:

@@ -50,7 +50,7 @@ class Verdicts:
     Attributes:
         right: (N,) int8, RIGHT, FOOLED or UNKNOWN.
         odd: (N,) bool. Of the part "clean": a logit is NaN or infinite. Of APGD and FAB: the gradient was exactly zero
-            at the beginning of a run.
+            at the beginning of a run. Of PGD: it was exactly zero in all steps of the last restart.
         distortion: (N,) float32, for l2 attacks; infinite where the attack failed or did not run.
         seconds: the time that the part has taken, as a clock on the wall shows it.
         library: the library that ran the part; None if it is ours.

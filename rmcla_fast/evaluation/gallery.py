@@ -26,7 +26,7 @@ def draw(run: Run, epsilon: float, path: Path, *, count: int = 8, seed: int = 0,
         origin, true = as_images(images.to(device)), labels.to(device)
         kept = asked.predict(origin) == true
         origin, true = origin[kept], true[kept]
-        found, right = PGDAttack(asked).run(origin, true, GRADIENT_ATTACKS["ce20"].settings(epsilon), seed=seed)
+        found, right, _ = PGDAttack(asked).run(origin, true, GRADIENT_ATTACKS["ce20"].settings(epsilon), seed=seed)
         order = right.int().argsort(stable=True)[:count]
         answers = asked.predict(found[order])
     origin, found, true = origin[order].cpu(), found[order].cpu(), true[order].cpu()
