@@ -1,10 +1,10 @@
-"""`CheckedModel` in 16 bits: it uses the present weights, and scales its gradients back."""
+"""`CheckedModel`: its precisions, the logits that it refuses, and the models that it leaves as they were."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from evaluation_cases import examples, small_net
+from evaluation_cases import EPSILON, examples, small_net
 from torch import Tensor, nn
 
 from rmcla_fast.attacks import evaluate
@@ -98,3 +98,43 @@ def test_a_gradient_whose_pixels_share_memory_is_one_that_attacks_can_use() -> N
     assert 0 < found["apgd"].accuracy < 100
     for name in ("ce20", "apgd"):
         assert torch.equal(found[name].right, darkest == labels)
+
+
+def test_a_scripted_model_is_attacked_and_left_as_it_was() -> None:
+    model = small_net()
+    images, _ = examples(16)
+    labels = model(images).argmax(1)
+    scripted = torch.jit.script(model)
+    found = evaluate(scripted, images, labels, attacks="ce20,apgd-ce", epsilon=EPSILON)
+    plain = evaluate(model, images, labels, attacks="ce20,apgd-ce", epsilon=EPSILON)
+    for name, result in plain.items():
+        assert torch.equal(found[name].right, result.right)
+    assert all(parameter.requires_grad for parameter in scripted.parameters())
+
+
+def test_a_model_that_was_made_in_inference_mode_is_refused_and_left_as_it_was() -> None:
+    with torch.inference_mode():
+        model = small_net()
+    with pytest.raises(ValueError, match=r"model must be made outside of torch\.inference_mode"):
+        evaluate(model, *examples(4), attacks="clean", epsilon=EPSILON)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("factor", [1e18, 1e25, 1e60, 1e200])
+def test_no_factor_of_float64_logits_makes_a_model_robust(factor: float) -> None:
+    """Above 2^64 the float32 losses of the attacks could be infinite, so such logits count as infinite."""
+
+    class Wide(nn.Module):
+        def __init__(self, factor: float) -> None:
+            super().__init__()
+            self.net, self.factor = small_net(), factor
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.factor * self.net(images).double()
+
+    images, _ = examples(16)
+    labels = small_net()(images).argmax(1)
+    usual, huge = (evaluate(Wide(one), images, labels, attacks="clean,apgd", epsilon=EPSILON) for one in (1.0, factor))
+    for name, result in huge.items():
+        assert result.accuracy <= usual[name].accuracy
+    assert (huge["clean"].nonfinite == 16) == (factor > 2**64)

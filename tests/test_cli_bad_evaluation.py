@@ -42,8 +42,14 @@ BAD = [
     ),
     (("evaluate", "{run}", "--precision", "int8"), "--precision must be one of 'fp32', 'bf16', 'fp16'; got 'int8'"),
     (("compare", "{run}", "--precision", "16"), "--precision must be one of 'fp32', 'bf16', 'fp16'; got '16'"),
-    (("evaluate", "{run}", "--json", "{run}/evaluation.json"), "evaluation.json holds what the attacks have found out"),
-    (("evaluate", "{run}", "--json", "{run}/evaluation.npz"), "evaluation.npz holds what the attacks have found out"),
+    (("evaluate", "{run}", "--json", "{run}/evaluation.npz"), "evaluation.npz belongs to the run; name another file"),
+    (("evaluate", "{run}", "--json", "{run}/best.pt"), "best.pt belongs to the run; name another file"),
+    (("evaluate", "{run}", "--json", ""), ". is a folder; name a file to write"),
+    (("gradients", "{run}", "--json", "{run}/checkpoint.pt"), "checkpoint.pt belongs to the run; name another file"),
+    (
+        ("evaluate", "{run}", "--attacks", "clean,autoattack", "--robustbench", "{run}/config.json"),
+        "config.json belongs to the run; name another file",
+    ),
     (("evaluate", "{missing}"), "there is no run folder"),
     (("evaluate", "{empty}"), "it has no checkpoint.pt"),
     (("evaluate", "{uncheckpointed}"), "there is no checkpoint"),
@@ -112,7 +118,7 @@ def test_a_model_that_answers_nan_is_misclassified_and_reported(
     found = json.loads((tmp_path / "out.json").read_text())["attacks"]
     assert [found[name]["accuracy"] for name in ("clean", "ce20")] == [0, 0]
     printed = " ".join(capsys.readouterr().out.split())
-    assert "returned NaN or infinity on 40 clean images, which count as misclassified" in printed
+    assert "returned NaN, infinity or too large numbers on 40 clean images, which count as misclassified" in printed
 
 
 def test_a_data_set_with_a_new_class_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ from torch import nn
 from rmcla_fast import data, recipes
 from rmcla_fast.errors import RunFailed, UserError
 from rmcla_fast.training import TrainConfig, TrainStep, checkpoint, distributed, train
-from rmcla_fast.training.distributed import World
+from rmcla_fast.training.distributed import World, is_main_process
 from rmcla_fast.training.metrics import read_metrics
 from rmcla_fast.training.run_folder import RunFolder
 from rmcla_fast.training.schedule import build_optimizer
@@ -208,3 +208,13 @@ def test_torchrun_reports_a_lost_rank_and_resumes(tmp_path: Path) -> None:
         assert finished.returncode == 0, said
     assert read_checkpoint(short / checkpoint.LAST)["epoch"] == 2
     assert [row["epoch"] for row in read_metrics(short / "metrics.jsonl") if row["kind"] == "epoch"] == [1, 2]
+
+
+@pytest.mark.parametrize(("name", "value"), [("WORLD_SIZE", "x"), ("WORLD_SIZE", "0"), ("RANK", "-1")])
+def test_an_environment_that_torchrun_did_not_set_is_one_sentence(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=f"{name} must be a whole number of at least .*; it is '{value}'"):
+        is_main_process()

@@ -17,10 +17,11 @@ from torch import Tensor
 from rmcla_fast import sealed
 from rmcla_fast.attacks import evaluate
 from rmcla_fast.attacks.parts import Runner
+from rmcla_fast.attacks.suite import Progress
 from rmcla_fast.attacks.verdicts import FOOLED, RIGHT, UNKNOWN, Finding, Part, Verdicts
 from rmcla_fast.evaluation import per_image
 from rmcla_fast.evaluation.per_image import FILE, Keeper, read
-from rmcla_fast.evaluation.results import evaluate_run
+from rmcla_fast.evaluation.results import evaluate_run, known_results
 from rmcla_fast.evaluation.run import Run, open_run
 from rmcla_fast.evaluation.settings import Settings, settings_of
 from rmcla_fast.training import TrainConfig, train
@@ -80,17 +81,23 @@ class Stopped(KeyboardInterrupt):
     pass
 
 
-@pytest.mark.parametrize("after", [0.1, 0.4, 0.8])
-def test_a_stopped_attack_goes_on_where_it_was(
-    folder: Path, expected: dict[str, Tensor], after: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def stop_at(after: float) -> Progress:
+    """Return a progress callback that stops `apgd` when this fraction of it is done."""
+
     def stop(attack: str, fraction: float) -> None:
         if attack == "apgd" and fraction >= after:
             raise Stopped
 
+    return stop
+
+
+@pytest.mark.parametrize("after", [0.1, 0.4, 0.8])
+def test_a_stopped_attack_goes_on_where_it_was(
+    folder: Path, expected: dict[str, Tensor], after: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     arguments = {"epsilon": EPSILON, "batch_size": 8}
     with pytest.raises(Stopped):
-        evaluate_run(opened(folder), ATTACKS, **arguments, progress=stop)  # type: ignore[arg-type]
+        evaluate_run(opened(folder), ATTACKS, **arguments, progress=stop_at(after))  # type: ignore[arg-type]
     (evaluation,) = read(folder / FILE)
     decided = {key: part.right != UNKNOWN for key, part in evaluation.parts.items()}
     assert decided["clean"].all()
@@ -136,6 +143,25 @@ def test_fresh_attacks_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     (evaluation,) = read(folder / FILE)
     assert set(evaluation.parts) == {"clean", "ce20", "apgd-ce"}
     assert (evaluation.parts["ce20"].right != UNKNOWN).any()
+
+
+def test_a_stopped_fresh_evaluation_goes_on_without_fresh(
+    folder: Path, expected: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the same command would print the old result, which somebody no longer trusts."""
+    arguments = {"epsilon": EPSILON, "batch_size": 8}
+    evaluate_run(opened(folder), ATTACKS, **arguments)  # type: ignore[arg-type]
+    with pytest.raises(Stopped):
+        evaluate_run(opened(folder), "apgd", **arguments, fresh=True, progress=stop_at(0.6))  # type: ignore[arg-type]
+    assert set(known_results(opened(folder), EPSILON, 0)) == {"clean", "ce20"}
+    (evaluation,) = read(folder / FILE)
+    assert set(evaluation.right) == {"clean", "ce20"}
+
+    asked: list[str] = []
+    note_parts(monkeypatch, asked)
+    evaluate_run(opened(folder), ATTACKS, **arguments)  # type: ignore[arg-type]
+    assert asked == ["apgd-t"]
+    assert_equal(kept(folder), expected)
 
 
 def test_other_settings_are_kept_apart(folder: Path) -> None:

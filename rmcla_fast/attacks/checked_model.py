@@ -53,12 +53,18 @@ def untouched(model: nn.Module) -> Iterator[None]:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise ValueError(
+            "model must be made outside of torch.inference_mode, since autograd refuses weights that were made inside"
+        )
     parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
     # `attack_mode` restores buffers only after training mode, and writes every one of them. A foreign model may change
     # buffers in evaluation mode and replace their tensors. What did not change is not written here: autograd would
     # refuse the backward pass of a graph that the caller built before, and inference-mode tensors refuse every write.
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    names = [(module, dict(module._buffers)) for module in model.modules()]
+    # A scripted module can get no new buffers.
+    eager = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    names = [(module, dict(module._buffers)) for module in eager]
     python_state, numpy_state, trace = random.getstate(), np.random.get_state(), sys.gettrace()
     gpus = range(torch.cuda.device_count())  # fork_rng warns if there are several and none is named
     try:
@@ -73,6 +79,9 @@ def untouched(model: nn.Module) -> Iterator[None]:
         ):
             yield
     finally:
+        for parameter, requires_grad, grad in parameters:
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = grad
         if sys.gettrace() is not trace:  # AutoAttack unsets it when it checks for dynamic defences
             sys.settrace(trace)
         random.setstate(python_state)
@@ -84,9 +93,6 @@ def untouched(model: nn.Module) -> Iterator[None]:
             for buffer, value in buffers:
                 if not same_values(buffer, value):
                     buffer.copy_(value)
-        for parameter, requires_grad, grad in parameters:
-            parameter.requires_grad_(requires_grad)
-            parameter.grad = grad
 
 
 def same_values(a: Tensor, b: Tensor) -> bool:
@@ -150,6 +156,8 @@ class CheckedModel(nn.Module):
             raise ValueError(f"model must have {self.num_classes} classes, as the data have; got {logits.shape[1]}")
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
+        elif logits.dtype == torch.float64 and images.dtype != torch.float64:  # the losses are float32
+            logits = logits.masked_fill(~finite_rows(logits.detach().float())[:, None], float("inf"))
         return logits if scale is None else scale.with_scaling_hook(logits)
 
     def _autocast(self, device_type: str) -> AbstractContextManager[object]:

@@ -114,7 +114,9 @@ def evaluate(
 
 def attack_names(attacks: str | Iterable[str]) -> list[str]:
     """Return the wanted names in the order of ATTACKS; ValueError, with the list, for one that does not exist."""
-    parts = attacks.split(",") if isinstance(attacks, str) else attacks or ()
+    if not isinstance(attacks, (str, Iterable)):
+        raise TypeError(f"attacks must be names of {', '.join(ATTACKS)}; got {type(attacks).__name__}")
+    parts = attacks.split(",") if isinstance(attacks, str) else attacks
     wanted = [name for name in (str(part).strip().lower() for part in parts) if name]
     for name in wanted:
         if name not in TITLES:
@@ -263,7 +265,9 @@ def _notes(part: Part, odd: int) -> list[str]:
     if not odd:
         return []
     if part.attack == "clean":
-        return [f"the model returned NaN or infinity on {odd} clean images, which count as misclassified"]
+        return [
+            f"the model returned NaN, infinity or too large numbers on {odd} clean images, which count as misclassified"
+        ]
     title = PART_TITLES.get(part.attack) or TITLES[part.attack]
     return [f"the gradient was exactly zero for {odd} images under {title}, so it may have found too little"]
 

@@ -25,6 +25,7 @@ from rmcla_fast.cli.options import (
     Which,
     bound,
     check_option,
+    check_output,
     enough_memory,
 )
 from rmcla_fast.errors import UserError
@@ -65,7 +66,9 @@ def command(
         Path | None,
         typer.Option(metavar="FILE", help="Also write RobustBench's model_info JSON (needs clean and autoattack)."),
     ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Run every attack, those with a known result too.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Forget the known results of these attacks, and run them again.")
+    ] = False,
     precision: Precision = "fp32",
 ) -> None:
     """Attack a trained model, print its accuracies, and save them with a plot.
@@ -85,8 +88,7 @@ def command(
     if robustbench is not None and precision != "fp32":
         raise UserError(f"--robustbench takes figures in fp32: leave out --precision {precision}")
     for path in (json, robustbench):
-        if path is not None and path.resolve() in ((run / RECORD).resolve(), (run / FILE).resolve()):
-            raise UserError(f"{path} holds what the attacks have found out; name another file to write")
+        check_output(path, run)
     with ranks_of_torchrun() as ranks, Bars(quiet=not is_main_process()) as bars:
         bars.say(f"Attacking {opened.description}, {setting(radius, precision)}; writes {run / RECORD} and {picture}")
         try:

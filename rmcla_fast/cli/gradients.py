@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from rmcla_fast.attacks.gradient_norm import WHY_TWO_SCALES, gradient_norm
 from rmcla_fast.attacks.suite import BATCH_SIZE
-from rmcla_fast.cli.options import BatchSize, DataDir, Device, Images, Json, Model, RunFolder, Which, enough_memory
+from rmcla_fast.cli.options import (
+    BatchSize,
+    DataDir,
+    Device,
+    Images,
+    Json,
+    Model,
+    RunFolder,
+    Which,
+    check_output,
+    enough_memory,
+)
 from rmcla_fast.errors import UserError
 from rmcla_fast.evaluation import plots
 from rmcla_fast.evaluation.progress import Bars
@@ -28,6 +39,7 @@ def command(
     Writes RUN/gradients.json and its histogram, RUN/gradients.png.
     """
     opened = open_run(run, data_dir=data_dir, model=model, which=which, device=device, images=images)
+    check_output(json, run)
     picture, record = run / "gradients.png", run / "gradients.json"
     with Bars() as bars:
         bars.say(f"Input gradients of {opened.description}; writes {record} and {picture}")

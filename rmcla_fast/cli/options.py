@@ -14,10 +14,16 @@ import typer
 from rmcla_fast.attacks.suite import ATTACKS
 from rmcla_fast.epsilon import format_epsilon, parse_epsilon
 from rmcla_fast.errors import OutOfMemory, UserError, short_of_memory
+from rmcla_fast.evaluation.per_image import FILE
+from rmcla_fast.evaluation.results import RECORD
 from rmcla_fast.evaluation.run import Run
 from rmcla_fast.options import flag, help_text, members
+from rmcla_fast.training import checkpoint
+from rmcla_fast.training.metrics import METRICS
+from rmcla_fast.training.record import CONFIG
 
 FINISHED_ATTACKS = ", which goes on from what the attacks have found out"
+RUN_FILES = (checkpoint.LAST, checkpoint.BEST, CONFIG, METRICS, RECORD, FILE)
 DEFAULT_ATTACKS = "clean,fgsm,ce20,cw100"
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that rmcla train wrote.", show_default=False)]
@@ -108,6 +114,20 @@ def enough_memory(batch_size: int, kept: str = "") -> Iterator[None]:
             raise
         smaller = f"--batch-size {batch_size // 2}" if batch_size > 1 else "another --device"
         raise OutOfMemory(f"{memory}; try the same command with {smaller}{kept}") from error
+
+
+def check_output(path: Path | None, run: Path) -> None:
+    """Refuse to write to `path` if it is no file, or a file of the run that cannot be made again from others.
+
+    Raises:
+        UserError: it says what is wrong with the path.
+    """
+    if path is None:
+        return
+    if not path.name or path.is_dir():
+        raise UserError(f"{path} is a folder; name a file to write")
+    if path.resolve() in [(run / name).resolve() for name in RUN_FILES]:
+        raise UserError(f"{path} belongs to the run; name another file to write")
 
 
 def bound(text: str | None, run: Run) -> float:

@@ -51,16 +51,22 @@ class Keeper:
         self._path = folder / FILE
         evaluations = [one for one in read(self._path) if one.settings == settings]
         self.found = evaluations[0] if evaluations else PerImage(settings)
-        self._forgotten: set[str] = set()
+        self._forgotten: set[str] = set()  # parts
+        self._forgotten_attacks: set[str] = set()
         self._written = time.monotonic()
         self._changed = self._warned = False
 
-    def forget(self, keys: Iterable[str]) -> None:
-        """Forget what these parts have found out, so that they run again."""
-        self._forgotten.update(keys)
-        for key in self._forgotten & set(self.found.parts):
-            del self.found.parts[key]
-            self._changed = True
+    def forget(self, parts: Iterable[str], attacks: Iterable[str]) -> None:
+        """Forget what these parts have found out, so that they run again, and which images these attacks left."""
+        self._forgotten.update(parts)
+        self._forgotten_attacks.update(attacks)
+        for known, forgotten in (
+            (self.found.parts, self._forgotten),
+            (self.found.right, self._forgotten_attacks),
+        ):
+            for key in forgotten & set(known):
+                del known[key]  # type: ignore[attr-defined]
+                self._changed = True
 
     def keep(self) -> None:
         """Write the file if it was last written a second ago or more. Otherwise a later call does."""
@@ -83,7 +89,8 @@ class Keeper:
                     if one.settings != self.found.settings:
                         others.append(one)
                         continue
-                    self.found.right = one.right | self.found.right
+                    for name in set(one.right) - set(self.found.right) - self._forgotten_attacks:
+                        self.found.right[name] = one.right[name]
                     for key in set(one.parts) - set(self.found.parts) - self._forgotten:  # of another process
                         self.found.parts[key] = one.parts[key]
                 _save(self._path, [self.found, *others])

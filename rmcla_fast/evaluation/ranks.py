@@ -23,6 +23,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from rmcla_fast.attacks.verdicts import Finding, Team, Verdicts
 from rmcla_fast.errors import RunFailed, UserError
+from rmcla_fast.training.distributed import world_size
 
 SECONDS_BETWEEN_MESSAGES = 1.0
 PATIENCE = timedelta(days=30)  # how long ranks wait for a slow one; torchrun stops all of them if one is lost
@@ -118,7 +119,7 @@ def ranks_of_torchrun() -> Iterator[Ranks | None]:
         UserError: torchrun's environment variables are incomplete, or the ranks do not find one another.
         RunFailed: a rank was lost; what the ranks had found out is kept.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = world_size()
     if size == 1:
         yield None
         return

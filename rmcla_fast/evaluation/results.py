@@ -80,8 +80,10 @@ def evaluate_run(
     is_main = ranks is None or ranks.is_main
     keeper = None
     if is_main:
-        known = known_results(run, epsilon, seed, precision)  # also with `fresh`, to warn if the file is damaged
-        known = {} if fresh else {name: known[key] for name in names if (key := _attack_key(name, restarts)) in known}
+        stored = known_results(run, epsilon, seed, precision)
+        known = {name: stored[key] for name in names if (key := _attack_key(name, restarts)) in stored}
+        if fresh:
+            again, known = [_attack_key(name, restarts) for name in known], {}
         if len(known) < len(names):
             if not os.access(run.folder, os.W_OK):
                 raise UserError(
@@ -89,9 +91,14 @@ def evaluate_run(
                 )
             keeper = Keeper(run.folder, settings_of(run, epsilon, seed, precision))
             if fresh:
+                # First of all, so that the same command without `fresh` goes on if this one is stopped.
+                if again:
+                    _store(run, epsilon, seed, precision, {}, without=again)
                 keeper.forget(
-                    part.key for name in names for part in parts_of(name, precision, restarts, run.num_classes)
+                    (part.key for name in names for part in parts_of(name, precision, restarts, run.num_classes)),
+                    (_attack_key(name, restarts) for name in names),
                 )
+                keeper.write()
     parts = {} if keeper is None else keeper.found.parts
     if ranks is not None:
         known, parts = ranks.agree("known", (known if is_main else None, parts))
@@ -146,14 +153,24 @@ def _attack_key(name: str, restarts: int) -> str:
     return f"{name} x {restarts}" if many else name
 
 
-def _store(run: Run, epsilon: float, seed: int, precision: str, new: dict[str, AttackResult]) -> None:
-    """Add results to the file. It is read again first, because another command may have written to it."""
+def _store(
+    run: Run,
+    epsilon: float,
+    seed: int,
+    precision: str,
+    new: dict[str, AttackResult],
+    without: Iterable[str] = (),
+) -> None:
+    """Add results to the file, and remove those `without`.
+
+    The file is read again first, because another command may have written to it.
+    """
     settings, path = settings_of(run, epsilon, seed, precision), run.folder / RECORD
     with alone_with(path):
         attacks, others = {}, []
         for one in _read(path, rename=True):
             if one.settings == settings:
-                attacks = one.attacks
+                attacks = {name: result for name, result in one.attacks.items() if name not in without}
             else:
                 others.append(one)  # also those of other weights, which may be newer than the ones attacked here
         attacks = attacks | new

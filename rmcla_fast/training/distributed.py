@@ -79,9 +79,28 @@ class World:
             dist.barrier()
 
 
+def world_size() -> int:
+    """Return the number of processes that torchrun started, or 1 for a process on its own.
+
+    Raises:
+        UserError: the environment's WORLD_SIZE is not such a number.
+    """
+    return _environment("WORLD_SIZE", 1, at_least=1)
+
+
 def is_main_process() -> bool:
     """Return whether this process is rank 0 of those that torchrun started, or was not started by it."""
-    return int(os.environ.get("WORLD_SIZE", "1")) == 1 or int(os.environ.get("RANK", "0")) == 0
+    return world_size() == 1 or _environment("RANK", 0, at_least=0) == 0
+
+
+def _environment(name: str, usual: int, *, at_least: int) -> int:
+    text = os.environ.get(name, str(usual))
+    if not text.isdecimal() or int(text) < at_least:
+        raise UserError(
+            f"the environment variable {name} must be a whole number of at least {at_least}, as torchrun sets it; "
+            f"it is {text!r}"
+        )
+    return int(text)
 
 
 @contextmanager
@@ -92,7 +111,7 @@ def joined(device: torch.device) -> Iterator[World]:
         UserError: torchrun's environment variables are incomplete, or the ranks do not find one another.
         RunFailed: a rank was lost; the last checkpoint is kept.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = world_size()
     if size == 1:
         yield World()
         return
