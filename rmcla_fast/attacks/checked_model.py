@@ -25,7 +25,7 @@ MISCLASSIFIED = -1
 ROWS = 8
 """The model is always run on a multiple of so many images.
 
-For other batches PyTorch takes other matrix kernels on a CPU, which round differently. Over a hundred steps such a
+In other batches, most of PyTorch's matrix kernels for a CPU round some rows differently. Over a hundred steps such a
 difference can decide whether an image is fooled, and the verdict would depend on the batch that the image came in.
 """
 

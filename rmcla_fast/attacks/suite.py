@@ -61,7 +61,8 @@ def evaluate(
     what the checks of the package pyautoattack say, if it is installed. "apgd-ce" and "apgd-t" are AutoAttack's APGD on
     cross entropy and its targeted APGD, and "apgd" is both. Under these, and under CE and CW, an image counts as
     misclassified from its first misclassified iterate on, and then costs nothing more. What CE, CW, APGD and AutoAttack
-    decide about an image depends on its place in the data set and not on the batch that it comes in.
+    decide about an image depends on its place in the data set, and not on the batch that it comes in, as long as the
+    model computes the same logits for it in any batch.
 
     Args:
         model: images (B, C, H, W) in [0, 1] to logits (B, classes), in any floating-point type or under autocast.
