@@ -81,9 +81,8 @@ def evaluate_run(
     keeper = None
     if is_main:
         stored = known_results(run, epsilon, seed, precision)
-        known = {name: stored[key] for name in names if (key := _attack_key(name, restarts)) in stored}
-        if fresh:
-            again, known = [_attack_key(name, restarts) for name in known], {}
+        keys = {name: _attack_key(name, restarts) for name in names}
+        known = {} if fresh else {name: stored[key] for name, key in keys.items() if key in stored}
         if len(known) < len(names):
             if not os.access(run.folder, os.W_OK):
                 raise UserError(
@@ -91,13 +90,12 @@ def evaluate_run(
                 )
             keeper = Keeper(run.folder, settings_of(run, epsilon, seed, precision))
             if fresh:
-                # First of all, so that the same command without `fresh` goes on if this one is stopped.
-                if again:
-                    _store(run, epsilon, seed, precision, {}, without=again)
-                keeper.forget(
-                    (part.key for name in names for part in parts_of(name, precision, restarts, run.num_classes)),
-                    (_attack_key(name, restarts) for name in names),
-                )
+                require(names)
+                # The results are forgotten first, so that the same command without `fresh` goes on if it is stopped.
+                if any(key in stored for key in keys.values()):
+                    _store(run, epsilon, seed, precision, {}, without=keys.values())
+                parts_again = [part for name in names for part in parts_of(name, precision, restarts, run.num_classes)]
+                keeper.forget((part.key for part in parts_again), keys.values())
                 keeper.write()
     parts = {} if keeper is None else keeper.found.parts
     if ranks is not None:
