@@ -93,7 +93,7 @@ def test_every_output_names_a_precision_other_than_fp32(
         printed = capsys.readouterr()
         words = " ".join(printed.out.split())
         assert ("epsilon 0.15, bf16" in words) == said
-        assert ("The network computed in bf16; the accuracy to publish is that in fp32." in words) == said
+        assert ("in bf16 under clean, FGSM; the accuracy to publish is that in fp32." in words) == said
         assert ("bf16" in printed.err) == ("bf16" in titles[-1]) == said
         entries = json.loads(target.read_text())["attacks"].values()
         assert [entry.get("precision") for entry in entries] == ["bf16" if said else None] * 2

@@ -303,12 +303,3 @@ def test_a_lost_rank_ends_all_and_the_same_command_goes_on(folder: Path, expecte
     process.communicate(timeout=120)
     finished(start(folder, ranks=2))
     assert_equal(kept(folder), expected)
-
-
-def test_the_documented_lines_read_the_file(folder: Path) -> None:
-    """The lines are those of the module's docstring."""
-    evaluate_run(opened(folder), "clean,apgd-ce", epsilon=EPSILON)
-    lines = [line.strip() for line in (per_image.__doc__ or "").splitlines() if line.startswith("    ")]
-    names = {"numpy": np}
-    exec("\n".join(lines).replace("RUN", str(folder)).replace("autoattack", "apgd-ce"), names)
-    assert len(names["found"]["apgd-ce"]) == IMAGES  # type: ignore[index]

@@ -190,7 +190,8 @@ def test_attack_names_are_put_in_the_order_of_the_tables() -> None:
         ({"images": torch.rand(0, 3, 8, 8), "labels": torch.zeros(0, dtype=torch.int64)}, "^images must hold"),
         ({"model": nn.Flatten(0)}, "^model must return logits"),
         ({"model": torch.flatten}, "^model must be a torch.nn.Module"),
-        ({"attacks": None}, "^attacks must name at least one"),
+        ({"attacks": None}, "^attacks must be names of clean, .*; got NoneType"),
+        ({"attacks": 7}, "^attacks must be names of clean, .*; got int"),
         ({"attacks": ["clean", 3]}, "^attacks must be among.*; got '3'"),
         ({"seed": -1}, r"^seed must be a whole number in \[0, 2\^32\)"),
         ({"seed": 2**32}, "^seed must"),
@@ -253,7 +254,7 @@ def test_a_model_that_changes_its_number_of_classes_is_refused() -> None:
 def test_a_figure_of_zero_is_written() -> None:
     entry = AttackResult(0.0, 4, 0.0, l2_budget=0.5, accuracy_in_budget=0.0).as_json()
     assert entry == {"accuracy": 0.0, "images": 4, "seconds": 0.0, "l2_budget": 0.5, "accuracy_in_budget": 0.0} | {
-        "standard_error": 0.0
+        "standard_error": 15.309  # two images are added to those that are right, and two to the others
     }
 
 

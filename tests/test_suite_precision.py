@@ -209,9 +209,9 @@ def test_a_gpu_without_bf16_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_report_says_the_precision() -> None:
     result = AttackResult(50.0, 4, 0.0, restarts=2, precision="bf16")
     assert remarks(result) == "bf16; 2 restarts"
-    assert "The network computed in bf16; the accuracy to publish is that in fp32." in explanation(
-        {"clean": result}, ""
-    )
+    said = "The network computed in bf16 under clean, CE20; the accuracy to publish is that in fp32."
+    assert said in explanation({"clean": result, "ce20": result, "apgd": result}, "")
+    assert "to publish" not in explanation({"apgd": result}, "")
     assert "fp32" not in explanation({"clean": AttackResult(50.0, 4, 0.0)}, "")
 
 

@@ -24,6 +24,10 @@ class PartResult:
 class AttackResult:
     """The `accuracy` in % of a model under one attack, over `images` images, measured in `seconds`.
 
+    `right` (N,) bool says for each image whether the model classifies it correctly under the attack. `nonfinite` counts
+    the clean images for which a logit is NaN or infinite, which count as misclassified. `notes` are sentences for the
+    user. `seconds` contains those of the parts that other attacks have, too, and that ran only once for all of them.
+
     An l2 attack has more fields: `accuracy` counts its successes at any distortion, as the paper does, and
     `accuracy_in_budget` only those within `l2_budget`. `distortion_median` and `distortion_mean` are of its successes,
     in the unit of [0, 1] images. `parts` says what each part of APGD and AutoAttack did.
@@ -46,8 +50,13 @@ class AttackResult:
 
     @property
     def standard_error(self) -> float:
-        """Return the standard error of `accuracy` in points: how far other images of the same kind would move it."""
-        return (self.accuracy * (100 - self.accuracy) / self.images) ** 0.5
+        """Return the standard error of `accuracy` in percentage points, for other images of the same kind.
+
+        Two images that are right and two that are wrong are added (Agresti and Coull, The American Statistician 1998).
+        It would otherwise be 0 where all images are right or all are wrong.
+        """
+        right = (self.accuracy / 100 * self.images + 2) / (self.images + 4)
+        return 100 * (right * (1 - right) / (self.images + 4)) ** 0.5
 
     def as_json(self) -> dict[str, Any]:
         """Return the fields as JSON values, without those that are empty or have their usual value."""

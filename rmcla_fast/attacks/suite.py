@@ -245,7 +245,7 @@ class ModelUnderAttack:
         if self.precision != "fp32":
             notes.append(
                 f"{TITLES[name]} searched in {self.precision} first and then in float32; its accuracy is that of the "
-                "float32 network"
+                "float32 network, and can be published"
             )
         if name == "autoattack":
             rows = clean.nonzero().flatten()[: self.batch_size]

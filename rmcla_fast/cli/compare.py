@@ -52,7 +52,7 @@ def command(
     device: Device = None,
     precision: Precision = "fp32",
 ) -> None:
-    """Draw several runs next to each other, and say for each whether its robustness can be believed.
+    """Draw several runs next to each other, and look for signs of gradient masking.
 
     Writes FOLDER/comparison.png (accuracy under each attack and over epsilon),
     FOLDER/details.png (accuracy over iterations and training minutes, loss surfaces)
@@ -90,8 +90,10 @@ def command(
     write_json(out / "comparison.json", [one.as_json(radius) for one in found])
     comparison.draw(found, wanted, radius, out / "comparison.png")
     comparison.draw_details(found, radius, out / "details.png")
+    count = min(len(one.run.labels) for one in found)
     show(
         comparison_table({one.name: one.results for one in found}, setting(radius, precision)),
+        f"Accuracy on {count} test images. One standard error is at most {50 / count**0.5:.1f} points.",
         *(f"{one.name}: {one.verdict}." for one in found),
         f"Pictures: {out / 'comparison.png'}, {out / 'details.png'}",
     )

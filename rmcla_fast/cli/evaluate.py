@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rmcla_fast.attacks.suite import BATCH_SIZE, attack_names
+from rmcla_fast.attacks.suite import BATCH_SIZE, TITLES, attack_names
 from rmcla_fast.cli.options import (
     DEFAULT_ATTACKS,
     FINISHED_ATTACKS,
@@ -35,7 +35,7 @@ from rmcla_fast.evaluation.per_image import FILE
 from rmcla_fast.evaluation.progress import Bars
 from rmcla_fast.evaluation.ranks import ranks_of_torchrun
 from rmcla_fast.evaluation.report import as_json, explanation, setting, show, table, write_json
-from rmcla_fast.evaluation.results import RECORD, evaluate_run
+from rmcla_fast.evaluation.results import RECORD, evaluate_run, known_results
 from rmcla_fast.evaluation.robustbench import entry
 from rmcla_fast.evaluation.run import open_run
 from rmcla_fast.paper import published
@@ -50,7 +50,10 @@ def command(
     epsilon: Epsilon = None,
     json: Json = None,
     restarts: Annotated[
-        int, typer.Option(min=1, help="Restarts of CE and CW; each attacks the images that withstood those before it.")
+        int,
+        typer.Option(
+            min=1, help="Restarts of CE and CW alone; each attacks the images that withstood those before it."
+        ),
     ] = 1,
     images: Images = None,
     batch_size: BatchSize = BATCH_SIZE,
@@ -75,8 +78,9 @@ def command(
 
     Published accuracies on the same data set are printed beside them.
 
-    Writes RUN/evaluation.json after each attack, and then RUN/evaluation.png.
-    After Ctrl-C or another signal, the same command continues.
+    Writes RUN/evaluation.json after each attack, RUN/evaluation.npz (each image)
+    all the time, and in the end RUN/evaluation.png.
+    If it is stopped, by Ctrl-C for example, run the same command again to go on.
     """
     names = check_option(attack_names, attacks)
     check_option(check_precision, precision)
@@ -91,6 +95,9 @@ def command(
         check_output(path, run)
     with ranks_of_torchrun() as ranks, Bars(quiet=not is_main_process()) as bars:
         bars.say(f"Attacking {opened.description}, {setting(radius, precision)}; writes {run / RECORD} and {picture}")
+        known = [] if fresh else [name for name in names if name in known_results(opened, radius, seed, precision)]
+        if known:
+            bars.say(f"Known from before: {', '.join(TITLES[name] for name in known)}")
         try:
             with enough_memory(batch_size, ", which attacks again" if fresh else FINISHED_ATTACKS):
                 results = evaluate_run(

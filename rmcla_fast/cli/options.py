@@ -27,7 +27,13 @@ RUN_FILES = (checkpoint.LAST, checkpoint.BEST, CONFIG, METRICS, RECORD, FILE)
 DEFAULT_ATTACKS = "clean,fgsm,ce20,cw100"
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that rmcla train wrote.", show_default=False)]
-Attacks = Annotated[str, typer.Option(metavar="NAMES", help=f"Separated by commas: {', '.join(ATTACKS)}.")]
+Attacks = Annotated[
+    str,
+    typer.Option(
+        metavar="NAMES",
+        help=f"Separated by commas: {', '.join(ATTACKS)}. apgd is apgd-ce and apgd-t, with which autoattack begins.",
+    ),
+]
 Epsilon = Annotated[
     str | None,
     typer.Option(metavar="EPS", help="Bound on the perturbation, such as 8/255 or 0.031.", show_default="the run's"),
@@ -37,7 +43,10 @@ DataDir = Annotated[str | None, typer.Option(help="Folder of the data set.", sho
 Model = Annotated[str | None, typer.Option(help="pkg.mod:factory, if the run was trained with a factory.")]
 Which = Annotated[str, typer.Option(help="Checkpoint: last or best.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1.", show_default="a GPU if there is one")]
-Images = Annotated[int | None, typer.Option(help="Use only this many test images, evenly spaced.", show_default="all")]
+Images = Annotated[
+    int | None,
+    typer.Option(help="Use only this many test images, evenly spaced, or all if there are fewer.", show_default="all"),
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images in one batch.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of every random start.")]
 Precision = Annotated[str, typer.Option(help="The network computes in fp32 (publish this one), bf16 or fp16.")]

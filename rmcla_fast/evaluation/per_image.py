@@ -1,12 +1,11 @@
 """What each attack found out about each image, kept in RUN/evaluation.npz while the attacks run.
 
-So a stopped evaluation goes on within an attack, and two models can be compared image by image:
+So a stopped evaluation goes on within an attack, and two models can be compared image by image. For each finished
+attack there is an array (N,) bool that says which images are right under it. docs/evaluation.md shows how to read them.
 
-    found = numpy.load("RUN/evaluation.npz")
-    found["autoattack"]  # (N,) bool: which images are right under AutoAttack, and so for every finished attack
-
-The arrays under "parts/" and the text "about" are the state from which an evaluation goes on (`attacks.verdicts`).
-Evaluations with other settings are under "others/1/", "others/2/" and so on, like the "others" of evaluation.json.
+The arrays under "parts/" are the state from which an evaluation goes on (`attacks.verdicts`). The text "about" is a
+JSON object with the settings of each evaluation, the latest first. Those before the latest have the prefix "others/1/",
+"others/2/" and so on, like the "others" of evaluation.json.
 """
 
 from __future__ import annotations

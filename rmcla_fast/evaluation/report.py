@@ -13,6 +13,7 @@ from rich.table import Table
 
 from rmcla_fast.attacks.attack_result import AttackResult
 from rmcla_fast.attacks.gradient_norm import GradientNorm
+from rmcla_fast.attacks.parts import SEVERAL
 from rmcla_fast.attacks.suite import TITLES
 from rmcla_fast.epsilon import format_epsilon
 from rmcla_fast.errors import UserError
@@ -99,7 +100,7 @@ def remarks(result: AttackResult) -> str:
     """Return the precision, restarts, parts and distortions of a result in a few words."""
     words = [] if result.precision == "fp32" else [result.precision]
     if len(result.parts) > 1:
-        words.append("fooled by " + ", ".join(f"{part.part} {part.fooled}" for part in result.parts))
+        words.append("fooled: " + ", ".join(f"{part.part} {part.fooled}" for part in result.parts))
     if result.restarts is not None and result.restarts > 1:
         words.append(f"{result.restarts} restarts")
     if result.accuracy_in_budget is not None:
@@ -115,9 +116,13 @@ def explanation(results: Mapping[str, AttackResult], source: str) -> str:
     `source` names the models that the published accuracies were measured on; "" if there are none.
     """
     first = next(iter(results.values()))
-    lines = [f"Accuracy on {first.images} test images, ± its standard error over images."]
-    if first.precision != "fp32":
-        lines.append(f"The network computed in {first.precision}; the accuracy to publish is that in fp32.")
+    lines = [f"Accuracy on {first.images} test images, ± one standard error."]
+    rounded = [TITLES[name] for name in results if name not in SEVERAL]
+    if first.precision != "fp32" and rounded:
+        lines.append(
+            f"The network computed in {first.precision} under {', '.join(rounded)}; "
+            "the accuracy to publish is that in fp32."
+        )
     if any(result.l2_budget is not None for result in results.values()):
         lines[0] += " An l2 attack succeeds at any distortion, as in the paper."
     if source:
