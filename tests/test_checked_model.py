@@ -138,3 +138,28 @@ def test_no_factor_of_float64_logits_makes_a_model_robust(factor: float) -> None
     for name, result in huge.items():
         assert result.accuracy <= usual[name].accuracy
     assert (huge["clean"].nonfinite == 16) == (factor > 2**64)
+
+
+class Strided(nn.Module):
+    """A model that reads its filters with `view`, which filters in channels_last refuse."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.filters = nn.Parameter(torch.randn(10, 3, 8, 8))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.reshape(len(images), -1) @ self.filters.view(10, -1).T
+
+
+@pytest.mark.parametrize(("model", "changes"), [(small_net(), True), (Strided(), False)])
+def test_filters_are_in_the_layout_of_the_images_only_during_an_attack(model: nn.Module, changes: bool) -> None:
+    images, labels = examples(16)
+    filters = next(parameter for parameter in model.parameters() if parameter.dim() == 4)
+    before, place = filters.detach().clone(), filters.data_ptr()
+    layouts = []
+    model.register_forward_hook(lambda *_: layouts.append(filters.stride(1)))
+    evaluate(model, images, labels, attacks="apgd-ce", epsilon=EPSILON)
+    assert (layouts[-1] == 1) == changes
+    assert filters.data_ptr() == place
+    assert filters.stride() == before.stride()
+    assert torch.equal(filters, before)

@@ -216,7 +216,7 @@ def test_the_layout_of_the_memory_changes_nothing_but_roundings(monkeypatch: pyt
     images, labels = labelled(model, 16)
     points = []
     for layout in (torch.contiguous_format, torch.channels_last):
-        monkeypatch.setattr("rmcla_fast.attacks.batches._faster_layout", lambda model, examples, form=layout: form)
+        monkeypatch.setattr("rmcla_fast.attacks.batches._use_faster_layout", lambda model, examples, form=layout: form)
         points.append(Found(model, images, labels, EPSILON, queries=50).points)
     assert torch.equal(points[0], points[1])
 

@@ -45,7 +45,7 @@ class Examples:
         self.images, self.labels = images, labels
         self.device = model.device_for(images)
         self._layout = torch.contiguous_format
-        self._layout = _faster_layout(model, self)
+        self._layout = _use_faster_layout(model, self)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -64,22 +64,29 @@ class Examples:
             yield self.take(part)
 
 
-def _faster_layout(model: CheckedModel, examples: Examples) -> torch.memory_format:
-    """Return the memory layout in which the model is faster on a CPU: channels_last, unless the model cannot take it.
+def _use_faster_layout(model: CheckedModel, examples: Examples) -> torch.memory_format:
+    """Return the memory layout for images on a CPU: channels_last, unless the model cannot take it.
 
-    Convolutions then need no copies in another layout. A model that reads its images with `view` raises an error there.
+    Convolutions then need no copies of images in another layout, and none of weights, which are stored in it as well
+    until `untouched` restores them. A model that reads its images with `view` raises an error there.
     """
     if examples.device.type != "cpu" or examples.images.shape[1] == 1 or not len(examples):
         return torch.contiguous_format
     images = examples.take(torch.arange(min(ROWS, len(examples)))).images
+    filters = [(parameter, parameter.data) for parameter in model.parameters() if parameter.dim() == 4]
     with torch.no_grad():
         expected = model(images)
         try:
+            for parameter, data in filters:
+                parameter.data = data.contiguous(memory_format=torch.channels_last)
             got = model(images.contiguous(memory_format=torch.channels_last))
+            if got.shape == expected.shape and torch.allclose(got, expected, rtol=1e-3, atol=1e-3, equal_nan=True):
+                return torch.channels_last
         except RuntimeError:
-            return torch.contiguous_format
-    same = got.shape == expected.shape and torch.allclose(got, expected, rtol=1e-3, atol=1e-3, equal_nan=True)
-    return torch.channels_last if same else torch.contiguous_format
+            pass
+    for parameter, data in filters:
+        parameter.data = data
+    return torch.contiguous_format
 
 
 def as_images(images: Tensor, *, widen: bool = True) -> Tensor:

@@ -57,7 +57,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
         raise ValueError(
             "model must be made outside of torch.inference_mode, since autograd refuses weights that were made inside"
         )
-    parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    parameters = [(one, one.data, one.requires_grad, one.grad) for one in model.parameters()]
     # `attack_mode` restores buffers only after training mode, and writes every one of them. A foreign model may change
     # buffers in evaluation mode and replace their tensors. What did not change is not written here: autograd would
     # refuse the backward pass of a graph that the caller built before, and inference-mode tensors refuse every write.
@@ -68,7 +68,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     python_state, numpy_state, trace = random.getstate(), np.random.get_state(), sys.gettrace()
     gpus = range(torch.cuda.device_count())  # fork_rng warns if there are several and none is named
     try:
-        for parameter, _, _ in parameters:
+        for parameter, *_ in parameters:
             parameter.requires_grad_(False)
             parameter.grad = None
         with (
@@ -79,7 +79,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
         ):
             yield
     finally:
-        for parameter, requires_grad, grad in parameters:
+        for parameter, data, requires_grad, grad in parameters:
+            parameter.data = data  # `Examples` may have stored the weights in another memory layout
             parameter.requires_grad_(requires_grad)
             parameter.grad = grad
         if sys.gettrace() is not trace:  # AutoAttack unsets it when it checks for dynamic defences
