@@ -24,6 +24,9 @@ class Batch(NamedTuple):
         return seeds_of(self.rows, seed).to(self.labels.device)
 
 
+MANY_WEIGHTS, MANY_PIXELS = 1_000_000, 32 * 32  # see `_use_faster_layout`
+
+
 def seeds_of(rows: Tensor, seed: int) -> Tensor:
     """Return a seed (B,) for each of these places in a data set, which are in the upper 32 bits.
 
@@ -69,11 +72,16 @@ def _use_faster_layout(model: CheckedModel, examples: Examples) -> torch.memory_
 
     Convolutions then need no copies of images in another layout, and none of weights, which are stored in it as well
     until `untouched` restores them. A model that reads its images with `view` raises an error there.
+
+    A large network on small images is slower in it: of 16 images of 16x16, preact-resnet18 takes 1.07 times as long on
+    one core of an AMD EPYC (AVX-512) and 1.27 times on two. With 64 images of 32x32 it is 1.2 times as fast.
     """
-    if examples.device.type != "cpu" or examples.images.shape[1] == 1 or not len(examples):
+    _, channels, height, width = examples.images.shape
+    filters = [(parameter, parameter.data) for parameter in model.parameters() if parameter.dim() == 4]
+    large = sum(data.numel() for _, data in filters) > MANY_WEIGHTS and height * width < MANY_PIXELS
+    if examples.device.type != "cpu" or channels == 1 or large or not len(examples):
         return torch.contiguous_format
     images = examples.take(torch.arange(min(ROWS, len(examples)))).images
-    filters = [(parameter, parameter.data) for parameter in model.parameters() if parameter.dim() == 4]
     with torch.no_grad():
         expected = model(images)
         try:
