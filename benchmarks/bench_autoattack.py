@@ -254,9 +254,6 @@ def markdown(head: tuple[str, ...], reports: list[dict[str, Any]], cells: Callab
     return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
 
 
-TABLES = {"verdicts": verdicts_table, "times": times_table, "estimate": estimate_table}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", help="run folders of `rmcla train`; with --show, earlier reports")
@@ -269,7 +266,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.show:
         reports = [json.loads(Path(path).read_text()) for path in options.runs]
-        print("\n\n".join("\n".join(table(reports)) for table in TABLES.values()))
+        tables = (verdicts_table, times_table, estimate_table)
+        print("\n\n".join("\n".join(table(reports)) for table in tables))
         return
     cases = [*options.runs, *([options.runs[0] + MASKED] if options.masked else [])]
     report: dict[str, Any] = {**describe_machine(torch.device("cpu")), "threads": options.threads, "cases": {}}
