@@ -23,13 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bench_train_step import forward_flops
 from machine import describe_machine
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from rmcla_fast import models
 from rmcla_fast.attacks import evaluate
 from rmcla_fast.cli.options import bound
 from rmcla_fast.evaluation.run import open_run
@@ -223,10 +222,7 @@ def times_table(reports: list[dict[str, Any]]) -> list[str]:
 
 def estimate_table(reports: list[dict[str, Any]]) -> list[str]:
     """Return the lines of a table with the work for 10,000 images, if the network were preact-resnet18."""
-    network = models.create("preact-resnet18", 10).eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(torch.rand(1, 3, 32, 32))
-    flop = counter.get_total_flops()
+    flop = forward_flops(argparse.Namespace(model="preact-resnet18", classes=10, size=32, batch=1))
     work = ("passes an image: `apgd`", "`autoattack`", "PFLOP: `apgd`", "`autoattack`")
     head = ("model", *work, "TFLOP/s for `apgd` in 90 s", "for `autoattack` in 5 minutes")
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rmcla_fast.attacks.suite import BATCH_SIZE, TITLES, attack_names
+from rmcla_fast.attacks.suite import BATCH_SIZE, attack_names
 from rmcla_fast.cli.options import (
     DEFAULT_ATTACKS,
     FINISHED_ATTACKS,
@@ -35,7 +35,7 @@ from rmcla_fast.evaluation.per_image import FILE
 from rmcla_fast.evaluation.progress import Bars
 from rmcla_fast.evaluation.ranks import ranks_of_torchrun
 from rmcla_fast.evaluation.report import as_json, explanation, setting, show, table, write_json
-from rmcla_fast.evaluation.results import RECORD, evaluate_run, known_results
+from rmcla_fast.evaluation.results import RECORD, evaluate_run
 from rmcla_fast.evaluation.robustbench import entry
 from rmcla_fast.evaluation.run import open_run
 from rmcla_fast.paper import published
@@ -95,9 +95,6 @@ def command(
         check_output(path, run)
     with ranks_of_torchrun() as ranks, Bars(quiet=not is_main_process()) as bars:
         bars.say(f"Attacking {opened.description}, {setting(radius, precision)}; writes {run / RECORD} and {picture}")
-        known = [] if fresh else [name for name in names if name in known_results(opened, radius, seed, precision)]
-        if known:
-            bars.say(f"Known from before: {', '.join(TITLES[name] for name in known)}")
         try:
             with enough_memory(batch_size, ", which attacks again" if fresh else FINISHED_ATTACKS):
                 results = evaluate_run(

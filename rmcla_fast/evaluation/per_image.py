@@ -59,13 +59,11 @@ class Keeper:
         """Forget what these parts have found out, so that they run again, and which images these attacks left."""
         self._forgotten.update(parts)
         self._forgotten_attacks.update(attacks)
-        for known, forgotten in (
-            (self.found.parts, self._forgotten),
-            (self.found.right, self._forgotten_attacks),
-        ):
-            for key in forgotten & set(known):
-                del known[key]  # type: ignore[attr-defined]
-                self._changed = True
+        for key in self._forgotten:
+            self.found.parts.pop(key, None)
+        for name in self._forgotten_attacks:
+            self.found.right.pop(name, None)
+        self._changed = True
 
     def keep(self) -> None:
         """Write the file if it was last written a second ago or more. Otherwise a later call does."""
