@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,8 @@ CHOICES = {
     "label_source": ("start", "clean"),
     "outer_loss": ("soft_ce", "trades"),
     "attack_mode": ("eval", "train"),
+    "consistency": ("none", "squared", "js"),
+    "consistency_gradient": ("adversarial", "both"),
 }
 
 
@@ -52,6 +55,17 @@ class Recipe:
         trades_weight: the weight of the KL term, 1 / lambda in the TRADES paper.
         attack_mode: the model's mode during the attack, "eval" (as in the paper) or "train" (batch statistics, without
             updating the running ones).
+        label_smoothing: in [0, 1): the loss moves this share of each label to all classes alike. The attack uses the
+            labels as they are.
+        prediction_share: in [0, 1]: the share of the softmax at the start in the labels, which is taken from the
+            one-hot or redistributed ones.
+        consistency: a term of the loss for the disagreement between the logits at the start and on the adversarial
+            images: the mean "squared" difference of the logits, or the Jensen-Shannon divergence "js".
+        consistency_weight: the weight of that term.
+        consistency_ramp: whether a training run lets the weight grow linearly, epoch by epoch, to its full value.
+        consistency_gradient: "adversarial" takes the logits of the attack's first pass, which costs no pass and
+            treats them as constant; "both" computes the logits at the start anew in the update, and differentiates
+            them too.
         name: the name of the recipe. `replace` keeps it, and comparisons ignore it.
     """
 
@@ -70,21 +84,32 @@ class Recipe:
     outer_loss: str = "soft_ce"
     trades_weight: float = 6.0
     attack_mode: str = "eval"
+    label_smoothing: float = 0.0
+    prediction_share: float = 0.0
+    consistency: str = "none"
+    consistency_weight: float = 1.0
+    consistency_ramp: bool = False
+    consistency_gradient: str = "adversarial"
     name: str = dataclasses.field(default="custom", compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
             raise ValueError(f"name must be a non-empty str; got {self.name!r}")
-        for field in ("epsilon", "step_ratio", "start_ratio", "trades_weight"):
+        for field in ("epsilon", "step_ratio", "start_ratio", "trades_weight", "consistency_weight"):
             _number(field, getattr(self, field), least=0.0)
+        if _number("label_smoothing", self.label_smoothing, least=0.0) >= 1:
+            raise ValueError(f"label_smoothing must lie in [0, 1); got {self.label_smoothing}")
+        if _number("prediction_share", self.prediction_share, least=0.0) > 1:
+            raise ValueError(f"prediction_share must lie in [0, 1]; got {self.prediction_share}")
         for field in ("beta", "gamma"):
             if _number(field, getattr(self, field)) <= 0:
                 raise ValueError(f"{field} must be positive; got {getattr(self, field)}")
         _integer("steps", self.steps, least=0)
         if self.top_k is not None:
             _integer("top_k", self.top_k, least=1)
-        if not isinstance(self.project, bool):
-            raise TypeError(f"project must be a bool; got {type(self.project).__name__}")
+        for field in ("project", "consistency_ramp"):
+            if not isinstance(getattr(self, field), bool):
+                raise TypeError(f"{field} must be a bool; got {type(getattr(self, field)).__name__}")
         for field, choices in CHOICES.items():
             if getattr(self, field) not in choices:
                 raise ValueError(
@@ -97,6 +122,9 @@ class Recipe:
             )
         if self.steps == 0 and (self.label_scheme != "none" or self.outer_loss != "soft_ce"):
             raise ValueError("steps must be at least 1 if labels are redistributed or outer_loss is 'trades'; got 0")
+        agrees = self.prediction_share > 0 or self.consistency != "none"
+        if agrees and (self.steps == 0 or self.outer_loss == "trades"):
+            raise ValueError("prediction_share and consistency need an attack and outer_loss 'soft_ce'")
         if self.steps and self.epsilon == 0:
             raise ValueError("epsilon must be positive if steps is not 0; got 0")
 
@@ -123,20 +151,54 @@ class Recipe:
 
         A backward pass for only the images, or for only the weights, counts as one forward pass.
         """
-        return int(self.clean_forward) + 2 * self.steps + (6 if self.outer_loss == "trades" else 3)
+        two_images = self.outer_loss == "trades" or self.two_branches
+        return int(self.clean_forward) + 2 * self.steps + (6 if two_images else 3)
+
+    @property
+    def two_branches(self) -> bool:
+        """Return whether the update differentiates the logits at the start, too."""
+        return self.consistency != "none" and self.consistency_gradient == "both"
 
 
 def get(name: str) -> Recipe:
-    """Return the recipe called `name`.
+    """Return the recipe called `name`, which may be followed by fields to change: "n-fgsm,start_ratio=1.5".
 
     Raises:
-        ValueError: an unknown name; the message suggests similar names and lists all of them.
+        ValueError: an unknown name (the message suggests similar names and lists all of them), an unknown field, or a
+            value that the field does not allow.
     """
-    if name in _RECIPES:
+    name, *changes = str(name).split(",")
+    if name not in _RECIPES:
+        near = difflib.get_close_matches(name, _RECIPES, n=3)
+        hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+        raise ValueError(f"no recipe is called {name!r}; {hint}there are {', '.join(_RECIPES)}")
+    if not changes:
         return _RECIPES[name]
-    near = difflib.get_close_matches(str(name), _RECIPES, n=3)
-    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-    raise ValueError(f"no recipe is called {name!r}; {hint}there are {', '.join(_RECIPES)}")
+    try:
+        return _RECIPES[name].replace(**dict(map(_change, changes)), name=",".join((name, *changes)))
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+
+
+def _change(text: str) -> tuple[str, Any]:
+    """Return field and value of a change such as "start_ratio=1.5"."""
+    field, given, value = text.partition("=")
+    kinds = {field.name: str(field.type) for field in dataclasses.fields(Recipe) if field.name != "name"}
+    if field not in kinds or not given:
+        near = difflib.get_close_matches(field, kinds, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(
+            f"a change of a recipe has the form FIELD=VALUE; got {text!r}; {hint}fields: {', '.join(kinds)}"
+        )
+    if kinds[field] == "str":
+        return field, value
+    words = {"true": True, "false": False, "none": None}
+    if value.lower() in words:
+        return field, words[value.lower()]
+    for number in (int, float):
+        with suppress(ValueError):
+            return field, number(value)
+    raise ValueError(f"{field} must be a number, true, false or none; got {value!r}")
 
 
 def names() -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from rmcla_fast.data.imagenet import centers
 from rmcla_fast.data.splits import DataSplits, ImageSet, StreamedSet, hold_out
 from rmcla_fast.errors import UserError, short_of_memory
 from rmcla_fast.ops import dispatch
+from rmcla_fast.options import flag
 from rmcla_fast.precision import require_precision
 from rmcla_fast.recipes import Recipe
 from rmcla_fast.training.config import ResolvedConfig
@@ -67,9 +68,13 @@ def choose_device(name: str | None) -> torch.device:
 
 
 def choose_recipe(config: ResolvedConfig) -> Recipe:
-    """Return the run's recipe with the run's epsilon and beta; raise UserError if no recipe has this name."""
+    """Return the run's recipe with the run's epsilon, beta and label smoothing; raise UserError if there is none."""
+    own = {"epsilon": config.epsilon, "beta": config.beta, "label_smoothing": config.label_smoothing}
+    for name in own:
+        if f",{name}=" in config.recipe:
+            raise UserError(f"--recipe {config.recipe} cannot set {name}, which is an option; give {flag(name)}")
     try:
-        return recipes.get(config.recipe).replace(epsilon=config.epsilon, beta=config.beta)
+        return recipes.get(config.recipe).replace(**own)
     except ValueError as error:
         raise UserError(str(error)) from error
 

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from rmcla_fast import sealed
 from rmcla_fast.errors import RunFailed, UserError
 from rmcla_fast.files import replacing
-from rmcla_fast.options import AT_LEAST_1, NOT_NEGATIVE, fact
+from rmcla_fast.options import AT_LEAST_1, NOT_NEGATIVE, fact, one_of
 from rmcla_fast.schema import Mismatch, read_as
 from rmcla_fast.training.build import create_model
 from rmcla_fast.training.record import RunRecord, parse_record
 
 LAST, BEST = "checkpoint.pt", "best.pt"
+BEST_OF = ("average", "weights")
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Progress:
     total_steps: int = fact(AT_LEAST_1)
     epoch_count: int = fact(NOT_NEGATIVE)
     seconds: float = fact(NOT_NEGATIVE)
+    best_of: str = fact(one_of(BEST_OF), BEST_OF[0])  # which of the two was best; older versions measured one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +164,8 @@ def _is_whole(path: Path) -> bool:
 def load(run_folder: str | Path, which: str = "last", model: str | nn.Module | None = None) -> nn.Module:
     """Return the trained model of a run, in evaluation mode. It maps images in [0, 1] to logits.
 
-    Its weights are the moving average (EMA), if the run kept one.
+    Its weights are the moving average (EMA), if the run kept one. "best" has either the average or the weights
+    themselves, whichever were more accurate under PGD.
 
     Args:
         run_folder: the folder that `rmcla train` wrote.
@@ -198,7 +201,8 @@ def network_of(opened: Opened, model: str | nn.Module | None = None) -> nn.Modul
         name, facts = model or recorded, opened.record.facts
         network = create_model(name, facts.num_classes, facts.channels)
     try:
-        network.load_state_dict(content.model if content.ema is None else content.ema)
+        weights = opened.path.name == BEST and content.schedule.best_of == "weights"
+        network.load_state_dict(content.model if content.ema is None or weights else content.ema)
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # torch raises all kinds of exceptions for what it cannot load

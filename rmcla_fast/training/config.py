@@ -48,6 +48,28 @@ FREE_ON_RESUME = frozenset(
     )
 )
 
+# The settings of the FastAT Benchmark (Pan and Yao, arXiv 2604.22853, 2026) on CIFAR-10 and CIFAR-100. Its weight decay
+# also applies to biases and batch norm, and its learning rate changes once an epoch.
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "fastat": {
+        "model": "resnet18",
+        "recipe": "n-fgsm",
+        "epsilon": "8/255",
+        "label_smoothing": 0.4,
+        "epochs": 100,
+        "batch_size": 128,
+        "lr": 0.1,
+        "schedule": "one-cycle-cosine",
+        "momentum": 0.9,
+        "weight_decay": 5e-4,
+        "ema": 0.9995,
+        "clip_grad": 0.0,
+        "augment": True,
+        "monitor_images": 1000,
+        "monitor_every": 1,
+    }
+}
+
 Value = TypeVar("Value")
 
 
@@ -77,6 +99,13 @@ class TrainConfig:
 
     data: str | None = option(f"data set, one of {', '.join(DATASETS)} (train/CLASS/*.png and test/CLASS/*.png)", None)
     data_dir: str | Path | None = option("folder that holds the data set's own folder, or that folder itself", None)
+    protocol: str | None = option(
+        "fastat: the network, schedule, label smoothing, average and held-out images of the FastAT Benchmark; an "
+        "option that is given wins over it",
+        None,
+        one_of(PROTOCOLS),
+        shown="none",
+    )
     model: str | None = setting(
         "small-cnn, preact-resnet18, wrn-28-10, wrn-34-10, resnet50, or package.module:factory",
         "wrn-28-10",
@@ -94,6 +123,9 @@ class TrainConfig:
     beta: float | None = setting(
         "how far the true class stays above the others in redistributed labels", 9.0, POSITIVE, cifar100=11.0
     )
+    label_smoothing: float | None = setting(
+        "share of each label in the loss that goes to all classes alike", 0.0, BELOW_1
+    )
     epochs: int | None = setting("passes over the training images", 200, AT_LEAST_1, digits=60, imagenet=90)
     batch_size: int | None = setting(
         "images in one update; an epoch's last batch may be smaller", 128, AT_LEAST_1, digits=32, imagenet=256
@@ -106,7 +138,8 @@ class TrainConfig:
     )
     lr: float | None = setting("peak learning rate", 0.1, POSITIVE, digits=0.2)
     schedule: str | None = setting(
-        "learning rate over time: piecewise (a tenth after half, a hundredth after three quarters) or one-cycle",
+        "learning rate over time: piecewise (a tenth after half, a hundredth after three quarters), "
+        "one-cycle, or one-cycle-cosine",
         "piecewise",
         one_of(SCHEDULES),
         digits="one-cycle",
@@ -180,10 +213,12 @@ class ResolvedConfig(TrainConfig):
 
     data: str
     data_dir: str | None
+    protocol: str | None
     model: str
     recipe: str
     epsilon: float
     beta: float
+    label_smoothing: float
     epochs: int
     batch_size: int
     accumulate: int
@@ -232,12 +267,28 @@ def resolve(config: TrainConfig) -> ResolvedConfig:
     if config.data not in DATASETS:
         raise UserError(f"unknown data set {shortened(config.data)}; one of: {', '.join(DATASETS)}")
     check(config)
-    filled = DEFAULTS[config.data] | _given(config)
+    filled = DEFAULTS[config.data] | protocol_settings(config) | _given(config)
     filled["epsilon"] = parse_epsilon(filled["epsilon"])
     filled["out"] = str(filled.get("out", f"runs/{config.data}-{filled['recipe']}"))
     # The run may be resumed and evaluated from another working folder.
     data_dir = None if config.data_dir is None else str(Path(os.path.expanduser(config.data_dir)).absolute())
     return ResolvedConfig(**(filled | {"data_dir": data_dir}))
+
+
+def protocol_settings(config: TrainConfig) -> dict[str, Any]:
+    """Return the options that the protocol sets, with their values; none without a protocol."""
+    tiny = config.data == "tiny-imagenet"
+    for_data = {"model": "preact-resnet18", "monitor_images": 2000} if tiny else {}
+    return {} if config.protocol is None else PROTOCOLS[config.protocol] | for_data
+
+
+def against_protocol(config: ResolvedConfig) -> list[str]:
+    """Return a sentence for each option that differs from what the run's protocol sets."""
+    return [
+        f"--protocol {config.protocol} sets {flag(name)} {value}; the run takes {getattr(config, name)}"
+        for name, value in protocol_settings(config).items()
+        if getattr(config, name) != (parse_epsilon(value) if name == "epsilon" else value)
+    ]
 
 
 def _given(config: TrainConfig) -> dict[str, Any]:

@@ -30,6 +30,21 @@ class ExponentialAverage(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return self.module(images)
 
+    @property
+    def horizon(self) -> int:
+        """Return after how many updates a weight counts for 1/e of what it counted for at first: 1 / (1 - decay)."""
+        return round(1 / (1 - self.decay))
+
+    @torch.no_grad()
+    def restart(self, model: nn.Module) -> None:
+        """Make the average equal to the model, in place. A run does so while it is shorter than the horizon.
+
+        Otherwise the random weights that a run begins with would be a large part of the average for a long time.
+        """
+        for ours, theirs in zip(_tensors(self.module), _tensors(model), strict=True):
+            if writable(ours):
+                ours.copy_(theirs)
+
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Move the average towards the model's current weights. Counters and other integers are copied."""

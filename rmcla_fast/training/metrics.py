@@ -36,6 +36,9 @@ class Row:
     fgsm: float | None = fact(PERCENT, None)
     pgd: float | None = fact(PERCENT, None)
     overfitting: bool | None = None
+    weights_clean: float | None = fact(PERCENT, None)  # of the weights, where the others are those of their average
+    weights_fgsm: float | None = fact(PERCENT, None)
+    weights_pgd: float | None = fact(PERCENT, None)
 
 
 def as_line(row: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ import torch
 
 from rmcla_fast.errors import UserError
 from rmcla_fast.training.build import Parts
-from rmcla_fast.training.checkpoint import Opened
+from rmcla_fast.training.checkpoint import BEST_OF, Opened
 from rmcla_fast.training.record import RunRecord
 
 
@@ -22,6 +22,7 @@ class RunState:
     epoch: int = 0  # epochs that are done
     step: int = 0  # updates that are done
     best: float = -math.inf  # the highest PGD accuracy so far, in %
+    best_of: str = BEST_OF[0]  # whether the "average" or the "weights" reached it
     warned: bool = False  # whether the last measurement showed catastrophic overfitting, with a warning
     seconds: float = 0.0  # of training
     epoch_loss: float = 0.0  # the sum over this epoch's updates so far
@@ -38,6 +39,7 @@ class RunState:
                 "name": record.options.schedule,
                 "total_steps": total_steps,
                 "best": self.best,
+                "best_of": self.best_of,
                 "epoch_loss": self.epoch_loss,
                 "epoch_count": self.epoch_count,
                 "recent": self.recent,
@@ -104,6 +106,7 @@ def restored(opened: Opened, parts: Parts, total_steps: int, folder: Path) -> Ru
         epoch=content.epoch,
         step=content.step,
         best=kept.best,
+        best_of=kept.best_of,
         warned=kept.warned,
         seconds=kept.seconds,
         epoch_loss=kept.epoch_loss,

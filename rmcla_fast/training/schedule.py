@@ -1,7 +1,8 @@
-"""The optimizer (SGD with weight decay on weights only) and its learning rate, piecewise or one-cycle."""
+"""The optimizer (SGD with weight decay on weights only) and its learning rate over the updates."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -9,10 +10,11 @@ from torch import Tensor, nn
 
 from rmcla_fast.models import weight_groups
 
-SCHEDULES = ("piecewise", "one-cycle")
+SCHEDULES = ("piecewise", "one-cycle", "one-cycle-cosine")
 MILESTONES = (0.5, 0.75)  # the paper divides by 10 after epochs 100 and 150 of 200
 WARM_UP = 0.3  # the rising fraction of "one-cycle"
 ONE_CYCLE_START, ONE_CYCLE_END = 0.04, 0.001  # fractions of the peak
+COSINE_END = 1e-4  # the last rate of "one-cycle-cosine" as a fraction of its first
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class Schedule:
 
     "piecewise" is `peak`, a tenth of it from half of the steps on, and a hundredth from three quarters on. "one-cycle"
     rises linearly to `peak` over the first 30 % of the steps, and then falls linearly to a thousandth of it.
+    "one-cycle-cosine" does so along half a cosine each, and falls to nearly nothing, as torch's OneCycleLR does.
     """
 
     name: str
@@ -32,6 +35,11 @@ class Schedule:
         done = step / self.total_steps
         if self.name == "piecewise":
             return self.peak * 0.1 ** sum(done >= milestone for milestone in MILESTONES)
+        if self.name == "one-cycle-cosine":
+            rising, part = done < WARM_UP, done / WARM_UP if done < WARM_UP else (done - WARM_UP) / (1 - WARM_UP)
+            low = ONE_CYCLE_START if rising else ONE_CYCLE_START * COSINE_END
+            share = (1 - math.cos(math.pi * part)) / 2
+            return self.peak * (low + (1 - low) * (share if rising else 1 - share))
         if done < WARM_UP:
             return self.peak * (ONE_CYCLE_START + (1 - ONE_CYCLE_START) * done / WARM_UP)
         return self.peak * (1 - (1 - ONE_CYCLE_END) * (done - WARM_UP) / (1 - WARM_UP))

@@ -1,0 +1,261 @@
+"""Train one-step recipes side by side, and see which of their ingredients are worth their cost.
+
+    python benchmarks/one_step_study.py --data-dir FOLDER --out benchmarks/results/one-step-study --runs FOLDER
+
+FOLDER holds images (train/CLASS/*, test/CLASS/*). Every variant is trained with every seed in a process of its own, and
+both its last weights and their average are attacked. A stopped study goes on where it was; finished runs are kept. The
+results are OUT.json, OUT.md (with standard errors) and OUT.png: held-out PGD accuracy over passes and over minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import describe_machine
+from rich.console import Console
+from rich.progress import track
+from torch import nn
+
+import rmcla_fast
+from rmcla_fast import recipes
+from rmcla_fast.attacks import evaluate
+from rmcla_fast.files import replacing
+from rmcla_fast.models import PreActResNet18
+from rmcla_fast.text import markdown
+from rmcla_fast.training import TrainConfig, train
+from rmcla_fast.training.checkpoint import read
+from rmcla_fast.training.metrics import METRICS, read_metrics
+
+SMOOTH = {"label_smoothing": 0.4}
+SQUARED, JS = "consistency=squared,consistency_weight=10", "consistency=js,consistency_weight=10"
+# Each variant is a recipe and the options that differ from those of the protocol.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "n-fgsm": {"recipe": "n-fgsm"},
+    "n-fgsm, smoothed": {"recipe": "n-fgsm", **SMOOTH},
+    "r-mc-la": {"recipe": "r-mc-la"},
+    "r-mc-la, smoothed": {"recipe": "r-mc-la", **SMOOTH},
+    "n-mc-la": {"recipe": "n-mc-la"},
+    "n-mc-la, smoothed": {"recipe": "n-mc-la", **SMOOTH},
+    "n-fgsm-la, beta 9": {"recipe": "n-fgsm-la"},
+    "n-fgsm-la, beta 30": {"recipe": "n-fgsm-la", "beta": 30.0},
+    "n-fgsm-la, beta 30, smoothed": {"recipe": "n-fgsm-la", "beta": 30.0, **SMOOTH},
+    "squared": {"recipe": f"n-fgsm,{SQUARED}", **SMOOTH},
+    "squared, both": {"recipe": f"n-fgsm,{SQUARED},consistency_gradient=both", **SMOOTH},
+    "js": {"recipe": f"n-fgsm,{JS}", **SMOOTH},
+    "js, both": {"recipe": f"n-fgsm,{JS},consistency_gradient=both", **SMOOTH},
+    "js, ramp to 100": {"recipe": "n-fgsm,consistency=js,consistency_weight=100,consistency_ramp=true", **SMOOTH},
+    "own prediction 0.3": {"recipe": "n-fgsm,prediction_share=0.3", **SMOOTH},
+    "batch statistics": {"recipe": "n-fgsm,attack_mode=train", **SMOOTH},
+    "squared, batch statistics": {"recipe": f"n-fgsm,{SQUARED},attack_mode=train", **SMOOTH},
+    "silu": {"recipe": "n-fgsm", **SMOOTH, "model": "{model}-silu"},
+}
+TITLES = {"clean": "clean", "ce20": "CE20", "cw100": "CW100", "apgd": "APGD", "autoattack": "AutoAttack"}
+Job = tuple[str, int]
+
+
+def thin(num_classes: int, channels: int = 3, activation: str = "relu") -> nn.Module:
+    """Return a pre-activation ResNet-18 of 16 channels whose first convolution halves the image: 1/64 of the work."""
+    model = PreActResNet18(num_classes, channels, width=16, activation=activation)
+    model.stem.stride = (2, 2)
+    return model
+
+
+def thin_silu(num_classes: int, channels: int = 3) -> nn.Module:
+    return thin(num_classes, channels, activation="silu")
+
+
+def run_folder(options: argparse.Namespace, job: Job) -> Path:
+    words = job[0].replace(",", "").replace(" ", "-")
+    return Path(options.runs) / f"{words}-eps{options.epsilon.partition('/')[0]}-{options.epochs}epochs-seed{job[1]}"
+
+
+def run_job(options: argparse.Namespace, job: Job) -> None:
+    """Train and attack one variant with one seed, and write RUN/study.json."""
+    variant, seed = job
+    folder, changes = run_folder(options, job), dict(VARIANTS[variant])
+    model = changes.pop("model", "{model}").format(model=options.model).replace(":thin-silu", ":thin_silu")
+    config = TrainConfig(
+        data=options.data,
+        data_dir=options.data_dir,
+        protocol="fastat",
+        model=model,
+        epsilon=options.epsilon,
+        epochs=options.epochs,
+        images_per_class=options.images_per_class,
+        ema=options.ema,
+        lr=options.lr,
+        monitor_images=options.monitor_images,
+        monitor_every=options.monitor_every,
+        label_smoothing=0.0,
+        precision=options.precision,
+        threads=1 if options.device == "cpu" else None,
+        device=options.device,
+        checkpoint_every=0,
+        seed=seed,
+        out=str(folder),
+        resume=True,
+    )
+    train(replace(config, **changes), quiet=not options.job)
+    test = rmcla_fast.data.load(options.data, options.data_dir).test
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.randperm(len(test), generator=generator)[: options.images]
+    images, labels = test.images[chosen], test.labels[chosen]
+    content, found = read(folder / "checkpoint.pt"), {}
+    factory = model if ":" in model else None
+    for name, weights in (("average", content.ema), ("weights", content.model)):
+        network = rmcla_fast.load(folder, model=factory)
+        network.load_state_dict(weights)
+        results = evaluate(
+            network.to(options.device),
+            images,
+            labels,
+            attacks=options.attacks,
+            epsilon=rmcla_fast.epsilon.parse_epsilon(options.epsilon),
+            batch_size=options.batch_size,
+        )
+        found[name] = {attack: result.as_json() for attack, result in results.items()}
+    rows = [row for row in read_metrics(folder / METRICS) if row["kind"] == "epoch"]
+    cost = recipes.get(VARIANTS[variant]["recipe"]).cost
+    curve = [{key: row[key] for key in ("epoch", "seconds", "pgd", "weights_pgd", "fgsm", "weights_fgsm", "clean")
+              if key in row} for row in rows]  # fmt: skip
+    about = {"variant": variant, "seed": seed, "passes": cost, "options": VARIANTS[variant], "epsilon": options.epsilon}
+    overfitted = [row["epoch"] for row in rows if row.get("overfitting")]
+    document = {**about, "seconds": rows[-1]["seconds"], "overfitted": overfitted, "attacks": found, "curve": curve}
+    with replacing(folder / "study.json") as file:
+        file.write(json.dumps(document, indent=1).encode())
+
+
+def report(options: argparse.Namespace, results: list[dict[str, Any]]) -> str:
+    """Write OUT.json, OUT.md and OUT.png, and return the table."""
+    about = describe_machine(torch.device(options.device))
+    lines = [
+        f"Images of {options.data_title}, {options.images_per_class or 'all'} of each class to train on, "
+        f"{options.epochs} epochs, {options.model.rpartition(':')[2]}, epsilon {options.epsilon}, "
+        f"{options.images} test images. "
+        f"{about['machine']}, torch {about['torch']}, commit {about['commit']}. Accuracies in %: mean over the seeds ± "
+        "standard error of one model's accuracy, which other images of the same kind would give.",
+        "",
+    ]
+    attacks = [name for name in TITLES if name in results[0]["attacks"]["average"]]
+    heads = [f"{TITLES[name]}, {kind}" for kind in ("average", "weights") for name in attacks]
+    lines += [f"| variant | passes | seeds | minutes | {' | '.join(heads)} | overfitted from epoch |"]
+    lines += ["|---|---|---|---|" + "---|" * (len(heads) + 1)]
+    for variant in dict.fromkeys(result["variant"] for result in results):
+        same = [result for result in results if result["variant"] == variant]
+        cells = []
+        for kind in ("average", "weights"):
+            for name in attacks:
+                figures = [result["attacks"][kind][name] for result in same]
+                mean = statistics.fmean(figure["accuracy"] for figure in figures)
+                error = statistics.fmean(figure["standard_error"] for figure in figures)
+                cells.append(f"{mean:.1f} ± {error:.1f}")
+        minutes = statistics.fmean(result["seconds"] for result in same) / 60
+        first = [str(result["overfitted"][0]) for result in same if result["overfitted"]]
+        lines.append(
+            f"| {markdown(variant)} | {same[0]['passes']}F | {len(same)} | {minutes:.1f} | {' | '.join(cells)} | "
+            f"{', '.join(first) or 'none'} |"
+        )
+    text = "\n".join(lines) + "\n"
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    shown = {key: str(value) for key, value in vars(options).items() if key not in ("job", "data_dir", "runs", "out")}
+    document = {"context": about, "settings": shown, "results": results}
+    options.out.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
+    options.out.with_suffix(".md").write_text(text)
+    draw(options.out.with_suffix(".png"), results)
+    return text
+
+
+def draw(path: Path, results: Iterable[dict[str, Any]]) -> None:
+    """Draw the held-out PGD accuracy of the average (the weights dotted) over passes and over minutes, first seed."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(13, 6), sharey=True, layout="constrained")
+    firsts = {result["variant"]: result for result in reversed(list(results))}
+    for number, (variant, result) in enumerate(reversed(firsts.items())):
+        curve = [row for row in result["curve"] if "pgd" in row]
+        color = pyplot.colormaps["tab20"](number % 20)
+        scales = ([row["epoch"] * result["passes"] for row in curve], [row["seconds"] / 60 for row in curve])
+        for axis, places in zip(axes, scales, strict=True):
+            axis.plot(places, [row["pgd"] for row in curve], color=color, label=variant)
+            axis.plot(places, [row.get("weights_pgd") for row in curve], color=color, linestyle=":", linewidth=0.8)
+    axes[0].set(xlabel="forward passes per image", ylabel="PGD accuracy on held-out images in % (dotted: weights)")
+    axes[1].set(xlabel="minutes of training")
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    axes[1].legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="folder")
+    parser.add_argument("--data-dir", help="folder of the images")
+    parser.add_argument("--data-title", default="CIFAR-10 (JPEG)", help="what the table calls them")
+    parser.add_argument("--runs", required=True, help="folder for the runs")
+    parser.add_argument("--out", type=Path, required=True, metavar="OUT", help="writes OUT.json, OUT.md and OUT.png")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--model", default="one_step_study:thin")
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epsilon", default="8/255")
+    parser.add_argument("--images-per-class", type=int, default=1000)
+    parser.add_argument("--ema", type=float, default=0.995)
+    parser.add_argument("--lr", type=float, default=0.1)
+    parser.add_argument("--monitor-images", type=int, default=500)
+    parser.add_argument("--monitor-every", type=int, default=1)
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--images", type=int, default=1000, help="test images that are attacked")
+    parser.add_argument("--attacks", default="clean,ce20,apgd")
+    parser.add_argument("--batch-size", type=int, default=250, help="of the attacks")
+    parser.add_argument("--workers", type=int, default=2, help="processes at the same time")
+    parser.add_argument("--job", nargs=2, metavar=("VARIANT", "SEED"), help="run only this job, in this process")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse()
+    if options.job:
+        run_job(options, (options.job[0], int(options.job[1])))
+        return
+    jobs: list[Job] = [(variant, seed) for seed in range(options.seeds) for variant in options.variants]
+    waiting = [job for job in jobs if not (run_folder(options, job) / "study.json").exists()]
+    folder = str(Path(__file__).parent)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([folder, os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, __file__, *sys.argv[1:]]
+
+    def start(job: Job) -> int:
+        Path(options.runs).mkdir(parents=True, exist_ok=True)
+        with open(f"{run_folder(options, job)}.log", "w") as log:
+            return subprocess.call([*command, "--job", job[0], str(job[1])], env=environment, stdout=log, stderr=log)
+
+    console = Console(stderr=True)
+    with ThreadPoolExecutor(options.workers) as pool:
+        codes = list(track(pool.map(start, waiting), "variants", total=len(waiting), console=console))
+    failed = [job for job, code in zip(waiting, codes, strict=True) if code]
+    results = [
+        json.loads(path.read_text()) for job in jobs if (path := run_folder(options, job) / "study.json").exists()
+    ]
+    if results:
+        print(report(options, results))
+    if failed:
+        sys.exit(f"{len(failed)} runs failed: {failed}; their logs are beside their folders in {options.runs}")
+
+
+if __name__ == "__main__":
+    main()
