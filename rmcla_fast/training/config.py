@@ -78,7 +78,8 @@ class TrainConfig:
     data: str | None = option(f"data set, one of {', '.join(DATASETS)} (train/CLASS/*.png and test/CLASS/*.png)", None)
     data_dir: str | Path | None = option("folder that holds the data set's own folder, or that folder itself", None)
     model: str | None = setting(
-        "small-cnn, preact-resnet18, wrn-28-10, wrn-34-10, resnet50, or package.module:factory",
+        "small-cnn, resnet18, resnet18-silu, preact-resnet18, preact-resnet18-silu, preact-resnet18-thin, "
+        "wrn-28-10, wrn-34-10, resnet50, or package.module:factory",
         "wrn-28-10",
         digits="small-cnn",
         folder="preact-resnet18",
