@@ -12,12 +12,15 @@ from rmcla_fast.errors import UserError
 from rmcla_fast.evaluation.run import Run
 
 ARCHITECTURES = {
+    "resnet18": "ResNet-18",
+    "resnet18-silu": "ResNet-18",
     "preact-resnet18": "PreActResNet-18",
+    "preact-resnet18-silu": "PreActResNet-18",
     "wrn-28-10": "WideResNet-28-10",
     "wrn-34-10": "WideResNet-34-10",
     "resnet50": "ResNet-50",
 }
-"""The names that RobustBench uses for our networks."""
+"""The names that RobustBench uses for our networks. They do not tell the activation."""
 
 
 def entry(run: Run, results: Mapping[str, AttackResult], epsilon: float) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import inspect
 from collections.abc import Callable, Sequence
@@ -13,11 +14,12 @@ from torch import nn
 
 from rmcla_fast.models.normalize import Normalize
 from rmcla_fast.models.preact_resnet import PreActResNet18
+from rmcla_fast.models.resnet18 import ResNet18
 from rmcla_fast.models.resnet50 import resnet50
 from rmcla_fast.models.small_cnn import SmallCNN
 from rmcla_fast.models.wide_resnet import WideResNet
 
-__all__ = ["Normalize", "PreActResNet18", "SmallCNN", "WideResNet", "create", "names", "resnet50"]
+__all__ = ["Normalize", "PreActResNet18", "ResNet18", "SmallCNN", "WideResNet", "create", "names", "resnet50"]
 
 
 def _wide_resnet_28(num_classes: int, channels: int, **normalization: Any) -> nn.Module:
@@ -30,7 +32,11 @@ def _wide_resnet_34(num_classes: int, channels: int, **normalization: Any) -> nn
 
 _MODELS: dict[str, Callable[..., nn.Module]] = {
     "small-cnn": SmallCNN,
+    "resnet18": ResNet18,
+    "resnet18-silu": functools.partial(ResNet18, activation="silu"),
     "preact-resnet18": PreActResNet18,
+    "preact-resnet18-silu": functools.partial(PreActResNet18, activation="silu"),
+    "preact-resnet18-thin": functools.partial(PreActResNet18, width=16),
     "wrn-28-10": _wide_resnet_28,
     "wrn-34-10": _wide_resnet_34,
     "resnet50": resnet50,

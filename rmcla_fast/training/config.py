@@ -107,7 +107,8 @@ class TrainConfig:
         shown="none",
     )
     model: str | None = setting(
-        "small-cnn, preact-resnet18, wrn-28-10, wrn-34-10, resnet50, or package.module:factory",
+        "small-cnn, resnet18, resnet18-silu, preact-resnet18, preact-resnet18-silu, preact-resnet18-thin, "
+        "wrn-28-10, wrn-34-10, resnet50, or package.module:factory",
         "wrn-28-10",
         digits="small-cnn",
         folder="preact-resnet18",
