@@ -84,7 +84,7 @@ def run_job(options: argparse.Namespace, job: Job) -> None:
     """Train and attack one variant with one seed, and write RUN/study.json."""
     variant, seed = job
     folder, changes = run_folder(options, job), dict(VARIANTS[variant])
-    model = changes.pop("model", "{model}").format(model=options.model).replace(":thin-silu", ":thin_silu")
+    model = changes.pop("model", "{model}").format(model=options.model).replace("thin-silu", "thin_silu")
     config = TrainConfig(
         data=options.data,
         data_dir=options.data_dir,

@@ -108,7 +108,8 @@ def attack(
             # Not `moved` itself: hooks on a module's inputs fail on a leaf in autograd.grad. Unlike `view_as`,
             # `expand_as` keeps all strides.
             logits = forward(moved.expand_as(moved))
-        first_logits = logits.detach() if step == 0 else first_logits
+        if step == 0:
+            first_logits = logits.detach()
         if recipe.outer_loss == "trades":
             # The gradient of KL(clean || adversarial) in the logits. Its terms nearly cancel, so 16 bits are too few.
             grad_logits = logits.detach().softmax(1, _wide(logits)) - clean_logits.softmax(1, _wide(logits))

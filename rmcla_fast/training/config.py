@@ -53,7 +53,6 @@ FREE_ON_RESUME = frozenset(
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "fastat": {
         "model": "resnet18",
-        "recipe": "n-fgsm",
         "epsilon": "8/255",
         "label_smoothing": 0.4,
         "epochs": 100,
