@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -41,6 +42,7 @@ TARGETS = {
     "public step, fp32 / r-mc-la step": ("at least", 1.28),
     "public step / r-mc-la step": ("at least", 1.5),
     "lean step compiled / r-mc-la step": ("at least", 0.9),
+    "FastAT N-FGSM loop / n-fgsm step, averaged": ("at least", 1.25),
     "r-mc-la memory / standard memory": ("at most", 1.10),
 }
 
@@ -157,7 +159,7 @@ def main() -> None:
         default="port,unfused,torchattacks",
         help="port: the public step in fp32; plain: the public step in PRECISION, eager and compiled; lean: our step "
         "written by hand, compiled; fed: port with a DataLoader; unfused: our step without its kernels; "
-        "torchattacks: PGD by torchattacks; none",
+        "torchattacks: PGD by torchattacks; fastat: the FastAT Benchmark's N-FGSM loop, and our averaged step; none",
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--block", type=int, help="steps that are timed together (20 on a GPU, 1 on a CPU)")
@@ -183,7 +185,7 @@ def main() -> None:
     on_gpu = options.device.startswith("cuda")
     steps = (20 if on_gpu else 1) if options.block is None else options.block
     wanted = options.rivals.split(",")
-    if unknown := set(wanted) - {"port", "plain", "lean", "fed", "unfused", "torchattacks", "none"}:
+    if unknown := set(wanted) - {"port", "plain", "lean", "fed", "unfused", "torchattacks", "fastat", "none"}:
         parser.error(f"--rivals knows no {', '.join(sorted(unknown))}")
     if min(steps, options.rounds) < 1:
         parser.error("--block and --rounds must be at least 1")
@@ -196,7 +198,8 @@ def main() -> None:
     all_rivals = Rivals(options)
     agreement = {"port": all_rivals.compare_with_port(), "eager": all_rivals.compare_with_eager()}
     print(f"agreement: {agreement}", file=sys.stderr, flush=True)
-    names = list(recipes.names()) if options.recipes == "all" else options.recipes.split(",")
+    # A comma before FIELD=VALUE belongs to a recipe: "standard,n-fgsm,consistency=js,consistency_weight=10".
+    names = list(recipes.names()) if options.recipes == "all" else re.split(r",(?!\w+=)", options.recipes)
     rivals: dict[str, Run] = {}
     for name in names:
         rivals[f"{name} step"] = all_rivals.step(recipes.get(name))
@@ -215,6 +218,9 @@ def main() -> None:
         rivals["public step, DataLoader"] = all_rivals.port_with_data_loader()
     if "unfused" in wanted:
         rivals["r-mc-la unfused"] = all_rivals.unfused(recipes.get("r-mc-la"))
+    if "fastat" in wanted:
+        rivals["n-fgsm step, averaged"] = all_rivals.averaged_step(recipes.get("n-fgsm"))
+        rivals["FastAT N-FGSM loop"] = all_rivals.fastat()
     if "torchattacks" in wanted and (pgd := all_rivals.torchattacks_pgd(7)):
         rivals["torchattacks PGD7"] = pgd
 
@@ -267,6 +273,7 @@ def ratios_of(
         pairs.append((f"{rival} / r-mc-la step", rival, "r-mc-la step"))
         if rival.startswith("public"):  # the public step is the method of r-mc-la+
             pairs.append((f"{rival} / r-mc-la+ step", rival, "r-mc-la+ step"))
+    pairs.append(("FastAT N-FGSM loop / n-fgsm step, averaged", "FastAT N-FGSM loop", "n-fgsm step, averaged"))
     pairs.append(("torchattacks PGD7 / madry-pgd7-2 step", "torchattacks PGD7", "madry-pgd7-2 step"))
     pairs.append(("torchattacks PGD7 / r-mc-la step", "torchattacks PGD7", "r-mc-la step"))
     found = {}

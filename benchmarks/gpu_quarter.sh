@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
-# Measure a GPU in a quarter of an hour, in two runs (facts, then train). The other stages are for when there is more time:
+# Measure a GPU in a quarter of an hour, in two runs: facts and train, or screen and champion. The other stages are for
+# when there is more time:
 #
 #   benchmarks/gpu_quarter.sh facts              run every GPU test, and time the step, Inductor's options and the operators
 #   benchmarks/gpu_quarter.sh train [RECIPE...]  train each recipe on images, then attack all models at the same time
+#   benchmarks/gpu_quarter.sh screen             time the one-step recipes, train each candidate briefly, and attack it
+#   benchmarks/gpu_quarter.sh champion           train the best of them for longer by the same protocol; AutoAttack
 #   benchmarks/gpu_quarter.sh sanitize           run compute-sanitizer on every operator
 #   benchmarks/gpu_quarter.sh operators          time every operator for every size
 #   benchmarks/gpu_quarter.sh step NETWORK       time the step of preact-512, wrn or resnet50
@@ -19,12 +22,12 @@ usage() {
   echo "$1"
   exit 2
 }
-stages="facts, train, sanitize, operators, step, prepare and check"
+stages="facts, train, screen, champion, sanitize, operators, step, prepare and check"
 absolute() { realpath -m -- "$1"; }
 stage=${1:-}
 [ -n "$stage" ] || usage "the stage is missing; give one of $stages"
 shift
-case $stage in facts | train) budget=330 ;; *) budget=570 ;; esac
+case $stage in facts | train | champion) budget=330 ;; *) budget=570 ;; esac
 budget=${BUDGET:-$budget} device=${DEVICE:-cuda}
 [[ $budget =~ ^[1-9][0-9]*$ ]] || usage "BUDGET must be a whole number of seconds, at least 1; got '$budget'"
 [[ $device =~ ^(cuda|cpu)$ ]] || usage "DEVICE must be cuda or cpu; got '$device'"
@@ -260,6 +263,71 @@ attack() {
   done
 }
 
+# Tests of what no GPU has run yet, side by side with the other preparations.
+screen_tests() {
+  # shellcheck disable=SC2086
+  OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=2 run_limited "$(seconds_left 100)" \
+    $pytest ${SCREEN_TESTS:-tests/test_step_cuda.py tests/test_soft_cross_entropy.py tests/test_consistency.py
+    tests/test_slots.py tests/test_apgd.py} -m gpu -n 5 --dist worksteal \
+    --deselect=tests/test_step_cuda.py::test_a_capture_that_breaks_leaves_nothing_behind >"$raw/tests-screen.log" 2>&1
+}
+
+# Run the study of one-step recipes on this device, with all images. $1 is the name of the result.
+study() {
+  local name=$1
+  shift
+  # shellcheck disable=SC2086
+  step "$name" 999 python3 benchmarks/one_step_study.py --device "$device" --data-dir "$DATA" --runs "$work/$name" \
+    --out "$raw/$name" --model resnet18 --images-per-class 0 --ema 0.999 --precision bf16 --monitor-images 1000 \
+    --kinds average --batch-size 1000 "$@" ${STUDY:-}
+  tar -C "$work/$name" -czf "$raw/$name-logs.tgz" --exclude='*.pt' --exclude='events*' . 2>/dev/null
+  archive
+}
+
+screen() {
+  local recipes=standard,n-fgsm,n-fgsm,consistency=squared,consistency_weight=10 unpacking testing
+  unpack_images >"$raw/unpack.log" 2>&1 &
+  unpacking=$!
+  screen_tests &
+  testing=$!
+  # Warming up also fills the compiler's cache for the trainings below.
+  warm_step recipes --model "${MODEL:-resnet18}" --batch 128 --recipes "$recipes" --rivals fastat --rounds 10
+  wait "$unpacking" || {
+    failed+=("unpack: $?")
+    return 1
+  }
+  DATA=${DATA:-$work/data}
+  wait "$testing" || failed+=("tests-screen: $?")
+  tail -n 14 "$raw/tests-screen.log" | cut -c1-200
+  wait_until_warm
+  time_step recipes 40 40
+  TORCHINDUCTOR_COMPILE_THREADS=4 study screen --epochs 20 --monitor-every 5 --workers 3 --images 1000 \
+    --attacks clean,ce20,cw100
+}
+
+# Train the candidate that withstood CW100 best, among those of five passes and the protocol's network.
+champion() {
+  local best
+  unpack_images >"$raw/unpack.log" 2>&1 || {
+    failed+=("unpack: $?")
+    return 1
+  }
+  best=$(best_candidate) || best=squared
+  echo "== the best candidate: $best"
+  study champion --variants "$best" --epochs "${EPOCHS:-90}" --ema 0.9995 --monitor-every 5 --workers 1 --images 1000 \
+    --attacks clean,ce20,cw100,apgd,autoattack
+}
+
+best_candidate() {
+  python3 - "$raw/screen.json" <<'P'
+import json, sys
+
+found = json.load(open(sys.argv[1]))["results"]
+fair = [r for r in found if r["passes"] == 5 and "model" not in r["options"] and "cw100" in r["attacks"]["average"]]
+print(max(fair, key=lambda r: r["attacks"]["average"]["cw100"]["accuracy"])["variant"])
+P
+}
+
 sanitize() {
   step sanitize-alone 120 python3 benchmarks/sanitize.py # without the tool first, because Triton keeps what it compiles
   for tool in memcheck racecheck initcheck; do
@@ -299,6 +367,7 @@ case $stage in
   check) check ;;
   facts | sanitize | operators) get_ready && "$stage" "$@" ;;
   train) check_recipes "$@" && get_ready && train "$@" ;;
+  screen | champion) get_ready && "$stage" ;;
   step) choose_network "$@" && get_ready && network_step "$@" ;;
   *) usage "there is no stage '$stage'; give one of $stages" ;;
 esac

@@ -30,6 +30,7 @@ from torch import nn
 import rmcla_fast
 from rmcla_fast import recipes
 from rmcla_fast.attacks import evaluate
+from rmcla_fast.epsilon import parse_epsilon
 from rmcla_fast.files import replacing
 from rmcla_fast.models import PreActResNet18
 from rmcla_fast.text import markdown
@@ -61,6 +62,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "silu": {"recipe": "n-fgsm", **SMOOTH, "model": "{model}-silu"},
 }
 TITLES = {"clean": "clean", "ce20": "CE20", "cw100": "CW100", "apgd": "APGD", "autoattack": "AutoAttack"}
+CURVE = ("epoch", "seconds", "clean", "fgsm", "pgd", "weights_clean", "weights_fgsm", "weights_pgd")
 Job = tuple[str, int]
 
 
@@ -92,7 +94,7 @@ def run_job(options: argparse.Namespace, job: Job) -> None:
         model=model,
         epsilon=options.epsilon,
         epochs=options.epochs,
-        images_per_class=options.images_per_class,
+        images_per_class=options.images_per_class or None,
         ema=options.ema,
         lr=options.lr,
         monitor_images=options.monitor_images,
@@ -111,28 +113,39 @@ def run_job(options: argparse.Namespace, job: Job) -> None:
     generator = torch.Generator().manual_seed(0)
     chosen = torch.randperm(len(test), generator=generator)[: options.images]
     images, labels = test.images[chosen], test.labels[chosen]
-    content, found = read(folder / "checkpoint.pt"), {}
-    factory = model if ":" in model else None
-    for name, weights in (("average", content.ema), ("weights", content.model)):
-        network = rmcla_fast.load(folder, model=factory)
-        network.load_state_dict(weights)
-        results = evaluate(
-            network.to(options.device),
-            images,
-            labels,
-            attacks=options.attacks,
-            epsilon=rmcla_fast.epsilon.parse_epsilon(options.epsilon),
-            batch_size=options.batch_size,
-        )
-        found[name] = {attack: result.as_json() for attack, result in results.items()}
     rows = [row for row in read_metrics(folder / METRICS) if row["kind"] == "epoch"]
-    cost = recipes.get(VARIANTS[variant]["recipe"]).cost
-    curve = [{key: row[key] for key in ("epoch", "seconds", "pgd", "weights_pgd", "fgsm", "weights_fgsm", "clean")
-              if key in row} for row in rows]  # fmt: skip
-    about = {"variant": variant, "seed": seed, "passes": cost, "options": VARIANTS[variant], "epsilon": options.epsilon}
-    overfitted = [row["epoch"] for row in rows if row.get("overfitting")]
-    document = {**about, "seconds": rows[-1]["seconds"], "overfitted": overfitted, "attacks": found, "curve": curve}
-    with replacing(folder / "study.json") as file:
+    document = {
+        "variant": variant,
+        "seed": seed,
+        "passes": recipes.get(VARIANTS[variant]["recipe"]).cost,
+        "options": VARIANTS[variant],
+        "epsilon": options.epsilon,
+        "seconds": rows[-1]["seconds"],
+        "overfitted": [row["epoch"] for row in rows if row.get("overfitting")],
+        "curve": [{name: row[name] for name in CURVE if name in row} for row in rows],
+        "attacks": {kind: {} for kind in options.kinds},
+    }
+    content, asked = read(folder / "checkpoint.pt"), options.attacks.split(",")
+    quick = [name for name in asked if name not in ("apgd", "autoattack")]
+    for attacks in (quick, [name for name in asked if name not in quick]):
+        for kind in options.kinds if attacks else ():
+            network = rmcla_fast.load(folder, model=model if ":" in model else None)
+            network.load_state_dict(content.ema if kind == "average" else content.model)
+            found = evaluate(
+                network.to(options.device),
+                images,
+                labels,
+                attacks=attacks,
+                epsilon=parse_epsilon(options.epsilon),
+                batch_size=options.batch_size,
+            )
+            document["attacks"][kind] |= {attack: result.as_json() for attack, result in found.items()}
+            write(folder / "partial.json", document)  # so that a stop in a long attack keeps the quick ones
+    write(folder / "study.json", document)
+
+
+def write(path: Path, document: dict[str, Any]) -> None:
+    with replacing(path) as file:
         file.write(json.dumps(document, indent=1).encode())
 
 
@@ -147,19 +160,21 @@ def report(options: argparse.Namespace, results: list[dict[str, Any]]) -> str:
         "standard error of one model's accuracy, which other images of the same kind would give.",
         "",
     ]
-    attacks = [name for name in TITLES if name in results[0]["attacks"]["average"]]
-    heads = [f"{TITLES[name]}, {kind}" for kind in ("average", "weights") for name in attacks]
+    columns = [(kind, name) for kind in options.kinds for name in TITLES if name in results[0]["attacks"][kind]]
+    heads = [f"{TITLES[name]}, {kind}" for kind, name in columns]
     lines += [f"| variant | passes | seeds | minutes | {' | '.join(heads)} | overfitted from epoch |"]
     lines += ["|---|---|---|---|" + "---|" * (len(heads) + 1)]
     for variant in dict.fromkeys(result["variant"] for result in results):
         same = [result for result in results if result["variant"] == variant]
         cells = []
-        for kind in ("average", "weights"):
-            for name in attacks:
-                figures = [result["attacks"][kind][name] for result in same]
-                mean = statistics.fmean(figure["accuracy"] for figure in figures)
-                error = statistics.fmean(figure["standard_error"] for figure in figures)
-                cells.append(f"{mean:.1f} ± {error:.1f}")
+        for kind, name in columns:
+            figures = [result["attacks"][kind][name] for result in same if name in result["attacks"][kind]]
+            if not figures:  # stopped before this attack
+                cells.append("-")
+                continue
+            mean = statistics.fmean(figure["accuracy"] for figure in figures)
+            error = statistics.fmean(figure["standard_error"] for figure in figures)
+            cells.append(f"{mean:.1f} ± {error:.1f}")
         minutes = statistics.fmean(result["seconds"] for result in same) / 60
         first = [str(result["overfitted"][0]) for result in same if result["overfitted"]]
         lines.append(
@@ -213,7 +228,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", default="one_step_study:thin")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--epsilon", default="8/255")
-    parser.add_argument("--images-per-class", type=int, default=1000)
+    parser.add_argument("--images-per-class", type=int, default=1000, help="images to train on; 0 takes all")
     parser.add_argument("--ema", type=float, default=0.995)
     parser.add_argument("--lr", type=float, default=0.1)
     parser.add_argument("--monitor-images", type=int, default=500)
@@ -222,6 +237,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--images", type=int, default=1000, help="test images that are attacked")
     parser.add_argument("--attacks", default="clean,ce20,apgd")
+    parser.add_argument("--kinds", nargs="+", choices=("average", "weights"), default=["average", "weights"])
     parser.add_argument("--batch-size", type=int, default=250, help="of the attacks")
     parser.add_argument("--workers", type=int, default=2, help="processes at the same time")
     parser.add_argument("--job", nargs=2, metavar=("VARIANT", "SEED"), help="run only this job, in this process")

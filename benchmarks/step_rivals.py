@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "tests")]
+from fastat_loop import DECAY, LABEL_SMOOTHING, n_fgsm_loop  # noqa: E402
 from public_port import public_step  # noqa: E402
 
 from rmcla_fast import Recipe, models, random_start, recipes  # noqa: E402
@@ -24,6 +25,7 @@ from rmcla_fast.ops import dispatch  # noqa: E402
 from rmcla_fast.ops.tensors import to_unit  # noqa: E402
 from rmcla_fast.precision import PRECISIONS  # noqa: E402
 from rmcla_fast.training import TrainStep  # noqa: E402
+from rmcla_fast.training.ema import ExponentialAverage  # noqa: E402
 from rmcla_fast.training.forward import Passes  # noqa: E402
 
 Run = Callable[[], Any]
@@ -76,6 +78,26 @@ class Rivals:
         step = TrainStep(model, optimizer, recipe, precision=self.options.precision, capture=self.options.capture)
         return lambda: step(self.images, self.labels)
 
+    def averaged_step(self, recipe: Recipe) -> Run:
+        """Build our step with the label smoothing and the average of the FastAT Benchmark."""
+        model, optimizer = self.network()
+        ema, smoothed = ExponentialAverage(model, DECAY), recipe.replace(label_smoothing=LABEL_SMOOTHING)
+        options = self.options
+        step = TrainStep(model, optimizer, smoothed, ema=ema, precision=options.precision, capture=options.capture)
+        return lambda: step(self.images, self.labels)
+
+    def fastat(self) -> Run:
+        """Build the benchmark's own loop for N-FGSM, with torch's default SGD, under autocast in 16 bits."""
+        model, _ = self.network()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+        update, clean = n_fgsm_loop(model, optimizer), self.clean.contiguous(memory_format=self.layout)
+
+        def run() -> None:
+            with self._autocast(self.options.precision):
+                update(clean, self.labels)
+
+        return run
+
     def passes(self, recipe: Recipe) -> Run:
         """Build the recipe's passes alone, forward and backward, on fixed gradients, compiled like our step."""
         model, optimizer = self.network()
@@ -94,7 +116,7 @@ class Rivals:
                 for _ in range(recipe.steps):
                     moved = images.detach().requires_grad_()
                     torch.autograd.grad(passes.attack(moved), moved, gradient)
-            for _ in range(2 if recipe.outer_loss == "trades" else 1):
+            for _ in range(2 if recipe.outer_loss == "trades" or recipe.two_branches else 1):
                 logits = passes.update(images)
                 logits.backward(gradient)
             return logits.detach().sum()
