@@ -58,6 +58,39 @@ def write_folder(root: Path) -> Path:
     return root
 
 
+def write_tiny_imagenet(root: Path) -> Path:
+    """Write a Tiny ImageNet of 3 classes, with 4 training and 2 validation JPEGs each; return its own folder.
+
+    As in the distributed one, wnids.txt and val_annotations.txt are not sorted by class, and some images are grey. Each
+    image has one level: 60 c + 4 k for the k-th training image of class c, and 2 more for the k-th validation image.
+    """
+    from PIL import Image
+
+    folder = root / "tiny-imagenet-200"
+    names = ("n01443537", "n01629819", "n02099601")
+    annotations = {}
+
+    def write(path: Path, level: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = Image.new("RGB", (64, 64), (level, level, level))
+        (image.convert("L") if level in (64, 66) else image).save(path)
+
+    for c, name in enumerate(names):
+        for k in range(4):
+            write(folder / "train" / name / "images" / f"{name}_{k}.JPEG", 60 * c + 4 * k)
+        (folder / "train" / name / f"{name}_boxes.txt").write_text(f"{name}_0.JPEG\t0\t10\t63\t58\n")
+        for k in range(2):
+            file = f"val_{3 * k + (2 * c + 1) % 3}.JPEG"
+            write(folder / "val" / "images" / file, 60 * c + 4 * k + 2)
+            annotations[file] = name
+    lines = (f"{file}\t{annotations[file]}\t0\t32\t44\t62\n" for file in sorted(annotations))
+    (folder / "val" / "val_annotations.txt").write_text("".join(lines))
+    (folder / "wnids.txt").write_text("".join(f"{name}\n" for name in reversed(names)))
+    (folder / "words.txt").write_text("".join(f"{name}\ta kind of animal\n" for name in names))
+    write(folder / "test" / "images" / "test_0.JPEG", 0)
+    return folder
+
+
 class Malicious:
     """An object that creates the file `target` when the standard unpickler loads it."""
 

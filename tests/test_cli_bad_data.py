@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_files import Malicious, write_cifar10, write_cifar100, write_folder, write_image
+from data_files import Malicious, write_cifar10, write_cifar100, write_folder, write_image, write_tiny_imagenet
 from run_cases import rmcla
 
 pytest.importorskip("PIL.Image", reason="pip install 'rmcla-fast[train]'")
@@ -89,6 +89,10 @@ def differing_sizes(root: Path) -> None:
     write_image(write_folder(root) / "train" / "cat" / "zebra.png", 1, size=(7, 5))
 
 
+def an_image_without_a_class(root: Path) -> None:
+    (write_tiny_imagenet(root) / "val" / "val_annotations.txt").write_text("val_0.JPEG\n")
+
+
 CASES: list[tuple[str, Callable[[Path], Any], str]] = [
     ("cifar10", no_images, "cifar10 has no train images"),
     ("cifar10", cut_short, "test_batch is refused: it is corrupt"),
@@ -103,6 +107,8 @@ CASES: list[tuple[str, Callable[[Path], Any], str]] = [
     ("svhn", svhn_cut_short, "train_32x32.mat is corrupt or cut short"),
     ("folder", lambda root: None, "has no folder test or val"),
     ("imagenet", lambda root: None, "it is at https://image-net.org"),
+    ("tiny-imagenet", lambda root: None, "it is at http://cs231n.stanford.edu/tiny-imagenet-200.zip"),
+    ("tiny-imagenet", an_image_without_a_class, "val_annotations.txt must be an image's name, a tab and its class"),
     ("folder", folder_without_images, "train has no folders in it: expected one folder of images for each class"),
     ("folder", one_class_only, "folder has 1 class; a classifier needs at least 2"),
     ("folder", a_class_in_the_test_split_alone, "horse is a class that the training folder does not have"),

@@ -110,15 +110,20 @@ def list_images(folder: Path, classes: tuple[str, ...]) -> Listing:
     for name in class_names(folder):
         if name not in known:
             raise UserError(f"{folder / name} is a class that the training folder does not have")
+    return images_of(folder, classes)
+
+
+def images_of(folder: Path, classes: tuple[str, ...]) -> Listing:
+    """Return every image file in the class folders; a class without a folder has no images."""
     paths, labels = [], []
     for k, name in enumerate(classes):
-        files = sorted(_image_files(folder / name)) if (folder / name).is_dir() else []
+        files = sorted(image_files(folder / name)) if (folder / name).is_dir() else []
         paths += files
         labels += [k] * len(files)
     return Listing(paths, np.array(labels, dtype=np.int64))
 
 
-def _image_files(folder: Path) -> Iterator[Path]:
+def image_files(folder: Path) -> Iterator[Path]:
     """Yield the image files in the folder and its subfolders, following links but without hidden files.
 
     Raises:

@@ -11,9 +11,10 @@ from rmcla_fast.data.folder import load_folder
 from rmcla_fast.data.imagenet import load_imagenet
 from rmcla_fast.data.splits import DataSplits, check, per_class
 from rmcla_fast.data.standard import cifar, digits, svhn
+from rmcla_fast.data.tiny_imagenet import load_tiny_imagenet
 from rmcla_fast.errors import UserError
 
-DATASETS = ("digits", "cifar10", "cifar100", "svhn", "imagenet", "folder")
+DATASETS = ("digits", "cifar10", "cifar100", "svhn", "imagenet", "tiny-imagenet", "folder")
 
 
 def load(
@@ -28,11 +29,12 @@ def load(
     """Load a data set: uint8 images (N, C, H, W) and int64 labels (N,), for training and for test.
 
     Args:
-        name: "digits" (needs no files), "cifar10", "cifar100", "svhn", "imagenet" or "folder".
+        name: "digits" (needs no files), "cifar10", "cifar100", "svhn", "imagenet", "tiny-imagenet" or "folder".
         data_dir: the folder of the data set, or the folder that contains it.
         images_per_class: keep this many training images of each class, drawn with `seed`; None keeps all of them.
         seed: the seed of this draw. The split of digits does not depend on it.
-        skip_unreadable: leave out images that cannot be decoded, instead of raising an error (imagenet and folder).
+        skip_unreadable: leave out images that cannot be decoded, instead of raising an error (imagenet,
+            tiny-imagenet and folder).
         progress: a function (paths, what is done) -> iterator over the paths, which can show a progress bar.
 
     Returns:
@@ -54,6 +56,8 @@ def load(
             splits = load_folder(folder, skip_unreadable=skip_unreadable, progress=progress)
         elif name == "imagenet":
             splits = load_imagenet(folder, skip_unreadable=skip_unreadable, progress=progress)
+        elif name == "tiny-imagenet":
+            splits = load_tiny_imagenet(folder, skip_unreadable=skip_unreadable, progress=progress)
         else:
             raise UserError(f"unknown data set {name!r}; one of: {', '.join(DATASETS)}")
     except OSError as error:

@@ -54,7 +54,7 @@ def cifar(name: str, data_dir: Path | None) -> DataSplits:
     """Return CIFAR-10 or CIFAR-100, (N, 3, 32, 32), from the files of the Python version; CIFAR-100 has fine labels."""
     folder_name, address, train_files, test_files, key, num_classes = CIFAR[name]
     if data_dir is None:
-        raise UserError(_missing(name, address, f"give --data-dir, the folder that holds {folder_name}"))
+        raise UserError(missing(name, address, f"give --data-dir, the folder that holds {folder_name}"))
     inside = data_dir / folder_name
     folder = inside if inside.is_dir() else data_dir
     for file in (*train_files, *test_files):
@@ -62,7 +62,7 @@ def cifar(name: str, data_dir: Path | None) -> DataSplits:
             wanted = (
                 f"{folder / file} is not there; expected the folder {folder_name} in {data_dir} (or that folder itself)"
             )
-            raise UserError(_missing(name, address, wanted))
+            raise UserError(missing(name, address, wanted))
     train, test = ([_cifar_file(folder / file, key) for file in files] for files in (train_files, test_files))
     return DataSplits(_joined(train), _joined(test), num_classes)
 
@@ -71,17 +71,18 @@ def svhn(data_dir: Path | None) -> DataSplits:
     """Return SVHN's cropped digits, (N, 3, 32, 32), from its .mat files, in which label 10 is the digit 0."""
     if data_dir is None:
         raise UserError(
-            _missing("svhn", SVHN_ADDRESS, f"give --data-dir, the folder with {' and '.join(SVHN_FILES.values())}")
+            missing("svhn", SVHN_ADDRESS, f"give --data-dir, the folder with {' and '.join(SVHN_FILES.values())}")
         )
     for file in SVHN_FILES.values():
         if not (data_dir / file).is_file():
             wanted = f"{data_dir / file} is not there; expected {' and '.join(SVHN_FILES.values())} in {data_dir}"
-            raise UserError(_missing("svhn", SVHN_ADDRESS, wanted))
+            raise UserError(missing("svhn", SVHN_ADDRESS, wanted))
     train, test = (_svhn_file(data_dir / file) for file in SVHN_FILES.values())
     return DataSplits(train, test, 10)
 
 
-def _missing(name: str, address: str, wanted: str) -> str:
+def missing(name: str, address: str, wanted: str) -> str:
+    """Return the sentence for a data set that is not there; `wanted` says what was expected where."""
     return f"the data set {name} is missing: {wanted}; it is at {address}"
 
 

@@ -55,8 +55,12 @@ def differences(plan: Plan, rows: Sequence[ReproducedRow]) -> list[str]:
     return found
 
 
+# Large data sets need not be loaded to know their number of classes.
+_CLASSES = {"cifar100": 100, "tiny-imagenet": 200, "imagenet": 1000}
+
+
 def _classes(plan: Plan) -> int:
-    return {"cifar100": 100, "imagenet": 1000}.get(plan.data) or load_data(plan.data, plan.data_dir).num_classes
+    return _CLASSES.get(plan.data) or load_data(plan.data, plan.data_dir).num_classes
 
 
 def title(plan: Plan) -> str:

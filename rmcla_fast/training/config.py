@@ -81,8 +81,9 @@ def setting(help: str, default: Value | None, rule: Rule | None = None, **for_da
         help: what the option does.
         default: the value for every data set that is not named; None leaves the choice to torch.
         rule: the condition that the value is held to.
-        for_data: the values for single data sets, by name.
+        for_data: the values for single data sets, by name, in which an underscore stands for a hyphen.
     """
+    for_data = {name.replace("_", "-"): value for name, value in for_data.items()}
     by_data = [f"{name}: {as_text(value) or 'off'}" for name, value in for_data.items()]
     shown = "; ".join(filter(None, ("torch's choice" if default is None else as_text(default), *by_data)))
     return option(help, None, rule, shown=shown, default_for={name: for_data.get(name, default) for name in DATASETS})
@@ -112,6 +113,7 @@ class TrainConfig:
         digits="small-cnn",
         folder="preact-resnet18",
         imagenet="resnet50",
+        tiny_imagenet="preact-resnet18",
     )
     recipe: str | None = setting("training method; `rmcla recipes` lists them", "r-mc-la")
     epsilon: float | str | None = setting(
