@@ -45,6 +45,11 @@ inline void check_classes(const char* name, const at::Tensor& labels, const at::
                     labels.device());
 }
 
+// Label smoothing must lie in [0, 1). NaN does not.
+inline void check_label_smoothing(double smoothing) {
+  TORCH_CHECK_VALUE(smoothing >= 0 && smoothing < 1, "label_smoothing must lie in [0, 1); got ", smoothing);
+}
+
 // `tensor` must have the shape and device of `images`.
 inline void check_like(const char* name, const at::Tensor& tensor, const at::Tensor& images) {
   TORCH_CHECK_VALUE(tensor.sizes() == images.sizes(), name, " must have shape ", images.sizes(), "; got ",

@@ -19,6 +19,17 @@ struct CrossEntropyOutputs {
   W* grad_labels;
 };
 
+// Label smoothing: a label y becomes keep * y + share, where share is (1 - keep) / C.
+template <typename W>
+struct Smoothing {
+  W keep;
+  W share;
+
+  RMCLA_SHARED W operator()(W y) const { return keep * y + share; }
+  // The sum over a row of the smoothed labels. C shares, each of them rounded, would add up less accurately.
+  RMCLA_SHARED W total(W sum) const { return keep * sum + (W(1) - keep); }
+};
+
 template <typename W>
 struct Largest {
   W most;
@@ -35,8 +46,8 @@ struct MergeLargest {
 template <typename W>
 struct CrossEntropySums {
   W exponentials;  // sum of exp(z - max z)
-  W mass;          // sum of y
-  W gaps;          // sum of y (max z - z)
+  W mass;          // sum of y, before smoothing
+  W gaps;          // sum of y' (max z - z), where y' is smoothed
 };
 
 struct AddCrossEntropySums {
@@ -50,7 +61,7 @@ struct AddCrossEntropySums {
 // outside the classes.
 template <class Group, class Row, typename T, typename W>
 RMCLA_SHARED void cross_entropy_row(Group& group, const Row& row, const W* soft, int64_t label,
-                                    const CrossEntropyOutputs<T, W>& out) {
+                                    const Smoothing<W>& smoothed, const CrossEntropyOutputs<T, W>& out) {
   const auto y = row.beside(soft, [=](int index) { return W(int64_t(index) == label); });
   Largest<W> largest{-W(__builtin_huge_valf()), W(0)};
   row.each([&](int, W z) {
@@ -71,14 +82,15 @@ RMCLA_SHARED void cross_entropy_row(Group& group, const Row& row, const W* soft,
     const W weight = y[at];
     sums.exponentials += std::exp(z - most);
     sums.mass += weight;
-    sums.gaps += weight * (most - z);
+    sums.gaps += smoothed(weight) * (most - z);
   });
   sums = group.reduce(sums, AddCrossEntropySums());
   const W log_sum = std::log(sums.exponentials);
-  const W scale = sums.mass / sums.exponentials;
-  row.write(out.grad_logits, [&](RowIndex at, W z) { return std::exp(z - most) * scale - y[at]; });
-  if (out.grad_labels) row.write(out.grad_labels, [=](int, W z) { return label_share(z, most, log_sum); });
-  if (group.rank() == 0) *out.loss = sums.gaps + sums.mass * log_sum;
+  const W mass = smoothed.total(sums.mass), scale = mass / sums.exponentials;
+  row.write(out.grad_logits, [&](RowIndex at, W z) { return std::exp(z - most) * scale - smoothed(y[at]); });
+  const W keep = smoothed.keep;
+  if (out.grad_labels) row.write(out.grad_labels, [=](int, W z) { return keep * label_share(z, most, log_sum); });
+  if (group.rank() == 0) *out.loss = sums.gaps + mass * log_sum;
 }
 
 }  // namespace rmcla

@@ -47,8 +47,8 @@ class RowReader {
 };
 
 template <typename T>
-void run_all(const at::Tensor& logits, const at::Tensor& labels, T* loss, const at::Tensor& gradient,
-             T* label_gradient) {
+void run_all(const at::Tensor& logits, const at::Tensor& labels, double smoothing, T* loss,
+             const at::Tensor& gradient, T* label_gradient) {
   const int64_t batch = logits.size(0), classes = logits.size(1);
   const bool hard = labels.dim() == 1;
   const RowReader<T> z(logits), y(hard ? logits : labels);
@@ -75,6 +75,7 @@ void run_all(const at::Tensor& logits, const at::Tensor& labels, T* loss, const 
         std::tie(part.soft, part.soft_limit) = y.read(first, part.rows, wide_labels);
         part.soft_stride = y.stride();
       }
+      part.smoothing = smoothing;
       part.loss = loss + first;
       part.gradient = direct_gradient ? reinterpret_cast<T*>(to) + first * classes : wide_gradient;
       part.label_gradient = label_gradient ? label_gradient + first * classes : nullptr;
@@ -88,7 +89,8 @@ void run_all(const at::Tensor& logits, const at::Tensor& labels, T* loss, const 
 std::tuple<at::Tensor, at::Tensor, std::optional<at::Tensor>> soft_cross_entropy(const at::Tensor& logits,
                                                                                  const at::Tensor& labels,
                                                                                  std::string_view reduction,
-                                                                                 bool label_gradient) {
+                                                                                 bool label_gradient,
+                                                                                 double label_smoothing) {
   at::AutoDispatchBelowADInplaceOrView guard;
   check_logits(logits);
   const int64_t batch = logits.size(0);
@@ -106,6 +108,7 @@ std::tuple<at::Tensor, at::Tensor, std::optional<at::Tensor>> soft_cross_entropy
   }
   TORCH_CHECK_VALUE(reduction == "mean" || reduction == "sum" || reduction == "none",
                     "reduction must be 'mean', 'sum' or 'none'; got '", reduction, "'");
+  check_label_smoothing(label_smoothing);
   const at::ScalarType wide = logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   at::Tensor gradient = empty(logits.sizes(), logits.scalar_type()), rows = empty({batch}, wide);
   std::optional<at::Tensor> for_labels;
@@ -115,7 +118,8 @@ std::tuple<at::Tensor, at::Tensor, std::optional<at::Tensor>> soft_cross_entropy
     using T = decltype(zero);
     T* const row_loss = rows.mutable_data_ptr<T>();
     if (batch)
-      run_all<T>(logits, classes, row_loss, gradient, for_labels ? for_labels->mutable_data_ptr<T>() : nullptr);
+      run_all<T>(logits, classes, label_smoothing, row_loss, gradient,
+                 for_labels ? for_labels->mutable_data_ptr<T>() : nullptr);
     if (reduction == "none") return;
     double sum = 0;  // added in the order of the rows, so that every run gives the same bits
     for (int64_t row = 0; row < batch; ++row) sum += double(row_loss[row]);

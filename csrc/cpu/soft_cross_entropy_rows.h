@@ -13,7 +13,7 @@ namespace rmcla {
 
 // The arguments for a part of the rows. They are `logits_stride` and `soft_stride` apart in the inputs, and contiguous
 // in the outputs. Either `labels` (class indices) or `soft` (soft labels) is null. `limit` and `soft_limit` are the
-// ends of the memory that may be read.
+// ends of the memory that may be read. A label y is smoothed to (1 - smoothing) y + smoothing / classes.
 template <typename T>
 struct LossRows {
   const T* logits;
@@ -23,6 +23,7 @@ struct LossRows {
   const T* soft;
   int64_t soft_stride;
   const T* soft_limit;
+  double smoothing;
   T* loss;
   T* gradient;
   T* label_gradient;  // may be null
@@ -48,34 +49,40 @@ RMCLA_SHARED void loss_row(const LossRows<T>& a, int64_t row, T* exponentials) {
   }
   const T highest = std::max(found.most, r.z[label]);
   const V highest_v = simd::splat<V>(highest);
-  Sum<V> exp_sum, weight_sum, weighted_gaps;
+  Sum<V> exp_sum, weight_sum, weighted_gaps, gap_sum;
   const R y(a.labels ? r.z : a.soft + row * a.soft_stride, classes, label, a.labels ? a.limit : a.soft_limit);
-  const bool weighted = !a.labels;
+  const bool weighted = !a.labels, smoothed = a.smoothing != 0;
   r.each_block([&](int64_t b, V v, auto lanes) __attribute__((always_inline)) {
     const V e = simd::shifted_exp(V(v - highest_v));
     simd::store(exponentials + b * R::kCount, e);
     exp_sum.add(b, keep_inside(lanes, e, V{}));
+    const V gap = keep_inside(lanes, V(highest_v - v), V{});
     if (weighted) {
       const V weight = keep_inside(lanes, y.block(b), V{});
       weight_sum.add(b, weight);
-      weighted_gaps.add(b, V(weight * keep_inside(lanes, V(highest_v - v), V{})));
+      weighted_gaps.add(b, V(weight * gap));
     }
+    if (smoothed) gap_sum.add(b, gap);
   });
   const double shifted_sum = exp_sum.total();
   const double log_sum = std::log(shifted_sum) - simd::kExponentShift<T> * 0.69314718055994530942;
-  const double weights = weighted ? weight_sum.total() : 1;
+  const double keep = 1 - a.smoothing, share = a.smoothing / double(classes);
+  const double weights = weighted ? keep * weight_sum.total() + a.smoothing : 1;
   const double gaps = weighted ? weighted_gaps.total() : double(highest) - double(r.z[label]);
-  a.loss[row] = T(gaps + weights * log_sum);
+  a.loss[row] = T(keep * gaps + share * gap_sum.total() + weights * log_sum);
 
   const V scale = simd::splat<V>(T(weights / shifted_sum)), log_sum_v = simd::splat<V>(T(log_sum));
+  const V keep_v = simd::splat<V>(T(keep)), share_v = simd::splat<V>(T(share));
   store_row(r, gradient, a.gradient + a.rows * classes, [&](int64_t b, V) __attribute__((always_inline)) {
     const V p = simd::load<V>(exponentials + b * R::kCount) * scale;
-    return weighted ? V(p - y.block(b)) : p;
+    return weighted ? V(p - (keep_v * y.block(b) + share_v)) : V(p - share_v);
   });
   if (label_gradient)
     store_row(r, label_gradient, a.label_gradient + a.rows * classes,
-              [&](int64_t, V z) __attribute__((always_inline)) { return label_share(z, highest_v, log_sum_v); });
-  if (a.labels) gradient[label] = exponentials[label] * T(1 / shifted_sum) - 1;
+              [&](int64_t, V z) __attribute__((always_inline)) {
+                return V(keep_v * label_share(z, highest_v, log_sum_v));
+              });
+  if (a.labels) gradient[label] = exponentials[label] * T(1 / shifted_sum) - T(keep + share);
 }
 
 template <int Bytes, typename T>
@@ -103,6 +110,9 @@ RMCLA_SHARED void loss_lanes(const LossRows<T>& a, int64_t first) {
     const M label = load_classes<M>(a.labels + first, rows);
     for (int64_t k = 0; k < classes; ++k) y[k] = label == simd::splat<M>(Integer(k)) ? simd::splat<V>(T(1)) : zero;
   }
+  const V keep = simd::splat<V>(T(1 - a.smoothing)), share = simd::splat<V>(T(a.smoothing / double(classes)));
+  if (a.smoothing != 0)
+    for (int64_t k = 0; k < classes; ++k) y[k] = keep * y[k] + share;
   V highest = simd::splat<V>(-std::numeric_limits<T>::infinity());
   M magnitude{};
   for (int64_t k = 0; k < classes; ++k) {
@@ -125,7 +135,7 @@ RMCLA_SHARED void loss_lanes(const LossRows<T>& a, int64_t first) {
   for (int64_t k = 0; k < classes; ++k) result[k] = result[k] * scale - y[k];
   store_columns(result, rows, classes, a.gradient + first * classes, a.gradient + a.rows * classes);
   if (!a.label_gradient) return;
-  for (int64_t k = 0; k < classes; ++k) result[k] = finite ? V(label_share(z[k], highest, log_sum)) : nan;
+  for (int64_t k = 0; k < classes; ++k) result[k] = finite ? V(keep * label_share(z[k], highest, log_sum)) : nan;
   store_columns(result, rows, classes, a.label_gradient + first * classes, a.label_gradient + a.rows * classes);
 }
 

@@ -18,6 +18,7 @@ struct CrossEntropyOperator {
   const W* soft;  // null if the labels are class indices, in `hard`
   const int64_t* hard;
   int64_t label_stride;
+  Smoothing<W> smoothed;
   CrossEntropyOutputs<T, W> out;
 
   __device__ __forceinline__ const T* logits(int64_t r) const { return data + r * row_stride; }
@@ -27,7 +28,7 @@ struct CrossEntropyOperator {
     const CrossEntropyOutputs<T, W> here{out.loss + r, out.grad_logits + r * classes,
                                          out.grad_labels ? out.grad_labels + r * classes : nullptr};
     const W* soft_row = soft ? soft + r * label_stride : nullptr;
-    cross_entropy_row(group, row, soft_row, soft ? 0 : hard[r * label_stride], here);
+    cross_entropy_row(group, row, soft_row, soft ? 0 : hard[r * label_stride], smoothed, here);
   }
 };
 
@@ -40,6 +41,7 @@ struct CrossEntropyLaunch {
   const void* soft;
   const int64_t* hard;
   int64_t label_stride;
+  double smoothing;
   void *loss, *grad_logits, *grad_labels;
 };
 
@@ -56,6 +58,7 @@ struct CrossEntropyLaunch {
         static_cast<const W*>(a.soft),
         a.hard,
         a.label_stride,
+        {W(1 - a.smoothing), W(a.smoothing / a.classes)},
         {static_cast<W*>(a.loss), static_cast<T*>(a.grad_logits), static_cast<W*>(a.grad_labels)}};
     launch_rows<T>(operator_, stream);
   });
@@ -66,11 +69,13 @@ struct CrossEntropyLaunch {
 std::tuple<at::Tensor, at::Tensor, std::optional<at::Tensor>> soft_cross_entropy(const at::Tensor& logits_,
                                                                                  const at::Tensor& labels_,
                                                                                  std::string_view reduction,
-                                                                                 bool label_gradient) {
+                                                                                 bool label_gradient,
+                                                                                 double label_smoothing) {
   const at::AutoDispatchBelowADInplaceOrView no_autograd;
   check_logits(logits_);
   TORCH_CHECK_VALUE(reduction == "mean" || reduction == "sum" || reduction == "none",
                     "reduction must be 'mean', 'sum' or 'none'; got '", reduction, "'");
+  check_label_smoothing(label_smoothing);
   const c10::cuda::CUDAGuard device(logits_.device());
   const at::Tensor logits = with_dense_rows(logits_);
   const auto wide = logits.options().dtype(wide_type(logits));
@@ -99,6 +104,7 @@ std::tuple<at::Tensor, at::Tensor, std::optional<at::Tensor>> soft_cross_entropy
     a.soft = hard ? nullptr : labels.const_data_ptr();
     a.hard = hard ? labels.const_data_ptr<int64_t>() : nullptr;
     a.label_stride = labels.stride(0);
+    a.smoothing = label_smoothing;
     a.loss = losses.mutable_data_ptr();
     a.grad_logits = grad_logits.mutable_data_ptr();
     a.grad_labels = grad_labels ? grad_labels->mutable_data_ptr() : nullptr;

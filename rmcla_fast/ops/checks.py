@@ -100,6 +100,14 @@ def not_negative(name: str, value: Any) -> float:
     return value
 
 
+def fraction(name: str, value: Any) -> float:
+    """Return a number of at least 0 and below 1 as a float; raise for anything else."""
+    value = number(name, value)
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} must lie in [0, 1); got {value}")
+    return value
+
+
 def pixel_range(lower: Any, upper: Any) -> tuple[float, float]:
     """Return the two finite numbers as floats; raise if `lower` exceeds `upper`."""
     lower, upper = number("lower", lower), number("upper", upper)

@@ -13,7 +13,9 @@ from rmcla_fast.ops.tensors import compute_dtype
 REDUCTIONS = ("mean", "sum", "none")
 
 
-def _fake(logits: Tensor, labels: Tensor, reduction: str, label_gradient: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+def _fake(
+    logits: Tensor, labels: Tensor, reduction: str, label_gradient: bool, label_smoothing: float
+) -> tuple[Tensor, Tensor, Tensor | None]:
     wide = compute_dtype(logits)
     return (
         logits.new_empty(logits.shape[:1] if reduction == "none" else (), dtype=wide),
@@ -25,7 +27,8 @@ def _fake(logits: Tensor, labels: Tensor, reduction: str, label_gradient: bool) 
 dispatch.define(
     "soft_cross_entropy",
     "soft_cross_entropy",
-    "(Tensor logits, Tensor labels, str reduction, bool label_gradient) -> (Tensor, Tensor, Tensor?)",
+    "(Tensor logits, Tensor labels, str reduction, bool label_gradient, float label_smoothing)"
+    " -> (Tensor, Tensor, Tensor?)",
     _fake,
 )
 
@@ -38,10 +41,16 @@ class _SoftCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, operator: Any, logits: Tensor, labels: Tensor, reduction: str, label_gradient: bool
+        ctx: Any,
+        operator: Any,
+        logits: Tensor,
+        labels: Tensor,
+        reduction: str,
+        label_gradient: bool,
+        label_smoothing: float,
     ) -> Tensor:
         loss: Tensor
-        loss, grad_logits, grad_labels = operator(logits, labels, reduction, label_gradient)
+        loss, grad_logits, grad_labels = operator(logits, labels, reduction, label_gradient, label_smoothing)
         ctx.save_for_backward(grad_logits, grad_labels)
         ctx.reduction = reduction
         ctx.label_dtype = labels.dtype
@@ -55,27 +64,34 @@ class _SoftCrossEntropy(torch.autograd.Function):
         if ctx.reduction == "mean":
             grad = grad / grad_logits.shape[0]
         if grad_labels is None and grad.dtype == grad_logits.dtype and not grad.dim():  # the usual case, done fastest
-            return None, grad_logits * grad, None, None, None
+            return None, grad_logits * grad, None, None, None, None
         # A column and not a scalar: CUDA would round a scalar to float16, where a loss scale of 65,536 is infinite.
         grad = grad.reshape(-1, 1)
         for_labels = (grad_labels * grad).to(ctx.label_dtype) if grad_labels is not None else None
-        return None, (grad_logits * grad).to(grad_logits.dtype), for_labels, None, None
+        return None, (grad_logits * grad).to(grad_logits.dtype), for_labels, None, None, None
 
 
 def soft_cross_entropy(
-    logits: Tensor, labels: Tensor, *, reduction: str = "mean", backend: str | None = None
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    backend: str | None = None,
 ) -> Tensor:
-    """Return -sum_k y_k log softmax(z)_k for soft labels y, or -log softmax(z)_y for class indices y.
+    """Return -sum_k y'_k log softmax(z)_k, where y' = (1 - s) y + s / C are the labels smoothed by s.
 
-    This is step 5 of "Bilateral Adversarial Training" (Wang and Zhang, ICCV 2019). Labels need not sum to one. The
-    gradient in the logits is sum(y) softmax(z) - y, and the gradient in the labels is -log softmax(z), the paper's v.
-    The forward pass computes both.
+    Without smoothing this is step 5 of "Bilateral Adversarial Training" (Wang and Zhang, ICCV 2019). Label smoothing is
+    from section 7 of "Rethinking the Inception Architecture for Computer Vision" (Szegedy et al., CVPR 2016). Class
+    indices are one-hot labels y. Labels need not sum to one. The gradient in the logits is sum(y') softmax(z) - y', and
+    the gradient in the labels is (1 - s) times -log softmax(z), the first paper's v. The forward pass computes both.
 
     Args:
         logits: (B, C) float32, float64, float16 or bfloat16, any stride, C >= 2. Arithmetic is float32 (float64 for
             float64).
         labels: (B, C) float in any of these dtypes, or (B,) int64 class indices.
         reduction: "mean" over the rows, "sum", or "none".
+        label_smoothing: s, from 0 (the labels as they are) up to but not including 1, as in torch's `cross_entropy`.
         backend: "reference", "cpu", "triton" or "cuda"; None chooses.
 
     Returns:
@@ -99,6 +115,9 @@ def soft_cross_entropy(
         checks.class_indices("labels", labels, logits)
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}; got {reduction!r}")
+    label_smoothing = checks.fraction("label_smoothing", label_smoothing)
     operator = dispatch.choose("soft_cross_entropy", logits, backend)
-    loss: Tensor = _SoftCrossEntropy.apply(operator, logits, labels, reduction, labels.requires_grad)
+    loss: Tensor = _SoftCrossEntropy.apply(
+        operator, logits, labels, reduction, labels.requires_grad, label_smoothing
+    )
     return loss

@@ -10,11 +10,16 @@ from rmcla_fast.reference.labels import in_range, surprisal
 
 
 def soft_cross_entropy(
-    logits: Tensor, labels: Tensor, reduction: str = "mean", label_gradient: bool = False
+    logits: Tensor,
+    labels: Tensor,
+    reduction: str = "mean",
+    label_gradient: bool = False,
+    label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return the loss -sum_k y_k log p_k and the gradients of each row.
+    """Return the loss -sum_k y'_k log p_k of the smoothed labels y' = (1 - s) y + s / C, and the gradients of each row.
 
-    They are sum(y) p - y in the logits and -log p in the labels (None unless `label_gradient`), and are not reduced.
+    The gradients are sum(y') p - y' in the logits and -(1 - s) log p in the labels (None unless `label_gradient`), and
+    are not reduced.
     """
     z = logits.to(compute_dtype(logits))
     valid = finite_rows(z)
@@ -23,9 +28,11 @@ def soft_cross_entropy(
         y = one_hot(labels.clamp(0, z.shape[1] - 1), z.shape[1]).to(z.dtype)
     else:
         y = labels.to(z.dtype)
+    keep = 1 - label_smoothing
+    y = keep * y + label_smoothing / z.shape[1]
     z = z.masked_fill(~valid[:, None], float("nan"))
     v = surprisal(z)
     rows = (y * v).sum(1)
     gradient = y.sum(1, keepdim=True) * (-v).exp() - y
     loss = rows if reduction == "none" else rows.mean() if reduction == "mean" else rows.sum()
-    return loss, gradient.to(logits.dtype), v if label_gradient else None
+    return loss, gradient.to(logits.dtype), keep * v if label_gradient else None

@@ -106,7 +106,7 @@ class Gradients:
         targets = labels if example.soft_labels is None else example.soft_labels
         # The operator returns loss and gradient in one pass. Calling it outside autograd saves the graph's nodes.
         operator = dispatch.choose("soft_cross_entropy", logits, None)
-        loss, grad_logits, _ = operator(logits.detach(), targets, "mean", False)
+        loss, grad_logits, _ = operator(logits.detach(), targets, "mean", False, 0.0)
         if scale is None:
             grad_logits.div_(total)
         else:  # in float32, since some devices round a scalar to the tensor's dtype, and the scale may exceed float16

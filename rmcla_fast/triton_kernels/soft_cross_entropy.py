@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rmcla_fast.ops.tensors import compute_dtype
 from rmcla_fast.triton_kernels import rows
-from rmcla_fast.triton_kernels.conversion import alignment_of, arithmetic, narrow
+from rmcla_fast.triton_kernels.conversion import alignment_of, arithmetic, narrow, scalar
 from rmcla_fast.triton_kernels.rows import is_finite, tile
 
 INFINITY = tl.constexpr(float("inf"))
@@ -28,6 +28,8 @@ def _kernel(
     logits_column,
     labels_row,
     labels_column,
+    keep: tl.float64,  # a label y is smoothed to keep * y + share
+    share: tl.float64,
     INDEX: tl.constexpr,  # whether the labels are class indices
     ALIGNMENT: tl.constexpr,
     ROWS: tl.constexpr,
@@ -40,6 +42,8 @@ def _kernel(
     live = row < batch
     line = (logits + row * logits_row * ALIGNMENT)[:, None]
     end = COLUMNS if RESIDENT else num_classes
+    keep = scalar(keep, DTYPE)
+    share = scalar(share, DTYPE)
     valid = live
     if INDEX:
         label = tl.load(labels + row * labels_row, mask=live, other=0)
@@ -76,10 +80,10 @@ def _kernel(
                 y, columns, inside = tile(label_line, start, labels_column, num_classes, live, COLUMNS, DTYPE)
         exponentials += tl.where(inside, tl.exp(z - peak[:, None]), 0.0)
         masses += y
-        distances += y * (peak[:, None] - z)
+        distances += tl.where(inside, keep * y + share, 0.0) * (peak[:, None] - z)
     exponential_sum = tl.sum(exponentials, axis=1)
     log_sum = tl.log(exponential_sum)
-    mass = tl.sum(masses, axis=1)
+    mass = keep * tl.sum(masses, axis=1) + (1.0 - keep)
     loss = tl.sum(distances, axis=1) + mass * log_sum
     tl.store(losses + row, tl.where(valid, loss, float("nan")), mask=live)
 
@@ -90,21 +94,22 @@ def _kernel(
                 y = (columns == label[:, None]).to(DTYPE)
             else:
                 y, columns, inside = tile(label_line, start, labels_column, num_classes, live, COLUMNS, DTYPE)
-        slope = mass[:, None] * (tl.exp(z - peak[:, None]) / exponential_sum[:, None]) - y
+        slope = mass[:, None] * (tl.exp(z - peak[:, None]) / exponential_sum[:, None]) - (keep * y + share)
         slope = narrow(tl.where(valid[:, None], slope, float("nan")), gradient.dtype.element_ty)
         tl.store(gradient + row[:, None] * num_classes + columns, slope, mask=inside)
         if label_gradient is not None:
-            surprise = (peak[:, None] - z) + log_sum[:, None]
+            surprise = keep * ((peak[:, None] - z) + log_sum[:, None])
             surprise = tl.where(valid[:, None], surprise, float("nan"))
             tl.store(label_gradient + row[:, None] * num_classes + columns, surprise, mask=inside)
 
 
 def soft_cross_entropy(
-    logits: Tensor, labels: Tensor, reduction: str, label_gradient: bool
+    logits: Tensor, labels: Tensor, reduction: str, label_gradient: bool, label_smoothing: float
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return the loss -sum_k y_k log p_k and the gradients of each row.
+    """Return the loss -sum_k y'_k log p_k of the smoothed labels y' = (1 - s) y + s / C, and the gradients of each row.
 
-    They are sum(y) p - y in the logits and -log p in the labels (None unless `label_gradient`), and are not reduced.
+    The gradients are sum(y') p - y' in the logits and -(1 - s) log p in the labels (None unless `label_gradient`), and
+    are not reduced.
     """
     batch, num_classes = logits.shape
     wide = compute_dtype(logits)
@@ -131,6 +136,8 @@ def soft_cross_entropy(
                 column,
                 labels_row,
                 labels_column,
+                1 - label_smoothing,
+                label_smoothing / num_classes,
                 INDEX=index,
                 ALIGNMENT=alignment,
                 ROWS=per_program,
