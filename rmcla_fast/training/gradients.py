@@ -106,7 +106,7 @@ class Gradients:
         targets = labels if example.soft_labels is None else example.soft_labels
         # The operator returns loss and gradient in one pass. Calling it outside autograd saves the graph's nodes.
         operator = dispatch.choose("soft_cross_entropy", logits, None)
-        loss, grad_logits, _ = operator(logits.detach(), targets, "mean", False, 0.0)
+        loss, grad_logits, _ = operator(logits.detach(), targets, "mean", False, recipe.label_smoothing)
         if scale is None:
             grad_logits.div_(total)
         else:  # in float32, since some devices round a scalar to the tensor's dtype, and the scale may exceed float16
@@ -119,19 +119,17 @@ class Gradients:
         divergence = nn.functional.kl_div(
             adversarial.float().log_softmax(1), clean.float().log_softmax(1), reduction="batchmean", log_target=True
         )
-        supervised = soft_cross_entropy(clean, labels)
+        supervised = soft_cross_entropy(clean, labels, label_smoothing=self._recipe.label_smoothing)
         return supervised + self._recipe.trades_weight * divergence
 
     def _consistent_loss(self, example: AdversarialExample, images: Tensor, labels: Tensor) -> Tensor:
         """Return the loss on the adversarial images plus the weighted disagreement with the logits at the start."""
         recipe = self._recipe
         adversarial, start = self._passes.update(example.images), example.logits
-        if (
-            start is None or recipe.two_branches
-        ):  # the noise counter has not moved since the attack, so these are its first images
+        if start is None or recipe.two_branches:  # the noise counter has not moved since the attack, so these are its first images
             start = self._passes.update(first_images(images, recipe, Radii(*self._radii.unbind()), self.rng))
         targets = labels if example.soft_labels is None else example.soft_labels
-        supervised = soft_cross_entropy(adversarial, targets)
+        supervised = soft_cross_entropy(adversarial, targets, label_smoothing=recipe.label_smoothing)
         return supervised + self._consistency_weight * disagreement(adversarial, start, recipe.consistency).mean()
 
     def remember(self) -> Callable[[], None]:
