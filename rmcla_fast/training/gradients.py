@@ -126,7 +126,8 @@ class Gradients:
         """Return the loss on the adversarial images plus the weighted disagreement with the logits at the start."""
         recipe = self._recipe
         adversarial, start = self._passes.update(example.images), example.logits
-        if start is None or recipe.two_branches:  # the noise counter has not moved since the attack, so these are its first images
+        if start is None or recipe.two_branches:
+            # The noise counter has not moved since the attack, so these are its first images again.
             start = self._passes.update(first_images(images, recipe, Radii(*self._radii.unbind()), self.rng))
         targets = labels if example.soft_labels is None else example.soft_labels
         supervised = soft_cross_entropy(adversarial, targets, label_smoothing=recipe.label_smoothing)
