@@ -22,7 +22,7 @@ NEW = {"ema": 0.9, "label_smoothing": 0.3, "recipe": "n-fgsm,consistency=js,cons
 
 
 def test_an_average_begins_anew_until_it_is_longer_than_its_horizon(tmp_path: Path) -> None:
-    """Six updates are an epoch. With a decay of 0.9 the horizon is ten updates, and the first epoch's end begins anew."""
+    """Six updates are an epoch. With a decay of 0.9 the horizon is ten, so the first one ends with a new beginning."""
     train(small(tmp_path / "one", epochs=1, ema=0.9))
     state = read_checkpoint(tmp_path / "one" / "checkpoint.pt")
     assert all(torch.equal(state["ema"][name], value) for name, value in state["model"].items())

@@ -76,7 +76,7 @@ def test_extreme_logits_stay_finite_and_nan_stays_nan(kind: str) -> None:
 
 
 def update_in_plain_torch(model: nn.Module, images: Tensor, labels: Tensor, form: str) -> Tensor:
-    """Compute the loss and the gradients of one update of N-FGSM with `form`, in float64, without this library's loss."""
+    """Compute loss and gradients of one update of N-FGSM with `form` in float64, without this library's loss."""
     chosen = recipe(form)
     y = functional.one_hot(labels, 10).double()
     clean = images.double() / 255
