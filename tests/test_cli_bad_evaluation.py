@@ -23,8 +23,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 BAD = [
     (
         ("evaluate", "{run}", "--attacks", "pgd7"),
-        "attacks must be among clean, fgsm, ce20, ce100, ce1000, cw100, mi, cw-l2-a, cw-l2-b, deepfool-l2, apgd-ce, "
-        "apgd-t, apgd, autoattack; got 'pgd7'",
+        "attacks must be among clean, fgsm, ce10, ce20, ce50, ce100, ce1000, cw100, mi, cw-l2-a, cw-l2-b, "
+        "deepfool-l2, apgd-ce, apgd-t, apgd, autoattack; got 'pgd7'",
     ),
     (("evaluate", "{run}", "--attacks", ""), "attacks must name at least one of clean, fgsm"),
     (("evaluate", "{run}", "--epsilon", "8"), "8/255"),
