@@ -24,7 +24,7 @@ Report = Callable[[float], None]
 
 @dataclass(frozen=True)
 class GradientAttack:
-    """One of the named PGD attacks, at any epsilon. CE10 and CE50 are the FastAT Benchmark's, the others the paper's."""
+    """A PGD attack with a name, at any epsilon. CE10 and CE50 are the FastAT Benchmark's, the others the paper's."""
 
     title: str
     steps: int

@@ -1,4 +1,4 @@
-"""`rmcla reproduce`: the paper's tables; its options are the fields of `Plan`."""
+"""`rmcla reproduce`: the paper's tables, and others; its options are the fields of `Plan`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rmcla_fast.training.interrupt import interrupted
 def command(plan: Plan) -> None:
     """Train and evaluate a table of the paper again: the published figures, ours, their difference, and the cost.
 
-    Writes FOLDER/TABLE-DATA.md and .json after every model.
+    Writes FOLDER/TABLE-DATA.md and .json after every model, and for fastat a picture, FOLDER/fastat-DATA.png.
     The runs are in FOLDER/runs. After Ctrl-C, the same command continues.
     """
     table = f"{plan.out}/{plan.table}-{plan.data}"

@@ -12,7 +12,8 @@ from functools import cache
 
 from rmcla_fast.paper.published import PublishedRow
 
-FIGURES = ("clean", "ce10", "ce20", "ce50", "autoattack", "seconds", "memory_gib")
+ATTACKS = ("clean", "ce10", "ce20", "ce50", "autoattack")
+FIGURES = (*ATTACKS, "seconds", "memory_gib")
 """The figures of a row in order: five accuracies, the seconds of training, and the GiB of GPU memory."""
 
 RECIPES = (
