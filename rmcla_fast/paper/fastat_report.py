@@ -107,14 +107,18 @@ def title(plan: Plan) -> str:
 def as_markdown(plan: Plan, rows: Sequence[ReproducedRow], shown: Sequence[PublishedRow]) -> str:
     """Return the table. Our rows come first, then the published ones of other methods, the most robust first."""
     columns = list(HEADS)
-    several = " (mean ± standard deviation)" if len(plan.seeds) > 1 else ""
+    cell = f"Each cell of our rows: ours{' (mean ± standard deviation)' if len(plan.seeds) > 1 else ''}"
+    if published_data(plan):
+        cell += (
+            "; where the method was published, also the published figure ± its standard deviation, and the difference. "
+            "Published rows are from the FastAT Benchmark (Pan and Yao, arXiv 2604.22853, 2026)"
+        )
     lines = [
         f"# {title(plan)}",
         "",
         f"Made by {markdown_code(command(plan))}.",
         "",
-        f"Each cell of our rows: **ours**{several}, and where the method was published: / published ± standard "
-        "deviation / difference. Published rows are from the FastAT Benchmark (Pan and Yao, arXiv 2604.22853, 2026).",
+        f"{cell}.",
         "",
         "| method | recipe | " + " | ".join(HEADS.values()) + " | passes per image |",
         "|---|---|" + "---|" * (len(columns) + 1),
