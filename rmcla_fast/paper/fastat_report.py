@@ -79,10 +79,12 @@ def differences(plan: Plan, rows: Sequence[ReproducedRow]) -> list[str]:
     found.append("That attack ascends the loss without label smoothing; in the benchmark's N-FGSM with it.")
     if any(recipe.start_ratio > 1 for recipe in used):
         found.append("The noisy start of N-FGSM may leave the pixel range; in the benchmark it is clipped to it.")
-    found.append(
+    found += [
         "Seconds are those of the updates, without measurements on held-out images, as in the benchmark, whose GPU is "
-        "not known. They cannot be compared unless the GPUs are."
-    )
+        "not known. They cannot be compared unless the GPUs are.",
+        "Memory is the most that torch had allocated at a time, as in the benchmark; ours includes the training "
+        "images, if they fit on the GPU.",
+    ]
     return found
 
 
