@@ -66,7 +66,9 @@ def test_accuracies_are_those_of_pgd() -> None:
 def test_the_settings_are_the_papers() -> None:
     assert {name: attack.settings(0.1, restarts=3) for name, attack in GRADIENT_ATTACKS.items()} == {
         "fgsm": PGDSettings(0.1, 0.1, 1, random_start=False, drop_fooled=True),
+        "ce10": PGDSettings(0.1, 0.025, 10, restarts=3, drop_fooled=True),
         "ce20": PGDSettings(0.1, 0.025, 20, restarts=3, drop_fooled=True),
+        "ce50": PGDSettings(0.1, 0.025, 50, restarts=3, drop_fooled=True),
         "ce100": PGDSettings(0.1, 0.025, 100, restarts=3, drop_fooled=True),
         "ce1000": PGDSettings(0.1, 0.025, 1000, restarts=3, drop_fooled=True),
         "cw100": PGDSettings(0.1, 0.025, 100, "margin", 50.0, restarts=3, drop_fooled=True),

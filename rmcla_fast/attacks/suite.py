@@ -56,7 +56,7 @@ def evaluate(
     """Return the accuracy of any model under each attack, and leave the model exactly as it was.
 
     Step sizes, starts and libraries are the paper's (Wang and Zhang, ICCV 2019, section "Attacks"): FGSM without a
-    random start; CE20, CE100, CE1000 and CW100 (margin 50) with step epsilon/4 from a uniform start; MI-FGSM, the two
+    random start; CE10, CE20, ... and CW100 (margin 50) with step epsilon/4 from a uniform start; MI-FGSM, the two
     settings of Carlini and Wagner's l2 attack and DeepFool by foolbox; and standard AutoAttack, whose notes include
     what the checks of the package pyautoattack say, if it is installed. "apgd-ce" and "apgd-t" are AutoAttack's APGD on
     cross entropy and its targeted APGD, and "apgd" is both. Under these, and under CE and CW, an image counts as

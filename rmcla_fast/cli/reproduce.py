@@ -1,10 +1,10 @@
-"""`rmcla reproduce`: the paper's tables; its options are the fields of `Plan`."""
+"""`rmcla reproduce`: the paper's tables, and others; its options are the fields of `Plan`."""
 
 from __future__ import annotations
 
 from rmcla_fast.cli.options import FINISHED_ATTACKS, enough_memory, options_of
 from rmcla_fast.errors import UserError
-from rmcla_fast.paper.plan import Plan
+from rmcla_fast.paper.plan import FASTAT_TABLE, Plan
 from rmcla_fast.paper.reproduce import reproduce
 from rmcla_fast.text import new_console, say
 from rmcla_fast.training.interrupt import interrupted
@@ -14,11 +14,12 @@ from rmcla_fast.training.interrupt import interrupted
 def command(plan: Plan) -> None:
     """Train and evaluate a table of the paper again: the published figures, ours, their difference, and the cost.
 
-    Writes FOLDER/TABLE-DATA.md and .json after every model.
+    Writes FOLDER/TABLE-DATA.md and .json after every model, and for fastat a picture, FOLDER/fastat-DATA.png.
     The runs are in FOLDER/runs. After Ctrl-C, the same command continues.
     """
     table = f"{plan.out}/{plan.table}-{plan.data}"
-    begin = f"{plan.table} on {plan.data}; writes {table}.md and .json, and the runs in {plan.out}/runs"
+    files = f"{table}.md, .json and .png" if plan.table == FASTAT_TABLE else f"{table}.md and .json"
+    begin = f"{plan.table} on {plan.data}; writes {files}, and the runs in {plan.out}/runs"
     say(new_console(stderr=True), begin)
     try:
         with enough_memory(plan.batch_size, FINISHED_ATTACKS):

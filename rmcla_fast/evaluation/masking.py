@@ -37,7 +37,8 @@ def signs(
             are no sign.
     """
     found = []
-    pgd = {name: accuracies[name] for name in ("ce20", "ce100", "ce1000", "cw100") if name in accuracies}
+    names = ("ce10", "ce20", "ce50", "ce100", "ce1000", "cw100")
+    pgd = {name: accuracies[name] for name in names if name in accuracies}
     ce = [value for name, value in pgd.items() if name.startswith("ce")]
     margin = max(FGSM_MARGIN, 100 * LUCKY_IMAGES / images)
     if "fgsm" in accuracies and ce and accuracies["fgsm"] < min(ce) - margin - 1e-9:

@@ -20,7 +20,9 @@ from rmcla_fast.training.config import ResolvedConfig, resolve
 GRADIENT_TABLE = "table4"
 RECIPES_TABLE = "recipes"
 """A table that is not in the paper: one row for each recipe, one column for each attack."""
-NAMES = (*sorted((*published.TABLES, GRADIENT_TABLE)), RECIPES_TABLE)
+FASTAT_TABLE = "fastat"
+"""Another one that is not in the paper: one-step recipes beside the published rows of the FastAT Benchmark."""
+NAMES = (*sorted((*published.TABLES, GRADIENT_TABLE)), RECIPES_TABLE, FASTAT_TABLE)
 
 
 def whole_numbers(text: str) -> tuple[int, ...]:
@@ -44,7 +46,11 @@ class Plan:
         UserError: no table has this name, no seed is given, or a value has the wrong type or is out of range.
     """
 
-    table: str = argument("table1 ... table5, or recipes: every recipe under every attack", "TABLE")
+    table: str = argument(
+        "table1 ... table5; recipes: every recipe under every attack; or fastat: one-step recipes by the protocol of "
+        "the FastAT Benchmark, beside its published methods",
+        "TABLE",
+    )
     data: str = option("data set", "", shown="the paper's")
     model: str | None = option("network", None, shown="the right one for the data set")
     epochs: int | None = option("epochs of each training", None, AT_LEAST_1, shown="the right number for the data set")
@@ -72,6 +78,11 @@ class Plan:
         if not self.data:
             object.__setattr__(self, "data", default_data(self.table))  # the class is frozen
 
+    @property
+    def protocol(self) -> str | None:
+        """Return the protocol that the models of the table are trained by; None for the paper's tables."""
+        return "fastat" if self.table == FASTAT_TABLE else None
+
 
 @dataclass
 class ReproducedRow:
@@ -80,7 +91,8 @@ class ReproducedRow:
     Attributes:
         source: the row as it was published.
         config: how the model of this row is trained.
-        ours: our figures by name, one for each seed: accuracies in %, or squared gradients in the paper's scale.
+        ours: our figures by name, one for each seed: accuracies in %, or squared gradients in the paper's scale. The
+            table of the FastAT Benchmark has seconds of training and GiB of GPU memory, too.
         minutes: the minutes of training, one for each seed.
         strict: our squared gradients for images in [0, 255], one for each seed; only in the table of gradients.
     """
@@ -128,12 +140,12 @@ class ReproducedRow:
 
 
 def default_data(table: str) -> str:
-    """Return the data set of a table in the paper; digits for the table of recipes, which is not in the paper."""
+    """Return the data set of a table in the paper, or of the benchmark; digits for the table of recipes."""
     if table == RECIPES_TABLE:
         return "digits"
     return published.TABLES[table].rows[0].data if table in published.TABLES else "cifar10"
 
 
 def attack_epsilon(plan: Plan) -> float:
-    """Return the epsilon of the attacks: the default for the data set, which is 8/255 for CIFAR and SVHN."""
-    return resolve(TrainConfig(data=plan.data)).epsilon
+    """Return the epsilon of the attacks: the protocol's, or the default for the data set (8/255 for CIFAR and SVHN)."""
+    return resolve(TrainConfig(data=plan.data, protocol=plan.protocol)).epsilon

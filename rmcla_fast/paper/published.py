@@ -6,7 +6,7 @@ are in %. The attacks have epsilon 8/255 on CIFAR-10, CIFAR-100 and SVHN, and 16
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 DATA_TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "svhn": "SVHN", "imagenet": "ImageNet"}
@@ -24,6 +24,7 @@ class PublishedRow:
         train_epsilon: the epsilon of training, in units of 1/255.
         images_per_class: the number of training images of each class; None if all of them were used.
         note: what a reader of the row must know.
+        deviations: the standard deviations of the figures over seeds, if they were published.
     """
 
     name: str
@@ -33,6 +34,7 @@ class PublishedRow:
     train_epsilon: int = 8
     images_per_class: int | None = None
     note: str = ""
+    deviations: dict[str, float] = field(default_factory=dict)
 
     @property
     def title(self) -> str:

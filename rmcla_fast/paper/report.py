@@ -90,15 +90,20 @@ def command(plan: Plan) -> str:
 
 
 def as_json(plan: Plan, rows: Sequence[ReproducedRow]) -> dict[str, Any]:
+    return document(plan, rows, title(plan), differences(plan, rows))
+
+
+def document(plan: Plan, rows: Sequence[ReproducedRow], heading: str, found: list[str]) -> dict[str, Any]:
+    """Return the content of the JSON file of a table with this title and these differences."""
     return {
         "table": plan.table,
-        "title": title(plan),
+        "title": heading,
         "command": command(plan),
         "data": plan.data,
         "model": rows[0].config.model,
         "epsilon": format_epsilon(attack_epsilon(plan)),
         "seeds": list(plan.seeds),
-        "differences": differences(plan, rows),
+        "differences": found,
         "rows": [row.as_json() for row in rows],
     }
 

@@ -1,4 +1,4 @@
-"""The reproduction of a table of the paper: the models are trained and attacked, and the table is written.
+"""The reproduction of a table of the paper, or of the FastAT Benchmark: models are trained and attacked.
 
 The data set may be another than that of the paper.
 
@@ -21,8 +21,8 @@ from rmcla_fast.evaluation.report import write_json, write_text
 from rmcla_fast.evaluation.results import evaluate_run
 from rmcla_fast.evaluation.run import Run, load_data, open_run
 from rmcla_fast.files import Busy, locked
-from rmcla_fast.paper import published
-from rmcla_fast.paper.plan import GRADIENT_TABLE, RECIPES_TABLE, Plan, ReproducedRow, attack_epsilon
+from rmcla_fast.paper import fastat, fastat_report, published
+from rmcla_fast.paper.plan import FASTAT_TABLE, GRADIENT_TABLE, RECIPES_TABLE, Plan, ReproducedRow, attack_epsilon
 from rmcla_fast.paper.published import PublishedRow
 from rmcla_fast.paper.report import as_json, as_markdown
 from rmcla_fast.training import TrainConfig, train
@@ -52,7 +52,8 @@ RECIPES = (
 def reproduce(plan: Plan, *, quiet: bool = True) -> tuple[Path, Path]:
     """Train and evaluate the models of a table, and write OUT/TABLE-DATA.md and OUT/TABLE-DATA.json.
 
-    If it is stopped, the same call goes on from there.
+    The table of the FastAT Benchmark has a picture too, OUT/fastat-DATA.png. If it is stopped, the same call goes on
+    from there.
 
     Returns:
         The paths of the two files.
@@ -75,6 +76,9 @@ def _reproduce(plan: Plan, markdown: Path, quiet: bool) -> tuple[Path, Path]:
     document = markdown.with_suffix(".json")
 
     def write() -> None:
+        if plan.table == FASTAT_TABLE:
+            fastat_report.write(plan, rows, markdown)
+            return
         write_text(markdown, as_markdown(plan, rows, attacks))
         write_json(document, as_json(plan, rows))
 
@@ -82,13 +86,18 @@ def _reproduce(plan: Plan, markdown: Path, quiet: bool) -> tuple[Path, Path]:
     for row in rows:
         for seed in plan.seeds:
             folder = _train(plan, row, seed, quiet)
-            named = plan.model if ":" in str(plan.model) else None
-            run = open_run(folder, data_dir=plan.data_dir, model=named, device=plan.device)
             with Bars(f"{folder.name}: ", quiet=quiet) as bars:
-                _measure(plan, row, run, attacks, bars)
-            row.minutes.append(_training_minutes(folder))
+                _measure(plan, row, _open(plan, folder), attacks, bars)
+            _add_cost(plan, row, folder)
             write()
     return markdown, document
+
+
+def _open(plan: Plan, folder: Path) -> Run:
+    """Open the run: its last weights as in the paper, or its best ones as the benchmark takes them."""
+    named = plan.model if ":" in str(plan.model) else None
+    which = "best" if plan.table == FASTAT_TABLE else "last"
+    return open_run(folder, data_dir=plan.data_dir, model=named, which=which, device=plan.device)
 
 
 def _measure(plan: Plan, row: ReproducedRow, run: Run, attacks: Sequence[str], bars: Bars) -> None:
@@ -118,6 +127,9 @@ def _sources(plan: Plan) -> Sequence[PublishedRow]:
                 zip(published.GRADIENT_MODELS, published.gradient_recipes(plan.data), strict=True)
             )
         ]
+    if plan.table == FASTAT_TABLE:
+        known_as = fastat_report.published_data(plan)
+        return [fastat.source_of(recipe, known_as or plan.data) for recipe in fastat.RECIPES]
     return published.TABLES[plan.table].rows
 
 
@@ -126,6 +138,8 @@ def _attacks(plan: Plan) -> list[str]:
         return []
     table = published.TABLES.get(plan.table)
     names = list(TITLES) if table is None else [*table.attacks, "autoattack"]
+    if plan.table == FASTAT_TABLE:
+        names = list(fastat.ATTACKS)
     return [name for name in names if name != "autoattack" or plan.autoattack]
 
 
@@ -137,6 +151,7 @@ def _row(plan: Plan, source: PublishedRow) -> ReproducedRow:
     config = TrainConfig(
         data=plan.data,
         data_dir=plan.data_dir,
+        protocol=plan.protocol,
         recipe=source.recipe,
         epsilon=attack_epsilon(plan) * source.train_epsilon / 8,
         images_per_class=per_class,
@@ -159,7 +174,8 @@ def _train(plan: Plan, row: ReproducedRow, seed: int, quiet: bool) -> Path:
     """Train the model of a row, or resume its run if it is not finished; return the run folder."""
     config = row.config
     epsilon = format_epsilon(config.epsilon).replace("/", "of")
-    parts = [plan.data, config.model.replace(":", "."), row.source.recipe, f"eps{epsilon}", f"beta{config.beta:g}"]
+    parts = [plan.protocol] if plan.protocol else []
+    parts += [plan.data, config.model.replace(":", "."), row.source.recipe, f"eps{epsilon}", f"beta{config.beta:g}"]
     parts += [f"{config.images_per_class}perclass"] if config.images_per_class else []
     parts += [config.precision] if config.precision != "fp32" else []
     parts += [f"{config.epochs}epochs", f"seed{seed}"]
@@ -174,6 +190,12 @@ def _train(plan: Plan, row: ReproducedRow, seed: int, quiet: bool) -> Path:
         ) from error
 
 
-def _training_minutes(folder: Path) -> float:
-    seconds = [row["seconds"] for row in read_metrics(folder / METRICS) if "seconds" in row]
-    return seconds[-1] / 60 if seconds else 0.0
+def _add_cost(plan: Plan, row: ReproducedRow, folder: Path) -> None:
+    """Add the minutes of a training to the row and, for the benchmark, the other costs that it publishes."""
+    logged = read_metrics(folder / METRICS)
+    seconds = [one["seconds"] for one in logged if "seconds" in one]
+    row.minutes.append(seconds[-1] / 60 if seconds else 0.0)
+    if plan.table == FASTAT_TABLE:
+        row.ours.setdefault("seconds", []).append(60 * row.minutes[-1])
+        if memory := [one["memory_gib"] for one in logged if "memory_gib" in one]:
+            row.ours.setdefault("memory_gib", []).append(max(memory))

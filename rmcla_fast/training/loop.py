@@ -74,6 +74,8 @@ def _train(folder: Path, asked: TrainConfig, quiet: bool) -> None:
     if config.deterministic:
         choose_cublas_workspace(config.device)
     device = choose_device(local_device(config.device))
+    if device.type == "cuda":  # for `memory_gib` of the run
+        torch.cuda.reset_peak_memory_stats(device)
     threads = config.threads or torch.get_num_threads()
     config = dataclasses.replace(config, threads=threads)
     settings = torch_settings(device, threads, config.deterministic)
@@ -261,6 +263,8 @@ class _Run:
             "lr": parts.schedule.rate(self.at.step - 1),
             "seconds": round(self.at.seconds, 3),
         }
+        if parts.device.type == "cuda":
+            values["memory_gib"] = round(torch.cuda.max_memory_allocated(parts.device) / 2**30, 3)
         if parts.step.skipped is not None:
             values["skipped"] = int(parts.step.skipped)
         if parts.ema is not None and self.at.step < parts.ema.horizon:

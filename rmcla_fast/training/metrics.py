@@ -32,6 +32,7 @@ class Row:
     images_per_second: float | None = fact(NOT_NEGATIVE, None)
     seconds: float | None = fact(NOT_NEGATIVE, None)
     skipped: int | None = fact(NOT_NEGATIVE, None)
+    memory_gib: float | None = fact(NOT_NEGATIVE, None)  # the most that torch has allocated on the GPU since the start
     clean: float | None = fact(PERCENT, None)
     fgsm: float | None = fact(PERCENT, None)
     pgd: float | None = fact(PERCENT, None)
