@@ -79,11 +79,10 @@ RMCLA_SHARED void loss_row(const LossRows<T>& a, int64_t row, T* exponentials) {
     return V(p - (kSmoothed ? V(keep_v * y.block(b) + share_v) : y.block(b)));
   });
   if (label_gradient)
-    store_row(r, label_gradient, a.label_gradient + a.rows * classes,
-              [&](int64_t, V z) __attribute__((always_inline)) {
-                const V surprise = label_share(z, highest_v, log_sum_v);
-                return kSmoothed ? V(keep_v * surprise) : surprise;
-              });
+    store_row(r, label_gradient, a.label_gradient + a.rows * classes, [&](int64_t, V z) __attribute__((always_inline)) {
+      const V surprise = label_share(z, highest_v, log_sum_v);
+      return kSmoothed ? V(keep_v * surprise) : surprise;
+    });
   if (a.labels) gradient[label] = exponentials[label] * T(1 / shifted_sum) - T(keep + share);
 }
 
