@@ -116,13 +116,18 @@ def joint_gradient(
     return objective, gradient, None if scheme == "none" else soft, targets
 
 
-def soft_cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array, Array]:
-    """Return the loss of each row, its gradient in the logits and its gradient in the labels, without reduction."""
+def soft_cross_entropy(logits: Array, labels: Array, smoothing: float = 0.0) -> tuple[Array, Array, Array]:
+    """Return the loss of each row, its gradient in the logits and its gradient in the labels, without reduction.
+
+    Smoothing gives every class the same share of the label (Szegedy et al., CVPR 2016, section 7).
+    """
     loss, gradient, v = np.full(len(logits), np.nan), np.full_like(logits, np.nan), np.full_like(logits, np.nan)
     for row, (z, y) in enumerate(zip(logits, labels, strict=True)):
         if np.isfinite(z).all():
-            v[row] = label_gradient(z)
-            loss[row], gradient[row] = (y * v[row]).sum(), y.sum() * np.exp(-v[row]) - y
+            surprise = label_gradient(z)
+            mixed = (1 - smoothing) * y + smoothing / len(y)
+            loss[row], gradient[row] = (mixed * surprise).sum(), mixed.sum() * np.exp(-surprise) - mixed
+            v[row] = (1 - smoothing) * surprise
     return loss, gradient, v
 
 

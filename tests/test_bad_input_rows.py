@@ -102,6 +102,15 @@ SOFT = [
     ("labels", sparse(3, 5), TypeError, "labels must be a dense tensor; got layout torch.sparse_coo"),
     ("reduction", constant("average"), ValueError, "reduction must be one of 'mean', 'sum', 'none'; got 'average'"),
     ("reduction", constant(None), ValueError, "reduction must be one of 'mean', 'sum', 'none'; got None"),
+    ("label_smoothing", constant(1.0), ValueError, r"label_smoothing must lie in \[0, 1\); got 1.0"),
+    ("label_smoothing", constant(1), ValueError, r"label_smoothing must lie in \[0, 1\); got 1.0"),
+    ("label_smoothing", constant(-1e-9), ValueError, r"label_smoothing must lie in \[0, 1\); got -1e-09"),
+    ("label_smoothing", constant(NAN), ValueError, "label_smoothing must be finite; got nan"),
+    ("label_smoothing", constant(INF), ValueError, "label_smoothing must be finite; got inf"),
+    ("label_smoothing", constant(False), TypeError, "label_smoothing must be a number; got bool"),
+    ("label_smoothing", constant("0.1"), TypeError, "label_smoothing must be a number; got str"),
+    ("label_smoothing", constant(None), TypeError, "label_smoothing must be a number; got NoneType"),
+    ("label_smoothing", ones(), TypeError, "label_smoothing must be a number; got Tensor"),
 ]
 NO_SCHEME = [("label_scheme", constant("none"), ValueError, "label_scheme must be one of 'main', 'sup'; got 'none'")]
 
@@ -150,9 +159,11 @@ def direct_calls(device: torch.device) -> list[Direct]:
         ("redistribute_labels", (z, c, 9.0, 0.01, None, "none"), {}),
         ("redistribute_labels", (z, c, *rule), {"out": torch.empty(3, 4, device=device)}),
         ("redistribute_labels", (z, c, *rule), {"out": torch.empty(3, 5, device=device, dtype=torch.float64)}),
-        ("soft_cross_entropy", (z, c[:2], "mean", False), {}),
-        ("soft_cross_entropy", (z, z[:2], "mean", False), {}),
-        ("soft_cross_entropy", (z, c, "average", False), {}),
+        ("soft_cross_entropy", (z, c[:2], "mean", False, 0.0), {}),
+        ("soft_cross_entropy", (z, z[:2], "mean", False, 0.0), {}),
+        ("soft_cross_entropy", (z, c, "average", False, 0.0), {}),
+        *(("soft_cross_entropy", (z, c, "mean", False, smoothing), {}) for smoothing in (-0.1, 1.0, NAN, INF)),
+        *(("soft_cross_entropy", (z, z, "mean", True, smoothing), {}) for smoothing in (-1e-9, 1.0, NAN)),
     ]
 
 

@@ -57,7 +57,7 @@ def every_operator(backend: str) -> Callable[..., list[Tensor]]:
         buffer = torch.empty_like(soft)
         rmcla_fast.redistribute_labels(logits, labels, label_scheme="sup", out=buffer, backend=backend)
         loss = rmcla_fast.soft_cross_entropy(logits, soft, backend=backend)
-        indices = rmcla_fast.soft_cross_entropy(logits, labels, reduction="none", backend=backend)
+        indices = rmcla_fast.soft_cross_entropy(logits, labels, reduction="none", label_smoothing=0.1, backend=backend)
         return [start, alone, step, into, *joint, *no_labels[:2], no_labels[3], *objective, soft, buffer, loss, indices]
 
     return function
@@ -68,7 +68,9 @@ def with_gradients(backend: str) -> Callable[..., tuple[Tensor, ...]]:
 
     def function(inputs: Tensor, weight: Tensor, labels: Tensor, soft: Tensor) -> tuple[Tensor, ...]:
         out = rmcla_fast.joint_objective(inputs @ weight, labels, backend=backend)
-        loss = rmcla_fast.soft_cross_entropy((inputs @ weight).tanh(), soft.softmax(1), backend=backend)
+        loss = rmcla_fast.soft_cross_entropy(
+            (inputs @ weight).tanh(), soft.softmax(1), label_smoothing=0.1, backend=backend
+        )
         return out.objective.sum(), loss, out.soft_labels
 
     return function
@@ -151,6 +153,10 @@ def test_a_number_compiles_at_most_once_per_value_and_a_tensor_once(backend: Bac
         ),
         (lambda **k: rmcla_fast.redistribute_labels(**k, backend=name), [{**rows, "beta": x} for x in numbers]),
         (lambda **k: rmcla_fast.joint_gradient(**k, backend=name), [{**rows, "gamma": x} for x in numbers]),
+        (
+            lambda **k: rmcla_fast.soft_cross_entropy(**k, backend=name),
+            [{**rows, "label_smoothing": x / 10} for x in numbers],
+        ),
     ]
     for function, calls in functions:
         assert compilations(function, calls) <= len(numbers)

@@ -64,8 +64,9 @@ def test_rows_of_many_lengths(rows: int, classes: int) -> None:
         assert torch.equal(alone, got[2])
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("classes", CLASSES)
-def test_a_row_does_not_depend_on_its_neighbours(classes: int) -> None:
+def test_a_row_does_not_depend_on_its_neighbours(classes: int, smoothing: float) -> None:
     """The kernels read and write whole vectors beyond the ends of rows, which must not change any result."""
     logits, labels = row_inputs(9, classes)
     poisoned = torch.full((11, classes + 5), float("nan"))
@@ -75,13 +76,13 @@ def test_a_row_does_not_depend_on_its_neighbours(classes: int) -> None:
     soft = torch.rand(9, classes)
     together = (
         *OPERATORS.joint_gradient(inside, labels, "ll", None, 9.0, 0.01, None, "main"),
-        *OPERATORS.soft_cross_entropy(inside, soft, "none", True),
+        *OPERATORS.soft_cross_entropy(inside, soft, "none", True, smoothing),
     )
     for row in (0, 3, 5, 8):
         one = inside[row : row + 1].clone()
         alone = (
             *OPERATORS.joint_gradient(one, labels[row : row + 1], "ll", None, 9.0, 0.01, None, "main"),
-            *OPERATORS.soft_cross_entropy(one, soft[row : row + 1], "none", True),
+            *OPERATORS.soft_cross_entropy(one, soft[row : row + 1], "none", True, smoothing),
         )
         for got, wanted in zip(together, alone, strict=True):
             assert torch.equal(got[row : row + 1], wanted)

@@ -166,7 +166,7 @@ def test_rows_beyond_two_to_the_31_elements(classes: int) -> None:
     expected = reference.redistribute_labels(tail.double(), torch.ones(5, dtype=torch.int64))
     assert (soft[-5:].cpu().double() - expected).abs().max() <= 1e-6
     del soft
-    loss, grad, _ = torch.ops.rmcla_fast.soft_cross_entropy(logits, labels, "none", False)
+    loss, grad, _ = torch.ops.rmcla_fast.soft_cross_entropy(logits, labels, "none", False, 0.0)
     expected_loss, expected_grad, _ = reference.soft_cross_entropy(tail.double(), labels[-5:].cpu(), "none")
     assert torch.allclose(loss[-5:].cpu().double(), expected_loss, rtol=1e-6, atol=1e-6)
     assert torch.allclose(grad[-5:].cpu().double(), expected_grad, rtol=2**-7, atol=1e-6)

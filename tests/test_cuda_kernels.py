@@ -234,14 +234,16 @@ def test_soft_cross_entropy_agrees_with_float64(kernels: Kernels, classes: int, 
     logits, labels, _ = batch(classes, dtype)
     soft = torch.rand(3, classes, generator=torch.Generator().manual_seed(1)) / classes
     soft[1] *= 3  # labels need not sum to one
-    for y, reduction in itertools.product((labels, soft, soft.bfloat16(), soft.double()), ("mean", "sum", "none")):
-        loss, grad, grad_labels = run(kernels, "soft_cross_entropy", logits, y, reduction, True)
+    for y, (reduction, smoothing) in itertools.product(
+        (labels, soft, soft.bfloat16(), soft.double()), (("mean", 0.0), ("sum", 0.1), ("none", 0.0), ("none", 0.999))
+    ):
+        loss, grad, grad_labels = run(kernels, "soft_cross_entropy", logits, y, reduction, True, smoothing)
         exact = y if y.dim() == 1 else y.to(wide(dtype)).double()
-        expected = reference.soft_cross_entropy(logits.double(), exact, reduction, True)
+        expected = reference.soft_cross_entropy(logits.double(), exact, reduction, True, smoothing)
         close(loss, expected[0], wide(dtype))
         close(grad, expected[1], dtype)
         close(grad_labels, expected[2], wide(dtype))
-    loss, grad, grad_labels = run(kernels, "soft_cross_entropy", logits, labels, "sum", False)
+    loss, grad, grad_labels = run(kernels, "soft_cross_entropy", logits, labels, "sum", False, 0.0)
     assert grad_labels is None
 
 
@@ -251,10 +253,10 @@ def test_soft_cross_entropy_of_bad_rows_is_nan(kernels: Kernels) -> None:
         logits[1, 3] = float("inf")
         labels[2] = classes
         labels[3] = -1
-        loss, grad, grad_labels = run(kernels, "soft_cross_entropy", logits, labels, "none", True)
-        for result in (loss, grad, grad_labels):
-            assert result[1:4].isnan().all()
-            assert result[[0, 4, 5]].isfinite().all()
+        for smoothing in (0.0, 0.1):
+            for result in run(kernels, "soft_cross_entropy", logits, labels, "none", True, smoothing):
+                assert result[1:4].isnan().all()
+                assert result[[0, 4, 5]].isfinite().all()
 
 
 def test_empty_tensors(kernels: Kernels) -> None:
@@ -263,7 +265,7 @@ def test_empty_tensors(kernels: Kernels) -> None:
         kernels, "joint_gradient", torch.zeros(0, 5), none, "mc", None, 9.0, 0.01, 2, "main"
     )
     assert (objective.shape, grad.shape, soft.shape, targets.shape) == ((0,), (0, 5), (0, 5), (0,))
-    loss, _, _ = run(kernels, "soft_cross_entropy", torch.zeros(0, 5), none, "sum", False)
+    loss, _, _ = run(kernels, "soft_cross_entropy", torch.zeros(0, 5), none, "sum", False, 0.1)
     assert loss == 0
     empty = torch.zeros(0, 3, 4, 4)
     assert run(kernels, "perturb_step", empty, empty, empty, 0.1, None, 0.1, None, 0.0, 1.0).shape == empty.shape

@@ -52,9 +52,10 @@ def check_every_rule(kernels: Kernels, logits: Tensor, labels: Tensor, given: Te
         check_joint(kernels, logits, labels, given, "mc", (11.0, 0.01, top_k, "main"))
         check_joint(kernels, logits.round(), labels, given, "ll", (11.0, 0.01, top_k, "sup"))  # with many ties
     soft = torch.rand(rows, classes, dtype=wide(logits.dtype), generator=torch.Generator().manual_seed(1)) / classes
-    for y in (labels, soft):
-        loss, grad, grad_labels = run(kernels, "soft_cross_entropy", logits, y, "none", True)
-        expected = reference.soft_cross_entropy(logits.double(), y if y.dim() == 1 else y.double(), "none", True)
+    for y, smoothing in ((labels, 0.0), (labels, 0.4), (soft, 0.1)):
+        loss, grad, grad_labels = run(kernels, "soft_cross_entropy", logits, y, "none", True, smoothing)
+        exact = y if y.dim() == 1 else y.double()
+        expected = reference.soft_cross_entropy(logits.double(), exact, "none", True, smoothing)
         close(loss, expected[0], wide(logits.dtype))
         close(grad, expected[1], logits.dtype)
         close(grad_labels, expected[2], wide(logits.dtype))
@@ -104,8 +105,8 @@ def test_a_row_too_long_for_shared_memory_is_read_again(kernels: Kernels, classe
     logits, labels, given = batch(classes, dtype, rows=2 * kernels.multiprocessors + 1)
     check_joint(kernels, logits, labels, given, "mc", (9.0, 0.01, 9, "main"))
     assert launched(kernels) in (None, (len(logits), 512, 1, 0))
-    loss, grad, _ = run(kernels, "soft_cross_entropy", logits, labels, "none", True)
-    expected = reference.soft_cross_entropy(logits.double(), labels, "none", True)
+    loss, grad, _ = run(kernels, "soft_cross_entropy", logits, labels, "none", True, 0.999)
+    expected = reference.soft_cross_entropy(logits.double(), labels, "none", True, 0.999)
     close(loss, expected[0], dtype)
     close(grad, expected[1], dtype)
     in_place = logits.clone().to(kernels.device)
@@ -122,7 +123,7 @@ def test_aligned_logits_with_unaligned_labels(kernels: Kernels, classes: int, ro
     memory = torch.zeros(rows * classes + 1, device=kernels.device)
     memory[1:] = soft.flatten().to(kernels.device)
     loss, grad, _ = kernels.ops.soft_cross_entropy(
-        logits.to(kernels.device), memory[1:].view(rows, classes), "none", False
+        logits.to(kernels.device), memory[1:].view(rows, classes), "none", False, 0.0
     )
     expected = reference.soft_cross_entropy(logits.double(), soft.double(), "none", False)
     close(loss.cpu(), expected[0], torch.float32)

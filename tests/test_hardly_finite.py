@@ -115,10 +115,11 @@ def test_soft_cross_entropy(operators: Operators, dtype: torch.dtype) -> None:
         soft /= soft.sum(1, keepdim=True)
         soft[:, 0] = 0
         one_hot = torch.nn.functional.one_hot(labels, classes)
-        for y, wanted in ((labels, one_hot), (soft, soft)):
+        for (y, wanted), smoothing in itertools.product(((labels, one_hot), (soft, soft)), (0.0, 0.4)):
             device = operators.backend.device
-            loss, gradient, v = operators.call("soft_cross_entropy", logits.to(device), y.to(device), "none", True)
-            of_oracle = oracle.soft_cross_entropy(z, exact(wanted))
+            arguments = (logits.to(device), y.to(device), "none", True, smoothing)
+            loss, gradient, v = operators.call("soft_cross_entropy", *arguments)
+            of_oracle = oracle.soft_cross_entropy(z, exact(wanted), smoothing)
             assert_close(loss, of_oracle[0], LOSS, f"loss, {classes} classes")
             assert_close(gradient, of_oracle[1], GRADIENT, f"gradient of the logits, {classes} classes")
             assert_close(v, of_oracle[2], LABEL_GRADIENT, f"gradient of the labels, {classes} classes")
@@ -145,4 +146,4 @@ def test_rows_of_too_many_classes_are_refused(operators: Operators) -> None:
     with pytest.raises(ValueError, match=message):
         operators.call("redistribute_labels", logits, labels, 9.0, 0.01, None, "main")
     with pytest.raises(ValueError, match=message):
-        operators.call("soft_cross_entropy", logits, labels, "none", False)
+        operators.call("soft_cross_entropy", logits, labels, "none", False, 0.0)

@@ -49,11 +49,11 @@ CALLS: list[tuple[str, tuple[Any, ...]]] = [
     ),
     *(("redistribute_labels", (logits, LABELS, *RULE, "main")) for logits in (LOGITS, LOGITS.half(), LOGITS.double())),
     *(
-        ("soft_cross_entropy", (LOGITS.to(dtype), LABELS, reduction, False))
+        ("soft_cross_entropy", (LOGITS.to(dtype), LABELS, reduction, False, 0.1))
         for dtype in (torch.bfloat16, torch.float64)
         for reduction in ("mean", "sum", "none")
     ),
-    ("soft_cross_entropy", (LOGITS.half(), LOGITS.softmax(1), "none", True)),
+    ("soft_cross_entropy", (LOGITS.half(), LOGITS.softmax(1), "none", True, 0.0)),
 ]
 
 

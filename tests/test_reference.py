@@ -94,7 +94,7 @@ def test_results_are_on_the_device_of_the_arguments() -> None:
         reference.random_start(images, 0.1, None, rng),
         reference.redistribute_labels(logits, labels, 9.0, 0.01, 1),
         *reference.joint_gradient(logits, labels, "mc", None, *RULE),
-        *reference.soft_cross_entropy(logits, labels, "none", True),
+        *reference.soft_cross_entropy(logits, labels, "none", True, 0.1),
     ]
     for result in calls:
         assert result is not None

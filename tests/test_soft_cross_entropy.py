@@ -22,6 +22,7 @@ from torch import Tensor
 import rmcla_fast
 
 REDUCTIONS = ("mean", "sum", "none")
+SMOOTHING = (0.0, 0.1, 0.4, 0.999)
 
 
 def soft_labels(case: LogitCase, kind: str, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -38,7 +39,9 @@ def soft_labels(case: LogitCase, kind: str, dtype: torch.dtype, device: torch.de
     return labels.to(dtype).to(device)
 
 
-def check(logits: Tensor, labels: Tensor, reduction: str, upstream: Tensor, backend: str) -> None:
+def check(
+    logits: Tensor, labels: Tensor, reduction: str, upstream: Tensor, backend: str, smoothing: float = 0.0
+) -> None:
     """Check the loss, the gradient in the logits and, for float labels, in the labels; `upstream` scales them."""
     logits = logits.detach().requires_grad_()
     wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
@@ -48,8 +51,9 @@ def check(logits: Tensor, labels: Tensor, reduction: str, upstream: Tensor, back
     else:
         labels = labels.detach().requires_grad_()
         y = exact(labels)
-    loss = rmcla_fast.soft_cross_entropy(logits, labels, reduction=reduction, backend=backend)
-    rows, gradient, v = oracle.soft_cross_entropy(exact_logits(logits), y)
+    rule = {"reduction": reduction, "label_smoothing": smoothing, "backend": backend}
+    loss = rmcla_fast.soft_cross_entropy(logits, labels, **rule)
+    rows, gradient, v = oracle.soft_cross_entropy(exact_logits(logits), y, smoothing)
     batch = max(len(rows), 1)
     factor = exact(upstream)[..., None] / (batch if reduction == "mean" else 1)
     if reduction == "none":
@@ -84,10 +88,17 @@ def test_random_shapes(backend: Backend) -> None:
         label_dtype=st.sampled_from(FLOAT_DTYPES),
         label_layout=st.sampled_from(("contiguous", "transposed", "strided", "offset")),
         reduction=st.sampled_from(REDUCTIONS),
+        smoothing=st.sampled_from(SMOOTHING),
         scaled=st.booleans(),
     )
     def run(
-        case: LogitCase, kind: str, label_dtype: torch.dtype, label_layout: str, reduction: str, scaled: bool
+        case: LogitCase,
+        kind: str,
+        label_dtype: torch.dtype,
+        label_layout: str,
+        reduction: str,
+        smoothing: float,
+        scaled: bool,
     ) -> None:
         logits = case.logits(backend.device)
         if kind == "indices":
@@ -101,20 +112,38 @@ def test_random_shapes(backend: Backend) -> None:
         if scaled:
             upstream = torch.randn(size, generator=torch.Generator().manual_seed(case.seed + 3)).to(backend.device)
         poison_free_memory(logits.numel(), backend.device)
-        check(logits, labels, reduction, upstream, backend.name)
+        check(logits, labels, reduction, upstream, backend.name, smoothing)
 
     run()
 
 
+@pytest.mark.parametrize("smoothing", SMOOTHING)
+def test_smoothed_labels_of_every_dtype(backend: Backend, smoothing: float) -> None:
+    """The kernels handle rows of up to 64 classes, whole vectors, and rows longer than a block in different ways."""
+    for classes in (2, 10, 40) if backend.interpreted else (2, 3, 10, 64, 65, 96, 1000, 5003):
+        for dtype, layout in zip(FLOAT_DTYPES, ("contiguous", "transposed", "strided", "offset"), strict=True):
+            case = LogitCase(5, classes, dtype, "normal", layout, classes)
+            logits, upstream = case.logits(backend.device), torch.linspace(0.5, 2, 5, device=backend.device)
+            every = [case.classes_drawn(backend.device)]
+            every += [soft_labels(case, kind, dtype, backend.device) for kind in ("distribution", "anything")]
+            for labels in every:
+                check(logits, labels, "none", upstream, backend.name, smoothing)
+                check(logits[:0], labels[:0], "mean", upstream[0], backend.name, smoothing)
+
+
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_imagenet_21k_classes(backend: Backend, reduction: str) -> None:
+@pytest.mark.parametrize("smoothing", [0.0, 0.999])
+def test_imagenet_21k_classes(backend: Backend, reduction: str, smoothing: float) -> None:
     if backend.interpreted:
         pytest.skip("21,841 classes take minutes in Triton's interpreter")
     case = LogitCase(3, 21_841, torch.float32, "normal", "contiguous", 0)
     upstream = torch.ones(3 if reduction == "none" else (), device=backend.device)
     logits = case.logits(backend.device)
-    check(logits, soft_labels(case, "distribution", torch.float32, backend.device), reduction, upstream, backend.name)
-    check(logits, case.classes_drawn(backend.device), reduction, upstream, backend.name)
+    for labels in (
+        soft_labels(case, "distribution", torch.float32, backend.device),
+        case.classes_drawn(backend.device),
+    ):
+        check(logits, labels, reduction, upstream, backend.name, smoothing)
 
 
 def test_large_batch(backend: Backend) -> None:
@@ -127,22 +156,35 @@ def test_large_batch(backend: Backend) -> None:
         assert_close(loss, np.asarray(wanted), LOSS, reduction)
 
 
+@pytest.mark.parametrize("smoothing", SMOOTHING)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_the_loss_equals_torchs_cross_entropy(backend: Backend, reduction: str) -> None:
+def test_loss_and_gradient_equal_those_of_torchs_cross_entropy(
+    backend: Backend, reduction: str, smoothing: float
+) -> None:
     """This holds for class indices and distributions, and for an empty batch."""
+    rule = {"reduction": reduction, "label_smoothing": smoothing}
     for batch in (0, 5):
         logits = torch.randn(batch, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(
             backend.device
         )
         for labels in (torch.arange(batch, device=backend.device), logits.softmax(1).flip(1)):
-            ours = rmcla_fast.soft_cross_entropy(logits, labels, reduction=reduction, backend=backend.name)
-            theirs = torch.nn.functional.cross_entropy(logits, labels, reduction=reduction)
-            assert torch.allclose(ours, theirs, rtol=1e-12, atol=1e-12, equal_nan=True)
+            leaves = [logits.clone().requires_grad_()]
+            if labels.is_floating_point():
+                leaves.append(labels.requires_grad_())
+            ours = rmcla_fast.soft_cross_entropy(leaves[0], labels, **rule, backend=backend.name)
+            theirs = torch.nn.functional.cross_entropy(leaves[0], labels, **rule)
+            gradients = [torch.autograd.grad(loss.sum(), leaves) for loss in (ours, theirs)]
+            for left, right in zip((ours, *gradients[0]), (theirs, *gradients[1]), strict=True):
+                assert torch.allclose(left, right, rtol=1e-12, atol=1e-12, equal_nan=True)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("indices", [False, True])
-def test_a_bad_row_gives_nan_and_changes_no_other(backend: Backend, indices: bool, bad: float) -> None:
+def test_a_bad_row_gives_nan_and_changes_no_other(
+    backend: Backend, indices: bool, smoothing: float, bad: float
+) -> None:
+    rule = {"label_smoothing": smoothing, "backend": backend.name}
     case = LogitCase(5, 33, torch.float32, "normal", "contiguous", 1)
     logits = case.logits(backend.device)
     labels = (
@@ -158,7 +200,7 @@ def test_a_bad_row_gives_nan_and_changes_no_other(backend: Backend, indices: boo
         rows = []
         for z in (logits, spoilt):
             z = z.clone().requires_grad_()
-            loss = rmcla_fast.soft_cross_entropy(z, labels, reduction="none", backend=backend.name)
+            loss = rmcla_fast.soft_cross_entropy(z, labels, reduction="none", **rule)
             (gradient,) = torch.autograd.grad(loss.sum(), z)
             rows.append((loss.detach(), gradient))
         assert bool(rows[1][0][2].isnan())
@@ -166,26 +208,31 @@ def test_a_bad_row_gives_nan_and_changes_no_other(backend: Backend, indices: boo
         others = torch.tensor([0, 1, 3, 4], device=backend.device)
         assert torch.equal(rows[0][0][others], rows[1][0][others])
         assert torch.equal(rows[0][1][others], rows[1][1][others])
-        assert bool(rmcla_fast.soft_cross_entropy(spoilt, labels, backend=backend.name).isnan())
+        assert bool(rmcla_fast.soft_cross_entropy(spoilt, labels, **rule).isnan())
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_a_bad_soft_label_makes_only_its_row_not_finite(backend: Backend, bad: float) -> None:
+    """This is so with and without smoothing, which does not turn the infinite loss into NaN."""
     case = LogitCase(5, 10, torch.float32, "normal", "contiguous", 1)
     logits, labels = case.logits(backend.device), soft_labels(case, "distribution", torch.float32, backend.device)
     labels[2, 3] = bad
-    loss = rmcla_fast.soft_cross_entropy(logits, labels, reduction="none", backend=backend.name)
-    assert loss.isfinite().tolist() == [True, True, False, True, True]
+    for smoothing in SMOOTHING:
+        rule = {"label_smoothing": smoothing, "backend": backend.name}
+        loss = rmcla_fast.soft_cross_entropy(logits, labels, reduction="none", **rule)
+        assert loss.isfinite().tolist() == [True, True, False, True, True]
+        assert np.array_equal(loss[2].item(), bad, equal_nan=True)
 
 
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_gradcheck(backend: Backend, reduction: str) -> None:
+@pytest.mark.parametrize(("reduction", "smoothing"), [("mean", 0.0), ("sum", 0.1), ("none", 0.4)])
+def test_gradcheck(backend: Backend, reduction: str, smoothing: float) -> None:
     case = LogitCase(3, 6, torch.float64, "normal", "contiguous", 2)
     logits = case.logits(backend.device).requires_grad_()
     labels = soft_labels(case, "anything", torch.float64, backend.device).requires_grad_()
 
     def loss(z: Tensor, y: Tensor) -> Tensor:
-        return rmcla_fast.soft_cross_entropy(z, y, reduction=reduction, backend=backend.name)
+        rule = {"reduction": reduction, "label_smoothing": smoothing, "backend": backend.name}
+        return rmcla_fast.soft_cross_entropy(z, y, **rule)
 
     assert torch.autograd.gradcheck(loss, (logits, labels))
     assert torch.autograd.gradcheck(lambda z: loss(z, case.classes_drawn(backend.device)), (logits,))
@@ -227,8 +274,10 @@ def test_labels_outside_the_classes(backend: Backend) -> None:
             with pytest.raises(ValueError, match=rf"labels must lie in \[0, 10\); got {value} in row 2"):
                 rmcla_fast.soft_cross_entropy(logits, labels, backend=backend.name)
         else:
-            loss = rmcla_fast.soft_cross_entropy(logits, labels, reduction="none", backend=backend.name)
-            assert loss.isfinite().tolist() == [True, True, False, True]
+            for smoothing in (0.0, 0.1):
+                rule = {"label_smoothing": smoothing, "backend": backend.name}
+                loss = rmcla_fast.soft_cross_entropy(logits, labels, reduction="none", **rule)
+                assert loss.isfinite().tolist() == [True, True, False, True]
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -244,7 +293,7 @@ def test_opcheck(backend: Backend, reduction: str) -> None:
     operator = backend.operator("soft_cross_entropy").default
     case = LogitCase(3, 5, torch.bfloat16, "normal", "transposed", 5)
     logits = case.logits(backend.device)
-    torch.library.opcheck(operator, (logits, case.classes_drawn(backend.device), reduction, False))
+    torch.library.opcheck(operator, (logits, case.classes_drawn(backend.device), reduction, False, 0.1))
     for label_gradient in (False, True):
         labels = soft_labels(case, "distribution", torch.float32, backend.device)
-        torch.library.opcheck(operator, (logits, labels, reduction, label_gradient))
+        torch.library.opcheck(operator, (logits, labels, reduction, label_gradient, 0.0))

@@ -63,6 +63,7 @@ def row_variants() -> Iterator[Variant]:
             name = f"joint_gradient {dtype} {classes} {target} {scheme} {select}"
             yield name, joint_gradient._kernel, types, constants, warps
         types = {"logits": POINTER[dtype], "gradient": POINTER[dtype], "losses": wide, "label_gradient": wide}
+        types |= {"keep": "fp64", "share": "fp64"}
         for labels in ("*fp32", "*i64"):
             constants = shape | {"labels_column": 1, "INDEX": labels == "*i64"}
             if labels == "*i64":
@@ -170,7 +171,7 @@ def recompilations() -> dict[str, bool]:
         perturb_step: ("units", "batch", "image_size", "steps_stride", "radii_stride"),
         random_start: ("units", "batch", "image_size", "radii_stride", "rng_stride", "rng_row"),
     }
-    floats = ("beta", "gamma", "step_size", "epsilon", "lower", "upper")
+    floats = ("beta", "gamma", "keep", "share", "step_size", "epsilon", "lower", "upper")
     result = {}
     for module, names in numbers.items():
         kernel = module._kernel

@@ -53,7 +53,7 @@ def launches() -> Iterator[str]:
             logits = torch.randn(4, classes)
             joint_gradient.joint_gradient(logits, labels, "mc", None, 9 + number, 1 + number, None, "main")
             yield f"joint_gradient of {classes}"
-            soft_cross_entropy.soft_cross_entropy(logits, labels, "none", True)
+            soft_cross_entropy.soft_cross_entropy(logits, labels, "none", True, number / 2)
             yield f"soft_cross_entropy of {classes}"
     for batch in (1, 2, 3, 16):
         more = torch.rand(batch, 3, 8, 8)
@@ -71,7 +71,7 @@ def launches() -> Iterator[str]:
         yield f"joint_gradient, {target}"
     joint_gradient.redistribute_labels(logits, labels, 9.0, 0.01, None, "main")
     yield "redistribute_labels"
-    soft_cross_entropy.soft_cross_entropy(logits, logits.softmax(1), "mean", False)
+    soft_cross_entropy.soft_cross_entropy(logits, logits.softmax(1), "mean", False, 0.1)
     yield "soft_cross_entropy, soft"
 
 

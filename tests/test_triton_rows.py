@@ -82,14 +82,15 @@ def check_rows(
 
 def check_loss(logits: Tensor, labels: Tensor) -> None:
     """Check the loss and both gradients against the reference, for every reduction."""
-    for reduction in ("mean", "sum", "none"):
+    for reduction, smoothing in (("mean", 0.0), ("sum", 0.1), ("none", 0.999)):
         results = []
         for backend in ("triton", "reference"):
             leaves = [logits.clone().requires_grad_()]
             if labels.dtype != torch.int64:
                 leaves.append(labels.clone().requires_grad_())
             given = leaves[1] if len(leaves) == 2 else labels
-            loss = rmcla_fast.soft_cross_entropy(leaves[0], given, reduction=reduction, backend=backend)
+            rule = {"reduction": reduction, "label_smoothing": smoothing, "backend": backend}
+            loss = rmcla_fast.soft_cross_entropy(leaves[0], given, **rule)
             weight = torch.linspace(0.5, 2, len(logits), device=DEVICE, dtype=loss.dtype)
             weight = weight if reduction == "none" else weight[0]
             results.append((loss, *torch.autograd.grad(loss, leaves, weight)))

@@ -47,8 +47,8 @@ class RowReader {
 };
 
 template <typename T>
-void run_all(const at::Tensor& logits, const at::Tensor& labels, double smoothing, T* loss,
-             const at::Tensor& gradient, T* label_gradient) {
+void run_all(const at::Tensor& logits, const at::Tensor& labels, double smoothing, T* loss, const at::Tensor& gradient,
+             T* label_gradient) {
   const int64_t batch = logits.size(0), classes = logits.size(1);
   const bool hard = labels.dim() == 1;
   const RowReader<T> z(logits), y(hard ? logits : labels);

@@ -30,7 +30,7 @@ struct LossRows {
   int64_t rows, classes;
 };
 
-template <int Bytes, typename T>
+template <int Bytes, bool kSmoothed, typename T>
 RMCLA_SHARED void loss_row(const LossRows<T>& a, int64_t row, T* exponentials) {
   using R = Row<T, Bytes>;
   using V = typename R::V;
@@ -51,7 +51,7 @@ RMCLA_SHARED void loss_row(const LossRows<T>& a, int64_t row, T* exponentials) {
   const V highest_v = simd::splat<V>(highest);
   Sum<V> exp_sum, weight_sum, weighted_gaps, gap_sum;
   const R y(a.labels ? r.z : a.soft + row * a.soft_stride, classes, label, a.labels ? a.limit : a.soft_limit);
-  const bool weighted = !a.labels, smoothed = a.smoothing != 0;
+  const bool weighted = !a.labels;
   r.each_block([&](int64_t b, V v, auto lanes) __attribute__((always_inline)) {
     const V e = simd::shifted_exp(V(v - highest_v));
     simd::store(exponentials + b * R::kCount, e);
@@ -62,7 +62,7 @@ RMCLA_SHARED void loss_row(const LossRows<T>& a, int64_t row, T* exponentials) {
       weight_sum.add(b, weight);
       weighted_gaps.add(b, V(weight * gap));
     }
-    if (smoothed) gap_sum.add(b, gap);
+    if (kSmoothed) gap_sum.add(b, gap);
   });
   const double shifted_sum = exp_sum.total();
   const double log_sum = std::log(shifted_sum) - simd::kExponentShift<T> * 0.69314718055994530942;
@@ -75,13 +75,14 @@ RMCLA_SHARED void loss_row(const LossRows<T>& a, int64_t row, T* exponentials) {
   const V keep_v = simd::splat<V>(T(keep)), share_v = simd::splat<V>(T(share));
   store_row(r, gradient, a.gradient + a.rows * classes, [&](int64_t b, V) __attribute__((always_inline)) {
     const V p = simd::load<V>(exponentials + b * R::kCount) * scale;
-    return weighted ? V(p - (keep_v * y.block(b) + share_v)) : V(p - share_v);
+    if (!weighted) return kSmoothed ? V(p - share_v) : p;
+    return V(p - (kSmoothed ? V(keep_v * y.block(b) + share_v) : y.block(b)));
   });
   if (label_gradient)
-    store_row(r, label_gradient, a.label_gradient + a.rows * classes,
-              [&](int64_t, V z) __attribute__((always_inline)) {
-                return V(keep_v * label_share(z, highest_v, log_sum_v));
-              });
+    store_row(r, label_gradient, a.label_gradient + a.rows * classes, [&](int64_t, V z) __attribute__((always_inline)) {
+      const V surprise = label_share(z, highest_v, log_sum_v);
+      return kSmoothed ? V(keep_v * surprise) : surprise;
+    });
   if (a.labels) gradient[label] = exponentials[label] * T(1 / shifted_sum) - T(keep + share);
 }
 
@@ -90,7 +91,9 @@ RMCLA_SHARED void loss_rows(const LossRows<T>& a) {
   const int64_t padded = (a.classes + 63) / 64 * 64;
   Scratch scratch(padded * int64_t(sizeof(T)) + 64);
   T* const exponentials = scratch.take<T>(padded);
-  for (int64_t row = 0; row < a.rows; ++row) loss_row<Bytes>(a, row, exponentials);
+  // Without smoothing, the loops over a row do no arithmetic for it.
+  for (int64_t row = 0; row < a.rows; ++row)
+    a.smoothing != 0 ? loss_row<Bytes, true>(a, row, exponentials) : loss_row<Bytes, false>(a, row, exponentials);
 }
 
 // Computes as many short rows from `first` on as a vector has lanes, or those that are left.

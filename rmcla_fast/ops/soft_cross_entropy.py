@@ -117,7 +117,5 @@ def soft_cross_entropy(
         raise ValueError(f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}; got {reduction!r}")
     label_smoothing = checks.fraction("label_smoothing", label_smoothing)
     operator = dispatch.choose("soft_cross_entropy", logits, backend)
-    loss: Tensor = _SoftCrossEntropy.apply(
-        operator, logits, labels, reduction, labels.requires_grad, label_smoothing
-    )
+    loss: Tensor = _SoftCrossEntropy.apply(operator, logits, labels, reduction, labels.requires_grad, label_smoothing)
     return loss

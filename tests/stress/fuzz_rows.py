@@ -234,7 +234,8 @@ def soft_cross_entropy(draw: random.Random, target: Target) -> None:
     logits, labels = arguments.tensors["logits"].detach().requires_grad_(), arguments.tensors["labels"].detach()
     differentiable = not indices and draw.random() < 0.7
     labels.requires_grad_(differentiable)
-    options = {"reduction": reduction, "backend": target.backend}
+    smoothing = draw.choice((0.0, 0.0, 0.1, 0.999, 1e-30, draw.random()))
+    options = {"reduction": reduction, "label_smoothing": smoothing, "backend": target.backend}
     if target.checks_labels and not bool(valid.all()):
         with pytest.raises(ValueError, match=r"labels must lie in \[0,"):
             rmcla_fast.soft_cross_entropy(logits, labels, **options)
@@ -250,9 +251,10 @@ def soft_cross_entropy(draw: random.Random, target: Target) -> None:
         y[np.arange(shape[0]), copies["labels"].clamp(0, shape[1] - 1).numpy()] = 1
     else:
         y = exact(copies["labels"])
-    rows, gradient, v = oracle.soft_cross_entropy(as_read(copies["logits"], valid), y)
+    rows, gradient, v = oracle.soft_cross_entropy(as_read(copies["logits"], valid), y, smoothing)
     gradient, v = gradient.astype(np.float64), v.astype(np.float64)
-    size_of_terms = (np.abs(y) * v).sum(1)  # the error of a sum grows with its terms, which may cancel
+    terms = (np.abs(y) + smoothing / (1 - smoothing) / shape[1]) * v  # v is (1 - smoothing) times -log p
+    size_of_terms = terms.sum(1)  # the error of a sum grows with its terms, which may cancel
     count = shape[0] if reduction == "mean" else 1
     if reduction != "none":
         with np.errstate(invalid="ignore"):
