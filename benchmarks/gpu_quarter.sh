@@ -263,13 +263,12 @@ attack() {
   done
 }
 
+new_tests=$(echo tests/test_{consistency,soft_cross_entropy,slots,apgd,fab,square,hardly_finite}.py)
 # Tests of what no GPU has run yet, side by side with the other preparations.
 screen_tests() {
   # shellcheck disable=SC2086
   OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=2 run_limited "$(seconds_left 100)" \
-    $pytest ${SCREEN_TESTS:-tests/test_step_cuda.py tests/test_soft_cross_entropy.py tests/test_consistency.py
-    tests/test_slots.py tests/test_apgd.py} -m gpu -n 5 --dist worksteal \
-    --deselect=tests/test_step_cuda.py::test_a_capture_that_breaks_leaves_nothing_behind >"$raw/tests-screen.log" 2>&1
+    $pytest ${SCREEN_TESTS:-$new_tests} -m gpu -n 6 --dist worksteal >"$raw/tests-screen.log" 2>&1
 }
 
 # Run the study of one-step recipes on this device, with all images. $1 is the name of the result.
@@ -279,7 +278,7 @@ study() {
   # shellcheck disable=SC2086
   step "$name" 999 python3 benchmarks/one_step_study.py --device "$device" --data-dir "$DATA" --runs "$work/$name" \
     --out "$raw/$name" --model resnet18 --images-per-class 0 --ema 0.999 --precision bf16 --monitor-images 1000 \
-    --kinds average --batch-size 1000 "$@" ${STUDY:-}
+    --batch-size 1000 "$@" ${STUDY:-}
   tar -C "$work/$name" -czf "$raw/$name-logs.tgz" --exclude='*.pt' --exclude='events*' . 2>/dev/null
   archive
 }
@@ -301,8 +300,9 @@ screen() {
   tail -n 14 "$raw/tests-screen.log" | cut -c1-200
   wait_until_warm
   time_step recipes 40 40
-  TORCHINDUCTOR_COMPILE_THREADS=4 study screen --epochs 20 --monitor-every 5 --workers 3 --images 1000 \
-    --attacks clean,ce20,cw100
+  TORCHINDUCTOR_COMPILE_THREADS=4 study screen --epochs 16 --monitor-every 8 --workers 3 --images 1000 --kinds average \
+    --attacks clean,ce20,cw100 --variants "n-fgsm, smoothed" squared "squared, batch statistics" "js, ramp to 100" \
+    "squared, both" "own prediction 0.3" silu "n-mc-la, smoothed" "n-fgsm-la, beta 30, smoothed" n-fgsm
 }
 
 # Train the candidate that withstood CW100 best, among those of five passes and the protocol's network.
@@ -314,8 +314,8 @@ champion() {
   }
   best=$(best_candidate) || best=squared
   echo "== the best candidate: $best"
-  study champion --variants "$best" --epochs "${EPOCHS:-90}" --ema 0.9995 --monitor-every 5 --workers 1 --images 1000 \
-    --attacks clean,ce20,cw100,apgd,autoattack
+  study champion --variants "$best" --epochs "${EPOCHS:-100}" --ema 0.9995 --monitor-every 5 --workers 1 --images 1000 \
+    --kinds best --attacks clean,ce20,cw100,apgd,autoattack
 }
 
 best_candidate() {

@@ -3,7 +3,7 @@
     python benchmarks/one_step_study.py --data-dir FOLDER --out benchmarks/results/one-step-study --runs FOLDER
 
 FOLDER holds images (train/CLASS/*, test/CLASS/*). Every variant is trained with every seed in a process of its own, and
-both its last weights and their average are attacked. A stopped study goes on where it was; finished runs are kept. The
+the last weights and their average are attacked. A stopped study goes on where it was; finished runs are kept. The
 results are OUT.json, OUT.md (with standard errors) and OUT.png: held-out PGD accuracy over passes and over minutes.
 """
 
@@ -125,12 +125,16 @@ def run_job(options: argparse.Namespace, job: Job) -> None:
         "curve": [{name: row[name] for name in CURVE if name in row} for row in rows],
         "attacks": {kind: {} for kind in options.kinds},
     }
+    best = read(folder / "best.pt")
+    document["best"] = {"epoch": best.epoch, "of": best.schedule.best_of, "pgd": best.schedule.best}
     content, asked = read(folder / "checkpoint.pt"), options.attacks.split(",")
     quick = [name for name in asked if name not in ("apgd", "autoattack")]
     for attacks in (quick, [name for name in asked if name not in quick]):
         for kind in options.kinds if attacks else ():
-            network = rmcla_fast.load(folder, model=model if ":" in model else None)
-            network.load_state_dict(content.ema if kind == "average" else content.model)
+            which = "best" if kind == "best" else "last"
+            network = rmcla_fast.load(folder, which=which, model=model if ":" in model else None)
+            if kind == "weights":
+                network.load_state_dict(content.model)
             found = evaluate(
                 network.to(options.device),
                 images,
@@ -237,7 +241,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--images", type=int, default=1000, help="test images that are attacked")
     parser.add_argument("--attacks", default="clean,ce20,apgd")
-    parser.add_argument("--kinds", nargs="+", choices=("average", "weights"), default=["average", "weights"])
+    parser.add_argument("--kinds", nargs="+", choices=("average", "weights", "best"), default=["average", "weights"])
     parser.add_argument("--batch-size", type=int, default=250, help="of the attacks")
     parser.add_argument("--workers", type=int, default=2, help="processes at the same time")
     parser.add_argument("--job", nargs=2, metavar=("VARIANT", "SEED"), help="run only this job, in this process")
@@ -261,14 +265,21 @@ def main() -> None:
             return subprocess.call([*command, "--job", job[0], str(job[1])], env=environment, stdout=log, stderr=log)
 
     console = Console(stderr=True)
+    failed, stopped = [], False
     with ThreadPoolExecutor(options.workers) as pool:
-        codes = list(track(pool.map(start, waiting), "variants", total=len(waiting), console=console))
-    failed = [job for job, code in zip(waiting, codes, strict=True) if code]
+        try:
+            codes = list(track(pool.map(start, waiting), "variants", total=len(waiting), console=console))
+            failed = [job for job, code in zip(waiting, codes, strict=True) if code]
+        except KeyboardInterrupt:  # the runs get the signal too, and write their checkpoints
+            pool.shutdown(cancel_futures=True)
+            stopped = True
     results = [
         json.loads(path.read_text()) for job in jobs if (path := run_folder(options, job) / "study.json").exists()
     ]
     if results:
         print(report(options, results))
+    if stopped:
+        sys.exit("stopped; the same command goes on")
     if failed:
         sys.exit(f"{len(failed)} runs failed: {failed}; their logs are beside their folders in {options.runs}")
 
