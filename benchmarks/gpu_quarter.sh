@@ -284,30 +284,28 @@ study() {
 }
 
 screen() {
-  local recipes=standard,n-fgsm,n-fgsm,consistency=squared,consistency_weight=10 unpacking testing
+  local unpacking testing
   unpack_images >"$raw/unpack.log" 2>&1 &
   unpacking=$!
   screen_tests &
   testing=$!
-  # Warming up also fills the compiler's cache for the trainings below.
-  warm_step recipes --model "${MODEL:-resnet18}" --batch 128 --recipes "$recipes" --rivals fastat --rounds 10
   wait "$unpacking" || {
     failed+=("unpack: $?")
     return 1
   }
   DATA=${DATA:-$work/data}
-  wait "$testing" || failed+=("tests-screen: $?")
-  tail -n 14 "$raw/tests-screen.log" | cut -c1-200
-  wait_until_warm
-  time_step recipes 40 40
   TORCHINDUCTOR_COMPILE_THREADS=4 study screen --epochs 16 --monitor-every 8 --workers 3 --images 1000 --kinds average \
     --attacks clean,ce20,cw100 --variants "n-fgsm, smoothed" squared "squared, batch statistics" "js, ramp to 100" \
     "squared, both" "own prediction 0.3" silu "n-mc-la, smoothed" "n-fgsm-la, beta 30, smoothed" n-fgsm
+  wait "$testing" || failed+=("tests-screen: $?")
+  tail -n 14 "$raw/tests-screen.log" | cut -c1-200
+  archive
 }
 
-# Train the candidate that withstood CW100 best, among those of five passes and the protocol's network.
+# Train the candidate that withstood CW100 best, among those of five passes and the protocol's network. Attack its best
+# checkpoint, and time the step of such recipes in the time that is left.
 champion() {
-  local best
+  local best attacks run recipes=standard,n-fgsm,n-fgsm,consistency=squared,consistency_weight=10
   unpack_images >"$raw/unpack.log" 2>&1 || {
     failed+=("unpack: $?")
     return 1
@@ -315,7 +313,17 @@ champion() {
   best=$(best_candidate) || best=squared
   echo "== the best candidate: $best"
   study champion --variants "$best" --epochs "${EPOCHS:-100}" --ema 0.9995 --monitor-every 5 --workers 1 --images 1000 \
-    --kinds best --attacks clean,ce20,cw100,apgd,autoattack
+    --kinds best --attacks clean
+  run=$(echo "$work"/champion/*/checkpoint.pt)
+  for attacks in clean,ce20,cw100 clean,ce20,cw100,apgd clean,ce20,cw100,apgd,autoattack; do
+    # shellcheck disable=SC2086
+    step "champion-evaluation" $(($(seconds_left 999) - ${STEP_SECONDS:-70})) python3 -m rmcla_fast.cli evaluate \
+      "${run%/checkpoint.pt}" --which best --attacks "$attacks" --images 1000 --batch-size 1000 --epsilon 8/255 \
+      --json "$raw/champion-evaluation.json" ${EVALUATE:-} || break
+  done
+  warm_step recipes --model "${MODEL:-resnet18}" --batch 128 --recipes "$recipes" --rivals fastat --rounds 10
+  wait_until_warm
+  time_step recipes 40 40
 }
 
 best_candidate() {
