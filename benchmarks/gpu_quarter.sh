@@ -295,8 +295,8 @@ screen() {
   }
   DATA=${DATA:-$work/data}
   TORCHINDUCTOR_COMPILE_THREADS=4 study screen --epochs 16 --monitor-every 8 --workers 3 --images 1000 --kinds average \
-    --attacks clean,ce20,cw100 --variants "n-fgsm, smoothed" squared "squared, batch statistics" "js, ramp to 100" \
-    "squared, both" "own prediction 0.3" silu "n-mc-la, smoothed" "n-fgsm-la, beta 30, smoothed" n-fgsm
+    --attacks clean,ce20,cw100 --variants "n-fgsm, smoothed" "squared 10" "squared 10, batch statistics" "js, ramp to 100" \
+    "squared 10, both" "own prediction 0.3" silu "n-mc-la, smoothed" "n-fgsm-la, beta 30, smoothed" n-fgsm
   wait "$testing" || failed+=("tests-screen: $?")
   tail -n 14 "$raw/tests-screen.log" | cut -c1-200
   archive

@@ -39,7 +39,8 @@ from rmcla_fast.training.checkpoint import read
 from rmcla_fast.training.metrics import METRICS, read_metrics
 
 SMOOTH = {"label_smoothing": 0.4}
-SQUARED, JS = "consistency=squared,consistency_weight=10", "consistency=js,consistency_weight=10"
+SQUARED, JS = "consistency=squared,consistency_weight=1", "consistency=js,consistency_weight=4"
+STRONG = "consistency=squared,consistency_weight=10"  # as in FGSM-PGI
 # Each variant is a recipe and the options that differ from those of the protocol.
 VARIANTS: dict[str, dict[str, Any]] = {
     "n-fgsm": {"recipe": "n-fgsm"},
@@ -53,12 +54,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "n-fgsm-la, beta 30, smoothed": {"recipe": "n-fgsm-la", "beta": 30.0, **SMOOTH},
     "squared": {"recipe": f"n-fgsm,{SQUARED}", **SMOOTH},
     "squared, both": {"recipe": f"n-fgsm,{SQUARED},consistency_gradient=both", **SMOOTH},
+    "squared 10": {"recipe": f"n-fgsm,{STRONG}", **SMOOTH},
+    "squared 10, both": {"recipe": f"n-fgsm,{STRONG},consistency_gradient=both", **SMOOTH},
+    "squared 10, batch statistics": {"recipe": f"n-fgsm,{STRONG},attack_mode=train", **SMOOTH},
     "js": {"recipe": f"n-fgsm,{JS}", **SMOOTH},
     "js, both": {"recipe": f"n-fgsm,{JS},consistency_gradient=both", **SMOOTH},
     "js, ramp to 100": {"recipe": "n-fgsm,consistency=js,consistency_weight=100,consistency_ramp=true", **SMOOTH},
     "own prediction 0.3": {"recipe": "n-fgsm,prediction_share=0.3", **SMOOTH},
     "batch statistics": {"recipe": "n-fgsm,attack_mode=train", **SMOOTH},
-    "squared, batch statistics": {"recipe": f"n-fgsm,{SQUARED},attack_mode=train", **SMOOTH},
+    "fgsm-rs": {"recipe": "fgsm-rs"},
     "silu": {"recipe": "n-fgsm", **SMOOTH, "model": "{model}-silu"},
 }
 TITLES = {"clean": "clean", "ce20": "CE20", "cw100": "CW100", "apgd": "APGD", "autoattack": "AutoAttack"}
@@ -80,6 +84,15 @@ def thin_silu(num_classes: int, channels: int = 3) -> nn.Module:
 def run_folder(options: argparse.Namespace, job: Job) -> Path:
     words = job[0].replace(",", "").replace(" ", "-")
     return Path(options.runs) / f"{words}-eps{options.epsilon.partition('/')[0]}-{options.epochs}epochs-seed{job[1]}"
+
+
+def is_complete(options: argparse.Namespace, job: Job) -> bool:
+    """Return whether a run has been attacked in every way that is asked for."""
+    path = run_folder(options, job) / "study.json"
+    if not path.exists():
+        return False
+    attacks = json.loads(path.read_text())["attacks"]
+    return all(set(options.attacks.split(",")) <= set(attacks.get(kind, {})) for kind in options.kinds)
 
 
 def run_job(options: argparse.Namespace, job: Job) -> None:
@@ -123,14 +136,19 @@ def run_job(options: argparse.Namespace, job: Job) -> None:
         "seconds": rows[-1]["seconds"],
         "overfitted": [row["epoch"] for row in rows if row.get("overfitting")],
         "curve": [{name: row[name] for name in CURVE if name in row} for row in rows],
-        "attacks": {kind: {} for kind in options.kinds},
     }
+    path = folder / "study.json"
+    known = json.loads(path.read_text())["attacks"] if path.exists() else {}
+    document["attacks"] = {kind: known.get(kind, {}) for kind in options.kinds}
     best = read(folder / "best.pt")
     document["best"] = {"epoch": best.epoch, "of": best.schedule.best_of, "pgd": best.schedule.best}
     content, asked = read(folder / "checkpoint.pt"), options.attacks.split(",")
     quick = [name for name in asked if name not in ("apgd", "autoattack")]
-    for attacks in (quick, [name for name in asked if name not in quick]):
-        for kind in options.kinds if attacks else ():
+    for group in (quick, [name for name in asked if name not in quick]):
+        for kind in options.kinds:
+            attacks = [name for name in group if name not in document["attacks"][kind]]
+            if not attacks:
+                continue
             which = "best" if kind == "best" else "last"
             network = rmcla_fast.load(folder, which=which, model=model if ":" in model else None)
             if kind == "weights":
@@ -144,13 +162,8 @@ def run_job(options: argparse.Namespace, job: Job) -> None:
                 batch_size=options.batch_size,
             )
             document["attacks"][kind] |= {attack: result.as_json() for attack, result in found.items()}
-            write(folder / "partial.json", document)  # so that a stop in a long attack keeps the quick ones
-    write(folder / "study.json", document)
-
-
-def write(path: Path, document: dict[str, Any]) -> None:
-    with replacing(path) as file:
-        file.write(json.dumps(document, indent=1).encode())
+            with replacing(path) as file:  # now, so that a stop in a long attack keeps the quick ones
+                file.write(json.dumps(document, indent=1).encode())
 
 
 def report(options: argparse.Namespace, results: list[dict[str, Any]]) -> str:
@@ -164,7 +177,7 @@ def report(options: argparse.Namespace, results: list[dict[str, Any]]) -> str:
         "standard error of one model's accuracy, which other images of the same kind would give.",
         "",
     ]
-    columns = [(kind, name) for kind in options.kinds for name in TITLES if name in results[0]["attacks"][kind]]
+    columns = [(kind, name) for kind in options.kinds for name in TITLES if name in options.attacks.split(",")]
     heads = [f"{TITLES[name]}, {kind}" for kind, name in columns]
     lines += [f"| variant | passes | seeds | minutes | {' | '.join(heads)} | overfitted from epoch |"]
     lines += ["|---|---|---|---|" + "---|" * (len(heads) + 1)]
@@ -254,7 +267,7 @@ def main() -> None:
         run_job(options, (options.job[0], int(options.job[1])))
         return
     jobs: list[Job] = [(variant, seed) for seed in range(options.seeds) for variant in options.variants]
-    waiting = [job for job in jobs if not (run_folder(options, job) / "study.json").exists()]
+    waiting = [job for job in jobs if not is_complete(options, job)]
     folder = str(Path(__file__).parent)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([folder, os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, __file__, *sys.argv[1:]]
