@@ -48,7 +48,10 @@ def weights(model: nn.Module) -> Tensor:
 
 
 class RefuseHostReads(TorchDispatchMode):
-    """A mode that raises an error where the host would wait for a GPU: at reads of scalars and shapes from values."""
+    """A mode that raises an error where the host would wait for a GPU.
+
+    These are reads of scalars, shapes that depend on values, and tensors made from Python numbers.
+    """
 
     REFUSED = (
         "_local_scalar_dense",
@@ -59,6 +62,7 @@ class RefuseHostReads(TorchDispatchMode):
         "equal",
         "_unique2",
         "unique_dim",
+        "lift_fresh",  # a tensor made from Python numbers, such as an index by a list: its copy to a GPU waits
     )
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

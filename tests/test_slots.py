@@ -9,13 +9,15 @@ import pytest
 import torch
 from apgd_cases import EPSILON, decided, right_examples
 from evaluation_cases import Counting, called_instead, examples, small_net
+from step_cases import RefuseHostReads
 from torch import Tensor, nn
 
 from rmcla_fast.attacks import evaluate, slots
 from rmcla_fast.attacks.apgd import APGD
 from rmcla_fast.attacks.batches import Examples
-from rmcla_fast.attacks.checked_model import checked
+from rmcla_fast.attacks.checked_model import CheckedModel, checked
 from rmcla_fast.attacks.fab import FAB
+from rmcla_fast.attacks.slots import Search
 from rmcla_fast.attacks.square import Square
 from rmcla_fast.cuda_graph import CaptureFailed, Work
 
@@ -125,6 +127,7 @@ def test_a_gpu_decides_as_a_cpu_does(precision: str) -> None:
     expected = evaluate(model, images, labels, attacks="apgd,autoattack", epsilon=EPSILON)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "Attempting to run cuBLAS")  # by PyTorch, in a process's first backward pass
         found = evaluate(
             model.cuda(), images, labels, attacks="apgd,autoattack", epsilon=EPSILON, batch_size=48, precision=precision
         )
@@ -132,25 +135,44 @@ def test_a_gpu_decides_as_a_cpu_does(precision: str) -> None:
         assert int((found[name].right != result.right).sum()) <= 2
 
 
+def searches(asked: CheckedModel, data: Examples) -> list[Search]:
+    """Return each kind of search, with 32 images in its slots, after its first step."""
+    found = [
+        APGD(asked, data, 0, epsilon=EPSILON),
+        APGD(asked, data, 0, epsilon=EPSILON, targeted=True),
+        FAB(asked, data, 0, epsilon=EPSILON),
+        Square(asked, data, 0, epsilon=EPSILON),
+    ]
+    for search in found:
+        search.prepare(torch.arange(32), 32)
+        search._open(torch.arange(1), 32)
+        search._fill(torch.arange(32))
+        search.step()
+    return found
+
+
+def test_no_step_reads_a_tensor_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a step cannot be captured in a CUDA graph. On a CPU a step asks whether it can leave something out."""
+    for module in ("apgd", "slots"):
+        monkeypatch.setattr(f"rmcla_fast.attacks.{module}.some", lambda where: True)
+    monkeypatch.setattr(torch, "equal", lambda first, second: False)  # FAB asks with it
+    model = small_net()
+    images = examples(32)[0]
+    with checked(model) as asked:
+        asked.num_classes = 10
+        for search in searches(asked, Examples(asked, images, model(images).argmax(1))):
+            with RefuseHostReads():
+                search.step()
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 def test_no_step_waits_for_the_gpu() -> None:
     model = small_net().cuda()
     images = examples(32)[0].cuda()
-    labels = model(images).argmax(1)
     with checked(model) as asked:
-        data = Examples(asked, images, labels)
         asked.num_classes = 10
-        for search in (
-            APGD(asked, data, 0, epsilon=EPSILON),
-            APGD(asked, data, 0, epsilon=EPSILON, targeted=True),
-            FAB(asked, data, 0, epsilon=EPSILON),
-            Square(asked, data, 0, epsilon=EPSILON),
-        ):
-            search.prepare(torch.arange(32), 32)
-            search._open(torch.arange(1), 32)
-            search._fill(torch.arange(32))
-            search.step()
+        for search in searches(asked, Examples(asked, images, model(images).argmax(1))):
             torch.cuda.set_sync_debug_mode("error")
             try:
                 for _ in range(3):

@@ -202,7 +202,8 @@ def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> tuple[Tenso
     of_target, of_label = logits.gather(1, torch.stack((targets, labels), 1)).unbind(1)
     ahead, spread = of_target - of_label, first - (third + fourth) / 2
     # d(ahead / spread) * spread^2. A class occurs at most twice, so the sum does not depend on the order.
-    classes = torch.stack((targets, labels, *top.indices[:, [0, 2, 3]].unbind(1)), 1)
+    largest, _, of_third, of_fourth = top.indices.unbind(1)  # to index by a list would copy it to the GPU, and wait
+    classes = torch.stack((targets, labels, largest, of_third, of_fourth), 1)
     shares = torch.stack((spread, -spread, -ahead, ahead / 2, ahead / 2), 1)
     direction = torch.zeros_like(logits).scatter_add_(1, classes, shares)
     return ahead / spread.clamp_min(1e-12), direction

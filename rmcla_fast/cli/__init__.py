@@ -45,6 +45,8 @@ app.command("info")(info.command)
 def main() -> None:
     """Run the command that the process was started with, and exit with its code."""
     warnings.formatwarning = lambda message, *_: f"rmcla: warning: {printable(message)}\n"
+    # On a GPU, the first backward pass of a process can warn that PyTorch sets up a context by itself, as it should.
+    warnings.filterwarnings("ignore", "Attempting to run cuBLAS, but there was no current CUDA context")
     warnings.filterwarnings("ignore", module=r"PIL\.")  # Pillow warns about metadata, which is not used
     threading.excepthook = _ignore_disk_errors
     if isinstance(sys.stdout, io.TextIOWrapper):
