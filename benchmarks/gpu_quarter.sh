@@ -279,7 +279,7 @@ study() {
   step "$name" 999 python3 benchmarks/one_step_study.py --device "$device" --data-dir "$DATA" --runs "$work/$name" \
     --out "$raw/$name" --model resnet18 --images-per-class 0 --ema 0.999 --precision bf16 --monitor-images 1000 \
     --batch-size 1000 "$@" ${STUDY:-}
-  tar -C "$work/$name" -czf "$raw/$name-logs.tgz" --exclude='*.pt' --exclude='events*' . 2>/dev/null
+  for log in "$work/$name"/*.log; do cp "$log" "$raw/$name-${log##*/}" 2>/dev/null; done
   archive
 }
 
@@ -315,6 +315,7 @@ champion() {
   study champion --variants "$best" --epochs "${EPOCHS:-100}" --ema 0.9995 --monitor-every 5 --workers 1 --images 1000 \
     --kinds best --attacks clean
   run=$(echo "$work"/champion/*/checkpoint.pt)
+  for file in config.json metrics.jsonl curves.png; do cp "${run%/checkpoint.pt}/$file" "$raw/champion-$file" 2>/dev/null; done
   for attacks in clean,ce20,cw100 clean,ce20,cw100,apgd clean,ce20,cw100,apgd,autoattack; do
     # shellcheck disable=SC2086
     step "champion-evaluation" $(($(seconds_left 999) - ${STEP_SECONDS:-70})) python3 -m rmcla_fast.cli evaluate \

@@ -28,8 +28,9 @@ VARIANTS = {
     "combo-kernels-cooperative-reductions": "both of them",
     "pdl": "`TORCHINDUCTOR_ENABLE_PDL=1`",
 }
-STEPS = ("main", "uncaptured", "preact-512", "wrn", "resnet50")
-ATTACKS = ("clean", "fgsm", "ce20", "cw100", "autoattack")
+STEPS = ("main", "recipes", "uncaptured", "preact-512", "wrn", "resnet50")
+ATTACKS = {"clean": "clean", "fgsm": "FGSM", "ce20": "CE20", "cw100": "CW100", "autoattack": "AutoAttack"}
+LATER_ATTACKS = {"apgd": "APGD"}  # the first runs did not have it
 
 
 def markdown_table(head: list[str], rows: list[list[str]]) -> str:
@@ -160,8 +161,8 @@ def operators_table(report: dict[str, Any]) -> str:
 
 def trained_recipes(folder: Path) -> dict[str, str]:
     """Return the recipes that were trained, by the beginnings of their file names."""
-    found = sorted(path.name.removesuffix("-evaluation.json") for path in folder.glob("*-evaluation.json"))
-    return {run: run.replace("-plus", "+") for run in found}
+    runs = sorted(path.name.removesuffix("-evaluation.json") for path in folder.glob("*-evaluation.json"))
+    return {run: json.loads((folder / f"{run}-config.json").read_text())["recipe"] for run in runs}
 
 
 def epoch_rows(folder: Path, run: str) -> list[dict[str, Any]]:
@@ -172,13 +173,16 @@ def epoch_rows(folder: Path, run: str) -> list[dict[str, Any]]:
 
 def training_table(folder: Path) -> str:
     """Return a table of the runs: seconds of training, and accuracy under each attack."""
-    rows = []
+    rows, reports = [], [json.loads(path.read_text()) for path in folder.glob("*-evaluation.json")]
+    columns = ATTACKS | {
+        name: title for name, title in LATER_ATTACKS.items() if any(name in r["attacks"] for r in reports)
+    }
     for run, name in trained_recipes(folder).items():
         ended = epoch_rows(folder, run)
         later = len(ended) - 1  # the first epoch also compiles and captures
         each = f"{(ended[-1]['seconds'] - ended[0]['seconds']) / later:.2f}" if later else ""
         attacks = json.loads((folder / f"{run}-evaluation.json").read_text())["attacks"]
-        accuracies = [f"{attacks[attack]['accuracy']:.1f}" if attack in attacks else "not run" for attack in ATTACKS]
+        accuracies = [f"{attacks[attack]['accuracy']:.1f}" if attack in attacks else "not run" for attack in columns]
         rows.append(
             [
                 f"`{name}`",
@@ -190,7 +194,7 @@ def training_table(folder: Path) -> str:
             ]
         )
     head = ["recipe", "passes", "epochs", "seconds of training", "seconds an epoch"]
-    return markdown_table([*head, "clean", "FGSM", "CE20", "CW100", "AutoAttack"], rows)
+    return markdown_table([*head, *columns.values()], rows)
 
 
 def tables(folder: Path) -> dict[str, str]:

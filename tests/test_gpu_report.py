@@ -103,6 +103,7 @@ def test_the_median_of_several_processes_counts(tmp_path: Path) -> None:
 
 
 def test_seconds_per_epoch_are_empty_after_only_one_epoch(tmp_path: Path) -> None:
+    (tmp_path / "n-fgsm-config.json").write_text((RAW / "n-fgsm-config.json").read_text())
     for name in ("n-fgsm-evaluation.json", "n-fgsm-metrics.jsonl"):
         lines = (RAW / name).read_text().splitlines(keepends=True)
         first = next((number for number, line in enumerate(lines) if '"kind": "epoch"' in line), len(lines))

@@ -39,7 +39,7 @@ from rmcla_fast.training.distributed import World
         ({"beta": 0.0}, "--beta must be positive"),
         ({"momentum": 1.0}, r"--momentum must be in \[0, 1\)"),
         ({"ema": 1.5}, r"--ema must be in \[0, 1\)"),
-        ({"schedule": "cosine"}, "--schedule must be one of piecewise, one-cycle; got cosine"),
+        ({"schedule": "cosine"}, "--schedule must be one of piecewise, one-cycle, one-cycle-cosine; got cosine"),
         ({"precision": "fp8"}, "--precision must be one of"),
         ({"capture": "magic"}, "--capture must be one of"),
         ({"seed": -1}, "--seed must be in"),
