@@ -3,8 +3,9 @@
     python benchmarks/one_step_study.py --data-dir FOLDER --out benchmarks/results/one-step-study --runs FOLDER
 
 FOLDER holds images (train/CLASS/*, test/CLASS/*). Every variant is trained with every seed in a process of its own, and
-the last weights and their average are attacked. A stopped study goes on where it was; finished runs are kept. The
-results are OUT.json, OUT.md (with standard errors) and OUT.png: held-out PGD accuracy over passes and over minutes.
+the last weights and their average are attacked. The results are OUT.json, OUT.md (with standard errors) and OUT.png:
+held-out PGD accuracy over passes and over minutes. A stopped study goes on where it was. Runs whose results are in
+OUT.json are not repeated, so that a study can grow on several computers.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 TITLES = {"clean": "clean", "ce20": "CE20", "cw100": "CW100", "apgd": "APGD", "autoattack": "AutoAttack"}
 CURVE = ("epoch", "seconds", "clean", "fgsm", "pgd", "weights_clean", "weights_fgsm", "weights_pgd")
+SETTINGS = ("data_title", "model", "epochs", "epsilon", "images_per_class", "ema", "lr", "precision", "images")
 Job = tuple[str, int]
 
 
@@ -93,6 +95,17 @@ def is_complete(options: argparse.Namespace, job: Job) -> bool:
         return False
     attacks = json.loads(path.read_text())["attacks"]
     return all(set(options.attacks.split(",")) <= set(attacks.get(kind, {})) for kind in options.kinds)
+
+
+def earlier_results(options: argparse.Namespace) -> dict[Job, dict[str, Any]]:
+    """Return the results in OUT.json by job; none if they were measured with other settings."""
+    path = options.out.with_suffix(".json")
+    if not path.exists():
+        return {}
+    document = json.loads(path.read_text())
+    if any(document["settings"][name] != str(getattr(options, name)) for name in SETTINGS):
+        sys.exit(f"{path} was measured with other settings; give another --out")
+    return {(result["variant"], result["seed"]): result for result in document["results"]}
 
 
 def run_job(options: argparse.Namespace, job: Job) -> None:
@@ -267,7 +280,8 @@ def main() -> None:
         run_job(options, (options.job[0], int(options.job[1])))
         return
     jobs: list[Job] = [(variant, seed) for seed in range(options.seeds) for variant in options.variants]
-    waiting = [job for job in jobs if not is_complete(options, job)]
+    earlier = earlier_results(options)
+    waiting = [job for job in jobs if job not in earlier and not is_complete(options, job)]
     folder = str(Path(__file__).parent)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([folder, os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, __file__, *sys.argv[1:]]
@@ -286,9 +300,11 @@ def main() -> None:
         except KeyboardInterrupt:  # the runs get the signal too, and write their checkpoints
             pool.shutdown(cancel_futures=True)
             stopped = True
-    results = [
-        json.loads(path.read_text()) for job in jobs if (path := run_folder(options, job) / "study.json").exists()
-    ]
+    for job in jobs:
+        if (path := run_folder(options, job) / "study.json").exists():
+            earlier[job] = json.loads(path.read_text())
+    places = {variant: number for number, variant in enumerate(VARIANTS)}
+    results = sorted(earlier.values(), key=lambda result: (places.get(result["variant"], 99), result["seed"]))
     if results:
         print(report(options, results))
     if stopped:
