@@ -15,7 +15,7 @@ from rmcla_fast import models
 from rmcla_fast.models.preact_resnet import PreActBlock
 from rmcla_fast.models.resnet18 import BasicBlock
 
-RESNETS_18 = ("resnet18", "resnet18-silu", "preact-resnet18", "preact-resnet18-silu", "preact-resnet18-thin")
+RESNETS_18 = ("resnet18", "resnet18-silu", "preact-resnet18", "preact-resnet18-silu")
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,6 @@ RESNETS_18 = ("resnet18", "resnet18-silu", "preact-resnet18", "preact-resnet18-s
         ("resnet18-silu", 11_173_962),
         ("preact-resnet18", 11_172_170),
         ("preact-resnet18-silu", 11_172_170),
-        ("preact-resnet18-thin", 701_018),
         ("wrn-28-10", 36_479_194),
         ("wrn-34-10", 46_160_474),
     ],

@@ -36,7 +36,6 @@ _MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet18-silu": functools.partial(ResNet18, activation="silu"),
     "preact-resnet18": PreActResNet18,
     "preact-resnet18-silu": functools.partial(PreActResNet18, activation="silu"),
-    "preact-resnet18-thin": functools.partial(PreActResNet18, width=16),
     "wrn-28-10": _wide_resnet_28,
     "wrn-34-10": _wide_resnet_34,
     "resnet50": resnet50,

@@ -107,7 +107,7 @@ class TrainConfig:
         shown="none",
     )
     model: str | None = setting(
-        "small-cnn, resnet18, resnet18-silu, preact-resnet18, preact-resnet18-silu, preact-resnet18-thin, "
+        "small-cnn, resnet18, resnet18-silu, preact-resnet18, preact-resnet18-silu, "
         "wrn-28-10, wrn-34-10, resnet50, or package.module:factory",
         "wrn-28-10",
         digits="small-cnn",
