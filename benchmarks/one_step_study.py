@@ -55,6 +55,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "n-fgsm-la, beta 30, smoothed": {"recipe": "n-fgsm-la", "beta": 30.0, **SMOOTH},
     "squared": {"recipe": f"n-fgsm,{SQUARED}", **SMOOTH},
     "squared, both": {"recipe": f"n-fgsm,{SQUARED},consistency_gradient=both", **SMOOTH},
+    "squared, batch statistics": {"recipe": f"n-fgsm,{SQUARED},attack_mode=train", **SMOOTH},
     "squared 10": {"recipe": f"n-fgsm,{STRONG}", **SMOOTH},
     "squared 10, both": {"recipe": f"n-fgsm,{STRONG},consistency_gradient=both", **SMOOTH},
     "squared 10, batch statistics": {"recipe": f"n-fgsm,{STRONG},attack_mode=train", **SMOOTH},
