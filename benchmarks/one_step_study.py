@@ -65,6 +65,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "own prediction 0.3": {"recipe": "n-fgsm,prediction_share=0.3", **SMOOTH},
     "batch statistics": {"recipe": "n-fgsm,attack_mode=train", **SMOOTH},
     "fgsm-rs": {"recipe": "fgsm-rs"},
+    "cutmix": {"recipe": "n-fgsm", **SMOOTH, "cutmix": True},
     "silu": {"recipe": "n-fgsm", **SMOOTH, "model": "{model}-silu"},
 }
 TITLES = {"clean": "clean", "ce20": "CE20", "cw100": "CW100", "apgd": "APGD", "autoattack": "AutoAttack"}

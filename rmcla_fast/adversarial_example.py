@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rmcla_fast.ops import checks
+from rmcla_fast.ops import checks, dispatch
 from rmcla_fast.ops.joint_gradient import joint_gradient
 from rmcla_fast.ops.perturb_step import perturb_step
 from rmcla_fast.ops.random_start import random_start
@@ -28,7 +28,7 @@ class AdversarialExample(NamedTuple):
     """The result of `adversarial_example`; no tensor of it requires grad."""
 
     images: Tensor  # (B, C, H, W) float, in [0, 1]
-    soft_labels: Tensor | None  # (B, classes) float32 or float64; None if the labels stay one-hot
+    soft_labels: Tensor | None  # (B, classes) float; None if the labels stay one-hot
     targets: Tensor  # (B,) int64: the classes that the attack moved towards; the labels if it is untargeted
     logits: Tensor | None = None  # (B, classes), those of the attack's first step, at its start; None without an attack
 
@@ -55,7 +55,8 @@ def adversarial_example(
     Args:
         model: any module that maps images in [0, 1], (B, C, H, W), to logits, (B, classes).
         images: the clean images, (B, C, H, W) float, or uint8 that means value / 255. They are not changed.
-        labels: the true classes, (B,) int64.
+        labels: the true classes, (B,) int64; or soft labels, (B, classes) float, of images that were mixed, if the
+            recipe's attack is untargeted and does not change the labels.
         recipe: a value of `rmcla_fast.recipes`.
         rng: int64 tensor (seed, step) on the images' device, for the random start and random targets.
 
@@ -87,7 +88,7 @@ def attack(
     `forward` maps images to logits in the recipe's mode. `weight` (classes, features) is the weight of the last layer,
     which only the targets "mosa" and "mix" need.
     """
-    targets, soft_labels = labels, None
+    targets, soft_labels = (labels.argmax(1), labels) if labels.is_floating_point() else (labels, None)
     if recipe.steps == 0:
         return AdversarialExample(to_unit(images).detach(), soft_labels, targets)
     rule: dict[str, Any] = {name: getattr(recipe, name) for name in ("beta", "gamma", "top_k", "label_scheme")}
@@ -114,6 +115,10 @@ def attack(
             # The gradient of KL(clean || adversarial) in the logits. Its terms nearly cancel, so 16 bits are too few.
             grad_logits = logits.detach().softmax(1, _wide(logits)) - clean_logits.softmax(1, _wide(logits))
             grad_logits = grad_logits.to(logits.dtype)
+        elif labels.is_floating_point():
+            checks.same_shape("labels", labels, logits, "the logits")
+            operator = dispatch.choose("soft_cross_entropy", logits, None)
+            _, grad_logits, _ = operator(logits.detach(), labels, "sum", False, 0.0)
         else:
             if step == 0 and recipe.label_source == "start":
                 aim = class_target(recipe.target, logits.detach(), labels, rng, weight)
@@ -217,6 +222,11 @@ def check(model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe) -> N
         raise TypeError(
             f"recipe must be a Recipe, as rmcla_fast.recipes.get(name) gives it; got {type(recipe).__name__}"
         )
+    if isinstance(labels, Tensor) and labels.is_floating_point() and not recipe.takes_soft_labels:
+        raise TypeError(
+            f"recipe {recipe.name!r} needs the classes of the images, int64 of shape (B,), and cannot take soft labels; "
+            f"got {labels.dtype}"
+        )
     check_images_and_labels(images, labels)
 
 
@@ -225,9 +235,12 @@ def check_images_and_labels(images: Tensor, labels: Tensor) -> None:
     checks.floating("images", images, uint8=True)
     if images.dim() != 4:
         raise ValueError(f"images must have shape (B, C, H, W); got {tuple(images.shape)}")
-    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
+    soft = isinstance(labels, Tensor) and labels.is_floating_point()
+    if not soft and (not isinstance(labels, Tensor) or labels.dtype != torch.int64):
         got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
         raise TypeError(f"labels must be an int64 tensor of shape ({len(images)},); got {got}")
-    if labels.shape != images.shape[:1]:
+    if soft and (labels.dim() != 2 or len(labels) != len(images)):
+        raise ValueError(f"soft labels must have shape ({len(images)}, classes); got {tuple(labels.shape)}")
+    if not soft and labels.shape != images.shape[:1]:
         raise ValueError(f"labels must have shape ({len(images)},), one per image; got {tuple(labels.shape)}")
     checks.same_device("labels", labels, images, "images")

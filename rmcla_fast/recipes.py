@@ -155,6 +155,12 @@ class Recipe:
         return int(self.clean_forward) + 2 * self.steps + (6 if two_images else 3)
 
     @property
+    def takes_soft_labels(self) -> bool:
+        """Return whether the labels of a batch may be soft: the attack and the loss use nothing else of them."""
+        untargeted = self.target == "untargeted" and self.label_scheme == "none"
+        return untargeted and self.label_source == "start" and self.outer_loss == "soft_ce"
+
+    @property
     def two_branches(self) -> bool:
         """Return whether the update differentiates the logits at the start, too."""
         return self.consistency != "none" and self.consistency_gradient == "both"

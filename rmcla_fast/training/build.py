@@ -19,6 +19,7 @@ from rmcla_fast.options import flag
 from rmcla_fast.precision import require_precision
 from rmcla_fast.recipes import Recipe
 from rmcla_fast.training.config import ResolvedConfig
+from rmcla_fast.training.cutmix import Batches, CutMix
 from rmcla_fast.training.distributed import World
 from rmcla_fast.training.ema import ExponentialAverage
 from rmcla_fast.training.loader import Loader, StreamedLoader, steps_in_epoch
@@ -39,7 +40,7 @@ class Parts:
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     step: TrainStep
-    loader: Loader | StreamedLoader
+    loader: Batches
     monitor: Monitor | None
     warm_up_steps: int
     world: World
@@ -87,6 +88,11 @@ def build(config: ResolvedConfig, splits: DataSplits, device: torch.device, worl
             batch that cannot be cut into equal pieces, or no held-out images for `stop_on_overfitting`.
     """
     recipe = choose_recipe(config)
+    if config.cutmix and not recipe.takes_soft_labels:
+        raise UserError(
+            f"--cutmix gives soft labels, which --recipe {config.recipe} cannot take; give a recipe with an untargeted "
+            "attack and one-hot labels, such as n-fgsm"
+        )
     seed, batch_size, precision = config.seed, config.batch_size, config.precision
     require_precision(precision, device)
     pieces = config.accumulate * world.size
@@ -122,12 +128,14 @@ def build(config: ResolvedConfig, splits: DataSplits, device: torch.device, worl
         )
     except ValueError as error:
         raise UserError(str(error)) from error
-    loader: Loader | StreamedLoader
+    loader: Batches
     if isinstance(train, StreamedSet):
         loader = StreamedLoader(train, batch_size, seed, device, config.augment, config.workers, world)
     else:
         flip = config.data != "svhn"  # a mirrored digit is no longer that digit
         loader = Loader(train, batch_size, seed, device, step.rng, config.augment, flip, world)
+    if config.cutmix:
+        loader = CutMix(loader, splits.num_classes, seed)
     torch.manual_seed(world.torch_seed(seed))  # seeds the network's own draws, such as those of dropout
     monitor = (
         Monitor(held_out, recipe.epsilon, device, seed)

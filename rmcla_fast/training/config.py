@@ -163,6 +163,11 @@ class TrainConfig:
     )
     capture: str | None = setting("how the update runs: auto, eager, compile or cuda-graph", "auto", one_of(CAPTURES))
     augment: bool | None = setting("crop with padding 4, and flip (svhn is not flipped)", True, digits=False)
+    cutmix: bool | None = setting(
+        "paste a rectangle of another image into each, and mix their labels; for recipes with an untargeted attack and "
+        "one-hot labels",
+        False,
+    )
     images_per_class: int | None = option("train on this many images of each class", None, AT_LEAST_1, shown="all")
     seed: int | None = setting("seed of the weights, the order, the noise and every other draw", 0, SEED)
     out: str | Path | None = option("run folder to write", None, shown="runs/DATA-RECIPE")
@@ -234,6 +239,7 @@ class ResolvedConfig(TrainConfig):
     precision: str
     capture: str
     augment: bool
+    cutmix: bool
     seed: int
     out: str
     skip_unreadable: bool

@@ -131,7 +131,7 @@ class TrainStep:
 
         Args:
             images: (B, C, H, W) float in [0, 1], or uint8 that means value / 255, on the model's device.
-            labels: (B,) int64.
+            labels: (B,) int64, or soft labels as `adversarial_example` takes them.
         """
         check(self.model, images, labels, self.recipe)
         if len(images) == 0:
