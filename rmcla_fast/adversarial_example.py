@@ -224,7 +224,7 @@ def check(model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe) -> N
         )
     if isinstance(labels, Tensor) and labels.is_floating_point() and not recipe.takes_soft_labels:
         raise TypeError(
-            f"recipe {recipe.name!r} needs the classes of the images, int64 of shape (B,), and cannot take soft labels; "
+            f"recipe {recipe.name!r} needs the classes of the images, int64 of shape (B,), and takes no soft labels; "
             f"got {labels.dtype}"
         )
     check_images_and_labels(images, labels)

@@ -1,7 +1,7 @@
 """CutMix: a rectangle of another image is pasted into each image of a batch, and the labels are mixed by area.
 
-Yun et al., ICCV 2019. Together with an average of the weights it helps adversarial training (Rebuffi et al., "Fixing data
-augmentation to improve adversarial robustness", 2021).
+Yun et al., ICCV 2019. Rebuffi et al. ("Fixing data augmentation to improve adversarial robustness", 2021) found that it
+helps adversarial training together with an average of the weights.
 """
 
 from __future__ import annotations
