@@ -198,7 +198,7 @@ def main() -> None:
     all_rivals = Rivals(options)
     agreement = {"port": all_rivals.compare_with_port(), "eager": all_rivals.compare_with_eager()}
     print(f"agreement: {agreement}", file=sys.stderr, flush=True)
-    # A comma before FIELD=VALUE belongs to a recipe: "standard,n-fgsm,consistency=js,consistency_weight=10".
+    # A comma before FIELD=VALUE belongs to a recipe: "standard,n-fgsm,start_ratio=1.5,attack_mode=train".
     names = list(recipes.names()) if options.recipes == "all" else re.split(r",(?!\w+=)", options.recipes)
     rivals: dict[str, Run] = {}
     for name in names:

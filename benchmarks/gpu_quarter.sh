@@ -263,7 +263,7 @@ attack() {
   done
 }
 
-new_tests=$(echo tests/test_{consistency,soft_cross_entropy,slots,apgd,fab,square,hardly_finite}.py)
+new_tests=$(echo tests/test_{recipe_changes,soft_cross_entropy,slots,apgd,fab,square,hardly_finite}.py)
 # Tests of what no GPU has run yet, side by side with the other preparations.
 screen_tests() {
   # shellcheck disable=SC2086
@@ -295,8 +295,8 @@ screen() {
   }
   DATA=${DATA:-$work/data}
   TORCHINDUCTOR_COMPILE_THREADS=4 study screen --epochs 16 --monitor-every 8 --workers 3 --images 1000 --kinds average \
-    --attacks clean,ce20,cw100 --variants "n-fgsm, smoothed" "squared 10" "squared 10, batch statistics" "js, ramp to 100" \
-    "squared 10, both" "own prediction 0.3" silu "n-mc-la, smoothed" "n-fgsm-la, beta 30, smoothed" n-fgsm
+    --attacks clean,ce20,cw100 --variants n-fgsm "n-fgsm, smoothed" silu "batch statistics" cutmix \
+    "n-fgsm-la, beta 30"
   wait "$testing" || failed+=("tests-screen: $?")
   tail -n 14 "$raw/tests-screen.log" | cut -c1-200
   archive
@@ -305,12 +305,12 @@ screen() {
 # Train the candidate that withstood CW100 best, among those of five passes and the protocol's network. Attack its best
 # checkpoint, and time the step of such recipes in the time that is left.
 champion() {
-  local best attacks run recipes=standard,n-fgsm,n-fgsm,consistency=squared,consistency_weight=10
+  local best attacks run recipes=standard,n-fgsm,r-mc-la
   unpack_images >"$raw/unpack.log" 2>&1 || {
     failed+=("unpack: $?")
     return 1
   }
-  best=$(best_candidate) || best=squared
+  best=$(best_candidate) || best=n-fgsm
   echo "== the best candidate: $best"
   study champion --variants "$best" --epochs "${EPOCHS:-100}" --ema 0.9995 --monitor-every 5 --workers 1 --images 1000 \
     --kinds best --attacks clean

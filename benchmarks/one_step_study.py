@@ -40,8 +40,6 @@ from rmcla_fast.training.checkpoint import read
 from rmcla_fast.training.metrics import METRICS, read_metrics
 
 SMOOTH = {"label_smoothing": 0.4}
-SQUARED, JS = "consistency=squared,consistency_weight=1", "consistency=js,consistency_weight=4"
-STRONG = "consistency=squared,consistency_weight=10"  # as in FGSM-PGI
 # Each variant is a recipe and the options that differ from those of the protocol.
 VARIANTS: dict[str, dict[str, Any]] = {
     "n-fgsm": {"recipe": "n-fgsm"},
@@ -53,16 +51,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "n-fgsm-la, beta 9": {"recipe": "n-fgsm-la"},
     "n-fgsm-la, beta 30": {"recipe": "n-fgsm-la", "beta": 30.0},
     "n-fgsm-la, beta 30, smoothed": {"recipe": "n-fgsm-la", "beta": 30.0, **SMOOTH},
-    "squared": {"recipe": f"n-fgsm,{SQUARED}", **SMOOTH},
-    "squared, both": {"recipe": f"n-fgsm,{SQUARED},consistency_gradient=both", **SMOOTH},
-    "squared, batch statistics": {"recipe": f"n-fgsm,{SQUARED},attack_mode=train", **SMOOTH},
-    "squared 10": {"recipe": f"n-fgsm,{STRONG}", **SMOOTH},
-    "squared 10, both": {"recipe": f"n-fgsm,{STRONG},consistency_gradient=both", **SMOOTH},
-    "squared 10, batch statistics": {"recipe": f"n-fgsm,{STRONG},attack_mode=train", **SMOOTH},
-    "js": {"recipe": f"n-fgsm,{JS}", **SMOOTH},
-    "js, both": {"recipe": f"n-fgsm,{JS},consistency_gradient=both", **SMOOTH},
-    "js, ramp to 100": {"recipe": "n-fgsm,consistency=js,consistency_weight=100,consistency_ramp=true", **SMOOTH},
-    "own prediction 0.3": {"recipe": "n-fgsm,prediction_share=0.3", **SMOOTH},
     "batch statistics": {"recipe": "n-fgsm,attack_mode=train", **SMOOTH},
     "fgsm-rs": {"recipe": "fgsm-rs"},
     "cutmix": {"recipe": "n-fgsm", **SMOOTH, "cutmix": True},

@@ -116,7 +116,7 @@ class Rivals:
                 for _ in range(recipe.steps):
                     moved = images.detach().requires_grad_()
                     torch.autograd.grad(passes.attack(moved), moved, gradient)
-            for _ in range(2 if recipe.outer_loss == "trades" or recipe.two_branches else 1):
+            for _ in range(2 if recipe.outer_loss == "trades" else 1):
                 logits = passes.update(images)
                 logits.backward(gradient)
             return logits.detach().sum()

@@ -30,7 +30,6 @@ class AdversarialExample(NamedTuple):
     images: Tensor  # (B, C, H, W) float, in [0, 1]
     soft_labels: Tensor | None  # (B, classes) float; None if the labels stay one-hot
     targets: Tensor  # (B,) int64: the classes that the attack moved towards; the labels if it is untargeted
-    logits: Tensor | None = None  # (B, classes), those of the attack's first step, at its start; None without an attack
 
 
 class Radii(NamedTuple):
@@ -109,8 +108,6 @@ def attack(
             # Not `moved` itself: hooks on a module's inputs fail on a leaf in autograd.grad. Unlike `view_as`,
             # `expand_as` keeps all strides.
             logits = forward(moved.expand_as(moved))
-        if step == 0:
-            first_logits = logits.detach()
         if recipe.outer_loss == "trades":
             # The gradient of KL(clean || adversarial) in the logits. Its terms nearly cancel, so 16 bits are too few.
             grad_logits = logits.detach().softmax(1, _wide(logits)) - clean_logits.softmax(1, _wide(logits))
@@ -132,17 +129,7 @@ def attack(
         # Without projection the radius is 1: such a ball contains every image in [0, 1].
         radius = sizes.epsilon if recipe.project else 1.0
         perturb_step(moved, images, grad, step_size=sizes.step, epsilon=radius, out=moved)
-    if recipe.prediction_share:
-        soft_labels = mixed_with_prediction(soft_labels, labels, first_logits, recipe.prediction_share)
-    return AdversarialExample(moved, soft_labels, targets, first_logits)
-
-
-def mixed_with_prediction(soft_labels: Tensor | None, labels: Tensor, logits: Tensor, share: float) -> Tensor:
-    """Return (1 - share) y + share softmax(z) for soft labels y (B, classes), or one-hot ones where they are None."""
-    prediction = logits.softmax(1, _wide(logits))
-    if soft_labels is None:  # unlike one_hot, this reads no memory outside for a class that does not exist
-        soft_labels = (labels[:, None] == torch.arange(logits.shape[1], device=labels.device)).to(prediction.dtype)
-    return torch.lerp(soft_labels, prediction, share)
+    return AdversarialExample(moved, soft_labels, targets)
 
 
 def _wide(logits: Tensor) -> torch.dtype:

@@ -21,8 +21,6 @@ CHOICES = {
     "label_source": ("start", "clean"),
     "outer_loss": ("soft_ce", "trades"),
     "attack_mode": ("eval", "train"),
-    "consistency": ("none", "squared", "js"),
-    "consistency_gradient": ("adversarial", "both"),
 }
 
 
@@ -57,15 +55,6 @@ class Recipe:
             updating the running ones).
         label_smoothing: in [0, 1): the loss moves this share of each label to all classes alike. The attack uses the
             labels as they are.
-        prediction_share: in [0, 1]: the share of the softmax at the start in the labels, which is taken from the
-            one-hot or redistributed ones.
-        consistency: a term of the loss for the disagreement between the logits at the start and on the adversarial
-            images: the mean "squared" difference of the logits, or the Jensen-Shannon divergence "js".
-        consistency_weight: the weight of that term.
-        consistency_ramp: whether a training run lets the weight grow linearly, epoch by epoch, to its full value.
-        consistency_gradient: "adversarial" takes the logits of the attack's first pass, which costs no pass and
-            treats them as constant; "both" computes the logits at the start anew in the update, and differentiates
-            them too.
         name: the name of the recipe. `replace` keeps it, and comparisons ignore it.
     """
 
@@ -85,31 +74,23 @@ class Recipe:
     trades_weight: float = 6.0
     attack_mode: str = "eval"
     label_smoothing: float = 0.0
-    prediction_share: float = 0.0
-    consistency: str = "none"
-    consistency_weight: float = 1.0
-    consistency_ramp: bool = False
-    consistency_gradient: str = "adversarial"
     name: str = dataclasses.field(default="custom", compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
             raise ValueError(f"name must be a non-empty str; got {self.name!r}")
-        for field in ("epsilon", "step_ratio", "start_ratio", "trades_weight", "consistency_weight"):
+        for field in ("epsilon", "step_ratio", "start_ratio", "trades_weight"):
             _number(field, getattr(self, field), least=0.0)
         if _number("label_smoothing", self.label_smoothing, least=0.0) >= 1:
             raise ValueError(f"label_smoothing must lie in [0, 1); got {self.label_smoothing}")
-        if _number("prediction_share", self.prediction_share, least=0.0) > 1:
-            raise ValueError(f"prediction_share must lie in [0, 1]; got {self.prediction_share}")
         for field in ("beta", "gamma"):
             if _number(field, getattr(self, field)) <= 0:
                 raise ValueError(f"{field} must be positive; got {getattr(self, field)}")
         _integer("steps", self.steps, least=0)
         if self.top_k is not None:
             _integer("top_k", self.top_k, least=1)
-        for field in ("project", "consistency_ramp"):
-            if not isinstance(getattr(self, field), bool):
-                raise TypeError(f"{field} must be a bool; got {type(getattr(self, field)).__name__}")
+        if not isinstance(self.project, bool):
+            raise TypeError(f"project must be a bool; got {type(self.project).__name__}")
         for field, choices in CHOICES.items():
             if getattr(self, field) not in choices:
                 raise ValueError(
@@ -122,9 +103,6 @@ class Recipe:
             )
         if self.steps == 0 and (self.label_scheme != "none" or self.outer_loss != "soft_ce"):
             raise ValueError("steps must be at least 1 if labels are redistributed or outer_loss is 'trades'; got 0")
-        agrees = self.prediction_share > 0 or self.consistency != "none"
-        if agrees and (self.steps == 0 or self.outer_loss == "trades"):
-            raise ValueError("prediction_share and consistency need an attack and outer_loss 'soft_ce'")
         if self.steps and self.epsilon == 0:
             raise ValueError("epsilon must be positive if steps is not 0; got 0")
 
@@ -151,19 +129,13 @@ class Recipe:
 
         A backward pass for only the images, or for only the weights, counts as one forward pass.
         """
-        two_images = self.outer_loss == "trades" or self.two_branches
-        return int(self.clean_forward) + 2 * self.steps + (6 if two_images else 3)
+        return int(self.clean_forward) + 2 * self.steps + (6 if self.outer_loss == "trades" else 3)
 
     @property
     def takes_soft_labels(self) -> bool:
         """Return whether the labels of a batch may be soft: the attack and the loss use nothing else of them."""
         untargeted = self.target == "untargeted" and self.label_scheme == "none"
         return untargeted and self.label_source == "start" and self.outer_loss == "soft_ce"
-
-    @property
-    def two_branches(self) -> bool:
-        """Return whether the update differentiates the logits at the start, too."""
-        return self.consistency != "none" and self.consistency_gradient == "both"
 
 
 def get(name: str) -> Recipe:
@@ -180,8 +152,13 @@ def get(name: str) -> Recipe:
         raise ValueError(f"no recipe is called {name!r}; {hint}there are {', '.join(_RECIPES)}")
     if not changes:
         return _RECIPES[name]
+    changed: dict[str, Any] = {}
+    for field, value in map(_change, changes):
+        if field in changed:
+            raise ValueError(f"{field} is changed twice in {','.join((name, *changes))!r}")
+        changed[field] = value
     try:
-        return _RECIPES[name].replace(**dict(map(_change, changes)), name=",".join((name, *changes)))
+        return _RECIPES[name].replace(**changed, name=",".join((name, *changes)))
     except TypeError as error:
         raise ValueError(str(error)) from error
 

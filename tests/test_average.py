@@ -18,7 +18,7 @@ from rmcla_fast.training.interrupt import StopRequest
 from rmcla_fast.training.metrics import read_metrics
 from rmcla_fast.training.monitor import Accuracies, Monitor
 
-NEW = {"ema": 0.9, "label_smoothing": 0.3, "recipe": "n-fgsm,consistency=js,consistency_weight=3,consistency_ramp=true"}
+NEW = {"ema": 0.9, "label_smoothing": 0.3, "recipe": "n-fgsm,start_ratio=1.5"}
 
 
 def test_an_average_begins_anew_until_it_is_longer_than_its_horizon(tmp_path: Path) -> None:
@@ -132,15 +132,3 @@ def test_a_stopped_run_ends_with_the_same_bits(
         for rows in (read_metrics(folder / "metrics.jsonl") for folder in (out, whole))
     )
     assert first == second
-
-
-def test_the_weight_of_the_consistency_term_ramps_epoch_by_epoch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen = []
-    call = TrainStep.__call__
-    monkeypatch.setattr(
-        TrainStep, "__call__", lambda self, *given: seen.append(self.consistency_weight) or call(self, *given)
-    )
-    train(small(tmp_path / "a", epochs=3, **NEW))
-    assert seen == [1.0] * 6 + [2.0] * 6 + [3.0] * 6

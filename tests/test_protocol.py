@@ -51,8 +51,8 @@ def test_an_option_wins_over_the_protocol_and_it_is_said(tmp_path: Path, capsys:
         (["--ema", "1"], "--ema must be in [0, 1); got 1.0"),
         (["--recipe", "n-fgsm,label_smoothing=0.1"], "which is an option; give --label-smoothing"),
         (["--recipe", "n-fgsm,epsilon=0.1"], "which is an option; give --epsilon"),
-        (["--recipe", "n-fgsm,consistency=l2"], "consistency must be one of"),
-        (["--recipe", "n-fgsm,consistency=js,consistency_weight=-2"], "consistency_weight must be finite and not"),
+        (["--recipe", "n-fgsm,target=nearest"], "target must be one of"),
+        (["--recipe", "n-fgsm,start_ratio=-2"], "start_ratio must be finite and not"),
     ],
 )
 def test_a_bad_option_is_one_sentence(

@@ -59,8 +59,7 @@ def test_the_fields_have_the_defaults_of_r_mc() -> None:
         **{"epsilon": 8 / 255, "step_ratio": 1.0, "steps": 1, "start": "uniform", "start_ratio": 1.0, "project": True},
         **{"target": "mc", "label_scheme": "none", "beta": 9.0, "gamma": 0.01, "top_k": None, "label_source": "start"},
         **{"outer_loss": "soft_ce", "trades_weight": 6.0, "attack_mode": "eval", "name": "custom"},
-        **{"label_smoothing": 0.0, "prediction_share": 0.0, "consistency": "none", "consistency_weight": 1.0},
-        **{"consistency_ramp": False, "consistency_gradient": "adversarial"},
+        "label_smoothing": 0.0,
     }
 
 

@@ -20,7 +20,6 @@ RECIPES = (
     "n-fgsm",
     "n-mc-la",
     "r-mc-la",
-    "n-fgsm,consistency=squared,consistency_weight=10",
 )
 """The recipes that `rmcla reproduce fastat` trains. The list changes with what the measurements say."""
 

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from rmcla_fast.adversarial_example import AdversarialExample, Radii, attack, attack_mode, first_images, radii, writable
+from rmcla_fast.adversarial_example import AdversarialExample, Radii, attack, attack_mode, radii, writable
 from rmcla_fast.ops import dispatch, soft_cross_entropy
 from rmcla_fast.ops.tensors import to_unit
 from rmcla_fast.recipes import Recipe
 from rmcla_fast.target_classes import last_linear
-from rmcla_fast.training.consistency import disagreement
 from rmcla_fast.training.forward import Passes
 
 
@@ -47,17 +46,12 @@ class Gradients:
         self._model, self._optimizer, self._recipe, self._passes = model, optimizer, recipe, passes
         self._accumulate, self._loss_scale = accumulate, loss_scale
         self._radii = torch.tensor(radii(recipe), dtype=torch.float32, device=device)
-        self._consistency_weight = torch.tensor(float(recipe.consistency_weight), device=device)
         self._last_weight = last_linear(model) if recipe.target in ("mosa", "mix") else None
 
     def set_epsilon(self, epsilon: float) -> None:
         """Set epsilon for the next attacks, and scale step and start with it. A captured graph reads the new sizes."""
         for place, size in enumerate(radii(self._recipe, epsilon)):
             self._radii[place].fill_(size)
-
-    def set_consistency_weight(self, weight: float) -> None:
-        """Set the weight of the consistency term for the next updates. A captured graph reads the new weight."""
-        self._consistency_weight.fill_(weight)
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         self._optimizer.zero_grad(set_to_none=True)
@@ -96,9 +90,8 @@ class Gradients:
         """Run the forward pass in training mode, the loss, and the backward pass to the weights."""
         share = len(labels) / total
         recipe, scale = self._recipe, self._loss_scale
-        if recipe.outer_loss == "trades" or recipe.consistency != "none":
-            of_two = self._trades_loss if recipe.outer_loss == "trades" else self._consistent_loss
-            loss = of_two(example, images, labels)
+        if recipe.outer_loss == "trades":
+            loss = self._trades_loss(example, images, labels)
             loss = loss if share == 1 else loss * share
             (loss if scale is None else loss * scale).backward()
             return loss.detach()
@@ -121,17 +114,6 @@ class Gradients:
         )
         supervised = soft_cross_entropy(clean, labels, label_smoothing=self._recipe.label_smoothing)
         return supervised + self._recipe.trades_weight * divergence
-
-    def _consistent_loss(self, example: AdversarialExample, images: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss on the adversarial images plus the weighted disagreement with the logits at the start."""
-        recipe = self._recipe
-        adversarial, start = self._passes.update(example.images), example.logits
-        if start is None or recipe.two_branches:
-            # The noise counter has not moved since the attack, so these are its first images again.
-            start = self._passes.update(first_images(images, recipe, Radii(*self._radii.unbind()), self.rng))
-        targets = labels if example.soft_labels is None else example.soft_labels
-        supervised = soft_cross_entropy(adversarial, targets, label_smoothing=recipe.label_smoothing)
-        return supervised + self._consistency_weight * disagreement(adversarial, start, recipe.consistency).mean()
 
     def remember(self) -> Callable[[], None]:
         """Return a function that undoes what a call changes.

@@ -167,8 +167,6 @@ class _Run:
         log_every, checkpoint_every = config.log_every, config.checkpoint_every
         first = self.at.step - self.at.epoch * parts.loader.steps
         self._warm_up()
-        if parts.recipe.consistency_ramp:
-            parts.step.consistency_weight = parts.recipe.consistency_weight * (self.at.epoch + 1) / config.epochs
         for images, labels in parts.loader.epoch(self.at.epoch, first):
             set_rate(parts.optimizer, parts.schedule.rate(self.at.step))
             self.pending.append(parts.step(images, labels))

@@ -113,7 +113,7 @@ class TrainStep:
         self._auto = capture == "auto"
         self._clip_norm = clip_norm
         self._accumulate = accumulate
-        self._epsilon, self._consistency_weight = recipe.epsilon, recipe.consistency_weight
+        self._epsilon = recipe.epsilon
         self._loss_scale: LossScale | None = None
         if precision == "fp16" or skip_nonfinite:
             self._loss_scale = LossScale(device, scaled=precision == "fp16")
@@ -170,36 +170,20 @@ class TrainStep:
         self._gradients.set_epsilon(self._epsilon)
 
     @property
-    def consistency_weight(self) -> float:
-        """Return the weight of the recipe's consistency term in the next update. Setting it needs no new capture."""
-        return self._consistency_weight
-
-    @consistency_weight.setter
-    def consistency_weight(self, value: float) -> None:
-        if value != self._consistency_weight:
-            self._consistency_weight = checks.not_negative("consistency_weight", value)
-            self._gradients.set_consistency_weight(self._consistency_weight)
-
-    @property
     def skipped(self) -> Tensor | None:
         """Return the number of skipped updates, an int64 scalar on the device; None if updates are never skipped."""
         return None if self._loss_scale is None else self._loss_scale.skipped
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the next call depends on besides model, optimizer and average.
-
-        These are the number of calls, epsilon, the weight of the consistency term and the loss scale.
-        """
+        """Return what the next call depends on besides model, optimizer and average: calls, epsilon and loss scale."""
         scale = {} if self._loss_scale is None else {"loss_scale": self._loss_scale.state_dict()}
-        sizes = {"epsilon": self._epsilon, "consistency_weight": self._consistency_weight}
-        return {"step": self.calls, **sizes, **scale}
+        return {"step": self.calls, "epsilon": self._epsilon, **scale}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from the state that `state_dict` of another step returned."""
         self.calls = int(state["step"])
         self.rng[1].fill_(self.calls * self._accumulate)
         self.epsilon = state["epsilon"]
-        self.consistency_weight = state.get("consistency_weight", self._consistency_weight)  # older states have none
         if self._loss_scale is not None and "loss_scale" in state:
             self._loss_scale.load_state_dict(state["loss_scale"])
 
