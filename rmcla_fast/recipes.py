@@ -193,9 +193,13 @@ def _number(field: str, value: Any, least: float = -math.inf) -> float:
     """Return a finite number of at least `least` as a float; raise for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{field} must be a number; got {type(value).__name__}")
-    if not math.isfinite(value) or value < least:
+    try:
+        number = float(value)
+    except OverflowError:  # an int beyond the largest float
+        value = number = math.inf
+    if not math.isfinite(number) or number < least:
         raise ValueError(f"{field} must be finite{' and not negative' if least == 0 else ''}; got {value}")
-    return float(value)
+    return number
 
 
 def _integer(field: str, value: Any, least: int) -> None:

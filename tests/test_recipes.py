@@ -157,6 +157,8 @@ def test_replace_checks_the_values_and_does_not_change_the_original() -> None:
             "outer_loss 'trades' attacks its own KL term: it needs target 'untargeted' and label_scheme 'none'; "
             "got 'untargeted' and 'sup'",
         ),
+        ({"start_ratio": 10**400}, "start_ratio must be finite and not negative; got inf"),
+        ({"beta": 10**400}, "beta must be finite; got inf"),
         ({"name": ""}, "name must be a non-empty str; got ''"),
         ({"name": 1}, "name must be a non-empty str; got 1"),
     ],
