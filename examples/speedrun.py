@@ -60,6 +60,8 @@ def main(options: argparse.Namespace) -> None:
     step = TrainStep(model, optimizer, recipe, ema=average, precision=precision, seed=options.seed)
 
     updates = len(labels) // options.batch_size
+    if updates == 0:
+        raise SystemExit(f"{len(labels)} images are fewer than a batch of {options.batch_size}; give --batch-size")
     seconds, levels, reached = 0.0, sorted(options.levels), 0
     print(
         f"{options.model}, {len(labels):,} images, {options.epochs} epochs of {updates} updates, {precision}, {device}"
@@ -73,8 +75,9 @@ def main(options: argparse.Namespace) -> None:
             for group in optimizer.param_groups:
                 group["lr"].fill_(rate)
             index = order[number * options.batch_size : (number + 1) * options.batch_size]
-            # Digits are neither cropped nor flipped.
-            batch = images[index] if channels == 1 else augment(images, index, rng=step.rng, memory_format=layout)
+            batch = images[index]
+            if options.data != "digits":  # these are too small to be cropped, and a mirrored digit is another one
+                batch = augment(images, index, rng=step.rng, flip=options.data != "svhn", memory_format=layout)
             loss = step(batch, labels[index])
         if (epoch + 1) * updates < average.horizon:
             average.restart(model)  # otherwise the average would keep too much of the random weights

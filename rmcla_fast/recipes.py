@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,9 @@ CHOICES = {
     "outer_loss": ("soft_ce", "trades"),
     "attack_mode": ("eval", "train"),
 }
+
+MOST = 1_000_000  # attack steps or classes; an update of more would not end, and a signal would wait for it
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -149,13 +153,13 @@ def get(name: str) -> Recipe:
     if name not in _RECIPES:
         near = difflib.get_close_matches(name, _RECIPES, n=3)
         hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-        raise ValueError(f"no recipe is called {name!r}; {hint}there are {', '.join(_RECIPES)}")
+        raise ValueError(f"no recipe is called {name[:60]!r}; {hint}there are {', '.join(_RECIPES)}")
     if not changes:
         return _RECIPES[name]
     changed: dict[str, Any] = {}
     for field, value in map(_change, changes):
         if field in changed:
-            raise ValueError(f"{field} is changed twice in {','.join((name, *changes))!r}")
+            raise ValueError(f"{field} is changed twice in the recipe's name")
         changed[field] = value
     try:
         return _RECIPES[name].replace(**changed, name=",".join((name, *changes)))
@@ -164,24 +168,28 @@ def get(name: str) -> Recipe:
 
 
 def _change(text: str) -> tuple[str, Any]:
-    """Return field and value of a change such as "start_ratio=1.5"."""
+    """Return field and value of a change such as "start_ratio=1.5" or "epsilon=8/255"."""
     field, given, value = text.partition("=")
     kinds = {field.name: str(field.type) for field in dataclasses.fields(Recipe) if field.name != "name"}
     if field not in kinds or not given:
-        near = difflib.get_close_matches(field, kinds, n=1)
+        near = [] if field in kinds else difflib.get_close_matches(field, kinds, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(
-            f"a change of a recipe has the form FIELD=VALUE; got {text!r}; {hint}fields: {', '.join(kinds)}"
+            f"a change of a recipe has the form FIELD=VALUE; got {text[:60]!r}; {hint}fields: {', '.join(kinds)}"
         )
     if kinds[field] == "str":
         return field, value
     words = {"true": True, "false": False, "none": None}
     if value.lower() in words:
         return field, words[value.lower()]
-    for number in (int, float):
-        with suppress(ValueError):
-            return field, number(value)
-    raise ValueError(f"{field} must be a number, true, false or none; got {value!r}")
+    above, fraction, below = value.partition("/")
+    if fraction and _NUMBER.fullmatch(above) and _NUMBER.fullmatch(below) and float(below):
+        return field, float(above) / float(below)
+    if not _NUMBER.fullmatch(value):
+        raise ValueError(f"{field} must be a number, true, false or none; got {value[:60]!r}")
+    with suppress(ValueError):  # for a fraction, and for more digits than Python reads
+        return field, int(value)
+    return field, float(value)
 
 
 def names() -> tuple[str, ...]:
@@ -203,11 +211,11 @@ def _number(field: str, value: Any, least: float = -math.inf) -> float:
 
 
 def _integer(field: str, value: Any, least: int) -> None:
-    """Raise unless `value` is an int of at least `least`."""
+    """Raise unless `value` is an int from `least` to MOST."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{field} must be an int; got {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"{field} must be at least {least}; got {value}")
+    if not least <= value <= MOST:
+        raise ValueError(f"{field} must be at least {least} and at most {MOST:,}; got {value}")
 
 
 def _all_recipes() -> dict[str, Recipe]:

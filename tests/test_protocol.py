@@ -12,7 +12,8 @@ from torch import nn
 
 from rmcla_fast.errors import UserError
 from rmcla_fast.training import TrainConfig, train
-from rmcla_fast.training.config import against_protocol, resolve
+from rmcla_fast.training.config import resolve
+from rmcla_fast.training.protocol import remarks
 from rmcla_fast.training.schedule import Schedule
 
 
@@ -22,10 +23,11 @@ def test_the_protocol_sets_what_the_benchmark_sets() -> None:
     assert (config.lr, config.schedule, config.momentum) == (0.1, "one-cycle-cosine", 0.9)
     assert (config.weight_decay, config.label_smoothing, config.ema) == (5e-4, 0.4, 0.9995)
     assert (config.monitor_images, config.monitor_every, config.epsilon) == (1000, 1, 8 / 255)
-    assert against_protocol(config) == []
+    assert remarks(config, 39_100) == []
     digits = resolve(TrainConfig(data="digits", protocol="fastat"))
     assert (digits.epsilon, digits.clip_grad, digits.augment) == (8 / 255, 0.0, True)
-    assert against_protocol(resolve(TrainConfig(data="cifar10"))) == []
+    assert remarks(resolve(TrainConfig(data="cifar10")), 10) == []
+    assert "--ema 0.9995 averages over more updates than the 1,000 of this run" in remarks(config, 1000)[0]
 
 
 def test_an_option_wins_over_the_protocol_and_it_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

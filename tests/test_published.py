@@ -79,3 +79,8 @@ def test_gradients_are_found_by_recipe_and_data_set(
     recipe: str, data: str, expected: tuple[dict[str, float], str]
 ) -> None:
     assert published.gradients_of(recipe, data) == expected
+
+
+def test_a_recipe_whose_fields_are_changed_has_no_published_figures() -> None:
+    assert published.gradients_of("r-mc-la,start_ratio=3", "svhn") == ({}, "")
+    assert published.accuracies_of("r-mc-la,start_ratio=3", "cifar10") == ({}, "")

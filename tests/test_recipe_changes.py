@@ -92,14 +92,21 @@ def test_the_graph_gives_the_results_of_the_eager_step(name: str, soft: bool) ->
         ("n-fgsm,", "FIELD=VALUE; got ''"),
         ("n-fgsm,target=nearest", "target must be one of 'mc', .*; got 'nearest'"),
         ("n-fgsm,trades_weight=-1", "trades_weight must be finite and not negative; got -1"),
-        ("n-fgsm,trades_weight=nan", "trades_weight must be finite"),
+        ("n-fgsm,trades_weight=nan", "trades_weight must be a number, true, false or none; got 'nan'"),
+        ("n-fgsm,start_ratio=1_5", "start_ratio must be a number"),
+        ("n-fgsm,start_ratio=1.5\n", "start_ratio must be a number"),
+        ("n-fgsm,start_ratio=\uff11", "start_ratio must be a number"),
+        ("n-fgsm,epsilon=8/0", "epsilon must be a number"),
+        ("n-fgsm,steps=2000000", "steps must be at least 0 and at most 1,000,000; got 2000000"),
+        ("r-mc-la,top_k=" + 30 * "9", "top_k must be at least 1 and at most 1,000,000"),
+        ("n-fgsm," + 5000 * "x", "FIELD=VALUE; got 'xxx"),
         ("n-fgsm,trades_weight=1e999", "trades_weight must be finite"),
         ("n-fgsm,start_ratio=much", "start_ratio must be a number, true, false or none; got 'much'"),
         ("n-fgsm,project=1", "project must be a bool; got int"),
         ("n-fgsm,label_smoothing=1", r"label_smoothing must lie in \[0, 1\); got 1"),
         ("n-fgsm,label_smoothing=-0.1", "label_smoothing must be finite and not negative; got -0.1"),
         ("n-fgsm,steps=1.0", "steps must be an int; got float"),
-        ("n-fgsm,steps=2,steps=3", "steps is changed twice"),
+        ("n-fgsm,steps=2,steps=3", "steps is changed twice in the recipe's name"),
         ("n-fgsm,name=mine", "FIELD=VALUE; got 'name=mine'"),
         ("nfgsm,steps=2", "no recipe is called 'nfgsm'; did you mean"),
     ],
@@ -115,3 +122,10 @@ def test_a_name_with_changes_gives_the_changed_recipe() -> None:
     assert changed == recipes.get("r-mc-la9+").replace(project=False, start_ratio=2)
     assert changed.name == name
     assert recipes.get("r-mc-la9,top_k=none") == recipes.get("r-mc-la")
+    assert recipes.get("n-fgsm,epsilon=8/255,start_ratio=.5e1").epsilon == 8 / 255
+
+
+def test_a_long_name_is_shortened_in_the_message() -> None:
+    with pytest.raises(ValueError, match="no recipe is called 'xxx") as caught:
+        recipes.get(100_000 * "x")
+    assert len(str(caught.value)) < 1000

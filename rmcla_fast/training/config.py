@@ -29,6 +29,7 @@ from rmcla_fast.options import (
 )
 from rmcla_fast.precision import PRECISIONS
 from rmcla_fast.schema import shortened
+from rmcla_fast.training.protocol import PROTOCOLS, protocol_settings
 from rmcla_fast.training.schedule import SCHEDULES
 from rmcla_fast.training.step import CAPTURES
 
@@ -47,27 +48,6 @@ FREE_ON_RESUME = frozenset(
         "log_every",
     )
 )
-
-# The settings of the FastAT Benchmark (Pan and Yao, arXiv 2604.22853, 2026) on CIFAR-10 and CIFAR-100. Its weight decay
-# also applies to biases and batch norm, and its learning rate changes once an epoch.
-PROTOCOLS: dict[str, dict[str, Any]] = {
-    "fastat": {
-        "model": "resnet18",
-        "epsilon": "8/255",
-        "label_smoothing": 0.4,
-        "epochs": 100,
-        "batch_size": 128,
-        "lr": 0.1,
-        "schedule": "one-cycle-cosine",
-        "momentum": 0.9,
-        "weight_decay": 5e-4,
-        "ema": 0.9995,
-        "clip_grad": 0.0,
-        "augment": True,
-        "monitor_images": 1000,
-        "monitor_every": 1,
-    }
-}
 
 Value = TypeVar("Value")
 
@@ -275,28 +255,12 @@ def resolve(config: TrainConfig) -> ResolvedConfig:
     if config.data not in DATASETS:
         raise UserError(f"unknown data set {shortened(config.data)}; one of: {', '.join(DATASETS)}")
     check(config)
-    filled = DEFAULTS[config.data] | protocol_settings(config) | _given(config)
+    filled = DEFAULTS[config.data] | protocol_settings(config.protocol, config.data) | _given(config)
     filled["epsilon"] = parse_epsilon(filled["epsilon"])
     filled["out"] = str(filled.get("out", f"runs/{config.data}-{filled['recipe']}"))
     # The run may be resumed and evaluated from another working folder.
     data_dir = None if config.data_dir is None else str(Path(os.path.expanduser(config.data_dir)).absolute())
     return ResolvedConfig(**(filled | {"data_dir": data_dir}))
-
-
-def protocol_settings(config: TrainConfig) -> dict[str, Any]:
-    """Return the options that the protocol sets, with their values; none without a protocol."""
-    tiny = config.data == "tiny-imagenet"
-    for_data = {"model": "preact-resnet18", "monitor_images": 2000} if tiny else {}
-    return {} if config.protocol is None else PROTOCOLS[config.protocol] | for_data
-
-
-def against_protocol(config: ResolvedConfig) -> list[str]:
-    """Return a sentence for each option that differs from what the run's protocol sets."""
-    return [
-        f"--protocol {config.protocol} sets {flag(name)} {value}; the run takes {getattr(config, name)}"
-        for name, value in protocol_settings(config).items()
-        if getattr(config, name) != (parse_epsilon(value) if name == "epsilon" else value)
-    ]
 
 
 def _given(config: TrainConfig) -> dict[str, Any]:

@@ -19,13 +19,14 @@ from rmcla_fast.errors import Interrupted, RunFailed, UserError, need
 from rmcla_fast.text import shell_word
 from rmcla_fast.training import checkpoint
 from rmcla_fast.training.build import Parts, build, choose_device, choose_recipe, computed_by
-from rmcla_fast.training.config import ResolvedConfig, TrainConfig, against_protocol
+from rmcla_fast.training.config import ResolvedConfig, TrainConfig
 from rmcla_fast.training.distributed import World, is_main_process, joined, local_device
 from rmcla_fast.training.failures import reported
 from rmcla_fast.training.interrupt import StopRequest
-from rmcla_fast.training.monitor import Accuracies, Monitor
+from rmcla_fast.training.monitor import Accuracies
 from rmcla_fast.training.plots import draw_curves
 from rmcla_fast.training.progress import Display, say, shown
+from rmcla_fast.training.protocol import remarks
 from rmcla_fast.training.record import describe
 from rmcla_fast.training.run_folder import CURVES, RunFolder, only_writer, open_run, run_path
 from rmcla_fast.training.run_state import RunState, own_state, restored
@@ -156,8 +157,8 @@ class _Run:
             self.display.say(f"resuming {self.folder} at step {self.at.step} of {self.total_steps}")
         else:
             self.display.say(f"training {config.model} with {config.recipe} on {parts.device}; writing {self.folder}")
-            for difference in against_protocol(config):
-                self.display.say(difference)
+            for remark in remarks(config, self.total_steps):
+                self.display.say(remark)
         while self.at.epoch < config.epochs:
             self._epoch(stop)
         self.display.say(f"{self.folder} is done after {self.at.seconds:.0f} s of training")
@@ -269,13 +270,13 @@ class _Run:
             parts.ema.restart(parts.model)
         best = False
         if parts.monitor and ((self.at.epoch + 1) % config.monitor_every == 0 or last):
-            seen, of_weights = self._measure(parts.monitor)
-            values.update(dataclasses.asdict(seen))
-            if of_weights is not None:
-                values.update({f"weights_{name}": value for name, value in dataclasses.asdict(of_weights).items()})
-            self.display.measured(self.at.step, self._epoch_text(), values["loss"], seen, self._seconds_left())
-            values["overfitting"] = self._overfitting(of_weights or seen)
-            best = self._is_best(seen, of_weights)
+            found = parts.monitor.measure_run(parts.model, None if parts.ema is None else parts.ema.module)
+            values.update(found.values())
+            self.display.measured(self.at.step, self._epoch_text(), values["loss"], found.seen, self._seconds_left())
+            values["overfitting"] = self._overfitting(found.newest)
+            best = found.pgd >= self.at.best
+            if best:
+                self.at.best, self.at.best_of = found.pgd, found.best_of
         self._log_row("epoch", values)
         self.at.epoch += 1
         self.at.epoch_loss, self.at.epoch_count = 0.0, 0
@@ -286,20 +287,6 @@ class _Run:
                 f"stopped at epoch {self.at.epoch}, where catastrophic overfitting began; the best model is "
                 f"{self.folder / checkpoint.BEST}; a smaller --epsilon, another --recipe or a lower --lr may avoid it"
             )
-
-    def _measure(self, monitor: Monitor) -> tuple[Accuracies, Accuracies | None]:
-        """Return the accuracies of the model that is later loaded, and of the weights where that is their average."""
-        seen = monitor.measure(self.parts.measured_model)
-        return seen, None if self.parts.ema is None else monitor.measure(self.parts.model)
-
-    def _is_best(self, seen: Accuracies, of_weights: Accuracies | None) -> bool:
-        """Return whether no earlier PGD accuracy was higher, and remember whether the average or the weights has it."""
-        weights = of_weights is not None and of_weights.pgd > seen.pgd
-        pgd = of_weights.pgd if of_weights is not None and weights else seen.pgd
-        if pgd < self.at.best:
-            return False
-        self.at.best, self.at.best_of = pgd, "weights" if weights else "average"
-        return True
 
     def _overfitting(self, seen: Accuracies) -> bool:
         found = self.parts.recipe.steps > 0 and seen.overfitted

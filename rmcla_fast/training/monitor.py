@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import nn
@@ -36,6 +36,36 @@ class Accuracies:
         return self.fgsm - self.pgd >= 10 and self.pgd < self.fgsm / 2
 
 
+@dataclass(frozen=True)
+class Measured:
+    """The accuracies of the model that is later loaded and, where it is an average, of the weights themselves."""
+
+    seen: Accuracies
+    of_weights: Accuracies | None
+
+    @property
+    def best_of(self) -> str:
+        """Return which has the higher PGD accuracy: "average" or "weights"; "average" if there is only one model."""
+        return "weights" if self.of_weights is not None and self.of_weights.pgd > self.seen.pgd else "average"
+
+    @property
+    def pgd(self) -> float:
+        """Return the higher PGD accuracy in %."""
+        return self.seen.pgd if self.of_weights is None else max(self.seen.pgd, self.of_weights.pgd)
+
+    @property
+    def newest(self) -> Accuracies:
+        """Return the accuracies of the weights, which overfit before their average does."""
+        return self.of_weights or self.seen
+
+    def values(self) -> dict[str, float]:
+        """Return the accuracies by the names that they have in metrics.jsonl."""
+        found = asdict(self.seen)
+        if self.of_weights is not None:
+            found |= {f"weights_{name}": value for name, value in asdict(self.of_weights).items()}
+        return found
+
+
 class Monitor:
     """The held-out images and the attacks on them. Their noise is the same in every measurement."""
 
@@ -49,6 +79,11 @@ class Monitor:
                 PGDSettings(epsilon, step_size=epsilon, steps=1, random_start=False),
                 PGDSettings(epsilon, step_size=epsilon / 4, steps=PGD_STEPS),
             )
+
+    def measure_run(self, model: nn.Module, average: nn.Module | None) -> Measured:
+        """Return the accuracies of a run's model, and of the average of its weights if it keeps one."""
+        of_weights = self.measure(model)
+        return Measured(of_weights, None) if average is None else Measured(self.measure(average), of_weights)
 
     def measure(self, model: nn.Module) -> Accuracies:
         """Return the three accuracies of the model in evaluation mode, and leave model and random states as they were.
