@@ -14,6 +14,7 @@ from run_cases import rmcla
 
 from rmcla_fast import recipes
 from rmcla_fast.attacks.suite import TITLES
+from rmcla_fast.errors import UserError
 from rmcla_fast.evaluation.run import open_run
 from rmcla_fast.paper import fastat, fastat_plot, fastat_report, reproduce
 from rmcla_fast.paper.plan import Plan, ReproducedRow, attack_epsilon
@@ -227,6 +228,18 @@ def test_the_picture_shows_pgd_where_autoattack_was_not_run(monkeypatch: pytest.
     (axes,) = figure_of(plan, filled(plan), monkeypatch).axes
     assert "PGD-20" in axes.get_ylabel()
     assert 53.13 + 1 in [line.get_ydata()[0] for line in axes.lines]  # the mean of our first row
+
+
+def test_a_data_set_that_is_too_small_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The advice of the training, another batch size, is none for this command, whose batch size is that of attacks."""
+
+    def too_small(config: TrainConfig, *, quiet: bool) -> Path:
+        raise UserError("8 training images are left, fewer than a batch of 128; give --batch-size 8 or less")
+
+    monkeypatch.setattr(reproduce, "train", too_small)
+    plan = Plan("fastat", "digits", out=tmp_path)
+    with pytest.raises(UserError, match="fewer than a batch of 128; the data set is too small for this table"):
+        reproduce._train(plan, rows_of(plan)[0], 0, True)
 
 
 def test_nothing_is_drawn_where_there_is_nothing(tmp_path: Path) -> None:

@@ -188,6 +188,10 @@ def _train(plan: Plan, row: ReproducedRow, seed: int, quiet: bool) -> Path:
             f"{why} to train {folder}; the same command goes on from its last checkpoint when more memory is free, or "
             "give --precision bf16 or a smaller --model"
         ) from error
+    except UserError as error:  # the message advises the batch size of a training, which is not among the options
+        if "--batch-size" not in str(error):
+            raise
+        raise UserError(f"{str(error).partition(';')[0]}; the data set is too small for this table") from error
 
 
 def _add_cost(plan: Plan, row: ReproducedRow, folder: Path) -> None:

@@ -45,11 +45,6 @@ class Parts:
     warm_up_steps: int
     world: World
 
-    @property
-    def measured_model(self) -> nn.Module:
-        """Return the model that is measured and later loaded: the average of the weights, if the run keeps one."""
-        return self.model if self.ema is None else self.ema.module
-
 
 def choose_device(name: str | None) -> torch.device:
     """Return the device called `name`. None means a GPU if there is one, else the CPU. A GPU has its index.
