@@ -214,8 +214,9 @@ def _integer(field: str, value: Any, least: int) -> None:
     """Raise unless `value` is an int from `least` to MOST."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{field} must be an int; got {type(value).__name__}")
-    if not least <= value <= MOST:
-        raise ValueError(f"{field} must be at least {least} and at most {MOST:,}; got {value}")
+    if value < least or value > MOST:
+        bound = f"at least {least}" if value < least else f"at most {MOST:,}"
+        raise ValueError(f"{field} must be {bound}; got {value}")
 
 
 def _all_recipes() -> dict[str, Recipe]:

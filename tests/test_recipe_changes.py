@@ -57,7 +57,7 @@ def test_trades_smooths_the_labels_of_its_clean_images() -> None:
         chosen = recipes.get(f"trades,label_smoothing={smoothing},trades_weight=0").replace(epsilon=EPSILON)
         losses[smoothing] = float(TrainStep(model, sgd(model), chosen)(images, labels))
         plain = functional.cross_entropy(network().double()(images.double() / 255), labels, label_smoothing=smoothing)
-        assert losses[smoothing] == pytest.approx(float(plain), rel=1e-5)
+        assert losses[smoothing] == pytest.approx(plain.item(), rel=1e-5)
     assert losses[0.0] != losses[0.4]
 
 
@@ -97,8 +97,8 @@ def test_the_graph_gives_the_results_of_the_eager_step(name: str, soft: bool) ->
         ("n-fgsm,start_ratio=1.5\n", "start_ratio must be a number"),
         ("n-fgsm,start_ratio=\uff11", "start_ratio must be a number"),
         ("n-fgsm,epsilon=8/0", "epsilon must be a number"),
-        ("n-fgsm,steps=2000000", "steps must be at least 0 and at most 1,000,000; got 2000000"),
-        ("r-mc-la,top_k=" + 30 * "9", "top_k must be at least 1 and at most 1,000,000"),
+        ("n-fgsm,steps=2000000", "steps must be at most 1,000,000; got 2000000"),
+        ("r-mc-la,top_k=" + 30 * "9", "top_k must be at most 1,000,000"),
         ("n-fgsm," + 5000 * "x", "FIELD=VALUE; got 'xxx"),
         ("n-fgsm,trades_weight=1e999", "trades_weight must be finite"),
         ("n-fgsm,start_ratio=much", "start_ratio must be a number, true, false or none; got 'much'"),
