@@ -16,7 +16,7 @@ from rmcla_fast.paper.plan import Plan, ReproducedRow
 from rmcla_fast.paper.published import DATA_TITLES, PublishedRow
 from rmcla_fast.paper.report import command, document
 from rmcla_fast.text import markdown, markdown_code
-from rmcla_fast.training.protocol import against_protocol
+from rmcla_fast.training.remarks import against_protocol
 
 HEADS = {
     "clean": "clean",

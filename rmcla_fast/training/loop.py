@@ -26,8 +26,8 @@ from rmcla_fast.training.interrupt import StopRequest
 from rmcla_fast.training.monitor import Accuracies
 from rmcla_fast.training.plots import draw_curves
 from rmcla_fast.training.progress import Display, say, shown
-from rmcla_fast.training.protocol import remarks
 from rmcla_fast.training.record import describe
+from rmcla_fast.training.remarks import remarks
 from rmcla_fast.training.run_folder import CURVES, RunFolder, only_writer, open_run, run_path
 from rmcla_fast.training.run_state import RunState, own_state, restored
 from rmcla_fast.training.schedule import set_rate, warmed_up
