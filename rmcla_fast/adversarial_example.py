@@ -209,24 +209,27 @@ def check(model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe) -> N
         raise TypeError(
             f"recipe must be a Recipe, as rmcla_fast.recipes.get(name) gives it; got {type(recipe).__name__}"
         )
-    if isinstance(labels, Tensor) and labels.is_floating_point() and not recipe.takes_soft_labels:
+    soft = isinstance(labels, Tensor) and labels.is_floating_point() and labels.dim() == 2
+    if soft and not recipe.takes_soft_labels:
         raise TypeError(
             f"recipe {recipe.name!r} needs the classes of the images, int64 of shape (B,), and takes no soft labels; "
             f"got {labels.dtype}"
         )
-    check_images_and_labels(images, labels)
+    check_images_and_labels(images, labels, soft=soft)
 
 
-def check_images_and_labels(images: Tensor, labels: Tensor) -> None:
-    """Check shapes, dtypes and devices, and read no value: reading one would stall a GPU."""
+def check_images_and_labels(images: Tensor, labels: Tensor, *, soft: bool = False) -> None:
+    """Check shapes, dtypes and devices, and read no value: reading one would stall a GPU.
+
+    If `soft`, the labels are soft ones, (B, classes) float.
+    """
     checks.floating("images", images, uint8=True)
     if images.dim() != 4:
         raise ValueError(f"images must have shape (B, C, H, W); got {tuple(images.shape)}")
-    soft = isinstance(labels, Tensor) and labels.is_floating_point()
     if not soft and (not isinstance(labels, Tensor) or labels.dtype != torch.int64):
         got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
         raise TypeError(f"labels must be an int64 tensor of shape ({len(images)},); got {got}")
-    if soft and (labels.dim() != 2 or len(labels) != len(images)):
+    if soft and len(labels) != len(images):
         raise ValueError(f"soft labels must have shape ({len(images)}, classes); got {tuple(labels.shape)}")
     if not soft and labels.shape != images.shape[:1]:
         raise ValueError(f"labels must have shape ({len(images)},), one per image; got {tuple(labels.shape)}")
