@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from step_rivals import Rivals, Run
 from torch import Tensor, nn
 
 EPSILON, LABEL_SMOOTHING, DECAY = 8 / 255, 0.4, 0.9995
@@ -36,3 +37,16 @@ def n_fgsm_loop(model: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[
 
     model.train()
     return update
+
+
+def fastat_rival(rivals: Rivals) -> Run:
+    """Build the benchmark's loop as a rival, with torch's default SGD, and under autocast in 16 bits."""
+    model, _ = rivals.network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+    update, clean = n_fgsm_loop(model, optimizer), rivals.clean.contiguous(memory_format=rivals.layout)
+
+    def run() -> None:
+        with rivals.autocast(rivals.options.precision):
+            update(clean, rivals.labels)
+
+    return run

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "tests")]
-from fastat_loop import DECAY, LABEL_SMOOTHING, n_fgsm_loop  # noqa: E402
 from public_port import public_step  # noqa: E402
 
 from rmcla_fast import Recipe, models, random_start, recipes  # noqa: E402
@@ -73,30 +72,13 @@ class Rivals:
         groups = models.weight_groups(model, 2e-4)
         return model, torch.optim.SGD(groups, lr=0.01, momentum=0.9, fused=True)
 
-    def step(self, recipe: Recipe) -> Run:
+    def step(self, recipe: Recipe, decay: float | None = None) -> Run:
+        """Build our step; with a `decay`, it also averages the weights."""
         model, optimizer = self.network()
-        step = TrainStep(model, optimizer, recipe, precision=self.options.precision, capture=self.options.capture)
+        ema = None if decay is None else ExponentialAverage(model, decay)
+        how = {"precision": self.options.precision, "capture": self.options.capture}
+        step = TrainStep(model, optimizer, recipe, ema=ema, **how)
         return lambda: step(self.images, self.labels)
-
-    def averaged_step(self, recipe: Recipe) -> Run:
-        """Build our step with the label smoothing and the average of the FastAT Benchmark."""
-        model, optimizer = self.network()
-        ema, smoothed = ExponentialAverage(model, DECAY), recipe.replace(label_smoothing=LABEL_SMOOTHING)
-        options = self.options
-        step = TrainStep(model, optimizer, smoothed, ema=ema, precision=options.precision, capture=options.capture)
-        return lambda: step(self.images, self.labels)
-
-    def fastat(self) -> Run:
-        """Build the benchmark's own loop for N-FGSM, with torch's default SGD, under autocast in 16 bits."""
-        model, _ = self.network()
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-        update, clean = n_fgsm_loop(model, optimizer), self.clean.contiguous(memory_format=self.layout)
-
-        def run() -> None:
-            with self._autocast(self.options.precision):
-                update(clean, self.labels)
-
-        return run
 
     def passes(self, recipe: Recipe) -> Run:
         """Build the recipe's passes alone, forward and backward, on fixed gradients, compiled like our step."""
@@ -143,7 +125,7 @@ class Rivals:
         noise = self.noise.contiguous(memory_format=self.layout)
 
         def update(*_: Any) -> Tensor:
-            with self._autocast(precision):
+            with self.autocast(precision):
                 return public_step(network, optimizer, clean, self.labels, noise, epsilon=EPSILON)
 
         return self._capture_if_asked(update, optimizer) if compiled else update
@@ -161,7 +143,7 @@ class Rivals:
         @compiled
         def attack_logits(start: Tensor) -> Tensor:
             frozen = {name: weight.detach() for name, weight in model.named_parameters()}
-            with self._autocast(self.options.precision):
+            with self.autocast(self.options.precision):
                 return torch.func.functional_call(model, frozen, (start,))
 
         @compiled
@@ -170,7 +152,7 @@ class Rivals:
 
         @compiled
         def update_loss(images: Tensor, soft_labels: Tensor) -> Tensor:
-            with self._autocast(self.options.precision):
+            with self.autocast(self.options.precision):
                 logits = model(images)
             return nn.functional.cross_entropy(logits.float(), soft_labels)
 
@@ -200,7 +182,7 @@ class Rivals:
         captured = CapturedUpdate(update, optimizer, self.device)
         return lambda: captured(clean, self.labels)
 
-    def _autocast(self, precision: str) -> torch.autocast:
+    def autocast(self, precision: str) -> torch.autocast:
         dtype = PRECISIONS[precision]
         return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
 

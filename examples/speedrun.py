@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import rmcla_fast
 from rmcla_fast import augment, recipes
 from rmcla_fast.training import ExponentialAverage, TrainStep
+from rmcla_fast.training.schedule import Schedule, build_optimizer, set_rate
 
 
 def pgd_accuracy(model: nn.Module, images: Tensor, labels: Tensor, epsilon: float) -> float:
@@ -47,14 +48,7 @@ def main(options: argparse.Namespace) -> None:
     channels = data.train.shape[0]
     model = rmcla_fast.models.create(options.model, data.num_classes, channels).to(device, memory_format=layout)
     average = ExponentialAverage(model, options.decay)
-    decayed = [weight for weight in model.parameters() if weight.dim() > 1]
-    others = [weight for weight in model.parameters() if weight.dim() <= 1]
-    optimizer = torch.optim.SGD(
-        [{"params": decayed, "weight_decay": 5e-4}, {"params": others, "weight_decay": 0.0}],
-        lr=torch.tensor(0.0, device=device),  # a tensor, which a captured update reads
-        momentum=0.9,
-        fused=True,
-    )
+    optimizer = build_optimizer(model, options.lr, momentum=0.9, weight_decay=5e-4)
     recipe = recipes.get("n-fgsm").replace(epsilon=options.epsilon, label_smoothing=options.smoothing)
     precision = "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "fp32"
     step = TrainStep(model, optimizer, recipe, ema=average, precision=precision, seed=options.seed)
@@ -62,6 +56,7 @@ def main(options: argparse.Namespace) -> None:
     updates = len(labels) // options.batch_size
     if updates == 0:
         raise SystemExit(f"{len(labels)} images are fewer than a batch of {options.batch_size}; give --batch-size")
+    schedule = Schedule("one-cycle", options.lr, options.epochs * updates)
     seconds, levels, reached = 0.0, sorted(options.levels), 0
     print(
         f"{options.model}, {len(labels):,} images, {options.epochs} epochs of {updates} updates, {precision}, {device}"
@@ -70,10 +65,7 @@ def main(options: argparse.Namespace) -> None:
         began = time.perf_counter()
         order = torch.randperm(len(labels), device=device)
         for number in range(updates):
-            done = (epoch + number / updates) / options.epochs  # the rate rises for 30 % of the time, and then falls
-            rate = options.lr * (done / 0.3 if done < 0.3 else (1 - done) / 0.7)
-            for group in optimizer.param_groups:
-                group["lr"].fill_(rate)
+            set_rate(optimizer, schedule.rate(epoch * updates + number))
             index = order[number * options.batch_size : (number + 1) * options.batch_size]
             batch = images[index]
             if options.data != "digits":  # these are too small to be cropped, and a mirrored digit is another one

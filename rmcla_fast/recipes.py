@@ -24,7 +24,7 @@ CHOICES = {
     "attack_mode": ("eval", "train"),
 }
 
-MOST = 1_000_000  # attack steps or classes; an update of more would not end, and a signal would wait for it
+MOST = 1_000_000  # for attack steps and classes, far beyond any use; the operators take no more than 64 bits
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from rmcla_fast import adversarial_example, random_start, recipes
+from rmcla_fast.errors import OutOfMemory
 from rmcla_fast.training import TrainStep, train
 from rmcla_fast.training.cutmix import CutMix, rectangle
 
@@ -134,7 +135,7 @@ def test_a_run_with_cutmix_goes_on_with_the_same_bits(tmp_path: Path, monkeypatc
 
     with monkeypatch.context() as patch:
         patch.setattr(TrainStep, "__call__", killed)
-        with pytest.raises(Exception, match=r"."):
+        with pytest.raises(OutOfMemory):
             train(small(out, **options))
     assert read_checkpoint(out / "checkpoint.pt")["step"] == 4
     train(small(out, **options, resume=True))

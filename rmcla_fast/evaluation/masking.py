@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from rmcla_fast.attacks.parts import GRADIENT_ATTACKS
+
 # In points of accuracy:
 FGSM_MARGIN = 1.0
 USEFUL_GAIN = 0.5
@@ -37,8 +39,7 @@ def signs(
             are no sign.
     """
     found = []
-    names = ("ce10", "ce20", "ce50", "ce100", "ce1000", "cw100")
-    pgd = {name: accuracies[name] for name in names if name in accuracies}
+    pgd = {name: accuracies[name] for name in GRADIENT_ATTACKS if name.startswith(("ce", "cw")) and name in accuracies}
     ce = [value for name, value in pgd.items() if name.startswith("ce")]
     margin = max(FGSM_MARGIN, 100 * LUCKY_IMAGES / images)
     if "fgsm" in accuracies and ce and accuracies["fgsm"] < min(ce) - margin - 1e-9:

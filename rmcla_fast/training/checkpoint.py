@@ -18,10 +18,10 @@ from rmcla_fast.files import replacing
 from rmcla_fast.options import AT_LEAST_1, NOT_NEGATIVE, fact, one_of
 from rmcla_fast.schema import Mismatch, read_as
 from rmcla_fast.training.build import create_model
+from rmcla_fast.training.monitor import BEST_OF
 from rmcla_fast.training.record import RunRecord, parse_record
 
 LAST, BEST = "checkpoint.pt", "best.pt"
-BEST_OF = ("average", "weights")
 
 
 @dataclass(frozen=True)

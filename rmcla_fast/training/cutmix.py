@@ -7,19 +7,12 @@ helps adversarial training together with an average of the weights.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-
-class Batches(Protocol):
-    """A loader of batches: images (B, C, H, W) and labels (B,) int64."""
-
-    steps: int
-
-    def epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]: ...
+from rmcla_fast.training.loader import Batches
 
 
 class CutMix:
@@ -41,7 +34,7 @@ class CutMix:
 
     def _mixed(self, images: Tensor, labels: Tensor, where: tuple[slice, slice]) -> tuple[Tensor, Tensor]:
         mixed = images.clone(memory_format=torch.preserve_format)
-        mixed[..., where[0], where[1]] = images.roll(1, 0)[..., where[0], where[1]]
+        mixed[..., where[0], where[1]] = images[..., where[0], where[1]].roll(1, 0)
         inside = mixed[0, 0, where[0], where[1]].numel() / mixed[0, 0].numel()
         classes = torch.arange(self._num_classes, device=labels.device)
         one_hot = (labels[:, None] == classes).float()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -43,6 +44,14 @@ def steps_in_epoch(count: int, batch_size: int, ranks: int = 1) -> int:
     if batch_size % ranks:
         raise UserError(f"--batch-size {batch_size} cannot be shared by {ranks} processes; give a multiple of {ranks}")
     return count // batch_size + (count % batch_size >= 2 * ranks)
+
+
+class Batches(Protocol):
+    """A source of batches: `epoch` yields images (B, C, H, W) and labels for each of its `steps` updates."""
+
+    steps: int
+
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]: ...
 
 
 class Loader:

@@ -15,6 +15,7 @@ from rmcla_fast.data import ImageSet
 
 PGD_STEPS = 10
 BATCH = 256
+BEST_OF = ("average", "weights")
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ class Measured:
 
     @property
     def best_of(self) -> str:
-        """Return which has the higher PGD accuracy: "average" or "weights"; "average" if there is only one model."""
-        return "weights" if self.of_weights is not None and self.of_weights.pgd > self.seen.pgd else "average"
+        """Return which of BEST_OF has the higher PGD accuracy; "average" if both are equal, or there is one model."""
+        return BEST_OF[self.pgd > self.seen.pgd]
 
     @property
     def pgd(self) -> float:

@@ -11,7 +11,8 @@ import torch
 
 from rmcla_fast.errors import UserError
 from rmcla_fast.training.build import Parts
-from rmcla_fast.training.checkpoint import BEST_OF, Opened
+from rmcla_fast.training.checkpoint import Opened
+from rmcla_fast.training.monitor import BEST_OF
 from rmcla_fast.training.record import RunRecord
 
 
