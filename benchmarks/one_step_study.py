@@ -49,6 +49,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "n-mc-la": {"recipe": "n-mc-la"},
     "n-mc-la, smoothed": {"recipe": "n-mc-la", **SMOOTH},
     "n-fgsm-la, beta 9": {"recipe": "n-fgsm-la"},
+    "n-fgsm-la, beta 9, smoothed": {"recipe": "n-fgsm-la", **SMOOTH},
     "n-fgsm-la, beta 30": {"recipe": "n-fgsm-la", "beta": 30.0},
     "n-fgsm-la, beta 30, smoothed": {"recipe": "n-fgsm-la", "beta": 30.0, **SMOOTH},
     "batch statistics": {"recipe": "n-fgsm,attack_mode=train", **SMOOTH},
