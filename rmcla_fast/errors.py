@@ -25,6 +25,10 @@ class OutOfMemory(RunFailed):
     """A command for which the memory of the GPU or of the machine was too small. Exit code 1."""
 
 
+class NotFinite(RunFailed):
+    """A training run whose loss or weights were no longer finite. Exit code 1."""
+
+
 class Interrupted(RunFailed):
     """A command that a signal ended; its text says what is kept and how to go on. Exit code 128 plus the signal."""
 

@@ -14,7 +14,7 @@ from run_cases import rmcla
 
 from rmcla_fast import recipes
 from rmcla_fast.attacks.suite import TITLES
-from rmcla_fast.errors import UserError
+from rmcla_fast.errors import NotFinite, UserError
 from rmcla_fast.evaluation.run import open_run
 from rmcla_fast.paper import fastat, fastat_plot, fastat_report, reproduce
 from rmcla_fast.paper.plan import Plan, ReproducedRow, attack_epsilon
@@ -240,6 +240,39 @@ def test_a_data_set_that_is_too_small_is_one_sentence(tmp_path: Path, monkeypatc
     plan = Plan("fastat", "digits", out=tmp_path)
     with pytest.raises(UserError, match="fewer than a batch of 128; the data set is too small for this table"):
         reproduce._train(plan, rows_of(plan)[0], 0, True)
+
+
+@pytest.mark.parametrize("table", ["fastat", "recipes"])
+def test_a_loss_that_is_not_finite_leaves_the_other_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], table: str
+) -> None:
+    """The table is printed with what could be trained, and the command fails."""
+
+    def diverges(config: TrainConfig, *, quiet: bool) -> Path:
+        if config.recipe in ("n-fgsm", "r-mc-la") and config.seed == 0:
+            raise NotFinite("the loss of step 3 is nan at learning rate 0.1; there is no checkpoint yet; start another")
+        return train(config, quiet=quiet)
+
+    monkeypatch.setattr(reproduce, "train", diverges)
+    monkeypatch.setattr(reproduce, "RECIPES", ("standard", "n-fgsm", "r-mc-la"))
+    monkeypatch.setattr(fastat, "RECIPES", ("n-fgsm", "r-mc-la", "n-mc-la"))
+    seeds = ("--seeds", "0,1") if table == "recipes" else ()
+    command = ("reproduce", table, "--data", "digits", "--model", "small-cnn", "--epochs", 1, "--no-autoattack")
+    assert rmcla(*command, *seeds, "--out", tmp_path) == 1
+    shown = capsys.readouterr()
+    why = "n-fgsm, seed 0: the loss of step 3 is nan at learning rate 0.1"
+    markdown = tmp_path / f"{table}-digits.md"
+    assert f"{markdown} has no figures of the trainings that failed: {why}; r-mc-la, seed 0: " in shown.err.replace(
+        "\n", " "
+    )
+    assert f"* {why}." in shown.out
+    assert shown.out.count(" failed |") == (0 if seeds else 12)
+    rows = json.loads(markdown.with_suffix(".json").read_text())["rows"]
+    by_recipe = {row["recipe"]: row for row in rows}
+    assert by_recipe["n-fgsm"]["failures"] == {"0": "the loss of step 3 is nan at learning rate 0.1"}
+    other = by_recipe["standard" if seeds else "n-mc-la"]
+    assert not other["failures"]
+    assert len(other["figures"]["clean"]["seeds"]) == (2 if seeds else 1)
 
 
 def test_nothing_is_drawn_where_there_is_nothing(tmp_path: Path) -> None:

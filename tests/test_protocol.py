@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -23,11 +24,19 @@ def test_the_protocol_sets_what_the_benchmark_sets() -> None:
     assert (config.lr, config.schedule, config.momentum) == (0.1, "one-cycle-cosine", 0.9)
     assert (config.weight_decay, config.label_smoothing, config.ema) == (5e-4, 0.4, 0.9995)
     assert (config.monitor_images, config.monitor_every, config.epsilon) == (1000, 1, 8 / 255)
-    assert remarks(config, 39_100) == []
+    assert remarks(config, 39_100, 1000) == []
     digits = resolve(TrainConfig(data="digits", protocol="fastat"))
     assert (digits.epsilon, digits.clip_grad, digits.augment) == (8 / 255, 0.0, True)
-    assert remarks(resolve(TrainConfig(data="cifar10")), 10) == []
-    assert "--ema 0.9995 averages over more updates than the 1,000 of this run" in remarks(config, 1000)[0]
+    assert remarks(resolve(TrainConfig(data="cifar10")), 10, 512) == []
+    assert "--ema 0.9995 averages over more updates than the 1,000 of this run" in remarks(config, 1000, 1000)[0]
+
+
+def test_a_run_says_that_it_holds_out_fewer_images_than_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(small(tmp_path / "a", epochs=1, monitor_images=2000), quiet=False)
+    said = " ".join(capsys.readouterr().err.split())
+    assert re.search("--monitor-images 2,000 are more than a tenth of the training images, so [1-9]\\d* are held", said)
 
 
 def test_an_option_wins_over_the_protocol_and_it_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rmcla_fast.cli.options import FINISHED_ATTACKS, enough_memory, options_of
-from rmcla_fast.errors import UserError
+from rmcla_fast.errors import NotFinite, UserError
 from rmcla_fast.paper.plan import FASTAT_TABLE, Plan
 from rmcla_fast.paper.reproduce import reproduce
 from rmcla_fast.text import new_console, say
@@ -23,9 +23,17 @@ def command(plan: Plan) -> None:
     say(new_console(stderr=True), begin)
     try:
         with enough_memory(plan.batch_size, FINISHED_ATTACKS):
-            markdown, _ = reproduce(plan, quiet=False)
+            reproduce(plan, quiet=False)
+    except NotFinite:
+        _show(plan)
+        raise
     except ValueError as error:
         raise UserError(str(error)) from error
     except KeyboardInterrupt as stop:
         raise interrupted(stop, "what is done is kept, and the same command goes on from there") from None
+    _show(plan)
+
+
+def _show(plan: Plan) -> None:
+    markdown = plan.out / f"{plan.table}-{plan.data}.md"
     new_console().print(markdown.read_text(encoding="utf-8"), soft_wrap=True)

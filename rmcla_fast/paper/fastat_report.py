@@ -135,6 +135,7 @@ def as_markdown(plan: Plan, rows: Sequence[ReproducedRow], shown: Sequence[Publi
         lines.append(f"| {other.name} | published | {' | '.join(cells)} | - |")
     lines += ["", "What differs from the protocol:", ""]
     lines += [f"* {markdown(sentence)}" for sentence in differences(plan, rows)]
+    lines += [f"* {markdown(why)}." for row in rows for why in row.failed()]
     return "\n".join(lines) + "\n"
 
 
@@ -156,7 +157,8 @@ def _cell(row: ReproducedRow, name: str, plan: Plan) -> str:
     mean, known = row.mean(name), row.source.figures.get(name)
     if mean is None:
         skipped = name == "autoattack" and not plan.autoattack
-        nothing = "not run" if skipped else "-" if row.ours else "pending"  # a CPU has no GPU memory
+        waiting = "failed" if row.failures else "pending"
+        nothing = "not run" if skipped else "-" if row.ours else waiting  # a CPU has no GPU memory
         return nothing if known is None else f"{nothing} / {_published(row.source, name)}"
     ours = f"**{_number(name, mean, row.spread(name))}**"
     if known is None:

@@ -94,6 +94,7 @@ class ReproducedRow:
         ours: our figures by name, one for each seed: accuracies in %, or squared gradients in the paper's scale. The
             table of the FastAT Benchmark has seconds of training and GiB of GPU memory, too.
         minutes: the minutes of training, one for each seed.
+        failures: why a training failed whose loss was not finite, by seed; such a seed has no figures.
         strict: our squared gradients for images in [0, 255], one for each seed; only in the table of gradients.
     """
 
@@ -101,6 +102,7 @@ class ReproducedRow:
     config: ResolvedConfig
     ours: dict[str, list[float]] = field(default_factory=dict)
     minutes: list[float] = field(default_factory=list)
+    failures: dict[int, str] = field(default_factory=dict)
     strict: dict[str, list[float]] = field(default_factory=dict)
 
     @property
@@ -116,6 +118,10 @@ class ReproducedRow:
         """Return the standard deviation over the seeds of one of our figures; None with fewer than two seeds."""
         values = self.ours.get(name, [])
         return statistics.stdev(values) if len(values) > 1 else None
+
+    def failed(self) -> list[str]:
+        """Return what happened to each seed whose training failed."""
+        return [f"{self.source.recipe}, seed {seed}: {why}" for seed, why in self.failures.items()]
 
     def as_json(self) -> dict[str, Any]:
         published_figures = self.source.figures
@@ -135,6 +141,7 @@ class ReproducedRow:
             "passes_per_image": self.passes,
             "epochs": self.config.epochs,
             "training_minutes": statistics.fmean(self.minutes) if self.minutes else None,
+            "failures": {str(seed): why for seed, why in self.failures.items()},
             "note": self.source.note,
         }
 

@@ -130,6 +130,7 @@ def as_markdown(plan: Plan, rows: Sequence[ReproducedRow], attacks: Sequence[str
         lines.append(f"| {row.source.name} | `{row.source.recipe}` | " + " | ".join(cells) + f" | {cost} | {minutes} |")
     lines += ["", "What differs from the paper:", ""]
     lines += [f"* {markdown(sentence)}" for sentence in differences(plan, rows)]
+    lines += [f"* {markdown(why)}." for row in rows for why in row.failed()]
     notes = [f"* {row.source.name}: {row.source.note}." for row in rows if row.source.note]
     if gradient:
         notes.append("* " + WHY_TWO_SCALES)
@@ -145,7 +146,8 @@ def _cell(row: ReproducedRow, name: str, gradient: bool, plan: Plan) -> str:
     if mean is None:
         if name == "autoattack" and not plan.autoattack:
             return "not run" + (f" / {known:.1f}" if known is not None else "")
-        return f"pending / {known:g}" if known is not None else "pending"
+        nothing = "failed" if row.failures else "pending"
+        return f"{nothing} / {known:g}" if known is not None else nothing
     ours = f"{mean:.3g}" if gradient else f"{mean:.1f}"
     spread = row.spread(name)
     if spread is not None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from rmcla_fast.attacks.gradient_norm import gradient_norm
 from rmcla_fast.attacks.suite import TITLES
 from rmcla_fast.epsilon import format_epsilon
-from rmcla_fast.errors import OutOfMemory, UserError
+from rmcla_fast.errors import NotFinite, OutOfMemory, UserError
 from rmcla_fast.evaluation.progress import Bars
 from rmcla_fast.evaluation.report import write_json, write_text
 from rmcla_fast.evaluation.results import evaluate_run
@@ -60,7 +60,8 @@ def reproduce(plan: Plan, *, quiet: bool = True) -> tuple[Path, Path]:
 
     Raises:
         UserError: the data set or model does not exist, or another process makes the same table.
-        RunFailed: a training run failed.
+        NotFinite: the loss of a training was not finite. The table has all others, and says so.
+        RunFailed: a training run failed in another way, such as a full disk.
     """
     markdown = plan.out / f"{plan.table}-{plan.data}.md"
     try:
@@ -85,11 +86,18 @@ def _reproduce(plan: Plan, markdown: Path, quiet: bool) -> tuple[Path, Path]:
     write()
     for row in rows:
         for seed in plan.seeds:
-            folder = _train(plan, row, seed, quiet)
+            try:
+                folder = _train(plan, row, seed, quiet)
+            except NotFinite as error:  # the other rows may still be trained
+                row.failures[seed] = str(error).partition(";")[0]
+                write()
+                continue
             with Bars(f"{folder.name}: ", quiet=quiet) as bars:
                 _measure(plan, row, _open(plan, folder), attacks, bars)
             _add_cost(plan, row, folder)
             write()
+    if failed := [why for row in rows for why in row.failed()]:
+        raise NotFinite(f"{markdown} has no figures of the trainings that failed: {'; '.join(failed)}")
     return markdown, document
 
 

@@ -161,8 +161,8 @@ class TrainConfig:
     )
     stop_on_overfitting: bool | None = setting("stop when catastrophic overfitting begins", False)
     monitor_images: int | None = setting(
-        "training images held out to measure clean, FGSM and PGD accuracy; with 0, nothing is measured and no best "
-        "checkpoint is kept",
+        "training images held out to measure clean, FGSM and PGD accuracy, at most a tenth of all; with 0, nothing is "
+        "measured and no best checkpoint is kept",
         512,
         NOT_NEGATIVE,
         digits=64,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rmcla_fast import data as datasets
 from rmcla_fast.data.splits import DataSplits, require_classes
-from rmcla_fast.errors import Interrupted, RunFailed, UserError, need
+from rmcla_fast.errors import Interrupted, NotFinite, RunFailed, UserError, need
 from rmcla_fast.text import shell_word
 from rmcla_fast.training import checkpoint
 from rmcla_fast.training.build import Parts, build, choose_device, choose_recipe, computed_by
@@ -157,7 +157,7 @@ class _Run:
             self.display.say(f"resuming {self.folder} at step {self.at.step} of {self.total_steps}")
         else:
             self.display.say(f"training {config.model} with {config.recipe} on {parts.device}; writing {self.folder}")
-            for remark in remarks(config, self.total_steps):
+            for remark in remarks(config, self.total_steps, len(parts.monitor.labels) if parts.monitor else 0):
                 self.display.say(remark)
         while self.at.epoch < config.epochs:
             self._epoch(stop)
@@ -227,7 +227,7 @@ class _Run:
     def _not_finite(self, what: str, step: int) -> None:
         path = self.folder / checkpoint.LAST
         good = f"the last good checkpoint is {path}" if path.exists() else "there is no checkpoint yet"
-        raise RunFailed(
+        raise NotFinite(
             f"{what} at learning rate {self.parts.schedule.rate(step):.4g}; {good}; "
             f"start another run with a lower --lr, --clip-grad or --skip-nonfinite"
         )

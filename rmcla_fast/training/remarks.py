@@ -17,9 +17,14 @@ def against_protocol(config: ResolvedConfig) -> list[str]:
     ]
 
 
-def remarks(config: ResolvedConfig, total_steps: int) -> list[str]:
-    """Return the sentences that a run of `total_steps` updates says."""
+def remarks(config: ResolvedConfig, total_steps: int, held_out: int) -> list[str]:
+    """Return the sentences that a run says of `total_steps` updates, with `held_out` images to measure on."""
     found = against_protocol(config)
+    if held_out < config.monitor_images:
+        found.append(
+            f"--monitor-images {config.monitor_images:,} are more than a tenth of the training images, so {held_out:,} "
+            "are held out"
+        )
     if config.ema and total_steps <= 1 / (1 - config.ema):
         found.append(
             f"--ema {config.ema} averages over more updates than the {total_steps:,} of this run, so the average stays "
