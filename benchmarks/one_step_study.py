@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -58,6 +59,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "silu": {"recipe": "n-fgsm", **SMOOTH, "model": "{model}-silu"},
 }
 TITLES = {"clean": "clean", "ce20": "CE20", "cw100": "CW100", "apgd": "APGD", "autoattack": "AutoAttack"}
+KINDS = ("average", "weights", "best")
 CURVE = ("epoch", "seconds", "clean", "fgsm", "pgd", "weights_clean", "weights_fgsm", "weights_pgd")
 SETTINGS = ("data_title", "model", "epochs", "epsilon", "images_per_class", "ema", "lr", "precision", "images")
 Job = tuple[str, int]
@@ -143,7 +145,7 @@ def run_job(options: argparse.Namespace, job: Job) -> None:
     }
     path = folder / "study.json"
     known = json.loads(path.read_text())["attacks"] if path.exists() else {}
-    document["attacks"] = {kind: known.get(kind, {}) for kind in options.kinds}
+    document["attacks"] = known | {kind: known.get(kind, {}) for kind in options.kinds}
     best = read(folder / "best.pt")
     document["best"] = {"epoch": best.epoch, "of": best.schedule.best_of, "pgd": best.schedule.best}
     content, asked = read(folder / "checkpoint.pt"), options.attacks.split(",")
@@ -181,7 +183,8 @@ def report(options: argparse.Namespace, results: list[dict[str, Any]]) -> str:
         "standard error of one model's accuracy, which other images of the same kind would give.",
         "",
     ]
-    columns = [(kind, name) for kind in options.kinds for name in TITLES if name in options.attacks.split(",")]
+    measured = {(kind, name) for result in results for kind in KINDS for name in result["attacks"].get(kind, {})}
+    columns = [(kind, name) for kind in KINDS for name in TITLES if (kind, name) in measured]
     heads = [f"{TITLES[name]}, {kind}" for kind, name in columns]
     lines += [f"| variant | passes | seeds | minutes | {' | '.join(heads)} | overfitted from epoch |"]
     lines += ["|---|---|---|---|" + "---|" * (len(heads) + 1)]
@@ -189,8 +192,8 @@ def report(options: argparse.Namespace, results: list[dict[str, Any]]) -> str:
         same = [result for result in results if result["variant"] == variant]
         cells = []
         for kind, name in columns:
-            figures = [result["attacks"][kind][name] for result in same if name in result["attacks"][kind]]
-            if not figures:  # stopped before this attack
+            figures = [found[name] for result in same if name in (found := result["attacks"].get(kind, {}))]
+            if not figures:  # not asked for, or stopped before this attack
                 cells.append("-")
                 continue
             mean = statistics.fmean(figure["accuracy"] for figure in figures)
@@ -202,14 +205,32 @@ def report(options: argparse.Namespace, results: list[dict[str, Any]]) -> str:
             f"| {markdown(variant)} | {same[0]['passes']}F | {len(same)} | {minutes:.1f} | {' | '.join(cells)} | "
             f"{', '.join(first) or 'none'} |"
         )
+    deviations = {column: seed_deviation(results, *column) for column in columns}
+    if any(deviations.values()):
+        shown = [f"{head} {deviations[column]:.1f}" for head, column in zip(heads, columns, strict=True)]
+        lines += ["", f"Standard deviation between seeds, pooled over the variants: {'; '.join(shown)}."]
     text = "\n".join(lines) + "\n"
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    shown = {key: str(value) for key, value in vars(options).items() if key not in ("job", "data_dir", "runs", "out")}
-    document = {"context": about, "settings": shown, "results": results}
+    settings = {
+        key: str(value) for key, value in vars(options).items() if key not in ("job", "data_dir", "runs", "out")
+    }
+    document = {"context": about, "settings": settings, "results": results}
     options.out.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
     options.out.with_suffix(".md").write_text(text)
     draw(options.out.with_suffix(".png"), results)
     return text
+
+
+def seed_deviation(results: list[dict[str, Any]], kind: str, name: str) -> float:
+    """Return the standard deviation of an accuracy between seeds, pooled over the variants; 0 without two seeds."""
+    by_variant: dict[str, list[float]] = {}
+    for result in results:
+        if name in result["attacks"].get(kind, {}):
+            by_variant.setdefault(result["variant"], []).append(result["attacks"][kind][name]["accuracy"])
+    several = [figures for figures in by_variant.values() if len(figures) > 1]
+    freedom = sum(len(figures) - 1 for figures in several)
+    squares = sum(statistics.variance(figures) * (len(figures) - 1) for figures in several)
+    return math.sqrt(squares / freedom) if freedom else 0.0
 
 
 def draw(path: Path, results: Iterable[dict[str, Any]]) -> None:
@@ -258,7 +279,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--images", type=int, default=1000, help="test images that are attacked")
     parser.add_argument("--attacks", default="clean,ce20,apgd")
-    parser.add_argument("--kinds", nargs="+", choices=("average", "weights", "best"), default=["average", "weights"])
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=["average", "weights"])
     parser.add_argument("--batch-size", type=int, default=250, help="of the attacks")
     parser.add_argument("--workers", type=int, default=2, help="processes at the same time")
     parser.add_argument("--job", nargs=2, metavar=("VARIANT", "SEED"), help="run only this job, in this process")
