@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 import rmcla_fast
 from rmcla_fast import augment, recipes
+from rmcla_fast.epsilon import parse_epsilon
+from rmcla_fast.errors import UserError
 from rmcla_fast.training import ExponentialAverage, TrainStep
 from rmcla_fast.training.schedule import Schedule, build_optimizer, set_rate
 
@@ -96,7 +98,7 @@ if __name__ == "__main__":
     parser.add_argument("--data", default="cifar10")
     parser.add_argument("--data-dir")
     parser.add_argument("--model", default="resnet18")
-    parser.add_argument("--epsilon", type=float, default=8 / 255)
+    parser.add_argument("--epsilon", type=parse_epsilon, default=8 / 255, help="such as 8/255 or 0.15")
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=0.1)
@@ -106,4 +108,7 @@ if __name__ == "__main__":
     parser.add_argument("--levels", type=float, nargs="+", default=[45, 48, 50], help="held-out PGD accuracies in %%")
     parser.add_argument("--images", type=int, default=1000, help="test images that are attacked at the end")
     parser.add_argument("--seed", type=int, default=0)
-    main(parser.parse_args())
+    try:
+        main(parser.parse_args())
+    except (UserError, ValueError) as error:  # such as a folder that is missing, or an unknown model
+        raise SystemExit(str(error)) from error

@@ -34,6 +34,7 @@ class Interrupted(RunFailed):
 
     def __init__(self, text: str, signal: int) -> None:
         super().__init__(text)
+        self.signal = signal
         self.exit_code = 128 + signal
 
 

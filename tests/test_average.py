@@ -132,3 +132,12 @@ def test_a_stopped_run_ends_with_the_same_bits(
         for rows in (read_metrics(folder / "metrics.jsonl") for folder in (out, whole))
     )
     assert first == second
+
+
+def test_an_average_of_another_network_is_refused() -> None:
+    model = network()
+    other = nn.Sequential(nn.Flatten(), nn.Linear(64, 7))
+    with pytest.raises(
+        ValueError, match="ema must be an average of this model; its weights and buffers have other shapes"
+    ):
+        TrainStep(model, sgd(model), recipe("n-fgsm"), ema=ExponentialAverage(other, 0.9))

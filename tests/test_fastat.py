@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from run_cases import rmcla
 
 from rmcla_fast import recipes
 from rmcla_fast.attacks.suite import TITLES
-from rmcla_fast.errors import NotFinite, UserError
+from rmcla_fast.errors import Interrupted, NotFinite, UserError
 from rmcla_fast.evaluation.run import open_run
 from rmcla_fast.paper import fastat, fastat_plot, fastat_report, reproduce
 from rmcla_fast.paper.plan import Plan, ReproducedRow, attack_epsilon
@@ -90,7 +91,8 @@ def test_the_models_are_trained_by_the_protocol() -> None:
         chosen = row.config
         assert (chosen.model, chosen.epochs, chosen.precision) == ("resnet18", 3, "bf16")
         assert (chosen.label_smoothing, chosen.ema, chosen.monitor_images) == (0.4, 0.9995, 1000)
-    assert attack_epsilon(Plan("fastat", "digits")) == 8 / 255
+    assert attack_epsilon(Plan("fastat", "digits")) == 0.15  # 8/255 hardly changes a digit
+    assert attack_epsilon(Plan("fastat", "imagenet")) == 8 / 255
 
 
 def test_on_digits_the_table_says_that_nothing_was_published_and_a_second_call_trains_nothing(
@@ -105,7 +107,7 @@ def test_on_digits_the_table_says_that_nothing_was_published_and_a_second_call_t
     assert [row["recipe"] for row in document["rows"]] == list(fastat.RECIPES)
     assert document["published"] == []
     assert document["published_data"] is None
-    assert document["epsilon"] == "8/255"
+    assert document["epsilon"] == "0.15"
     for row in document["rows"]:
         assert list(row["figures"]) == ["clean", "ce10", "ce20", "ce50", "seconds"]  # no memory on a CPU
         assert row["figures"]["seconds"]["ours"] == pytest.approx(60 * row["training_minutes"])
@@ -115,6 +117,8 @@ def test_on_digits_the_table_says_that_nothing_was_published_and_a_second_call_t
         assert said in text
     for option in ("--model resnet18; the run takes small-cnn", "--epochs 100; the run takes 1"):
         assert option in text
+    assert "--monitor-images 1,000 are more than a tenth of the training images, so 143 are held out" in text
+    assert "so the average stays equal to the weights" in text
     assert "published figure" not in text
     assert "| method | recipe | clean | PGD-10 | PGD-20 | PGD-50 | AutoAttack | seconds of training |" in text
     assert text in capsys.readouterr().out
@@ -167,7 +171,7 @@ def test_published_rows_stand_below_ours_without_the_methods_that_are_ours(tmp_p
     table = [line for line in path.read_text().splitlines() if line.startswith("| ")][1:]
     ours, published = table[: len(rows)], table[len(rows) :]
     assert ours[0].startswith("| **N-FGSM, ours** | `n-fgsm` | **79.59 ± 1.00** / 78.59 ± 2.34 / +1.00 | ")
-    assert "| **1942 ± 1** / 1941 ± 42 / +1 | " in ours[0]
+    assert "| **1942 ± 1** / 1941 ± 42 | " in ours[0]
     assert ours[1].startswith("| **ours** | `n-mc-la` | **80.59 ± 1.00** | ")
     assert ours[3].count("pending") == len(fastat.FIGURES)
     names = [line.split(" | ")[0].removeprefix("| ") for line in published]
@@ -275,6 +279,34 @@ def test_a_loss_that_is_not_finite_leaves_the_other_rows(
     assert len(other["figures"]["clean"]["seeds"]) == (2 if seeds else 1)
 
 
+def test_a_stopped_training_names_the_command_that_goes_on_with_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(config: TrainConfig, *, quiet: bool) -> Path:
+        raise Interrupted("stopped by SIGINT at step 3 of 90; go on with: rmcla train --resume", signal.SIGINT)
+
+    monkeypatch.setattr(reproduce, "train", stopped)
+    plan = Plan("fastat", "digits", out=tmp_path)
+    with pytest.raises(
+        Interrupted, match=r"^stopped by SIGINT at step 3 of 90 of \S+; the same command goes on"
+    ) as caught:
+        reproduce._train(plan, rows_of(plan)[0], 0, True)
+    assert caught.value.exit_code == 130
+    assert "rmcla train" not in str(caught.value)
+
+
+@pytest.mark.parametrize("seconds", [(0.31, 0.33), (31.0, 33.0), (2.0, 7.0), (900.0, 3000.0)])
+def test_the_axis_of_seconds_has_numbers(monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, float]) -> None:
+    plan = Plan("fastat", "digits")
+    rows = rows_of(plan)[:2]
+    for row, time in zip(rows, seconds, strict=True):
+        row.ours = {"autoattack": [50.0], "seconds": [time]}
+    (axes,) = figure_of(plan, rows, monkeypatch).axes
+    low, high = axes.get_xlim()
+    texts = [text.get_text() for text in axes.get_xticklabels() if low <= text.get_position()[0] <= high]
+    assert len(set(texts)) > 1, texts
+
+
 def test_nothing_is_drawn_where_there_is_nothing(tmp_path: Path) -> None:
     plan = Plan("fastat", "digits")
     assert fastat_plot.draw(tmp_path / "a.png", plan, rows_of(plan), (), title="title") is None
@@ -290,9 +322,10 @@ def test_the_cost_of_a_run_is_its_seconds_and_the_most_memory(tmp_path: Path) ->
     (tmp_path / "metrics.jsonl").write_text("".join(map(as_line, logged)))
     plan = Plan("fastat")
     row = rows_of(plan)[0]
-    reproduce._add_cost(plan, row, tmp_path)
+    reproduce._add_cost(plan, row, tmp_path, 5000)
     assert row.minutes == [1.5]
     assert row.ours == {"seconds": [90.0], "memory_gib": [1.5]}
+    assert [said.partition(" ")[0] for said in row.remarks] == ["--monitor-images", "--ema"]
 
 
 @pytest.mark.gpu

@@ -16,7 +16,7 @@ from rmcla_fast.attacks import pgd
 from rmcla_fast.errors import RunFailed
 from rmcla_fast.training import train
 from rmcla_fast.training.metrics import read_metrics
-from rmcla_fast.training.monitor import Accuracies, Monitor
+from rmcla_fast.training.monitor import Accuracies, Measured, Monitor
 from rmcla_fast.training.progress import Display
 
 
@@ -92,9 +92,11 @@ def test_the_display_fits_80_columns_and_shows_the_loss_of_a_short_epoch(monkeyp
         with Display(1000, 500) as display:
             if wide:
                 display.update(500, "100/200", 1.65, 12345.0)
-            display.measured(500, "100/200", 1.65, Accuracies(93.75, 78.12, 76.56), 60.0)
+            seen, of_weights = Accuracies(93.75, 78.12, 76.56), Accuracies(93.0, 80.0, 77.0)
+            display.measured(500, "100/200", 1.65, Measured(seen, of_weights), 60.0)
         shown = written.getvalue()
         assert "loss 1.650" in shown
         assert "clean 93.8 FGSM 78.1 PGD 76.6 %" in shown
         assert "…" not in shown
+        assert ("(average; PGD 77.0 % without averaging)" in " ".join(shown.split())) is not wide
         written.truncate(0)

@@ -156,7 +156,17 @@ def test_a_gallery_has_the_names_of_its_classes(first: int, tmp_path: Path, monk
     facts = Facts(num_classes=len(NAMES), channels=1, image_size=(8, 8), train_images=1, classes=NAMES)
     network = NearestGrey()
     run = Run(
-        tmp_path / NAMES[first], "last", 1, RunRecord(options, facts), network, images, labels, len(NAMES), NAMES, {}
+        tmp_path / NAMES[first],
+        "last",
+        1,
+        "average",
+        RunRecord(options, facts),
+        network,
+        images,
+        labels,
+        len(NAMES),
+        NAMES,
+        {},
     )
     figures: list[Any] = []
     monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure) or save(figure, path))

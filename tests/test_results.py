@@ -206,6 +206,13 @@ def test_the_description_names_the_epoch_if_it_is_not_the_last(run: Run) -> None
     assert open_run(run.folder).description.endswith(", r-mc-la (epoch 1 of 30)")
 
 
+def test_the_description_of_the_best_checkpoint_says_what_it_is(run: Run) -> None:
+    assert open_run(run.folder, which="best").description.endswith(" (best, epoch 1 of 1)")
+    averaged = dataclasses.replace(run.record, options=dataclasses.replace(run.record.options, ema=0.9))
+    best = dataclasses.replace(run, which="best", best_of="weights", record=averaged)
+    assert best.description.endswith(" (best, the weights after epoch 1 of 1)")
+
+
 def test_test_images_of_another_shape_are_refused(run: Run, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="was trained on images of 1x8x8; the test images are 3x8x8"):
         open_run(run.folder, data_dir=make_images(tmp_path / "other", mode="RGB"))

@@ -30,6 +30,7 @@ class Run:
         folder: the run folder that `rmcla train` wrote.
         which: the checkpoint that the weights come from, "last" or "best".
         epoch: the number of epochs after which these weights were saved.
+        best_of: whether the best checkpoint is the "average" of the weights or the "weights" themselves.
         record: the options of the run, from its checkpoint.
         model: maps images in [0, 1] to logits.
         images: the test images, uint8 (N, C, H, W) on the CPU.
@@ -43,6 +44,7 @@ class Run:
     folder: Path
     which: str
     epoch: int
+    best_of: str
     record: RunRecord
     model: nn.Module
     images: Tensor
@@ -79,9 +81,15 @@ class Run:
 
     @property
     def early(self) -> str:
-        """Return " (epoch 3 of 30)", or "" if the weights were saved after the last epoch."""
-        epochs = self.record.options.epochs
-        return f" (epoch {self.epoch} of {epochs})" if self.epoch < epochs else ""
+        """Return which checkpoint this is, such as " (best, the average after epoch 3 of 30)" or " (epoch 3 of 30)".
+
+        Return "" for the last checkpoint of a run that is finished.
+        """
+        options = self.record.options
+        when = f"epoch {self.epoch} of {options.epochs}"
+        if self.which == "best":
+            return f" (best, {f'the {self.best_of} after {when}' if options.ema else when})"
+        return f" ({when})" if self.epoch < options.epochs else ""
 
     @property
     def chance(self) -> float:
@@ -165,6 +173,7 @@ def open_run(
         folder,
         which,
         opened.content.epoch,
+        opened.content.schedule.best_of,
         opened.record,
         network,
         test.images,

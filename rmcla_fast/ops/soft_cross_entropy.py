@@ -91,7 +91,8 @@ def soft_cross_entropy(
             float64).
         labels: (B, C) float in any of these dtypes, or (B,) int64 class indices.
         reduction: "mean" over the rows, "sum", or "none".
-        label_smoothing: s, from 0 (the labels as they are) up to but not including 1, as in torch's `cross_entropy`.
+        label_smoothing: s, at least 0 (the labels as they are) and less than 1. The formula is that of torch's
+            `cross_entropy`.
         backend: "reference", "cpu", "triton" or "cuda"; None chooses.
 
     Returns:

@@ -52,9 +52,11 @@ def draw(
 
 def _plain_ticks(axes: Any) -> None:
     """Write seconds as 2,000 and not as a power of ten, and only where there is room."""
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 10 else f"{value:g}")
     low, high = axes.get_xlim()
-    if high / low < 50:
+    if high / low < 3:  # too few round numbers would be on a logarithmic axis
+        axes.set_xscale("linear")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 10 else f"{value:g}")
+    if 3 <= high / low < 50:
         steps = [digit * 10.0**power for power in range(-2, 7) for digit in (1, 1.5, 2, 3, 5, 7)]
         axes.set_xticks([step for step in steps if low <= step <= high])
     axes.minorticks_off()

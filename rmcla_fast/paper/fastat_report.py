@@ -54,7 +54,8 @@ def differences(plan: Plan, rows: Sequence[ReproducedRow]) -> list[str]:
             f"Data: a folder of images with the classes of {TITLES_OF_DATA[data]}, while the benchmark has the "
             "original images. JPEG copies have lost detail, so the published figures are only a guide."
         )
-    found += [f"{sentence}." for sentence in against_protocol(config)]
+    said = next((row.remarks for row in rows if row.remarks), against_protocol(config))
+    found += [f"{sentence}." for sentence in said]
     if config.precision != "fp32":
         found.append(f"Precision: the networks are trained in {config.precision}, while the benchmark has fp32.")
     found.append(
@@ -109,11 +110,13 @@ def title(plan: Plan) -> str:
 def as_markdown(plan: Plan, rows: Sequence[ReproducedRow], shown: Sequence[PublishedRow]) -> str:
     """Return the table. Our rows come first, then the published ones of other methods, the most robust first."""
     columns = list(HEADS)
-    cell = f"Each cell of our rows: ours{' (mean ± standard deviation)' if len(plan.seeds) > 1 else ''}"
+    cell = "Accuracies are in %"
+    if len(plan.seeds) > 1:
+        cell += ", and our figures are means ± standard deviations"
     if published_data(plan):
         cell += (
-            "; where the method was published, also the published figure ± its standard deviation, and the difference. "
-            "Published rows are from the FastAT Benchmark (Pan and Yao, arXiv 2604.22853, 2026)"
+            ". Where the method of our row was published, the published figure ± its standard deviation follows, and "
+            "then the difference. Published rows are from the FastAT Benchmark (Pan and Yao, arXiv 2604.22853, 2026)"
         )
     lines = [
         f"# {title(plan)}",
@@ -163,6 +166,8 @@ def _cell(row: ReproducedRow, name: str, plan: Plan) -> str:
     ours = f"**{_number(name, mean, row.spread(name))}**"
     if known is None:
         return ours
+    if name == "seconds":  # of other hardware
+        return f"{ours} / {_published(row.source, name)}"
     difference = round(mean - known, 2) + 0.0  # a sum, since "-0.00" is no difference
     return f"{ours} / {_published(row.source, name)} / {difference:+{_digits(name)}}"
 

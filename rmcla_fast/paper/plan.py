@@ -95,6 +95,7 @@ class ReproducedRow:
             table of the FastAT Benchmark has seconds of training and GiB of GPU memory, too.
         minutes: the minutes of training, one for each seed.
         failures: why a training failed whose loss was not finite, by seed; such a seed has no figures.
+        remarks: what the training of this row said at its start about its options; none before it is trained.
         strict: our squared gradients for images in [0, 255], one for each seed; only in the table of gradients.
     """
 
@@ -103,6 +104,7 @@ class ReproducedRow:
     ours: dict[str, list[float]] = field(default_factory=dict)
     minutes: list[float] = field(default_factory=list)
     failures: dict[int, str] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
     strict: dict[str, list[float]] = field(default_factory=dict)
 
     @property

@@ -15,7 +15,7 @@ from pathlib import Path
 from rmcla_fast.attacks.gradient_norm import gradient_norm
 from rmcla_fast.attacks.suite import TITLES
 from rmcla_fast.epsilon import format_epsilon
-from rmcla_fast.errors import NotFinite, OutOfMemory, UserError
+from rmcla_fast.errors import Interrupted, NotFinite, OutOfMemory, UserError
 from rmcla_fast.evaluation.progress import Bars
 from rmcla_fast.evaluation.report import write_json, write_text
 from rmcla_fast.evaluation.results import evaluate_run
@@ -28,6 +28,7 @@ from rmcla_fast.paper.report import as_json, as_markdown
 from rmcla_fast.training import TrainConfig, train
 from rmcla_fast.training.config import resolve
 from rmcla_fast.training.metrics import METRICS, read_metrics
+from rmcla_fast.training.remarks import remarks
 
 CIFAR10_IMAGES_PER_CLASS = 5000
 RECIPES = (
@@ -92,9 +93,10 @@ def _reproduce(plan: Plan, markdown: Path, quiet: bool) -> tuple[Path, Path]:
                 row.failures[seed] = str(error).partition(";")[0]
                 write()
                 continue
+            run = _open(plan, folder)
             with Bars(f"{folder.name}: ", quiet=quiet) as bars:
-                _measure(plan, row, _open(plan, folder), attacks, bars)
-            _add_cost(plan, row, folder)
+                _measure(plan, row, run, attacks, bars)
+            _add_cost(plan, row, folder, run.record.facts.train_images)
             write()
     if failed := [why for row in rows for why in row.failed()]:
         raise NotFinite(f"{markdown} has no figures of the trainings that failed: {'; '.join(failed)}")
@@ -190,6 +192,10 @@ def _train(plan: Plan, row: ReproducedRow, seed: int, quiet: bool) -> Path:
     folder = plan.out / "runs" / "-".join(parts)
     try:
         return train(replace(config, seed=seed, out=str(folder), resume=True), quiet=quiet)
+    except Interrupted as stop:  # the message advises a command that goes on with this run alone
+        raise Interrupted(
+            f"{str(stop).partition(';')[0]} of {folder}; the same command goes on from there", stop.signal
+        ) from None
     except OutOfMemory as error:  # the batch size of the training is not among the options
         why = str(error).partition(";")[0]
         raise OutOfMemory(
@@ -202,9 +208,13 @@ def _train(plan: Plan, row: ReproducedRow, seed: int, quiet: bool) -> Path:
         raise UserError(f"{str(error).partition(';')[0]}; the data set is too small for this table") from error
 
 
-def _add_cost(plan: Plan, row: ReproducedRow, folder: Path) -> None:
-    """Add the minutes of a training to the row and, for the benchmark, the other costs that it publishes."""
+def _add_cost(plan: Plan, row: ReproducedRow, folder: Path, train_images: int) -> None:
+    """Add the minutes of a training to the row and, for the benchmark, the other costs that it publishes.
+
+    Add what the training said at its start, too.
+    """
     logged = read_metrics(folder / METRICS)
+    row.remarks = remarks(row.config, logged[-1]["step"], train_images)
     seconds = [one["seconds"] for one in logged if "seconds" in one]
     row.minutes.append(seconds[-1] / 60 if seconds else 0.0)
     if plan.table == FASTAT_TABLE:

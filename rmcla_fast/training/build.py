@@ -141,9 +141,14 @@ def build(config: ResolvedConfig, splits: DataSplits, device: torch.device, worl
     return Parts(device, recipe, model, ema, optimizer, schedule, step, loader, monitor, warm_up_steps, world)
 
 
+def held_out_images(config: ResolvedConfig, train_images: int) -> int:
+    """Return how many of a data set's training images are held out: at most a tenth of them."""
+    return min(config.monitor_images, train_images // 10)
+
+
 def _held_out(config: ResolvedConfig, splits: DataSplits) -> tuple[ImageSet | StreamedSet, ImageSet | None]:
-    """Return (images to train on, held-out images). At most a tenth of the training images are held out."""
-    count = min(config.monitor_images, len(splits.train) // 10)
+    """Return (images to train on, held-out images)."""
+    count = held_out_images(config, len(splits.train))
     if not count:
         return splits.train, None
     if isinstance(splits.train, StreamedSet):

@@ -35,6 +35,10 @@ class ExponentialAverage(nn.Module):
         """Return after how many updates a weight counts for 1/e of what it counted for at first: 1 / (1 - decay)."""
         return round(1 / (1 - self.decay))
 
+    def follows(self, model: nn.Module) -> bool:
+        """Return whether the weights and buffers of the model have the shapes of those that are averaged."""
+        return [one.shape for one in _tensors(self.module)] == [one.shape for one in _tensors(model)]
+
     @torch.no_grad()
     def restart(self, model: nn.Module) -> None:
         """Make the average equal to the model, in place. A run does so while it is shorter than the horizon.

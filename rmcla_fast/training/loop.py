@@ -157,7 +157,7 @@ class _Run:
             self.display.say(f"resuming {self.folder} at step {self.at.step} of {self.total_steps}")
         else:
             self.display.say(f"training {config.model} with {config.recipe} on {parts.device}; writing {self.folder}")
-            for remark in remarks(config, self.total_steps, len(parts.monitor.labels) if parts.monitor else 0):
+            for remark in remarks(config, self.total_steps, self.record.facts.train_images):
                 self.display.say(remark)
         while self.at.epoch < config.epochs:
             self._epoch(stop)
@@ -272,7 +272,7 @@ class _Run:
         if parts.monitor and ((self.at.epoch + 1) % config.monitor_every == 0 or last):
             found = parts.monitor.measure_run(parts.model, None if parts.ema is None else parts.ema.module)
             values.update(found.values())
-            self.display.measured(self.at.step, self._epoch_text(), values["loss"], found.seen, self._seconds_left())
+            self.display.measured(self.at.step, self._epoch_text(), values["loss"], found, self._seconds_left())
             values["overfitting"] = self._overfitting(found.newest)
             best = found.pgd >= self.at.best
             if best:

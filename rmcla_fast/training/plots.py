@@ -33,10 +33,15 @@ def draw_curves(folder: Path) -> Path | None:
     measured = [row for row in epochs if "pgd" in row]
     for name, label in (("clean", "clean"), ("fgsm", "FGSM"), ("pgd", "PGD")):
         right.plot([row["epoch"] for row in measured], [row[name] for row in measured], label=label, marker=".")
+    averaged = [row for row in measured if "weights_pgd" in row]
+    if averaged:
+        epochs_of, accuracies = [row["epoch"] for row in averaged], [row["weights_pgd"] for row in averaged]
+        right.plot(epochs_of, accuracies, label="PGD without averaging", linestyle=":", color="tab:green")
     right.set(xlabel="epoch", ylabel="accuracy on the held-out images in %", ylim=(0, 100))
     if measured:
         right.legend()
     for axis in (left, right):
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
     path = folder / CURVES
     try:

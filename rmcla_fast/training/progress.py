@@ -9,7 +9,7 @@ from types import TracebackType
 
 from rmcla_fast import text
 from rmcla_fast.errors import need
-from rmcla_fast.training.monitor import Accuracies
+from rmcla_fast.training.monitor import Measured
 
 
 class Display:
@@ -44,12 +44,14 @@ class Display:
         self._rate = f" {images_per_second:,.0f} img/s"
         self._bar.update(self._task, completed=step, epoch=epoch, status=self._status(loss))
 
-    def measured(self, step: int, epoch: str, loss: float, seen: Accuracies, seconds_left: float) -> None:
-        """Show the accuracies of a measured epoch, and its mean loss."""
+    def measured(self, step: int, epoch: str, loss: float, found: Measured, seconds_left: float) -> None:
+        """Show the accuracies of a measured epoch, and its mean loss. The bar has no room for those of the weights."""
+        seen, of_weights = found.seen, found.of_weights
         self._accuracies = f" clean {seen.clean:.1f} FGSM {seen.fgsm:.1f} PGD {seen.pgd:.1f} %"
         self._bar.update(self._task, completed=step, epoch=epoch, status=self._status(loss))
         if not self._console.is_terminal:
-            self.say(f"epoch {epoch} {self._status(loss)} {seconds_left:.0f} s left")
+            beside = "" if of_weights is None else f" (average; PGD {of_weights.pgd:.1f} % without averaging)"
+            self.say(f"epoch {epoch} {self._status(loss)}{beside} {seconds_left:.0f} s left")
 
     def _status(self, loss: float) -> str:
         return f"loss {loss:.3f}{self._rate}{self._accuracies}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rmcla_fast.epsilon import parse_epsilon
 from rmcla_fast.options import flag
+from rmcla_fast.training.build import held_out_images
 from rmcla_fast.training.config import ResolvedConfig
 from rmcla_fast.training.protocol import protocol_settings
 
@@ -11,15 +12,25 @@ from rmcla_fast.training.protocol import protocol_settings
 def against_protocol(config: ResolvedConfig) -> list[str]:
     """Return a sentence for each option that differs from what the run's protocol sets."""
     return [
-        f"--protocol {config.protocol} sets {flag(name)} {value}; the run takes {getattr(config, name)}"
+        f"--protocol {config.protocol} sets {_shown(name, value)}; the run takes {_value(name, getattr(config, name))}"
         for name, value in protocol_settings(config.protocol, config.data).items()
         if getattr(config, name) != (parse_epsilon(value) if name == "epsilon" else value)
     ]
 
 
-def remarks(config: ResolvedConfig, total_steps: int, held_out: int) -> list[str]:
-    """Return the sentences that a run says of `total_steps` updates, with `held_out` images to measure on."""
+def _shown(name: str, value: object) -> str:
+    """Return how an option is given: "--epochs 100", "--augment" or "--no-augment"."""
+    return _value(name, value) if isinstance(value, bool) else f"{flag(name)} {value}"
+
+
+def _value(name: str, value: object) -> str:
+    return flag(name if value else f"no_{name}") if isinstance(value, bool) else str(value)
+
+
+def remarks(config: ResolvedConfig, total_steps: int, train_images: int) -> list[str]:
+    """Return the sentences that a run of `total_steps` updates says, on a data set with so many training images."""
     found = against_protocol(config)
+    held_out = held_out_images(config, train_images)
     if held_out < config.monitor_images:
         found.append(
             f"--monitor-images {config.monitor_images:,} are more than a tenth of the training images, so {held_out:,} "

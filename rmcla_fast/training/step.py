@@ -106,6 +106,8 @@ class TrainStep:
         if (precision == "fp16" or skip_nonfinite) and not is_fused(optimizer):
             what = 'precision "fp16"' if precision == "fp16" else "skip_nonfinite"
             raise ValueError(f"{what} needs an optimizer made with fused=True, which can skip an update by itself")
+        if ema is not None and not ema.follows(model):
+            raise ValueError("ema must be an average of this model; its weights and buffers have other shapes")
         device = next(model.parameters()).device
         self.model, self.optimizer, self.recipe, self.ema = model, optimizer, recipe, ema
         self.calls = 0
