@@ -57,6 +57,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "fgsm-rs": {"recipe": "fgsm-rs"},
     "cutmix": {"recipe": "n-fgsm", **SMOOTH, "cutmix": True},
     "silu": {"recipe": "n-fgsm", **SMOOTH, "model": "{model}-silu"},
+    "silu, hard labels": {"recipe": "n-fgsm", "model": "{model}-silu"},
 }
 TITLES = {"clean": "clean", "ce20": "CE20", "cw100": "CW100", "apgd": "APGD", "autoattack": "AutoAttack"}
 KINDS = ("average", "weights", "best")
