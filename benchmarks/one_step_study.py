@@ -54,6 +54,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "n-fgsm-la, beta 30": {"recipe": "n-fgsm-la", "beta": 30.0},
     "n-fgsm-la, beta 30, smoothed": {"recipe": "n-fgsm-la", "beta": 30.0, **SMOOTH},
     "batch statistics": {"recipe": "n-fgsm,attack_mode=train", **SMOOTH},
+    "fgsm": {"recipe": "fgsm-rs,start_ratio=0"},
     "fgsm-rs": {"recipe": "fgsm-rs"},
     "cutmix": {"recipe": "n-fgsm", **SMOOTH, "cutmix": True},
     "silu": {"recipe": "n-fgsm", **SMOOTH, "model": "{model}-silu"},
