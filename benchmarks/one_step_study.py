@@ -207,11 +207,10 @@ def report(options: argparse.Namespace, results: list[dict[str, Any]]) -> str:
             error = statistics.fmean(figure["standard_error"] for figure in figures)
             cells.append(f"{mean:.1f} ± {error:.1f}")
         minutes = statistics.fmean(result["seconds"] for result in same) / 60
-        first = [str(result["overfitted"][0]) for result in same if result["overfitted"]]
-        lines.append(
-            f"| {markdown(variant)} | {same[0]['passes']}F | {len(same)} | {minutes:.1f} | {' | '.join(cells)} | "
-            f"{', '.join(first) or 'none'} |"
-        )
+        first = ", ".join(str(result["overfitted"][0]) for result in same if result["overfitted"])
+        overfitted = f"{first.count(',') + 1} of {len(same)}: {first}" if first else "none"
+        cells = [markdown(variant), f"{same[0]['passes']}F", str(len(same)), f"{minutes:.1f}", *cells, overfitted]
+        lines.append(f"| {' | '.join(cells)} |")
     deviations = {column: seed_deviation(results, *column) for column in columns}
     if any(deviations.values()):
         shown = [f"{head} {deviations[column]:.1f}" for head, column in zip(heads, columns, strict=True)]
