@@ -240,26 +240,32 @@ def seed_deviation(results: list[dict[str, Any]], kind: str, name: str) -> float
 
 
 def draw(path: Path, results: Iterable[dict[str, Any]]) -> None:
-    """Draw the held-out PGD accuracy of the average (the weights dotted) over passes and over minutes, first seed."""
+    """Draw the first seed's PGD accuracy of the average on held-out images, over passes and over minutes.
+
+    If there are few variants, that of the weights is drawn too.
+    """
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(13, 6), sharey=True, layout="constrained")
+    figure, axes = pyplot.subplots(1, 2, figsize=(14, 6), sharey=True, layout="constrained")
     firsts = {result["variant"]: result for result in reversed(list(results))}
+    with_weights = len(firsts) <= 6  # more lines cannot be told apart
     for number, (variant, result) in enumerate(reversed(firsts.items())):
         curve = [row for row in result["curve"] if "pgd" in row]
         color = pyplot.colormaps["tab20"](number % 20)
         scales = ([row["epoch"] * result["passes"] for row in curve], [row["seconds"] / 60 for row in curve])
         for axis, places in zip(axes, scales, strict=True):
             axis.plot(places, [row["pgd"] for row in curve], color=color, label=variant)
-            axis.plot(places, [row.get("weights_pgd") for row in curve], color=color, linestyle=":", linewidth=0.8)
-    axes[0].set(xlabel="forward passes per image", ylabel="PGD accuracy on held-out images in % (dotted: weights)")
+            if with_weights:
+                axis.plot(places, [row.get("weights_pgd") for row in curve], color=color, linestyle=":", linewidth=0.8)
+    dotted = " (dotted: weights)" if with_weights else ", average"
+    axes[0].set(xlabel="forward passes per image", ylabel=f"PGD accuracy on held-out images in %{dotted}")
     axes[1].set(xlabel="minutes of training")
     for axis in axes:
         axis.grid(alpha=0.3)
-    axes[1].legend(fontsize=8)
+    figure.legend(*axes[1].get_legend_handles_labels(), fontsize=8, loc="outside right upper")
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
