@@ -295,8 +295,8 @@ screen() {
   }
   DATA=${DATA:-$work/data}
   TORCHINDUCTOR_COMPILE_THREADS=4 study screen --epochs 16 --monitor-every 8 --workers 3 --images 1000 --kinds average \
-    --attacks clean,ce20,cw100 --variants n-fgsm "silu, hard labels" "n-fgsm-la, beta 30" \
-    "n-fgsm, smoothed" silu "batch statistics"
+    --attacks clean,ce20,cw100 --variants n-fgsm "silu, hard labels" silu \
+    "n-fgsm, smoothed" "n-fgsm-la, beta 30" "batch statistics"
   wait "$testing" || failed+=("tests-screen: $?")
   tail -n 14 "$raw/tests-screen.log" | cut -c1-200
   archive
