@@ -213,7 +213,8 @@ def report(options: argparse.Namespace, results: list[dict[str, Any]]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     deviations = {column: seed_deviation(results, *column) for column in columns}
     if any(deviations.values()):
-        shown = [f"{head} {deviations[column]:.1f}" for head, column in zip(heads, columns, strict=True)]
+        both = zip(heads, deviations.values(), strict=True)
+        shown = [f"{head} {deviation:.1f}" for head, deviation in both if deviation]
         lines += ["", f"Standard deviation between seeds, pooled over the variants: {'; '.join(shown)}."]
     text = "\n".join(lines) + "\n"
     options.out.parent.mkdir(parents=True, exist_ok=True)
