@@ -12,6 +12,7 @@ import pytest
 from run_cases import ROOT, python
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import one_step_report
 import one_step_study
 
 
@@ -99,4 +100,4 @@ def test_the_deviation_between_seeds_is_pooled(figures: dict[str, list[float]], 
         for variant, accuracies in figures.items()
         for accuracy in accuracies
     ]
-    assert one_step_study.seed_deviation(found, "average", "ce20") == pytest.approx(expected, abs=1e-3)
+    assert one_step_report.seed_deviation(found, "average", "ce20") == pytest.approx(expected, abs=1e-3)

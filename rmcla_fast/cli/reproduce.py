@@ -17,8 +17,7 @@ def command(plan: Plan) -> None:
     Writes FOLDER/TABLE-DATA.md and .json after every model, and for fastat a picture, FOLDER/fastat-DATA.png.
     The runs are in FOLDER/runs. After Ctrl-C, the same command continues.
     """
-    table = f"{plan.out}/{plan.table}-{plan.data}"
-    files = f"{table}.md, .json and .png" if plan.table == FASTAT_TABLE else f"{table}.md and .json"
+    files = f"{plan.markdown}, .json and .png" if plan.table == FASTAT_TABLE else f"{plan.markdown} and .json"
     begin = f"{plan.table} on {plan.data}; writes {files}, and the runs in {plan.out}/runs"
     say(new_console(stderr=True), begin)
     try:
@@ -35,5 +34,4 @@ def command(plan: Plan) -> None:
 
 
 def _show(plan: Plan) -> None:
-    markdown = plan.out / f"{plan.table}-{plan.data}.md"
-    new_console().print(markdown.read_text(encoding="utf-8"), soft_wrap=True)
+    new_console().print(plan.markdown.read_text(encoding="utf-8"), soft_wrap=True)

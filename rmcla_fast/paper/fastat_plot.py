@@ -55,10 +55,10 @@ def _plain_ticks(axes: Any) -> None:
     low, high = axes.get_xlim()
     if high / low < 3:  # too few round numbers would be on a logarithmic axis
         axes.set_xscale("linear")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 10 else f"{value:g}")
-    if 3 <= high / low < 50:
+    elif high / low < 50:
         steps = [digit * 10.0**power for power in range(-2, 7) for digit in (1, 1.5, 2, 3, 5, 7)]
         axes.set_xticks([step for step in steps if low <= step <= high])
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 10 else f"{value:g}")
     axes.minorticks_off()
 
 

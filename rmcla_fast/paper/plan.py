@@ -79,6 +79,11 @@ class Plan:
             object.__setattr__(self, "data", default_data(self.table))  # the class is frozen
 
     @property
+    def markdown(self) -> Path:
+        """Return the path of the table as Markdown, OUT/TABLE-DATA.md; its other files are beside it."""
+        return self.out / f"{self.table}-{self.data}.md"
+
+    @property
     def protocol(self) -> str | None:
         """Return the protocol that the models of the table are trained by; None for the paper's tables."""
         return "fastat" if self.table == FASTAT_TABLE else None

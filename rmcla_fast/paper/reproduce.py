@@ -64,7 +64,7 @@ def reproduce(plan: Plan, *, quiet: bool = True) -> tuple[Path, Path]:
         NotFinite: the loss of a training was not finite. The table has all others, and says so.
         RunFailed: a training run failed in another way, such as a full disk.
     """
-    markdown = plan.out / f"{plan.table}-{plan.data}.md"
+    markdown = plan.markdown
     try:
         with locked(markdown.with_name(f".{markdown.name}.lock")):
             return _reproduce(plan, markdown, quiet)
