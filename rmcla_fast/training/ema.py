@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from rmcla_fast.adversarial_example import writable
+from rmcla_fast.any_model import writable
 
 
 class ExponentialAverage(nn.Module):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rmcla_fast.adversarial_example import writable
+from rmcla_fast.any_model import writable
 
 GROWTH_INTERVAL = 2000
 FIRST_SCALE = 2.0**16
