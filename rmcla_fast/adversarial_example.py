@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from rmcla_fast.any_model import (
     Forward,
     attack_mode,
+    check_model,
     check_pixels_once,
     image_gradient,
     logits_of,
@@ -72,7 +73,8 @@ def adversarial_example(
         TypeError, ValueError: an argument of the wrong kind, shape, dtype or device; target "mosa" or "mix" for a model
             whose last `nn.Linear` is not its classifier; on a CPU also a label outside [0, classes).
     """
-    check(model, images, labels, recipe)
+    check_model(model)
+    check(images, labels, recipe)
     check_pixels_once(images, model)
     run, dtype = outside_inference_mode(model), weight_dtype(model)
 
@@ -178,14 +180,12 @@ def first_images(images: Tensor, recipe: Recipe, sizes: Radii, rng: Tensor) -> T
 
 def standard_normal(shape: torch.Size, rng: Tensor) -> Tensor:
     """Return standard normal float32 numbers: the Box-Muller transform of pairs of counter-based uniform numbers."""
-    uniform = random_start(torch.zeros(2, *shape, device=rng.device), 0.5, rng=rng) + 0.5  # [0, 1), exactly
+    uniform = random_start(torch.zeros(2, *shape, dtype=torch.float32, device=rng.device), 0.5, rng=rng) + 0.5  # [0, 1), exactly
     return (-2 * torch.log1p(-uniform[0])).sqrt() * torch.cos(2 * torch.pi * uniform[1])
 
 
-def check(model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe) -> None:
+def check(images: Tensor, labels: Tensor, recipe: Recipe) -> None:
     """Check what the operators do not check. Without an attack they do not run at all."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
     if not isinstance(recipe, Recipe):
         raise TypeError(
             f"recipe must be a Recipe, as rmcla_fast.recipes.get(name) gives it; got {type(recipe).__name__}"

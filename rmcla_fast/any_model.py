@@ -13,12 +13,24 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 Forward = Callable[[Tensor], Tensor]
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 _checked_owners: weakref.WeakSet[object] = weakref.WeakSet()  # whose first images on a GPU were looked at
+
+
+def check_model(model: object) -> None:
+    """Raise TypeError unless the model is an `nn.Module`, and ValueError if its weights hold no numbers yet."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, UninitializedParameter):
+            raise ValueError(f"model must have weights; {name} is not initialised before a first batch has run")
+        if parameter.is_meta:
+            raise ValueError(f"model must have weights; {name} is on the meta device, which holds no numbers")
 
 
 def weight_dtype(model: nn.Module) -> torch.dtype | None:
@@ -142,13 +154,14 @@ def attack_mode(model: nn.Module, mode: str) -> Iterator[None]:
     of frozen batch norms. No value is read on the host, so that a CUDA graph can be captured.
     `attacks.checked_model.untouched` uses this function, and restores more.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    if mode == "eval" or not model.training:
+    # A frozen scripted module has no mode.
+    modes = [(module, module.training) for module in model.modules() if hasattr(module, "training")]
+    if mode == "eval" or not getattr(model, "training", False):
         set_mode(model, mode == "train")
     # A module may also replace its buffers, register more of them, or fill those that were None. A scripted one cannot.
-    eager = [module for module, _ in modes if not isinstance(module, torch.jit.ScriptModule)]
+    eager = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
     held = [(module, dict(module._buffers)) for module in eager]
-    moving = [buffer for module, _ in modes for buffer in _moving_buffers(module)]
+    moving = [buffer for module in model.modules() for buffer in _moving_buffers(module)]
     before = [buffer.detach().clone() for buffer in moving]
     try:
         yield

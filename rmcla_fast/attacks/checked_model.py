@@ -15,7 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rmcla_fast.any_model import attack_mode, image_gradient, logits_of, outside_inference_mode, own_inputs, weight_dtype
+from rmcla_fast.any_model import (
+    attack_mode,
+    check_model,
+    image_gradient,
+    logits_of,
+    outside_inference_mode,
+    own_inputs,
+    weight_dtype,
+)
 from rmcla_fast.ops.tensors import finite_rows
 from rmcla_fast.precision import PRECISIONS, check_precision, require_precision
 
@@ -51,8 +59,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     would leave it behind. The global random states, the gradient mode and the trace function are restored, too, since
     the libraries set all of them. All of this happens after an error as well.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
+    check_model(model)
     # `outside_inference_mode` copies weights that were made in inference mode, and nothing may change the weights.
     own = [one for one in model.parameters() if not one.is_inference()]
     parameters = [(one, one.data, one.requires_grad, one.grad) for one in own]
@@ -103,7 +110,7 @@ class CheckedModel(nn.Module):
                     f"precision {precision!r} needs weights in float32 or {PRECISIONS[precision]}; the model's are "
                     f"{self.dtype}, which precision 'fp32' uses as they are"
                 )
-        self.train(model.training)
+        self.training = getattr(model, "training", False)  # not by `train`, which an exported program refuses
 
     def device_for(self, images: Tensor) -> torch.device:
         """Return the device of the model, or that of the images if the model has no parameter."""

@@ -24,6 +24,7 @@ BACKENDS = ("reference", "cpu", "triton", "cuda")
 
 _library = torch.library.Library("rmcla_fast", "DEF")
 _operators: dict[str, dict[str, Callable[..., Any]]] = {}
+_references: dict[str, Callable[..., Any]] = {}
 _resolved: dict[tuple[str, str | None], str] = {}
 _from_environment = os.environ.get("RMCLA_BACKEND") or None
 _triton_installed = importlib.util.find_spec("triton") is not None
@@ -41,15 +42,15 @@ def define(stem: str, name: str, schema: str, fake: Callable[..., Any]) -> None:
     """
     base, _, overload = name.partition(".")
     function = f"{base}_{overload}" if overload else base
-    reference = getattr(importlib.import_module(f"rmcla_fast.reference.{stem}"), function)
+    plain = _references[name] = getattr(importlib.import_module(f"rmcla_fast.reference.{stem}"), function)
 
     def triton(*args: Any, **kwargs: Any) -> Any:
         return getattr(importlib.import_module(f"rmcla_fast.triton_kernels.{stem}"), function)(*args, **kwargs)
 
     suffix = f".{overload}" if overload else ""
     for qualified, implementation in {
-        name: reference,
-        f"{base}_reference{suffix}": reference,
+        name: plain,
+        f"{base}_reference{suffix}": plain,
         f"{base}_triton{suffix}": triton,
     }.items():
         _library.define(qualified + schema)
@@ -77,6 +78,21 @@ def choose(name: str, tensor: Tensor, backend: str | None) -> Callable[..., Any]
     """
     device_type = "cpu" if tensor.is_cpu else tensor.device.type  # `is_cpu` takes less time than `device.type`
     return _operators[name][resolve(device_type, backend)]
+
+
+@torch.compiler.assume_constant_result
+def inside_transform() -> bool:
+    """Return whether a transform of torch.func runs, such as `grad` or `vmap`.
+
+    These transforms need plain torch: they take no `autograd.Function` of this kind, and no operator with an optional
+    output.
+    """
+    return bool(torch._C._are_functorch_transforms_active())
+
+
+def reference(name: str) -> Callable[..., Any]:
+    """Return the function in plain torch that the operator `name` has as its reference."""
+    return _references[name]
 
 
 @torch.compiler.assume_constant_result  # so that torch.compile does not trace the look-up

@@ -16,6 +16,7 @@ from torch import Tensor
 from rmcla_fast import data as datasets
 from rmcla_fast.data.splits import DataSplits, require_classes
 from rmcla_fast.errors import Interrupted, NotFinite, RunFailed, UserError, need
+from rmcla_fast.pictures import import_matplotlib
 from rmcla_fast.text import shell_word
 from rmcla_fast.training import checkpoint
 from rmcla_fast.training.build import Parts, build, choose_device, choose_recipe, computed_by
@@ -81,7 +82,8 @@ def _train(folder: Path, asked: TrainConfig, quiet: bool) -> None:
     config = dataclasses.replace(config, threads=threads)
     settings = torch_settings(device, threads, config.deterministic)
     with settings, joined(device) as world, reported(config, world.size):
-        for module in ("matplotlib", "rich", "torch.utils.tensorboard"):  # now, and not after hours of work
+        import_matplotlib("a run")  # this and the others now, and not after hours of work
+        for module in ("rich", "torch.utils.tensorboard"):
             need(module, "train", "a run")
         choose_recipe(config)
         splits = _load(config, world, quiet)

@@ -18,7 +18,7 @@ from rmcla_fast.training.torch_settings import not_deterministic
 
 def check_evaluation(model: nn.Module, name: str, splits: DataSplits, device: torch.device) -> None:
     """Raise UserError if the model cannot be evaluated on an image, or has another number of classes than the data."""
-    image = torch.zeros(1, *splits.train.shape, device=device)
+    image = torch.zeros(1, *splits.train.shape, dtype=torch.float32, device=device)
     with _as_user_error(name, f"take images of shape {tuple(image.shape)}"), checked(model) as asked, torch.no_grad():
         logits = asked(image)
     wanted = (1, splits.num_classes)

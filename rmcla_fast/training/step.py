@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rmcla_fast.adversarial_example import check
-from rmcla_fast.any_model import check_pixels_once, set_mode
+from rmcla_fast.any_model import check_model, check_pixels_once, set_mode
 from rmcla_fast.cuda_graph import CapturedUpdate, CaptureFailed, first_line, is_fused, resolve_capture
 from rmcla_fast.errors import UserError
 from rmcla_fast.ops import checks
@@ -87,7 +87,8 @@ class TrainStep:
         skip_nonfinite: bool = False,
         accumulate: int = 1,
     ) -> None:
-        kinds = {"model": nn.Module, "optimizer": torch.optim.Optimizer, "recipe": Recipe, "seed": int}
+        check_model(model)
+        kinds = {"optimizer": torch.optim.Optimizer, "recipe": Recipe, "seed": int}
         kinds |= {"accumulate": int} | ({} if ema is None else {"ema": ExponentialAverage})
         given = locals()
         for name, kind in kinds.items():
@@ -174,7 +175,7 @@ class TrainStep:
         """Check a batch, and put the model into training mode."""
         if torch.is_inference_mode_enabled():
             raise ValueError("a model cannot be trained inside torch.inference_mode, which records no gradients")
-        check(self.model, images, labels, self.recipe)
+        check(images, labels, self.recipe)
         if len(images) == 0:
             raise ValueError("images must hold at least one image; got an empty batch")
         checks.same_device("images", images, self.rng, "the model")
