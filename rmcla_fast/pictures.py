@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from types import ModuleType
 from typing import Any
 
@@ -25,6 +26,8 @@ def import_matplotlib(purpose: str) -> ModuleType:
         return need("matplotlib", "train", purpose)
     except ValueError:
         named = os.environ.pop(BACKEND, None)
+        for loaded in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+            del sys.modules[loaded]  # the parts of the import that failed know nothing of the next one
         try:
             return need("matplotlib", "train", purpose)
         finally:

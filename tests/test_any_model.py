@@ -325,9 +325,7 @@ def test_inference_mode_changes_nothing(door: str, inside: bool) -> None:
         found = DOORS[door](model, *images_and_labels())
         assert all(parameter.requires_grad for parameter in model.parameters())
     torch.testing.assert_close(torch.as_tensor(found), torch.as_tensor(expected))
-    torch.testing.assert_close(
-        torch.as_tensor(DOORS[door](model, *images_and_labels())), torch.as_tensor(expected)
-    )
+    torch.testing.assert_close(torch.as_tensor(DOORS[door](model, *images_and_labels())), torch.as_tensor(expected))
 
 
 @pytest.mark.parametrize("door", ["standard", "r-mc-la", "trades"])

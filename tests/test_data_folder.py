@@ -52,7 +52,7 @@ def test_what_is_left_out_of_a_folder_is_said_for_each_split(folder: Path) -> No
         path.write_bytes(b"")
     (train / "cat" / ".DS_Store").write_bytes(b"")  # what a system leaves behind is not worth a word
     (test / "cat" / "a.avif").write_bytes(b"")
-    with pytest.warns(UserWarning) as said:
+    with pytest.warns(UserWarning, match="left out") as said:
         assert len(data.load("folder", folder).train) == 6
     texts = [str(one.message) for one in said]
     assert len(texts) == 2

@@ -37,7 +37,7 @@ TRAIN = ("train", "--data", "digits", "--images-per-class", "20", "--epochs", "1
         {"MPLBACKEND": NOTEBOOK},
         {"HOME": None, "MPLCONFIGDIR": "/proc/nowhere", "XDG_CACHE_HOME": "/proc/nowhere"},
         {"TMPDIR": "/nowhere", "TERM": "dumb", "COLUMNS": "1"},
-        {"TORCHINDUCTOR_CACHE_DIR": "/proc/nowhere", "TRITON_CACHE_DIR": "/proc/nowhere"},
+        {"TRITON_CACHE_DIR": "/proc/nowhere"},
         {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONWARNINGS": "error"},
     ],
     ids=lambda environment: next(iter(environment)),
@@ -50,11 +50,16 @@ def test_a_run_and_its_picture_need_nothing_of_the_environment(
     assert (tmp_path / "run" / "curves.png").exists()
 
 
+def test_a_cache_that_torch_cannot_write_is_named_with_its_variable(tmp_path: Path) -> None:
+    done = rmcla(tmp_path, *TRAIN, TORCHINDUCTOR_CACHE_DIR="/proc/nowhere")
+    assert done.returncode == 2
+    said = "rmcla: /proc/nowhere cannot be used: No such file or directory; set TORCHINDUCTOR_CACHE_DIR, which names it"
+    assert done.stderr == f"{said}, to another one\n"
+
+
 def test_pictures_of_an_evaluation_need_no_backend(tmp_path: Path) -> None:
     assert rmcla(tmp_path, *TRAIN).returncode == 0
-    done = rmcla(
-        tmp_path, "compare", "run", "--attacks", "clean,fgsm", "--out", "compared", MPLBACKEND=NOTEBOOK
-    )
+    done = rmcla(tmp_path, "compare", "run", "--attacks", "clean,fgsm", "--out", "compared", MPLBACKEND=NOTEBOOK)
     assert done.returncode == 0, done.stderr
     assert list((tmp_path / "compared").glob("*.png"))
 

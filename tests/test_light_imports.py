@@ -1,4 +1,4 @@
-"""`import rmcla_fast` takes little time, since it imports torch and the standard library alone; `rmcla` adds typer, rich.
+"""`import rmcla_fast` takes little time: it imports torch and the standard library; `rmcla` adds typer and rich.
 
 Nothing is timed here. `benchmarks/bench_import.py` measures the milliseconds.
 """

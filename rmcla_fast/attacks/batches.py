@@ -75,7 +75,11 @@ def _use_faster_layout(model: CheckedModel, examples: Examples) -> torch.memory_
     A large network on small images is slower in it, such as preact-resnet18 on 16 images of 16x16, and keeps its own.
     """
     _, channels, height, width = examples.images.shape
-    filters = [(parameter, parameter.data) for parameter in model.parameters() if parameter.dim() == 4 and not parameter.is_inference()]
+    filters = [
+        (parameter, parameter.data)
+        for parameter in model.parameters()
+        if parameter.dim() == 4 and not parameter.is_inference()
+    ]
     large = sum(data.numel() for _, data in filters) > MANY_WEIGHTS and height * width < MANY_PIXELS
     if examples.device.type != "cpu" or channels == 1 or large or not len(examples):
         return torch.contiguous_format

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from rmcla_fast.adversarial_example import check_images_and_labels

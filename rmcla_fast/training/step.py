@@ -96,7 +96,9 @@ class TrainStep:
                 raise TypeError(f"{name} must be of type {kind.__name__}; got {type(given[name]).__name__}")
         trained = {one for one in model.parameters() if one.requires_grad}
         if not trained:
-            raise ValueError("model must have parameters that require gradients; it has none, so nothing can be trained")
+            raise ValueError(
+                "model must have parameters that require gradients; it has none, so nothing can be trained"
+            )
         if trained.isdisjoint(one for group in optimizer.param_groups for one in group["params"]):
             raise ValueError("optimizer must hold parameters of model that require gradients; it holds none of them")
         check_precision(precision)
