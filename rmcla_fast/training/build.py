@@ -108,8 +108,8 @@ def build(config: ResolvedConfig, splits: DataSplits, device: torch.device, worl
         raise UserError(f"model {config.model} has nothing to train, since none of its weights requires a gradient")
     schedule = Schedule(config.schedule, config.lr, config.epochs * updates)
     optimizer = build_optimizer(model, schedule.rate(0), config.momentum, config.weight_decay)
-    ema = ExponentialAverage(model, config.ema) if config.ema else None
     try:
+        ema = ExponentialAverage(model, config.ema) if config.ema else None
         step = TrainStep(
             world.wrap(model, device),
             optimizer,
