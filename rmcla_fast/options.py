@@ -10,6 +10,7 @@ import math
 import types
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from rmcla_fast.errors import UserError
@@ -127,8 +128,10 @@ def check(options: Any) -> None:
 def plain(value: Any) -> Any:
     """Return a value of a subclass as one of bool, int, float or str itself: a NumPy float or a text enum, for example.
 
-    A checkpoint is read without running code, and so holds only these.
+    A path becomes text. A checkpoint is read without running code, and so holds only these.
     """
+    if isinstance(value, Path):
+        return str(value)
     for kind in (bool, int, float, str):
         if isinstance(value, kind):
             return kind.__str__(value) if kind is str else kind(value)
