@@ -51,14 +51,15 @@ class MixedImages:
         """Return the images at `index`, where a row from the size of the training set on is an extra image.
 
         A GPU would have to wait for the number of either kind. So both sets give a whole batch, in which their last or
-        first image stands in the place of each image of the other set.
+        first image stands in the place of each image of the other set, and the rows choose between the two.
         """
         own = self._own.batch(*(rows.clamp(max=self._count - 1) for rows in (index, on_device)))
         extra = self._extra.batch(*((rows - self._count).clamp(min=0) for rows in (index, on_device)))
         is_extra = on_device >= self._count
-        chosen = torch.where(is_extra[:, None, None, None], extra.images[extra.rows], own.images[own.rows])
-        rows = torch.arange(len(on_device), device=on_device.device)
-        return Source(chosen.contiguous(), rows, torch.where(is_extra, extra.labels, own.labels))
+        # `index_select` gives contiguous images, as `augment` takes them, also of images whose bytes are (N, H, W, C).
+        both = torch.cat([part.images.index_select(0, part.rows) for part in (own, extra)])
+        rows = torch.arange(len(index), device=on_device.device) + len(index) * is_extra
+        return Source(both, rows, torch.where(is_extra, extra.labels, own.labels))
 
 
 def _fits(images: Tensor, device: torch.device) -> bool:
