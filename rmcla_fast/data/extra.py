@@ -7,6 +7,7 @@ Images that are stored as they are (`np.savez`) are memory-mapped from where the
 from __future__ import annotations
 
 import math
+import os
 import struct
 import zipfile
 from collections.abc import Iterator
@@ -49,7 +50,7 @@ class _Array:
         return f"{shortened(str(self.dtype)).strip(chr(39))} {self.shape}"
 
 
-def load_extra(path: Path, splits: DataSplits, *, progress: Progress | None = None) -> ExtraSet:
+def load_extra(path: str | Path, splits: DataSplits, *, progress: Progress | None = None) -> ExtraSet:
     """Return the images (N, C, H, W) and labels of an .npz file, for training beside those of a data set.
 
     The file is read once, to compare it with its checksums. It must not be changed while the images are used.
@@ -63,6 +64,7 @@ def load_extra(path: Path, splits: DataSplits, *, progress: Progress | None = No
         UserError: a file that is missing, damaged, no .npz file, or without these arrays; images of another type, size
             or number of channels; labels of another type or number, or outside [0, num_classes); no image at all.
     """
+    path = Path(os.path.expanduser(path))
     try:
         _require_archive(path)
         with zipfile.ZipFile(path) as archive:

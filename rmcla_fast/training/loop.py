@@ -105,7 +105,7 @@ def _load(config: ResolvedConfig, world: World, quiet: bool) -> DataSplits:
         progress=progress,
     )
     if config.extra_data is not None:
-        extra = datasets.load_extra(Path(config.extra_data), splits, progress=progress)
+        extra = datasets.load_extra(config.extra_data, splits, progress=progress)
         splits = dataclasses.replace(splits, extra=extra)
     if world.is_main:
         world.wait()
