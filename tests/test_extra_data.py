@@ -185,8 +185,8 @@ CASES: list[tuple[Callable[[Path], Any], str]] = [
     (of_shape(0, 8, 8, 1), "DATA/more.npz has no images"),
     (lambda path: write_extra(path, image=np.uint8(3)), BYTES),
     (lambda path: write_extra(path, image=np.zeros(3, "u1,f4")), BYTES),
-    (pickled, "is object (1,); arrays of Python objects are never read"),
-    (pickled_labels, "is object (300,); arrays of Python objects are never read; one integer for each image"),
+    (pickled, "is object (1,), a pickle, which is never read; bytes from 0 to 255"),
+    (pickled_labels, "is object (300,), a pickle, which is never read; one integer for each image"),
     (lambda path: write_extra(path, label=np.zeros(299, int)), "the array label of DATA/more.npz is int64 (299,); one"),
     (lambda path: write_extra(path, label=np.zeros((300, 10), int)), "one integer for each image is needed, (300,)"),
     (lambda path: write_extra(path, label=np.zeros(300)), "is float64 (300,); one integer for each image is needed"),
@@ -268,6 +268,20 @@ def test_a_header_that_claims_another_size_is_refused(method: int, shape: tuple[
     with pytest.raises(UserError, match=r"more\.npz is damaged or cut short \((image.npy|bad character)"):
         load_extra(path, DIGITS)
     assert not (tmp_path / CACHE).exists()
+
+
+def test_content_that_ends_early_is_refused(tmp_path: Path) -> None:
+    """The archive claims a byte more of compressed labels than there are, with the checksum of those that are there."""
+    path = tmp_path / "more.npz"
+    with zipfile.ZipFile(write_extra(path, 5, np.savez_compressed)) as archive:
+        size = archive.getinfo("label.npy").file_size
+        images, labels = archive.read("image.npy"), archive.read("label.npy")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("image.npy", images)
+        archive.writestr("label.npy", labels[:-8])
+        archive.getinfo("label.npy").file_size = size
+    with pytest.raises(UserError, match=r"damaged or cut short \(label.npy ends early\)"):
+        load_extra(path, DIGITS)
 
 
 def test_a_cache_that_cannot_be_written_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ import torch
 from rmcla_fast.data.cache import Progress, cached
 from rmcla_fast.data.splits import DataSplits, ExtraSet
 from rmcla_fast.errors import UserError
+from rmcla_fast.options import QUOTES
 from rmcla_fast.schema import shortened
 
 IMAGE, LABEL = "image", "label"
@@ -47,7 +48,8 @@ class _Array:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def __str__(self) -> str:
-        return f"{shortened(str(self.dtype)).strip(chr(39))} {self.shape}"
+        pickled = ", a pickle, which is never read" if self.dtype.hasobject else ""
+        return f"{shortened(str(self.dtype)).strip(QUOTES)} {self.shape}{pickled}"
 
 
 def load_extra(path: str | Path, splits: DataSplits, *, progress: Progress | None = None) -> ExtraSet:
@@ -66,12 +68,15 @@ def load_extra(path: str | Path, splits: DataSplits, *, progress: Progress | Non
     """
     path = Path(os.path.expanduser(path))
     try:
-        _require_archive(path)
-        with zipfile.ZipFile(path) as archive:
+        if not path.is_file():  # a pipe would be waited for without end
+            raise UserError(
+                f"{path} is not a file; {NEEDED}" if path.exists() else f"there is no file {path}; {NEEDED}"
+            )
+        with path.open("rb") as file, _archive(path, file) as archive:
             image, label = _arrays(path, archive)
             _require_fit(path, image, label, splits)
             labels = _labels(path, archive, label, splits.num_classes)
-            images = _images(path, archive, image, progress)
+            images = _images(path, file, archive, image, progress)
     except (UserError, MemoryError):
         raise
     except OSError as error:
@@ -89,18 +94,15 @@ def require_same(extra: ExtraSet | None, images: int, checksum: str, run: Path) 
         return
     before = f"{images:,} extra images with the checksum {checksum}" if images else "no extra images"
     now = "there are none" if extra is None else f"{extra.path} has {len(extra):,} with the checksum {extra.checksum}"
-    raise UserError(f"{run} was trained on {before}, and now {now}; give the file that it was started with")
+    way_out = "give the file that it was started with" if images else "leave --extra-data out"
+    raise UserError(f"{run} was trained on {before}, and now {now}; {way_out}")
 
 
-def _require_archive(path: Path) -> None:
-    """Raise UserError unless the file exists and begins as a zip archive does. What it ends with is read later."""
-    if not path.exists():
-        raise UserError(f"there is no file {path}; {NEEDED}")
-    if not path.is_file():  # a pipe would be waited for without end
-        raise UserError(f"{path} is not a file; {NEEDED}")
-    with path.open("rb") as file:
-        if file.read(4) not in (b"PK\x03\x04", b"PK\x05\x06"):  # the latter is an archive without a member
-            raise UserError(f"{path} is not an .npz file; {NEEDED}, such as np.savez writes")
+def _archive(path: Path, file: BinaryIO) -> zipfile.ZipFile:
+    """Return the zip archive in the file, which is cut short if it only begins as one."""
+    if file.read(4) not in (b"PK\x03\x04", b"PK\x05\x06"):  # the latter is an archive without a member
+        raise UserError(f"{path} is not an .npz file; {NEEDED}, such as np.savez writes")
+    return zipfile.ZipFile(file)
 
 
 def _arrays(path: Path, archive: zipfile.ZipFile) -> tuple[_Array, _Array]:
@@ -109,11 +111,11 @@ def _arrays(path: Path, archive: zipfile.ZipFile) -> tuple[_Array, _Array]:
         if name not in members:
             there = ", ".join(shortened(member).strip("'") for member in list(members)[:10]) or "none"
             raise UserError(f"{path} has no array {name}; {NEEDED}; the arrays in it: {there}")
-    return _header(path, archive, members[IMAGE]), _header(path, archive, members[LABEL])
+    return _header(archive, members[IMAGE]), _header(archive, members[LABEL])
 
 
-def _header(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Array:
-    """Read the header of an array, and compare the size that it claims with that of the file.
+def _header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Array:
+    """Read the header of an array, and compare the size that it claims with that of the member.
 
     Raises:
         ValueError, or what zipfile raises: the member is no array, or has another size than its header claims.
@@ -131,7 +133,7 @@ def _header(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Arr
     ratio = MOST_DEFLATED if info.compress_type == zipfile.ZIP_DEFLATED else 1
     if min(shape, default=1) < 0 or array.begin + array.size != info.file_size:
         raise ValueError(f"{info.filename} has another size than its shape {shape}")
-    if info.header_offset + info.compress_size > path.stat().st_size or info.file_size > ratio * info.compress_size:
+    if info.header_offset + info.compress_size > archive.start_dir or info.file_size > ratio * info.compress_size:
         raise ValueError(f"{info.filename} claims more bytes than the file holds")
     return array
 
@@ -141,15 +143,13 @@ def _require_fit(path: Path, image: _Array, label: _Array, splits: DataSplits) -
     channels, height, width = splits.train.shape
     if image.dtype != np.uint8 or len(image.shape) != 4 or image.shape[1:] != (height, width, channels):
         first = ", with the channels first" if image.shape[1:] == (channels, height, width) else ""
-        pickled = "; arrays of Python objects are never read" if image.dtype.hasobject else ""
         raise UserError(
-            f"the array {IMAGE} of {path} is {image}{first}{pickled}; bytes from 0 to 255 as the training images have "
+            f"the array {IMAGE} of {path} is {image}{first}; bytes from 0 to 255 as the training images have "
             f"them are needed, uint8 (N, {height}, {width}, {channels})"
         )
     if label.dtype.kind not in "iu" or label.shape != image.shape[:1]:
-        pickled = "; arrays of Python objects are never read" if label.dtype.hasobject else ""
         raise UserError(
-            f"the array {LABEL} of {path} is {label}{pickled}; one integer for each image is needed, {image.shape[:1]}"
+            f"the array {LABEL} of {path} is {label}; one integer for each image is needed, {image.shape[:1]}"
         )
     if not image.shape[0]:
         raise UserError(f"{path} has no images")
@@ -164,15 +164,17 @@ def _labels(path: Path, archive: zipfile.ZipFile, label: _Array, num_classes: in
     return labels.astype(np.int64)
 
 
-def _images(path: Path, archive: zipfile.ZipFile, image: _Array, progress: Progress | None) -> np.ndarray:
+def _images(
+    path: Path, file: BinaryIO, archive: zipfile.ZipFile, image: _Array, progress: Progress | None
+) -> np.ndarray:
     """Return the images (N, H, W, C), memory-mapped from the file itself or from the cache."""
     info = image.info
     if info.compress_type == zipfile.ZIP_STORED:
         for _ in _content(archive, image, progress):  # the end of the member is compared with its checksum
             pass
-        begin = _begin_of_member(path, info) + image.begin
+        begin = _begin_of_member(file, info) + image.begin
         # "c", since torch warns about read-only arrays. Nothing is written.
-        flat: np.ndarray = np.memmap(path, np.uint8, "c", begin, (image.size,))
+        flat: np.ndarray = np.memmap(file, np.uint8, "c", begin, (image.size,))  # type: ignore[call-overload]
     else:
 
         def unpack(packed: np.ndarray) -> None:
@@ -195,15 +197,14 @@ def _content(archive: zipfile.ZipFile, array: _Array, progress: Progress | None)
     with archive.open(array.info) as stream:
         stream.read(array.begin)
         for at in progress(pieces, f"reading {array.info.filename}") if progress else pieces:
-            piece = stream.read(min(PIECE, array.size - at))
-            if not piece:
+            piece = stream.read(size := min(PIECE, array.size - at))
+            if len(piece) != size:
                 raise EOFError(f"{array.info.filename} ends early")
             yield piece
 
 
-def _begin_of_member(path: Path, info: zipfile.ZipInfo) -> int:
+def _begin_of_member(file: BinaryIO, info: zipfile.ZipInfo) -> int:
     """Return where the content of a stored member begins. Its own header says so, and not the archive's directory."""
-    with path.open("rb") as file:
-        file.seek(info.header_offset)
-        header = file.read(LOCAL_HEADER)
+    file.seek(info.header_offset)
+    header = file.read(LOCAL_HEADER)
     return info.header_offset + LOCAL_HEADER + sum(struct.unpack("<HH", header[-4:]))
