@@ -27,7 +27,7 @@ def test_the_page_has_the_table_of_the_results() -> None:
 
 
 def test_the_page_names_every_data_set_and_every_suffix() -> None:
-    assert re.findall(r"^\| `([\w-]+)` \|", PAGE, re.MULTILINE) == sorted(DATASETS, key=PAGE.index)
+    assert set(re.findall(r"^\| `([a-z][\w-]+)` \|", PAGE, re.MULTILINE)) == set(DATASETS)
     assert set(re.findall(r"(?<= )\.[a-z]+\b(?=[, ])", PAGE)) >= SUFFIXES
 
 

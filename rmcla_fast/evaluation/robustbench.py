@@ -40,8 +40,8 @@ def entry(run: Run, results: Mapping[str, AttackResult], epsilon: float) -> dict
     except ValueError as error:
         raise UserError(str(error)) from error
     extra = run.record.facts.extra_images
-    # RobustBench does not count images that a generator makes which has seen the training images alone.
-    also = f"; {extra:,} extra training images (additional_data is false if they are synthetic)" if extra else ""
+    # For RobustBench, the images of a generator that was trained on the training images are no additional data.
+    also = f"; {extra:,} extra training images (if they were generated from the training images, additional_data is false)" if extra else ""
     autoattack = f"{results['autoattack'].accuracy:.2f}"
     return {
         "link": "https://arxiv.org/abs/1811.10716" if run.recipe.startswith("r-") else "",
