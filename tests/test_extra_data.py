@@ -221,9 +221,18 @@ def test_a_bad_file_is_one_sentence(
         (("--extra-data", "a", "--extra-fraction", 0), "--extra-fraction must be more than 0 and less than 1; got 0"),
         (("--extra-data", "a", "--extra-fraction", 1), "--extra-fraction must be more than 0 and less than 1; got 1"),
         (("--extra-data", "a", "--extra-fraction", "nan"), "must be more than 0 and less than 1; got nan"),
-        (("--extra-data", "a", "--extra-fraction", 0.01), "--extra-fraction 0.01 of a batch of 32 is 0 images; give"),
-        (("--extra-data", "a", "--extra-fraction", 0.99), "--extra-fraction 0.99 of a batch of 32 is 32 images; give"),
-        (("--extra-data", "a", "--batch-size", 1), "--extra-fraction 0.7 of a batch of 1 is 1 images; give"),
+        (
+            ("--extra-data", "a", "--extra-fraction", 0.01),
+            "--extra-fraction 0.01 makes 0 of the 32 images in a batch extra ones; give",
+        ),
+        (
+            ("--extra-data", "a", "--extra-fraction", 0.99),
+            "--extra-fraction 0.99 makes 32 of the 32 images in a batch extra ones; give",
+        ),
+        (
+            ("--extra-data", "a", "--batch-size", 1),
+            "--extra-fraction 0.7 makes 1 of the 1 images in a batch extra ones; give",
+        ),
         (("--extra-data", "a", "--data", "imagenet"), "--extra-data cannot be used with --data imagenet"),
     ],
 )

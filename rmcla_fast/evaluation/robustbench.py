@@ -41,7 +41,8 @@ def entry(run: Run, results: Mapping[str, AttackResult], epsilon: float) -> dict
         raise UserError(str(error)) from error
     extra = run.record.facts.extra_images
     # For RobustBench, the images of a generator that was trained on the training images are no additional data.
-    also = f"; {extra:,} extra training images (if they were generated from the training images, additional_data is false)" if extra else ""
+    told = "additional_data is false if they were generated from the training images"
+    also = f"; {extra:,} extra training images ({told})" if extra else ""
     autoattack = f"{results['autoattack'].accuracy:.2f}"
     return {
         "link": "https://arxiv.org/abs/1811.10716" if run.recipe.startswith("r-") else "",

@@ -18,7 +18,7 @@ from rmcla_fast.ops import dispatch
 from rmcla_fast.options import flag
 from rmcla_fast.precision import require_precision
 from rmcla_fast.recipes import Recipe
-from rmcla_fast.training.config import ResolvedConfig, extra_images
+from rmcla_fast.training.config import ResolvedConfig, extra_in_batch
 from rmcla_fast.training.cutmix import CutMix
 from rmcla_fast.training.distributed import World
 from rmcla_fast.training.ema import ExponentialAverage
@@ -147,7 +147,7 @@ def _extra_share(config: ResolvedConfig, splits: DataSplits) -> ExtraShare | Non
     """Return the extra images and how many of them are in a batch; None for a run without any."""
     if splits.extra is None or config.extra_fraction is None:
         return None
-    return ExtraShare(splits.extra, extra_images(config.batch_size, config.extra_fraction))
+    return ExtraShare(splits.extra, extra_in_batch(config.batch_size, config.extra_fraction))
 
 
 def held_out_images(config: ResolvedConfig, train_images: int) -> int:

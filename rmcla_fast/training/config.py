@@ -276,7 +276,7 @@ def resolve(config: TrainConfig) -> ResolvedConfig:
     filled["out"] = str(filled.get("out", f"runs/{config.data}-{filled['recipe']}"))
     if config.extra_data is not None:
         filled.setdefault("extra_fraction", EXTRA_FRACTION)
-        extra_images(filled["batch_size"], filled["extra_fraction"])
+        extra_in_batch(filled["batch_size"], filled["extra_fraction"])
     elif config.extra_fraction is not None:
         raise UserError(f"--extra-fraction {config.extra_fraction} needs images to draw; give --extra-data")
     if config.extra_data is not None and config.data == "imagenet":
@@ -290,7 +290,7 @@ def _absolute(path: str | Path | None) -> str | None:
     return None if path is None else str(Path(os.path.expanduser(path)).absolute())
 
 
-def extra_images(batch_size: int, fraction: float) -> int:
+def extra_in_batch(batch_size: int, fraction: float) -> int:
     """Return how many images of a batch are extra ones.
 
     Raises:
@@ -299,8 +299,8 @@ def extra_images(batch_size: int, fraction: float) -> int:
     count = round(fraction * batch_size)
     if not 0 < count < batch_size:
         raise UserError(
-            f"--extra-fraction {fraction} of a batch of {batch_size} is {count} images; give a fraction or a "
-            "--batch-size that leaves at least one extra image and one of the data set's own in each batch"
+            f"--extra-fraction {fraction} makes {count} of the {batch_size} images in a batch extra ones; give a "
+            "fraction or a --batch-size that leaves at least one extra image and one of the data set's own"
         )
     return count
 

@@ -92,7 +92,7 @@ def _train(folder: Path, asked: TrainConfig, quiet: bool) -> None:
 
 
 def _load(config: ResolvedConfig, world: World, quiet: bool) -> DataSplits:
-    """Return the data set, and the extra images. With several ranks, rank 0 loads and packs what has to be packed."""
+    """Return the data set and the extra images. With several ranks, rank 0 is first, and packs what must be packed."""
     if not world.is_main:
         world.wait()
     progress = None if quiet or not world.is_main else shown
