@@ -150,6 +150,7 @@ def test_a_resumed_run_takes_what_was_not_given_from_its_record() -> None:
     recorded = resolve(small(Path("a"), seed=3, checkpoint_every=10))
     again = resolve(resumed(TrainConfig(resume=True, checkpoint_every=500), recorded))
     assert (again.seed, again.checkpoint_every) == (3, 500)
+    assert resolve(resumed(TrainConfig(resume=True, data_dir=Path("/a")), recorded)).data_dir == "/a"
     with pytest.raises(UserError, match="started with --seed 3 and cannot be resumed with 0; leave --seed out"):
         resumed(TrainConfig(resume=True, seed=0), recorded)  # 0 is the default, but here it was given
 

@@ -17,11 +17,11 @@ from rmcla_fast.ops import dispatch
 from rmcla_fast.options import flag
 from rmcla_fast.precision import require_precision
 from rmcla_fast.recipes import Recipe
-from rmcla_fast.training.config import ResolvedConfig
+from rmcla_fast.training.config import ResolvedConfig, extra_in_batch
 from rmcla_fast.training.cutmix import CutMix
 from rmcla_fast.training.distributed import World
 from rmcla_fast.training.ema import ExponentialAverage
-from rmcla_fast.training.loader import Batches, Loader, StreamedLoader, steps_in_epoch
+from rmcla_fast.training.loader import Batches, ExtraShare, Loader, StreamedLoader, steps_in_epoch
 from rmcla_fast.training.monitor import Monitor
 from rmcla_fast.training.rehearsal import check_evaluation, check_training
 from rmcla_fast.training.schedule import Schedule, build_optimizer
@@ -129,7 +129,9 @@ def build(config: ResolvedConfig, splits: DataSplits, device: torch.device, worl
         loader = StreamedLoader(train, batch_size, seed, device, config.augment, config.workers, world)
     else:
         flip = config.data != "svhn"  # a mirrored digit is no longer that digit
-        loader = Loader(train, batch_size, seed, device, step.rng, config.augment, flip, world)
+        loader = Loader(
+            train, batch_size, seed, device, step.rng, config.augment, flip, world, _extra_share(config, splits)
+        )
     check_training(step, config.model, train, batch_size, world.size)
     if config.cutmix:
         loader = CutMix(loader, splits.num_classes, seed)
@@ -141,6 +143,13 @@ def build(config: ResolvedConfig, splits: DataSplits, device: torch.device, worl
     )
     warm_up_steps = config.epsilon_warmup * updates
     return Parts(device, recipe, model, ema, optimizer, schedule, step, loader, monitor, warm_up_steps, world)
+
+
+def _extra_share(config: ResolvedConfig, splits: DataSplits) -> ExtraShare | None:
+    """Return the extra images and how many of them are in a batch; None for a run without any."""
+    if splits.extra is None or config.extra_fraction is None:
+        return None
+    return ExtraShare(splits.extra, extra_in_batch(config.batch_size, config.extra_fraction))
 
 
 def held_out_images(config: ResolvedConfig, train_images: int) -> int:
