@@ -133,7 +133,7 @@ def test_a_distributed_model_takes_the_same_step(tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model": "net"}, "model must be of type Module; got str"),
+        ({"model": "net"}, "model must be a torch.nn.Module; got str"),
         ({"model": nn.Flatten()}, "model must have parameters"),
         ({"optimizer": None}, "optimizer must be of type Optimizer; got NoneType"),
         ({"recipe": "r-mc-la"}, "recipe must be of type Recipe; got str"),
