@@ -23,8 +23,8 @@ def times(paths: list[Path]) -> dict[str, dict[str, list[str]]]:
     found: dict[str, dict[str, list[str]]] = {}
     for path in paths:
         for title, table in gpu_report.tables(path).items():
-            for row in table.splitlines()[2:] if title.startswith("Operators") else []:
-                operator, size, ours, plain, compiled, *_ = row.strip("| ").split(" | ")
+            for row in table.splitlines()[2:] if title.lower().startswith("operators") else []:
+                operator, size, ours, plain, compiled, *_ = row.removeprefix("| ").split(" | ")
                 found.setdefault(operator.strip("`"), {})[size] = [ours, plain, compiled]
     return found
 
