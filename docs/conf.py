@@ -16,7 +16,7 @@ from sphinx.writers.html5 import HTML5Translator
 
 from rmcla_fast import __version__
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).resolve().parent
 PAGES_OF = {"../README.md": "index.md", "../CONTRIBUTING.md": "contributing.md", "../CHANGELOG.md": "changelog.md"}
 
 project = "rmcla_fast"
@@ -32,13 +32,15 @@ html_css_files = ["pages.css"]
 html_show_sphinx = False
 html_copy_source = False
 html_math_renderer = "mathml"
-# A page that a colleague has not written yet is no fault.
-suppress_warnings = ["toc.empty_glob"]
+highlight_language = "none"  # the literal blocks in docstrings are formulas
+pygments_dark_style = "github-dark"
+smartquotes = False  # the pages quote commands and sentences of the program as they are
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
 
 autodoc_member_order = "bysource"
+autodoc_inherit_docstrings = False  # those of torch.nn.Module say nothing about ours
 autodoc_preserve_defaults = True
 autodoc_typehints = "signature"
 default_role = "literal"  # `name` in a docstring
@@ -83,14 +85,21 @@ def fit_links(app: Sphinx, name: str, source: list[str]) -> None:
 
     def fitting(link: re.Match[str]) -> str:
         text, path, anchor = link.groups(default="")
+        target = (FOLDER / name).parent.joinpath(path).resolve()
         if path in PAGES_OF:
             return f"[{text}]({PAGES_OF[path]}{anchor})"
-        if (FOLDER / path).is_dir() or path.endswith(".md"):
-            shown = path.removeprefix("../")
-            return f"`{shown}`" if shown.endswith(text.strip("`")) else f"{text} (`{shown}`)"
-        return link[0]
+        if target.is_relative_to(FOLDER) or not (target.is_dir() or target.suffix == ".md"):
+            return link[0]
+        shown = target.relative_to(FOLDER.parent).as_posix()
+        return f"`{shown}`" if shown.endswith(text.strip("`")) else f"{text} (`{shown}`)"
 
     source[0] = re.sub(r"(?<!!)\[([^\]]*)\]\((\.\./[^)#\s]*)(#[^)\s]*)?\)", fitting, source[0])
+
+
+def keep_colons(app: Sphinx, what: str, name: str, value: object, options: object, lines: list[str]) -> None:
+    """Begin the docstring of a property with an empty line, since Napoleon takes words before a colon for its type."""
+    if what == "property":
+        lines.insert(0, "")
 
 
 def setup(app: Sphinx) -> None:
@@ -98,3 +107,4 @@ def setup(app: Sphinx) -> None:
     app.add_html_math_renderer("mathml", (inline_formula, None), (displayed_formula, None))
     app.connect("source-read", include_files, priority=400)
     app.connect("source-read", fit_links)
+    app.connect("autodoc-process-docstring", keep_colons, priority=400)
