@@ -107,7 +107,8 @@ def draw_labels(path: Path) -> None:
     }
     figure = Figure(figsize=(9.6, 2.6), layout="constrained")
     for axes, (title, rule) in zip(figure.subplots(1, len(rules), sharey=True), rules.items(), strict=True):
-        axes.bar(range(6), redistribute_labels(logits, label, **rule)[0].tolist(), color=["tab:blue"] + 5 * ["tab:gray"])
+        heights = redistribute_labels(logits, label, **rule)[0].tolist()
+        axes.bar(range(6), heights, color=["tab:blue"] + 5 * ["tab:gray"])
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("class", fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
