@@ -97,9 +97,9 @@ def fit_links(app: Sphinx, name: str, source: list[str]) -> None:
 
 
 def keep_colons(app: Sphinx, what: str, name: str, value: object, options: object, lines: list[str]) -> None:
-    """Begin the docstring of a property with an empty line, since Napoleon takes words before a colon for its type."""
+    """Begin the docstring of a property with an empty comment: Napoleon takes words before its first colon for a type."""
     if what == "property":
-        lines.insert(0, "")
+        lines[:0] = ["..", ""]
 
 
 def setup(app: Sphinx) -> None:
