@@ -97,7 +97,7 @@ def fit_links(app: Sphinx, name: str, source: list[str]) -> None:
 
 
 def keep_colons(app: Sphinx, what: str, name: str, value: object, options: object, lines: list[str]) -> None:
-    """Begin the docstring of a property with an empty comment: Napoleon takes words before its first colon for a type."""
+    """Begin the docstring of a property with an empty comment. Napoleon takes words before a colon for its type."""
     if what == "property":
         lines[:0] = ["..", ""]
 

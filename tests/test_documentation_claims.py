@@ -8,13 +8,14 @@ import inspect
 import re
 import shlex
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import typer
 from documentation import PAGES, name_of, python_blocks
-from run_cases import ROOT
+from run_cases import ROOT, python
 
 import rmcla_fast
 from rmcla_fast import cli, recipes
@@ -142,3 +143,14 @@ def test_the_form_for_bugs_is_valid_and_names_commands_that_exist() -> None:
         if rest:
             command.make_context(command.name, list(rest))
     assert (ROOT / "docs/troubleshooting.md").exists()
+
+
+@pytest.mark.slow
+def test_the_pictures_of_the_method_are_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")  # it brings the images
+    pytest.importorskip("matplotlib")
+    process = python(ROOT / "docs/pictures.py", "--out", tmp_path)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    drawn = sorted(path.name for path in tmp_path.glob("*.png"))
+    assert drawn == sorted(path.name for path in (ROOT / "docs").glob("method-*.png"))
