@@ -35,12 +35,17 @@ def test_every_link_leads_somewhere(path: Path) -> None:
             assert anchor in read(target).anchors, f"{link}: the headings are {sorted(read(target).anchors)}"
 
 
-def test_files_that_a_page_names_in_a_sentence_exist() -> None:
+def test_files_and_targets_that_a_sentence_names_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
     for path in PAGES:
         for code in read(path).inline if path.name != "CHANGELOG.md" else []:
-            here = re.fullmatch(r"(benchmarks|csrc|docs|examples|rmcla_fast|tests)/[\w./-]+\.\w+", code)
-            if here and f"`{code}` at commit" not in path.read_text():
-                assert (ROOT / code).exists(), f"{name_of(path)}: {code}"
+            first, *words = code.split() or [""]
+            if first == "make":
+                assert re.search(rf"^{words[0]}:", makefile, re.MULTILINE), f"{name_of(path)}: {code}"
+            for word in (first, *words):
+                named = re.fullmatch(r"(benchmarks|csrc|docs|examples|rmcla_fast|tests)/[\w./-]+\.\w+", word)
+                if named and f"`{word}` at commit" not in path.read_text():
+                    assert (ROOT / word).exists(), f"{name_of(path)}: {code}"
 
 
 def test_the_table_of_contents_has_every_page() -> None:
