@@ -1,7 +1,8 @@
 """The code of the documentation: each page's Python and shell blocks run in their order, as a reader would run them.
 
-A page has one namespace and one empty folder. Commands that train or attack are made small. A block that cannot run
-here has the comment "not run", with the reason, before it; its commands are still parsed.
+A page has one namespace and one folder. Commands that train or attack are made small. A block that begins with
+`# mine.py, in the working folder` is written into that file. A block that cannot run here has the comment "not run",
+with the reason, before it; its commands are still parsed.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from rmcla_fast import cli, data, models
 
 Names = dict[str, Any]
 SMALLER = {  # options that are added to a command; the last one of a kind wins
-    "train": "--model small-cnn --epochs 1 --images-per-class 20 --batch-size 50 --threads 1",
+    "train": "--epochs 1 --images-per-class 20 --batch-size 50 --threads 1",
     "evaluate": "--images 12",
     "compare": "--images 12",
     "gradients": "--images 12",
@@ -81,6 +82,11 @@ def the_parts_are_printed(names: Names, printed: str) -> None:
     assert "wrong: [" in printed
 
 
+def the_accuracies_are_printed(names: Names, printed: str) -> None:
+    assert "'ce20':" in printed
+    assert names["classes"].shape == (8,)
+
+
 def the_output_is_that_of_the_page(names: Names, printed: str) -> None:
     """Compare the words, and the figures with a tolerance, since another machine rounds the training differently."""
     (shown,) = [b.code for b in read(ROOT / "docs/reading-an-evaluation.md").blocks if b.language == "text"]
@@ -96,6 +102,7 @@ CHECKS: dict[str, Callable[[Names, str], None]] = {
     "README.md": the_loop_has_trained,
     "docs/one-step.md": the_average_began_anew,
     "docs/evaluation.md": the_parts_are_printed,
+    "docs/quick-start.md": the_accuracies_are_printed,
     "docs/reading-an-evaluation.md": the_output_is_that_of_the_page,
 }
 
@@ -119,12 +126,19 @@ def given_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("typer")
     folder = tmp_path_factory.mktemp("given")
     write_images(folder / "IMAGES")
-    smaller = SMALLER["train"].split()
     for run, recipe in (("RUN", "r-mc-la"), ("RUN2", "standard")):
         options = f"--data folder --data-dir {folder / 'IMAGES'} --recipe {recipe} --epsilon 0.15 --no-augment"
-        assert rmcla("train", *options.split(), "--out", folder / run, *smaller) == 0
+        assert rmcla("train", *options.split(), "--out", folder / run, *smaller(["train"])) == 0
         assert rmcla("evaluate", folder / run, "--attacks", "clean,autoattack", "--images", 12) == 0
     return folder
+
+
+def smaller(arguments: list[str]) -> list[str]:
+    """Return the options that make a command small. A network takes the place of others, but not of the page's own."""
+    command, *options = arguments
+    own = any(Path(word.partition(":")[0]).with_suffix(".py").exists() for word in options if ":" in word)
+    network = "--model small-cnn " if command == "train" and not own else ""
+    return (network + SMALLER[command]).split()
 
 
 def run_command(words: list[str]) -> None:
@@ -133,7 +147,7 @@ def run_command(words: list[str]) -> None:
     arguments = rmcla_arguments(words)
     if arguments is not None:
         assert words[0] == "rmcla", "torchrun needs several processes; say why it is not run"
-        assert rmcla(*arguments, *SMALLER[arguments[0]].split()) == 0
+        assert rmcla(*arguments, *smaller(arguments)) == 0
     elif words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
     elif words[0] == "python":
@@ -164,6 +178,7 @@ def test_the_blocks_of_a_page_run_in_their_order(
         if not re.search(rf'--out {folder}\b|Path\("{folder}"', made):
             shutil.copytree(given_folders / folder, tmp_path / folder)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     torch.manual_seed(0)
     names = GIVEN.get(name, dict)()
     capsys.readouterr()
@@ -171,7 +186,9 @@ def test_the_blocks_of_a_page_run_in_their_order(
     for block in page.blocks:
         if block.not_run:
             continue
-        if block.language == "python":
+        if file := re.match(r"# (\w+\.py), in the working folder\n", block.code):
+            (tmp_path / file[1]).write_text(block.code)
+        elif block.language == "python":
             # `compile` gives the lines of the page, for a failure.
             exec(compile("\n" * block.line + block.code, str(path), "exec"), names)
             printed += capsys.readouterr().out
