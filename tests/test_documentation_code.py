@@ -55,9 +55,15 @@ def names_of_an_evaluation() -> Names:
     return dict(zip(("images", "labels"), examples(8), strict=True)) | {"model": small_net()}
 
 
+def names_of_a_data_set() -> Names:
+    digits = data.load("digits").train
+    return {"images": digits.images.permute(0, 2, 3, 1).numpy(), "labels": digits.labels.numpy()}
+
+
 GIVEN: dict[str, Callable[[], Names]] = {  # what the code of a page takes for granted
     "README.md": names_in_the_readme,
     "docs/one-step.md": names_in_a_loop,
+    "docs/data.md": names_of_a_data_set,
     "docs/evaluation.md": names_of_an_evaluation,
 }
 
