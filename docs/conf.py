@@ -17,6 +17,7 @@ from sphinx.writers.html5 import HTML5Translator
 from rmcla_fast import __version__
 
 FOLDER = Path(__file__).resolve().parent
+LEAVING_LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((\.\./[^)#\s]*)(#[^)\s]*)?\)")  # [text](../path#heading)
 PAGES_OF = {"../README.md": "index.md", "../CONTRIBUTING.md": "contributing.md", "../CHANGELOG.md": "changelog.md"}
 
 project = "rmcla_fast"
@@ -80,7 +81,8 @@ def fit_links(app: Sphinx, name: str, source: list[str]) -> None:
     """Make links that leave docs/ fit the built pages.
 
     A link to the README, to CONTRIBUTING.md or to CHANGELOG.md leads to the page that has their content. A folder and
-    another Markdown file have no page, so their path is printed instead. A link to any other file downloads it.
+    another Markdown file have no page, so their path is printed instead. A link to any other file downloads it. In a
+    heading it is text, since Sphinx cannot put a download into its table of contents.
     """
 
     def fitting(link: re.Match[str]) -> str:
@@ -93,7 +95,8 @@ def fit_links(app: Sphinx, name: str, source: list[str]) -> None:
         shown = target.relative_to(FOLDER.parent).as_posix()
         return f"`{shown}`" if shown.endswith(text.strip("`")) else f"{text} (`{shown}`)"
 
-    source[0] = re.sub(r"(?<!!)\[([^\]]*)\]\((\.\./[^)#\s]*)(#[^)\s]*)?\)", fitting, source[0])
+    text = re.sub(r"^#+ .*", lambda heading: LEAVING_LINK.sub(r"\1", heading[0]), source[0], flags=re.MULTILINE)
+    source[0] = LEAVING_LINK.sub(fitting, text)
 
 
 def keep_colons(app: Sphinx, what: str, name: str, value: object, options: object, lines: list[str]) -> None:
