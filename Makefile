@@ -79,4 +79,4 @@ $(INSTALLED): $(SOURCES)
 	rm -f .venv/installed-* && touch $@
 
 clean:
-	rm -rf .venv build *.egg-info rmcla_fast/*.so
+	rm -rf .venv build docs/_build *.egg-info rmcla_fast/*.so

@@ -42,11 +42,11 @@ myst_heading_anchors = 4
 
 autodoc_member_order = "bysource"
 autodoc_inherit_docstrings = False  # those of torch.nn.Module say nothing about ours
-autodoc_preserve_defaults = True
 autodoc_typehints = "signature"
 default_role = "literal"  # `name` in a docstring
 maximum_signature_line_length = 88
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True  # attributes are a list, like parameters
 python_use_unqualified_type_names = True
 
 linkcheck_timeout = 20

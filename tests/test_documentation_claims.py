@@ -60,6 +60,12 @@ def test_the_page_of_recipes_lists_every_recipe_with_its_cost() -> None:
     assert rows == [(name, str(recipes.get(name).cost)) for name in recipes.names()]
 
 
+def test_the_page_about_the_command_line_lists_every_command() -> None:
+    group: Any = typer.main.get_command(cli.app)
+    rows = re.findall(r"^\| `rmcla (\w+)` \|", (ROOT / "docs/command-line.md").read_text(), re.MULTILINE)
+    assert rows == list(group.commands)
+
+
 MODULES = ("rmcla_fast", "rmcla_fast.attacks", "rmcla_fast.data", "rmcla_fast.models", "rmcla_fast.training")
 
 
@@ -68,10 +74,10 @@ def test_the_api_pages_have_every_public_name_once(name: str) -> None:
     described = []
     for path in sorted((ROOT / "docs/api").glob("*.md")):
         module = "rmcla_fast"
-        for directive, of in re.findall(r"^\.\. (\w+):: ([\w.]+)", path.read_text(), re.MULTILINE):
+        for directive, of in re.findall(r"^\.\. ([\w:]+):: ([\w.]+)", path.read_text(), re.MULTILINE):
             if directive in ("currentmodule", "automodule"):
                 module = of
-            elif directive.startswith("auto"):
+            elif directive.startswith(("auto", "py:")):
                 described.append(of if of.startswith("rmcla_fast.") else f"{module}.{of}")
     for each in importlib.import_module(name).__all__:
         if inspect.ismodule(getattr(rmcla_fast, each, None)):
