@@ -129,7 +129,6 @@ def write_images(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def given_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with the image folder IMAGES and the runs RUN and RUN2, which many pages begin with."""
-    pytest.importorskip("typer")
     folder = tmp_path_factory.mktemp("given")
     write_images(folder / "IMAGES")
     for run, recipe in (("RUN", "r-mc-la"), ("RUN2", "standard")):
