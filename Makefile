@@ -10,7 +10,7 @@ SEED ?= 1
 DEMO := runs/demo
 ATTACKS := clean,fgsm,ce20,cw100,autoattack
 
-.PHONY: demo test bench faults fuzz sanitize mutants lint format install clean
+.PHONY: demo test bench docs docs-serve docs-links faults fuzz sanitize mutants lint format install clean
 
 demo: install
 	$(BIN)/rmcla train --data digits --recipe standard --epsilon 0.15 --out $(DEMO)/standard --resume
@@ -23,6 +23,18 @@ test: install
 bench: install
 	$(BIN)/python -m pytest benchmarks --benchmark-disable-gc
 	$(BIN)/python benchmarks/bench_train_step.py
+
+# The pages of docs/ and the Python API, for a browser. All pages are read anew (-E), since a page that Sphinx already
+# knows gives no warning again, and a warning is an error (-W).
+docs: install
+	$(BIN)/sphinx-build -q -E -W --keep-going -b html docs docs/_build/html
+	@echo "The pages are in docs/_build/html: open index.html there, or run make docs-serve."
+
+docs-serve: docs
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory docs/_build/html 8000
+
+docs-links: install
+	$(BIN)/sphinx-build -q -E -b linkcheck docs docs/_build/links
 
 # Kills, full disks, flipped bits, malformed files and second writers: nothing may be lost or wrong in silence. The tests
 # after it lose ranks and workers, send signals, and run out of memory.
@@ -60,11 +72,11 @@ install: $(INSTALLED)
 $(INSTALLED): $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH) numpy 'setuptools>=77' wheel ninja pybind11
-	$(BIN)/pip install --disable-pip-version-check --no-build-isolation --editable '.[train,eval,dev]' --verbose \
+	$(BIN)/pip install --disable-pip-version-check --no-build-isolation --editable '.[train,eval,dev,docs]' --verbose \
 	  >.venv/install.log 2>&1 || { tail -n 40 .venv/install.log; exit 1; }
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps torchattacks==3.5.1  # its pins would replace torch
 	grep -A1 'rmcla_fast:' .venv/install.log | sort -u || true
 	rm -f .venv/installed-* && touch $@
 
 clean:
-	rm -rf .venv build *.egg-info rmcla_fast/*.so
+	rm -rf .venv build docs/_build *.egg-info rmcla_fast/*.so

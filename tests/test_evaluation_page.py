@@ -1,9 +1,8 @@
-"""docs/evaluation.md: its tables are what the committed command prints, and its code runs."""
+"""docs/evaluation.md: its tables are what the committed command prints, and its lines compare two runs."""
 
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from evaluation_cases import examples, small_net
+from documentation import python_blocks
 from run_cases import ROOT
 
 from rmcla_fast.evaluation.results import evaluate_run
@@ -23,7 +22,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import bench_autoattack
 
 PAGE = (ROOT / "docs" / "evaluation.md").read_text()
-COMPARED, FROM_PYTHON = re.findall(r"```python\n(.*?)```", PAGE.replace("autoattack", "apgd-ce"), re.DOTALL)
+COMPARED = python_blocks("docs/evaluation.md")[0].replace("autoattack", "apgd-ce")
 
 
 def reports(pattern: str) -> dict[str, dict[str, Any]]:
@@ -83,11 +82,3 @@ def test_its_lines_compare_two_runs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("count", "total"), [(60, 360), (7, 10), (1000, 10000), (45, 89)])
 def test_the_rows_of_the_file_are_the_images_that_it_names(count: int, total: int) -> None:
     assert evenly_spaced(total, count).tolist() == [k * total // count for k in range(count)]
-
-
-def test_its_lines_print_the_parts(capsys: pytest.CaptureFixture[str]) -> None:
-    images, labels = examples(8)
-    exec(FROM_PYTHON, {"model": small_net(), "images": images, "labels": labels})
-    printed = capsys.readouterr().out
-    assert "apgd-t fooled" in printed
-    assert "wrong: [" in printed

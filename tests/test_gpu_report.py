@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import gpu_report  # noqa: E402
+import operator_tables  # noqa: E402
 
 RESULTS = ROOT / "benchmarks/results"
 RUNS = [  # on a GPU, from the first to the last
@@ -65,6 +66,14 @@ def test_the_page_of_results_has_the_table_of_a_step_on_a_cpu() -> None:
 def test_the_page_of_results_has_the_table_of_the_operators_on_a_cpu() -> None:
     (table,) = gpu_report.tables(RESULTS / "operators-amd-epyc-2-threads.json").values()
     assert table in page("docs/results.md")
+
+
+def test_the_page_about_the_operators_has_their_times_on_both_machines() -> None:
+    tables = operator_tables.tables(RUNS, RESULTS / "operators-amd-epyc-2-threads.json")
+    assert len(tables) == 5
+    for operator, table in tables.items():
+        section = page("docs/operators.md").partition(f"\n## {operator}\n")[2].partition("\n## ")[0]
+        assert table in section
 
 
 def test_the_readme_has_the_steps_of_the_last_run_on_a_gpu_beside_those_on_a_cpu() -> None:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from typing import Any
 
 import pytest
-import torch
 from run_cases import ROOT
 
-from rmcla_fast.models import create
 from rmcla_fast.training import TrainConfig
 from rmcla_fast.training.config import resolve
 
@@ -68,18 +65,3 @@ def test_the_page_says_what_the_protocol_sets() -> None:
     assert "5e-4" in table
     assert config.weight_decay == 5e-4
     assert f"{config.monitor_images:,}" in table
-
-
-def test_the_loop_of_the_page_runs() -> None:
-    (loop,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    torch.manual_seed(0)
-    images, labels = torch.rand(40, 1, 8, 8), torch.arange(40) % 10
-    model = create("small-cnn", 10, 1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    names = {"model": model, "optimizer": optimizer, "epochs": 2, "images": images}
-    names["loader"] = list(zip(images.split(20), labels.split(20), strict=True))
-    exec(loop, names)
-    assert names["logits"].shape == (20, 10)
-    assert names["step"].recipe.label_smoothing == 0.4
-    averaged, current = names["average"].module.parameters(), model.parameters()
-    assert all(torch.equal(*pair) for pair in zip(averaged, current, strict=True))  # the average began anew

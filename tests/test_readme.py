@@ -4,29 +4,16 @@ from __future__ import annotations
 
 import copy
 import re
-from pathlib import Path
 from typing import Any
 
 import torch
+from documentation import python_blocks
+from run_cases import ROOT
 
 from rmcla_fast import models, random_start
 
-ROOT = Path(__file__).parents[1]
-LOOP, FUSED, PLAIN, _ = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+_, FUSED, PLAIN = python_blocks("README.md")
 RESULTS = (ROOT / "docs/results.md").read_text()
-
-
-def test_the_loop_trains_the_model_and_advances_rng() -> None:
-    torch.manual_seed(0)
-    model = models.create("small-cnn", 10, 1)
-    weights = [parameter.detach().clone() for parameter in model.parameters()]
-    batch = torch.randint(0, 256, (8, 1, 8, 8), dtype=torch.uint8), torch.randint(0, 10, (8,))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    names: dict[str, Any] = {"model": model, "loader": [batch] * 3, "optimizer": optimizer, "device": "cpu"}
-    exec(LOOP, names)
-    assert names["rng"].tolist() == [0, 3]
-    assert names["loss"].isfinite()
-    assert all(not torch.equal(before, now) for before, now in zip(weights, model.parameters(), strict=True))
 
 
 def test_the_operators_and_the_plain_pytorch_beside_them_agree() -> None:

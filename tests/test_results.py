@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -251,15 +250,6 @@ def test_each_run_of_a_comparison_gets_its_own_factory() -> None:
     assert [own_factory(recorded, named) for recorded in ("small-cnn", *named)] == [None, *named]
     assert [own_factory(recorded, ["moved.a:net"]) for recorded in ("small-cnn", "a:net")] == [None, "moved.a:net"]
     assert own_factory("a:net", []) is None
-
-
-def test_the_python_code_in_the_readme_evaluates_a_run(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
-    code = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)[-1]
-    assert ",autoattack" in code
-    data_dir = json.loads((trained / "config.json").read_text())["data_dir"]
-    exec(code.replace('"RUN"', repr(str(trained))).replace('"IMAGES"', repr(data_dir)).replace(",autoattack", ""))
-    assert "'ce20':" in capsys.readouterr().out
 
 
 def test_too_little_memory_is_reported_in_one_sentence(
