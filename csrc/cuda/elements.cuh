@@ -50,16 +50,16 @@ struct MaskValues {
   int64_t period;
   bool is_bool;
 
+  // The place of the value of element i.
   __device__ __forceinline__ int64_t place(int64_t i) const {
     if (i < period) return i;
     if ((i | period) >> 32 == 0) return uint32_t(i) % uint32_t(period);  // several times faster than in 64 bits
     return i % period;
   }
 
-  // The shares of kCount elements from `first` on, which are a whole vector of the mask. NaN for one outside [0, 1].
+  // Reads the shares in kCount places, which are a whole vector of the mask. A share outside [0, 1] becomes NaN.
   template <int kCount, typename W>
   __device__ __forceinline__ void load(int64_t first, W* share) const {
-    first = place(first);
     if (is_bool) {
       const auto m = *reinterpret_cast<const Pack<uint8_t, kCount>*>(static_cast<const uint8_t*>(values) + first);
 #pragma unroll
@@ -71,11 +71,12 @@ struct MaskValues {
     }
   }
 
+  // The share in a place, which may be fewer than `period` places behind the end.
   template <typename W>
-  __device__ __forceinline__ W at(int64_t i) const {
-    i = place(i);
-    if (is_bool) return static_cast<const uint8_t*>(values)[i] ? W(1) : W(0);
-    return valid_share(static_cast<const W*>(values)[i]);
+  __device__ __forceinline__ W at(int64_t place) const {
+    if (place >= period) place -= period;
+    if (is_bool) return static_cast<const uint8_t*>(values)[place] ? W(1) : W(0);
+    return valid_share(static_cast<const W*>(values)[place]);
   }
 };
 

@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(kThreads)
     const W step = rule.step.at(image);
     const W radius = valid_radius(rule.radius.at(image));
     W share[kCount] = {};
-    if constexpr (kMasked) mask.load<kCount>(first, share);
+    if constexpr (kMasked) mask.load<kCount>(mask.place(first), share);
     Pack<I, kCount> result;
 #pragma unroll
     for (int k = 0; k < kCount; ++k) result.item[k] = moved(x.item[k], o.item[k], g.item[k], step, radius, share[k]);
@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t i = packed ? first + k : tile + k * kThreads + threadIdx.x;
     if (i >= count) return;
     const int64_t image = rule.per_image ? rule.image.of(i) : 0;
-    const W share = kMasked ? mask.at<W>(i) : W(0);
+    const W share = kMasked ? mask.at<W>(mask.place(i)) : W(0);
     out[i] = moved(images[i], origin[i], grad[i], rule.step.at(image), valid_radius(rule.radius.at(image)), share);
   }
 }

@@ -66,13 +66,14 @@ __global__ void __launch_bounds__(kThreads) start_elements(const I* images, T* o
 #pragma unroll
     for (int j = 0; j < kWords; ++j) words[k + j] = block.word[j];
   }
+  const int64_t place = kMasked ? mask.place(before + first) : 0;
   if (packed && first + kCount <= count) {
     const auto x = *reinterpret_cast<const Pack<I, kCount>*>(images + first);
     // The whole vector is in one image.
     const int64_t image = !kRngPerImage && rule.per_image ? rule.image.of(first) : 0;
     const float radius = valid_radius(rule.radius.at(image));
     float share[kCount] = {};
-    if constexpr (kMasked) mask.load<kCount>(before + first, share);
+    if constexpr (kMasked) mask.load<kCount>(place, share);
     Pack<T, kCount> result;
 #pragma unroll
     for (int k = 0; k < kCount; ++k)
@@ -87,7 +88,7 @@ __global__ void __launch_bounds__(kThreads) start_elements(const I* images, T* o
     if (i >= count) return;
     const int64_t image = !kRngPerImage && rule.per_image ? rule.image.of(i) : 0;
     float radius = valid_radius(rule.radius.at(image));
-    if constexpr (kMasked) radius = product(radius, mask.at<float>(before + i));
+    if constexpr (kMasked) radius = product(radius, mask.at<float>(place + k));
     out[i] = start(images[i], radius, words[k]);
   }
 }

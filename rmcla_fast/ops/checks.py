@@ -138,9 +138,7 @@ def per_image(name: str, tensor: Tensor, images: Tensor) -> Tensor:
 
 
 def mask(tensor: Any, images: Tensor) -> None:
-    """Raise unless `tensor` is None, or bool or float, on the images' device, and broadcasts to their shape."""
-    if tensor is None:
-        return
+    """Raise unless `tensor` is bool or float, on the images' device, and broadcasts to their shape."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"mask must be a bool or float tensor, or None; got {type(tensor).__name__}")
     if tensor.dtype not in (torch.bool, *FLOATS):

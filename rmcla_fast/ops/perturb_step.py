@@ -75,7 +75,8 @@ def perturb_step(
     checks.same_shape("grad", grad, images, "images")
     checks.same_device("origin", origin, images, "images")
     checks.same_device("grad", grad, images, "images")
-    checks.mask(mask, images)
+    if mask is not None:
+        checks.mask(mask, images)
     steps = epsilons = None
     if isinstance(step_size, Tensor):
         steps, step_size = checks.per_image("step_size", step_size, images), 0.0

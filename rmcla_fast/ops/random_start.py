@@ -78,7 +78,8 @@ def random_start(
     checks.floating("images", images, uint8=True)
     checks.random_state(rng, images, "images", per_image=True)
     checks.boolean("clip", clip)
-    checks.mask(mask, images)
+    if mask is not None:
+        checks.mask(mask, images)
     epsilons = None
     if isinstance(epsilon, Tensor):
         epsilons, epsilon = checks.per_image("epsilon", epsilon, images), 0.0
