@@ -1,4 +1,5 @@
-// What the element-wise operators share: numbers that may differ between images, checks of `out`, and cache sizes.
+// What the element-wise operators share: numbers that may differ between images, masks, checks of `out`, and cache
+// sizes.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -7,11 +8,14 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <optional>
 
 #include "common/arguments.h"
+#include "common/mask.h"
 #include "common/overlap.h"
 #include "common/perturb_step.h"
+#include "cpu/kernels.h"
 
 namespace rmcla {
 
@@ -42,6 +46,58 @@ class PerImage {
   at::Tensor tensor_;
   const float* values_ = nullptr;
   int64_t batch_ = 1, stride_ = 1;
+};
+
+// The mask of a dense tensor, in the order of its memory. Without a mask, all elements have the same share.
+class Mask {
+ public:
+  // `arithmetic` is the dtype of the shares. A value outside [0, 1] is an error; NaN gives NaN.
+  Mask(const std::optional<at::Tensor>& mask, const at::Tensor& dense, at::ScalarType arithmetic) {
+    if (!mask || !dense.numel()) return;
+    tensor_ = mask_beside(dense, mask, arithmetic);
+    period_ = tensor_->numel();
+    if (is_bool()) return;
+    arithmetic == at::kDouble ? check<double>() : check<float>();
+  }
+
+  const std::optional<at::Tensor>& tensor() const { return tensor_; }
+
+  // The variant of the kernel for this mask.
+  template <typename F>
+  F choose(const ForMasks<F>& kernel) const {
+    return !tensor_ ? kernel.unmasked : is_bool() ? kernel.with_bools : kernel.with_shares;
+  }
+
+  // The end, at most `end`, of the elements from `element` on whose shares follow one another in memory.
+  int64_t run_end(int64_t element, int64_t end) const {
+    return tensor_ ? std::min(end, (element / period_ + 1) * period_) : end;
+  }
+
+  // The place in memory of an element's share; null without a mask.
+  const void* at(int64_t element) const {
+    if (!tensor_) return nullptr;
+    return static_cast<const char*>(tensor_->const_data_ptr()) + element % period_ * int64_t(tensor_->element_size());
+  }
+
+ private:
+  bool is_bool() const { return tensor_->scalar_type() == at::kBool; }
+
+  template <typename T>
+  void check() const {
+    const T* const share = tensor_->const_data_ptr<T>();
+    std::atomic<bool> bad = false;
+    at::parallel_for(0, period_, at::internal::GRAIN_SIZE, [&](int64_t begin, int64_t end) {
+      int outside = 0;
+      for (int64_t i = begin; i < end; ++i) outside |= int(share[i] < T(0)) | int(share[i] > T(1));
+      if (outside) bad = true;
+    });
+    if (!bad) return;
+    const at::Tensor outside = tensor_->masked_select(tensor_->lt(0).logical_or(tensor_->gt(1)));
+    TORCH_CHECK_VALUE(false, "mask must lie in [0, 1]; got ", outside[0].item<double>());
+  }
+
+  std::optional<at::Tensor> tensor_;
+  int64_t period_ = 1;
 };
 
 inline void check_out(const at::Tensor& out, const at::Tensor& like, at::ScalarType dtype) {
