@@ -79,13 +79,17 @@ def choose(name: str, tensor: Tensor, backend: str | None) -> Callable[..., Any]
     return _operators[name][resolve(device_type, backend)]
 
 
-@torch.compiler.assume_constant_result  # so that torch.compile does not trace the look-up
 def resolve(device_type: str, backend: str | None) -> str:
     """Return the backend for tensors of `device_type`: `backend` itself, or the best available one for None."""
     known = _resolved.get((device_type, backend))
     if known is None:
         known = _resolved[device_type, backend] = _resolve(device_type, backend)
     return known
+
+
+# So that torch.compile does not trace the look-up. `torch.compiler.assume_constant_result` sets this attribute and does
+# nothing else, but a call of it imports the compiler, which takes longer than all of `import torch`.
+resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _resolve(device_type: str, backend: str | None) -> str:
