@@ -132,9 +132,16 @@ def soft_cross_entropy(logits: Array, labels: Array, smoothing: float = 0.0) -> 
 
 
 def perturb_step(
-    images: Array, origin: Array, grad: Array, step: Array | float, epsilon: Array | float, lower: float, upper: float
+    images: Array,
+    origin: Array,
+    grad: Array,
+    step: Array | float,
+    epsilon: Array | float,
+    lower: float,
+    upper: float,
+    mask: Array | float = 1.0,
 ) -> Array:
-    """Return the step in the images' dtype, float32 or float64.
+    """Return the step in the images' dtype, float32 or float64; `mask` multiplies step and epsilon of each pixel.
 
     Every operation is rounded once, which gives the bits that every backend must give.
     """
@@ -143,6 +150,7 @@ def perturb_step(
     step, epsilon = np.asarray(step, dtype=kind), np.asarray(epsilon, dtype=kind)
     with np.errstate(invalid="ignore"):
         epsilon = np.where(epsilon >= 0, epsilon, kind(np.nan))
+        step, epsilon = step * np.asarray(mask, dtype=kind), epsilon * np.asarray(mask, dtype=kind)
         moved = images + step * np.sign(grad).astype(kind)
         moved = np.minimum(np.maximum(moved, center - epsilon), center + epsilon)
     return np.minimum(np.maximum(moved, kind(lower)), kind(upper))

@@ -81,6 +81,18 @@ IMAGES = [
     ("images", ones(*SHAPE, dtype=torch.bool), TypeError, "images must be .*float32, .*; got torch.bool"),
     ("images", sparse(*SHAPE), TypeError, "images must be a dense tensor; got layout torch.sparse_coo"),
 ]
+MASK = [
+    ("mask", constant(0.5), TypeError, "mask must be a bool or float tensor, or None; got float"),
+    ("mask", constant([True]), TypeError, "mask must be a bool or float tensor, or None; got list"),
+    ("mask", ones(4, 4, dtype=torch.uint8), TypeError, "mask must be bool, float32, .*; got torch.uint8"),
+    ("mask", ones(4, 4, dtype=torch.int64), TypeError, "mask must be bool, float32, .*; got torch.int64"),
+    ("mask", sparse(4, 4), TypeError, "mask must be a dense tensor; got layout torch.sparse_coo"),
+    ("mask", ones(3), ValueError, r"mask must broadcast to the shape of images, \(2, 3, 4, 4\); got \(3,\)"),
+    ("mask", ones(3, 3, 4, 4), ValueError, r"mask must broadcast to .*, \(2, 3, 4, 4\); got \(3, 3, 4, 4\)"),
+    ("mask", ones(1, 2, 3, 4, 4), ValueError, r"mask must broadcast to .*; got \(1, 2, 3, 4, 4\)"),
+    ("mask", ones(0, 4), ValueError, r"mask must broadcast to .*; got \(0, 4\)"),
+    ("mask", elsewhere(4, 4), ValueError, "mask must be on .*, as images is; got meta"),
+]
 PERTURB = [
     ("images", ones(*SHAPE, dtype=torch.uint8), TypeError, "images must be float32, .*; got torch.uint8"),
     ("origin", constant(None), TypeError, "origin must be a tensor; got NoneType"),
@@ -152,10 +164,10 @@ AUGMENT = [
 
 OPERATORS = {
     "perturb_step": Operator(
-        rmcla_fast.perturb_step, step_arguments, IMAGES + PERTURB + EPSILON + RANGE + IMAGE_OUT + BACKEND
+        rmcla_fast.perturb_step, step_arguments, IMAGES + PERTURB + MASK + EPSILON + RANGE + IMAGE_OUT + BACKEND
     ),
     "random_start": Operator(
-        rmcla_fast.random_start, start_arguments, IMAGES + START + EPSILON + RANGE + IMAGE_OUT + BACKEND
+        rmcla_fast.random_start, start_arguments, IMAGES + START + MASK + EPSILON + RANGE + IMAGE_OUT + BACKEND
     ),
     "augment": Operator(rmcla_fast.augment, augment_arguments, AUGMENT + RNG + BACKEND),
 }
@@ -192,6 +204,14 @@ def direct_calls(device: torch.device) -> list[Direct]:
         ("perturb_step", (x, x, x, 0.1, None, 0.1, two.double(), *bounds), {}),
         ("perturb_step", (x, x, x, 0.1, None, 0.1, None, *bounds), {"out": torch.empty(1, 3, 4, 4, device=device)}),
         ("perturb_step", (x, x, x, 0.1, None, 0.1, None, *bounds), {"out": torch.empty_like(x, dtype=torch.float16)}),
+        ("perturb_step", (x, x, x, 0.1, None, 0.1, None, *bounds, x[:, :2]), {}),
+        ("perturb_step", (x, x, x, 0.1, None, 0.1, None, *bounds, x[None]), {}),
+        ("perturb_step", (x, x, x, 0.1, None, 0.1, None, *bounds, x.byte()), {}),
+        ("perturb_step", (x, x, x, 0.1, None, 0.1, None, *bounds, three), {"out": torch.empty_like(x)}),
+        ("random_start", (x, 0.1, None, rng, *bounds, False, three), {}),
+        ("random_start", (x, 0.1, None, rng, *bounds, False, x[None]), {}),
+        ("random_start", (x, 0.1, None, rng, *bounds, False, x.long()), {}),
+        ("random_start", (x, 0.1, None, rng, *bounds, False, x[:, :2]), {"out": torch.empty_like(x)}),
         ("random_start", (x, 0.1, three, rng, *bounds, False), {}),
         ("random_start", (x, 0.1, None, rng[:1], *bounds, False), {}),
         ("random_start", (x, 0.1, None, rng.int(), *bounds, False), {}),

@@ -35,19 +35,25 @@ def inputs(device: torch.device, batch: int = 6, dtype: torch.dtype = torch.floa
         "rng": torch.tensor([7, 8], device=device),
         "rngs": torch.randint(-9, 9, (batch, 2), generator=generator).to(device),
         "budget": torch.rand(batch, generator=generator).to(device),
+        "mask": torch.rand(batch, 1, 4, 4, generator=generator).to(device),
     }
 
 
 def every_operator(backend: str) -> Callable[..., list[Tensor]]:
     """Return a function that calls each public function, with and without `out` and with different options."""
 
-    def function(images, origin, grad, logits, labels, rng, rngs, budget) -> list[Tensor]:
+    def function(images, origin, grad, logits, labels, rng, rngs, budget, mask) -> list[Tensor]:
         start = rmcla_fast.random_start(images, 0.1, rng=rng, clip=True, backend=backend)
         rmcla_fast.random_start(images, budget, rng=rng, out=start, backend=backend)
         alone = rmcla_fast.random_start(images, budget, rng=rngs, backend=backend)
         step = rmcla_fast.perturb_step(start, origin, grad, step_size=0.1, epsilon=0.1, backend=backend)
         into = torch.empty_like(step)
         rmcla_fast.perturb_step(start, images, grad, step_size=budget, epsilon=budget, out=into, backend=backend)
+        masked = rmcla_fast.random_start(images, 0.1, rng=rng, mask=mask > 0.5, backend=backend)
+        rmcla_fast.random_start(images, budget, rng=rngs, mask=mask, out=masked, backend=backend)
+        part = {"step_size": budget, "epsilon": 0.1, "mask": mask[0, 0] > 0.5, "backend": backend}
+        masked_step = rmcla_fast.perturb_step(masked, origin, grad, **part)
+        rmcla_fast.perturb_step(masked, origin, grad, **{**part, "mask": mask}, out=masked)
         joint = rmcla_fast.joint_gradient(logits, labels, top_k=3, backend=backend)
         no_labels = rmcla_fast.joint_gradient(
             logits, labels, target=joint.targets, label_scheme="none", backend=backend
@@ -58,7 +64,8 @@ def every_operator(backend: str) -> Callable[..., list[Tensor]]:
         rmcla_fast.redistribute_labels(logits, labels, label_scheme="sup", out=buffer, backend=backend)
         loss = rmcla_fast.soft_cross_entropy(logits, soft, backend=backend)
         indices = rmcla_fast.soft_cross_entropy(logits, labels, reduction="none", label_smoothing=0.1, backend=backend)
-        return [start, alone, step, into, *joint, *no_labels[:2], no_labels[3], *objective, soft, buffer, loss, indices]
+        elements = [start, alone, step, into, masked, masked_step]
+        return [*elements, *joint, *no_labels[:2], no_labels[3], *objective, soft, buffer, loss, indices]
 
     return function
 

@@ -6,6 +6,7 @@ These tests need nvcc, but no GPU and no CUDA build of torch, since nvcc's devic
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import re
 import shutil
@@ -76,7 +77,7 @@ def test_no_kernel_spills_or_uses_local_memory(compiled: Compiled, source: str, 
         report,
         flags=re.DOTALL,
     )
-    expected = {"joint_gradient": 36, "soft_cross_entropy": 36, "perturb_step": 44, "random_start": 10}
+    expected = {"joint_gradient": 36, "soft_cross_entropy": 36, "perturb_step": 88, "random_start": 20}
     expected["augment"] = 1
     assert len(kernels) == expected[source]
     assert not [kernel for kernel in kernels if kernel[1:] != (architecture, "0", "0", "0")]
@@ -111,18 +112,22 @@ def kernel(listings: dict[str, str], name: str) -> str:
 )
 def test_perturb_step_moves_128_bits_at_a_time(compiled: Compiled, architecture: str, dtypes: str, loads: int) -> None:
     """Images, origin and gradient are read, and the result is written, 16 bytes at a time; uint8 four at a time."""
-    code = kernel(disassemble(compiled("perturb_step", architecture)[0]), f"step_elementsI{dtypes}")
-    assert len(re.findall(r"\bLDG\.E\.128\b", code)) == loads
-    assert len(re.findall(r"\bSTG\.E\.128\b", code)) == 1
+    listings = disassemble(compiled("perturb_step", architecture)[0])
+    mask_loads = {"fff": 1, "fhf": 1, "ddd": 1}.get(dtypes, 2)  # of the floats; bools are narrower
+    for masked in (0, 1):
+        code = kernel(listings, f"step_elementsI{dtypes}Lb{masked}E")
+        assert len(re.findall(r"\bLDG\.E\.128\b", code)) == loads + masked * mask_loads
+        assert len(re.findall(r"\bSTG\.E\.128\b", code)) == 1
 
 
 @pytest.mark.parametrize("rng_per_image", [0, 1])
 @pytest.mark.parametrize("dtypes", ["ff", "dd", "6__halfS2_", "13__nv_bfloat16S2_"])
 def test_random_start_moves_128_bits_at_a_time(compiled: Compiled, dtypes: str, rng_per_image: int) -> None:
     listings = disassemble(compiled("random_start", "sm_90")[0])
-    code = kernel(listings, f"start_elementsI{dtypes}Lb{rng_per_image}E")
-    assert re.search(r"\bLDG\.E\.128\b", code)
-    assert re.search(r"\bSTG\.E\.128\b", code)
+    for masked in (0, 1):
+        code = kernel(listings, f"start_elementsI{dtypes}Lb{rng_per_image}ELb{masked}E")
+        assert re.search(r"\bLDG\.E\.128\b", code)
+        assert re.search(r"\bSTG\.E\.128\b", code)
 
 
 def test_augment_stores_128_bits_at_a_time(compiled: Compiled) -> None:
@@ -135,9 +140,20 @@ def test_augment_stores_128_bits_at_a_time(compiled: Compiled) -> None:
 def test_noise_is_not_contracted(compiled: Compiled) -> None:
     """The product and the sum of random_start are rounded apart: an FFMA where the kernel adds would change bits."""
     listings = disassemble(compiled("random_start", "sm_90")[0])
-    for rng_per_image in (0, 1):
-        additions = re.findall(r"\bFADD\b", kernel(listings, f"start_elementsIffLb{rng_per_image}E"))
+    for rng_per_image, masked in itertools.product((0, 1), (0, 1)):
+        additions = re.findall(r"\bFADD\b", kernel(listings, f"start_elementsIffLb{rng_per_image}ELb{masked}E"))
         assert len(additions) >= 8  # four in the vector, four in the tail
+
+
+def test_the_part_of_a_budget_is_not_contracted(compiled: Compiled) -> None:
+    """epsilon times the mask is rounded before it is subtracted from the origin: an FFMA would change bits."""
+    code = kernel(disassemble(compiled("perturb_step", "sm_90")[0]), "step_elementsIfffLb1E")
+    without = kernel(disassemble(compiled("perturb_step", "sm_90")[0]), "step_elementsIfffLb0E")
+    count = {name: len(re.findall(rf"\b{name}\b", code)) for name in ("FMUL", "FFMA", "FADD")}
+    before = {name: len(re.findall(rf"\b{name}\b", without)) for name in count}
+    assert count["FMUL"] >= before["FMUL"] + 10  # two products of each of the five elements: four, and one in the tail
+    assert count["FFMA"] <= before["FFMA"]
+    assert count["FADD"] >= before["FADD"]
 
 
 @pytest.mark.parametrize("source", ["joint_gradient", "soft_cross_entropy"])

@@ -24,6 +24,8 @@ CALLS: list[tuple[str, tuple[Any, ...]]] = [
     *(("perturb_step", (images, IMAGES, IMAGES, *STEP)) for images in (IMAGES, LAST, LAST.half(), IMAGES.double())),
     ("perturb_step", (IMAGES[..., ::2], IMAGES[..., ::2], IMAGES[..., ::2], *STEP)),
     *(("random_start", (images, *START)) for images in (IMAGES, LAST, BYTES, IMAGES.bfloat16(), IMAGES[..., ::2])),
+    *(("perturb_step", (images, IMAGES, IMAGES, *STEP, IMAGES[0, 0] < 0.5)) for images in (IMAGES, LAST.half())),
+    *(("random_start", (images, *START, IMAGES)) for images in (LAST, BYTES, IMAGES.bfloat16())),
     *(
         ("random_start", (images, *START[:2], RNGS[: len(images)], *START[3:]))
         for images in (

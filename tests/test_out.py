@@ -33,7 +33,14 @@ class Call(NamedTuple):
         return shape
 
 
-def perturb(shape: tuple[int, ...], dtype: torch.dtype, origin: torch.dtype, grad: torch.dtype, each: bool) -> Call:
+def perturb(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    origin: torch.dtype,
+    grad: torch.dtype,
+    each: bool,
+    mask: Tensor | None = None,
+) -> Call:
     """Return a call of perturb_step with tensors of steps and radii: one value for each image, or only one."""
     size = shape[:1] if each else ()
     values = {
@@ -46,11 +53,12 @@ def perturb(shape: tuple[int, ...], dtype: torch.dtype, origin: torch.dtype, gra
         "epsilons": 0.3 * torch.rand(size),
         "lower": 0.0,
         "upper": 1.0,
+        "mask": mask,
     }
     return Call("perturb_step", values, dtype)
 
 
-def start(dtype: torch.dtype, each: bool, rng_each: bool = False) -> Call:
+def start(dtype: torch.dtype, each: bool, rng_each: bool = False, mask: Tensor | None = None) -> Call:
     values = {
         "images": (255 * torch.rand(IMAGES)).to(dtype) if dtype == torch.uint8 else torch.rand(IMAGES).to(dtype),
         "epsilon": 0.0,
@@ -59,6 +67,7 @@ def start(dtype: torch.dtype, each: bool, rng_each: bool = False) -> Call:
         "lower": 0.0,
         "upper": 1.0,
         "clip": False,
+        "mask": mask,
     }
     return Call("random_start", values, torch.float32 if dtype == torch.uint8 else dtype)
 
@@ -89,6 +98,11 @@ def calls() -> list[Call]:
         start(bf16, each=False),
         start(f32, each=True, rng_each=True),
         start(torch.uint8, each=False, rng_each=True),
+        perturb(IMAGES, f32, f32, f32, each=True, mask=torch.rand(IMAGES)),
+        perturb(IMAGES, bf16, f32, f32, each=False, mask=torch.rand(IMAGES[2:]) < 0.5),
+        perturb((2, 3, 16, 16), f32, torch.uint8, bf16, each=True, mask=torch.rand(16, 16)),
+        start(f32, each=True, mask=torch.rand(IMAGES)),
+        start(torch.uint8, each=False, rng_each=True, mask=torch.rand(IMAGES) < 0.5),
         redistribute(f32, None),
         redistribute(f32, 4),
         redistribute(bf16, None),

@@ -31,7 +31,14 @@ EPSILON, STEP = 8 / 255, 2 / 255
 
 
 def expected(
-    images: Tensor, origin: Tensor, grad: Tensor, step: float | Tensor, epsilon: float | Tensor, lower, upper
+    images: Tensor,
+    origin: Tensor,
+    grad: Tensor,
+    step: float | Tensor,
+    epsilon: float | Tensor,
+    lower: float,
+    upper: float,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Return the oracle's result, computed in the dtype of the arithmetic and rounded once to the images' dtype."""
     work = torch.float64 if images.dtype == torch.float64 else torch.float32
@@ -43,9 +50,9 @@ def expected(
 
     center = origin.cpu().numpy() if origin.dtype == torch.uint8 else origin.cpu().to(work).numpy()
     arrays = images.cpu().to(work).numpy(), center, grad.cpu().to(torch.float64).numpy()
-    return torch.from_numpy(np.asarray(oracle.perturb_step(*arrays, budget(step), budget(epsilon), lower, upper))).to(
-        images.dtype
-    )
+    shares = 1.0 if mask is None else mask.cpu().double().numpy()
+    moved = oracle.perturb_step(*arrays, budget(step), budget(epsilon), lower, upper, shares)
+    return torch.from_numpy(np.asarray(moved)).to(images.dtype)
 
 
 def dense_layout(images: Tensor) -> tuple[int, ...]:

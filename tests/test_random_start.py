@@ -50,9 +50,14 @@ def memory_order(images: Tensor) -> list[int]:
 
 
 def expected(
-    images: Tensor, epsilon: float | Tensor, seed: int, step: int, bounds: tuple[float, float] | None = None
+    images: Tensor,
+    epsilon: float | Tensor,
+    seed: int,
+    step: int,
+    bounds: tuple[float, float] | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
-    """Return the oracle's result, with one rounding after the product and one after the sum."""
+    """Return the oracle's result, with one rounding after each product and one after the sum."""
     kind = np.float64 if images.dtype == torch.float64 else np.float32
     flat = np.array([oracle.random_unit(seed, step, i) for i in range(images.numel())], dtype=np.float32)
     order = memory_order(images)
@@ -60,6 +65,8 @@ def expected(
     radius = np.asarray(epsilon.cpu() if isinstance(epsilon, Tensor) else epsilon, dtype=np.float32)
     if radius.ndim:
         radius = radius.reshape(-1, *[1] * (images.dim() - 1))
+    if mask is not None:
+        radius = radius * mask.cpu().double().numpy().astype(np.float32)
     if images.dtype == torch.uint8:
         values = images.cpu().numpy().astype(np.float32) / np.float32(255)
     else:
@@ -71,12 +78,17 @@ def expected(
 
 
 def expected_alone(
-    images: Tensor, epsilon: float | Tensor, rng: Tensor, bounds: tuple[float, float] | None = None
+    images: Tensor,
+    epsilon: float | Tensor,
+    rng: Tensor,
+    bounds: tuple[float, float] | None = None,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, tuple[int, ...]]:
     """Return the oracle's results for one image after another, each with its row of `rng`, and the result's strides."""
     budgets = epsilon.expand(len(images)).split(1) if isinstance(epsilon, Tensor) else [epsilon] * len(images)
-    parts = zip(images.split(1), budgets, rng.tolist(), strict=True) if len(images) else ()
-    results = [expected(image, budget, *state, bounds) for image, budget, state in parts]
+    masks = [None] * len(images) if mask is None else mask.expand(images.shape).split(1)
+    parts = zip(images.split(1), budgets, rng.tolist(), masks, strict=True) if len(images) else ()
+    results = [expected(image, budget, *state, bounds, share) for image, budget, state, share in parts]
     if len(images) < 2 or not images.numel():
         dense = torch.empty_like(images).stride() == images.stride()
         strides = images.stride() if dense else images.contiguous().stride()

@@ -23,8 +23,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "joint_gradient": {"target": "mc", **RULE},
     "joint_objective": {"target": "mc", **RULE},
     "redistribute_labels": {"out": None, **RULE},
-    "perturb_step": {"lower": 0.0, "upper": 1.0, "out": None, "backend": None},
-    "random_start": {"lower": 0.0, "upper": 1.0, "clip": False, "out": None, "backend": None},
+    "perturb_step": {"lower": 0.0, "upper": 1.0, "mask": None, "out": None, "backend": None},
+    "random_start": {"lower": 0.0, "upper": 1.0, "clip": False, "mask": None, "out": None, "backend": None},
     "soft_cross_entropy": {"reduction": "mean", "label_smoothing": 0.0, "backend": None},
 }
 

@@ -26,4 +26,10 @@ RMCLA_SHARED T valid_radius(T radius) {
   return radius >= T(0) ? radius : T(__builtin_nanf(""));
 }
 
+// NaN for a value of a mask outside [0, 1].
+template <typename T>
+RMCLA_SHARED T valid_share(T share) {
+  return share >= T(0) && share <= T(1) ? share : T(__builtin_nanf(""));
+}
+
 }  // namespace rmcla

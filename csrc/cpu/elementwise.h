@@ -1,4 +1,5 @@
-// What the element-wise operators share: numbers that may differ between images, checks of `out`, and cache sizes.
+// What the element-wise operators share: numbers that may differ between images, masks, checks of `out`, and cache
+// sizes.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -7,9 +8,11 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <optional>
 
 #include "common/arguments.h"
+#include "common/mask.h"
 #include "common/overlap.h"
 #include "common/perturb_step.h"
 
@@ -42,6 +45,58 @@ class PerImage {
   at::Tensor tensor_;
   const float* values_ = nullptr;
   int64_t batch_ = 1, stride_ = 1;
+};
+
+// The mask of a dense tensor, in the order of its memory. Without a mask, all elements have the same share.
+class Mask {
+ public:
+  // `arithmetic` is the dtype of the shares. A value outside [0, 1] is an error; NaN gives NaN.
+  Mask(const std::optional<at::Tensor>& mask, const at::Tensor& dense, at::ScalarType arithmetic) {
+    if (!mask || !dense.numel()) return;
+    tensor_ = mask_beside(dense, mask, arithmetic);
+    period_ = tensor_->numel();
+    if (arithmetic == at::kDouble) check<double>();
+    if (arithmetic == at::kFloat) check<float>();
+  }
+
+  const std::optional<at::Tensor>& tensor() const { return tensor_; }
+  explicit operator bool() const { return tensor_.has_value(); }
+  bool is_bool() const { return tensor_ && tensor_->scalar_type() == at::kBool; }
+
+  // The end, at most `end`, of the elements from `element` on whose shares follow one another in memory.
+  int64_t run_end(int64_t element, int64_t end) const {
+    return tensor_ ? std::min(end, (element / period_ + 1) * period_) : end;
+  }
+
+  // A pointer to the shares of `count` elements: into the mask itself, or to `room` with the converted values of a bool
+  // mask. Null without a mask.
+  template <typename T>
+  const T* at(int64_t element, T* room, int64_t count) const {
+    if (!tensor_) return nullptr;
+    if (!is_bool()) return tensor_->const_data_ptr<T>() + element % period_;
+    const bool* const from = tensor_->const_data_ptr<bool>() + element % period_;
+    for (int64_t i = 0; i < count; ++i) room[i] = T(from[i]);
+    return room;
+  }
+
+ private:
+  template <typename T>
+  void check() const {
+    if (is_bool()) return;
+    const T* const share = tensor_->const_data_ptr<T>();
+    std::atomic<bool> bad = false;
+    at::parallel_for(0, period_, at::internal::GRAIN_SIZE, [&](int64_t begin, int64_t end) {
+      int outside = 0;
+      for (int64_t i = begin; i < end; ++i) outside |= int(share[i] < T(0)) | int(share[i] > T(1));
+      if (outside) bad = true;
+    });
+    if (!bad) return;
+    const at::Tensor outside = tensor_->masked_select(tensor_->lt(0).logical_or(tensor_->gt(1)));
+    TORCH_CHECK_VALUE(false, "mask must lie in [0, 1]; got ", outside[0].item<double>());
+  }
+
+  std::optional<at::Tensor> tensor_;
+  int64_t period_ = 1;
 };
 
 inline void check_out(const at::Tensor& out, const at::Tensor& like, at::ScalarType dtype) {

@@ -20,8 +20,11 @@ struct ArithmeticKernels {
   void (*loss_rows)(const LossRows<T>&);
   void (*loss_short_rows)(const LossRows<T>&);
   void (*step_elements)(const StepRun<T>&);
+  void (*masked_step_elements)(const StepRun<T>&);
   void (*add_scaled)(const T* image, const float* uniform, float radius, T lower, T upper, bool clip, T* out,
-                     int64_t count);
+                     int64_t count, const float* mask);
+  void (*masked_add_scaled)(const T* image, const float* uniform, float radius, T lower, T upper, bool clip, T* out,
+                            int64_t count, const float* mask);
 };
 
 struct Kernels {

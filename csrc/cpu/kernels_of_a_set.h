@@ -17,8 +17,9 @@ namespace rmcla {
 
 template <int Bytes, typename T>
 RMCLA_SHARED ArithmeticKernels<T> arithmetic_kernels() {
-  return {joint_rows<Bytes, T>,      joint_short_rows<Bytes, T>, loss_rows<Bytes, T>,
-          loss_short_rows<Bytes, T>, step_elements<Bytes, T>,    add_scaled<Bytes, T>};
+  return {joint_rows<Bytes, T>,        joint_short_rows<Bytes, T>,     loss_rows<Bytes, T>,
+          loss_short_rows<Bytes, T>,   step_elements<Bytes, T, false>, step_elements<Bytes, T, true>,
+          add_scaled<Bytes, T, false>, add_scaled<Bytes, T, true>};
 }
 
 template <int Bytes>

@@ -20,18 +20,23 @@ RMCLA_SHARED void uniforms(int64_t seed, int64_t step, int64_t block, int64_t bl
   }
 }
 
-// Computes image + radius * (2 u - 1). The product is rounded to float32, then the sum to T.
-template <int Bytes, typename T>
+// Computes image + radius * (2 u - 1). The product is rounded to float32, then the sum to T. With kMasked, the radius
+// of each element is `radius` times its share in `mask`, rounded to float32.
+template <int Bytes, typename T, bool kMasked>
 RMCLA_SHARED void add_scaled(const T* image, const float* uniform, float radius, T lower, T upper, bool clip, T* out,
-                             int64_t count) {
+                             int64_t count, const float* mask) {
+  const auto moved = [&](int64_t i) __attribute__((always_inline)) {
+    const float own_radius = kMasked ? radius * mask[i] : radius;
+    return image[i] + T(own_radius * (2.0f * uniform[i] - 1.0f));
+  };
   if (clip) {
     for (int64_t i = 0; i < count; ++i) {
-      T x = image[i] + T(radius * (2.0f * uniform[i] - 1.0f));
+      T x = moved(i);
       x = x < lower ? lower : x;
       out[i] = x > upper ? upper : x;
     }
   } else {
-    for (int64_t i = 0; i < count; ++i) out[i] = image[i] + T(radius * (2.0f * uniform[i] - 1.0f));
+    for (int64_t i = 0; i < count; ++i) out[i] = moved(i);
   }
 }
 

@@ -32,26 +32,27 @@ const char* element(const at::Tensor& tensor, int64_t i) {
 // inputs.
 template <typename T>
 void step_all(const at::Tensor& images, const at::Tensor& origin, const at::Tensor& grad, const PerImage& steps,
-              const PerImage& radii, T lower, T upper, const at::Tensor& out, bool fresh) {
+              const PerImage& radii, const Mask& mask, T lower, T upper, const at::Tensor& out, bool fresh) {
   const auto dtype = images.scalar_type();
-  const bool direct =
-      dtype == kArithmetic<T> && origin.scalar_type() == kArithmetic<T> && grad.scalar_type() == kArithmetic<T>;
+  const bool direct = dtype == kArithmetic<T> && origin.scalar_type() == kArithmetic<T> &&
+                      grad.scalar_type() == kArithmetic<T> && !mask.is_bool();
+  const auto step_elements = mask ? kernels_of<T>().masked_step_elements : kernels_of<T>().step_elements;
   const bool stream = direct && fresh && int64_t(out.nbytes()) >= streaming_bytes();
   char* const result = static_cast<char*>(out.mutable_data_ptr());
   const int64_t size = int64_t(images.element_size());
   at::parallel_for(0, images.numel(), at::internal::GRAIN_SIZE, [&](int64_t begin, int64_t end) {
-    constexpr int64_t kPart = 512;  // so that four buffers and the elements before conversion fit the first cache
-    T image[kPart], center[kPart], direction[kPart], moved[kPart];
+    constexpr int64_t kPart = 512;  // so that five buffers and the elements before conversion fit the first cache
+    T image[kPart], center[kPart], direction[kPart], share[kPart], moved[kPart];
     for (int64_t i = begin; i < end;) {
-      int64_t stop = std::min(steps.run_end(i, end), radii.run_end(i, end));
+      int64_t stop = std::min({steps.run_end(i, end), radii.run_end(i, end), mask.run_end(i, end)});
       if (!direct) stop = std::min(stop, i + kPart);
       const int64_t count = stop - i;
       T* const to = dtype == kArithmetic<T> ? reinterpret_cast<T*>(result + i * size) : moved;
-      kernels_of<T>().step_elements(StepRun<T>{as_arithmetic(dtype, element(images, i), image, count),
-                                               as_arithmetic(origin.scalar_type(), element(origin, i), center, count),
-                                               gradient_as(grad.scalar_type(), element(grad, i), direction, count), to,
-                                               count, T(steps.at(i)), valid_radius(T(radii.at(i))), lower, upper,
-                                               stream});
+      step_elements(StepRun<T>{as_arithmetic(dtype, element(images, i), image, count),
+                               as_arithmetic(origin.scalar_type(), element(origin, i), center, count),
+                               gradient_as(grad.scalar_type(), element(grad, i), direction, count), to, count,
+                               T(steps.at(i)), valid_radius(T(radii.at(i))), lower, upper, stream,
+                               mask.at(i, share, count)});
       if (to == moved) narrow(dtype, moved, result + i * size, count);
       i = stop;
     }
@@ -61,7 +62,7 @@ void step_all(const at::Tensor& images, const at::Tensor& origin, const at::Tens
 // `out` may be undefined; otherwise it is written and returned.
 at::Tensor run(const at::Tensor& images, const at::Tensor& origin, const at::Tensor& grad, double step_size,
                const std::optional<at::Tensor>& step_sizes, double epsilon, const std::optional<at::Tensor>& epsilons,
-               double lower, double upper, at::Tensor out) {
+               double lower, double upper, const std::optional<at::Tensor>& mask, at::Tensor out) {
   at::AutoDispatchBelowADInplaceOrView guard;
   TORCH_CHECK_TYPE(at::isFloatingType(images.scalar_type()), "images must be float; got ", images.scalar_type());
   TORCH_CHECK_TYPE(at::isFloatingType(origin.scalar_type()) || origin.scalar_type() == at::kByte,
@@ -71,21 +72,23 @@ at::Tensor run(const at::Tensor& images, const at::Tensor& origin, const at::Ten
   check_like("grad", grad, images);
   check_per_image("step_size", step_sizes, images);
   check_per_image("epsilon", epsilons, images);
+  check_mask(mask, images);
   if (out.defined()) check_out(out, images, images.scalar_type());
 
   const at::Tensor dense = as_dense(images);
   const at::Tensor center = in_layout_of(dense, origin), direction = in_layout_of(dense, grad);
+  const Mask shares(mask, dense, images.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
   const bool in_place = out.defined() && out.strides() == dense.strides() &&
-                        writable_beside(out, dense, center, direction, step_sizes, epsilons);
+                        writable_beside(out, dense, center, direction, step_sizes, epsilons, shares.tensor());
   const at::Tensor result = in_place ? out : at::empty_like(dense);
   if (result.numel()) {
-    const bool fresh =
-        !same_elements(result, dense) && !same_elements(result, center) && !same_elements(result, direction);
+    const bool fresh = !same_elements(result, dense) && !same_elements(result, center) &&
+                       !same_elements(result, direction) && !(shares && same_elements(result, *shares.tensor()));
     const PerImage steps(step_size, step_sizes, dense), radii(epsilon, epsilons, dense);
     if (images.scalar_type() == at::kDouble) {
-      step_all<double>(dense, center, direction, steps, radii, lower, upper, result, fresh);
+      step_all<double>(dense, center, direction, steps, radii, shares, lower, upper, result, fresh);
     } else {
-      step_all<float>(dense, center, direction, steps, radii, float(lower), float(upper), result, fresh);
+      step_all<float>(dense, center, direction, steps, radii, shares, float(lower), float(upper), result, fresh);
     }
   }
   if (!out.defined()) return result;
@@ -96,14 +99,16 @@ at::Tensor run(const at::Tensor& images, const at::Tensor& origin, const at::Ten
 
 at::Tensor perturb_step(const at::Tensor& images, const at::Tensor& origin, const at::Tensor& grad, double step_size,
                         const std::optional<at::Tensor>& step_sizes, double epsilon,
-                        const std::optional<at::Tensor>& epsilons, double lower, double upper) {
-  return run(images, origin, grad, step_size, step_sizes, epsilon, epsilons, lower, upper, {});
+                        const std::optional<at::Tensor>& epsilons, double lower, double upper,
+                        const std::optional<at::Tensor>& mask) {
+  return run(images, origin, grad, step_size, step_sizes, epsilon, epsilons, lower, upper, mask, {});
 }
 
 void perturb_step_out(const at::Tensor& images, const at::Tensor& origin, const at::Tensor& grad, double step_size,
                       const std::optional<at::Tensor>& step_sizes, double epsilon,
-                      const std::optional<at::Tensor>& epsilons, double lower, double upper, const at::Tensor& out) {
-  run(images, origin, grad, step_size, step_sizes, epsilon, epsilons, lower, upper, out);
+                      const std::optional<at::Tensor>& epsilons, double lower, double upper,
+                      const std::optional<at::Tensor>& mask, const at::Tensor& out) {
+  run(images, origin, grad, step_size, step_sizes, epsilon, epsilons, lower, upper, mask, out);
 }
 
 }  // namespace

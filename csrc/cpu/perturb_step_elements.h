@@ -16,7 +16,8 @@ struct StepRun {
   T* out;
   int64_t count;
   T step, radius, lower, upper;
-  bool stream;  // store without caching
+  bool stream;    // store without caching
+  const T* mask;  // if masked, the share of step and radius of each element
 };
 
 template <typename V>
@@ -32,7 +33,7 @@ RMCLA_SHARED void store_past_caches(void* to, V v) {
 #endif
 }
 
-template <int Bytes, typename T>
+template <int Bytes, typename T, bool kMasked>
 RMCLA_SHARED void step_elements(const StepRun<T>& run) {
   using V = typename simd::Lanes<T, Bytes>::Vector;
   constexpr int64_t kCount = simd::Lanes<T, Bytes>::kCount;
@@ -40,20 +41,29 @@ RMCLA_SHARED void step_elements(const StepRun<T>& run) {
   constexpr int64_t kAhead = 1024 / int64_t(sizeof(T));
   const V step = simd::splat<V>(run.step), radius = simd::splat<V>(run.radius);
   const V lower = simd::splat<V>(run.lower), upper = simd::splat<V>(run.upper);
-  const auto moved = [&](const T* image, const T* origin, const T* grad) __attribute__((always_inline)) {
+  const auto moved = [&](const T* image, const T* origin, const T* grad, const T* mask) __attribute__((always_inline)) {
     const V g = simd::load<V>(grad);
     // g - g is 0 for both zeros and NaN for NaN.
     const V sign = g > V{} ? simd::splat<V>(T(1)) : (g < V{} ? simd::splat<V>(T(-1)) : g - g);
-    return clipped_step(simd::load<V>(image), step, sign, simd::load<V>(origin), radius, lower, upper);
+    V own_step = step, own_radius = radius;
+    if constexpr (kMasked) {
+      const V share = simd::load<V>(mask);
+      own_step = step * share;
+      own_radius = radius * share;
+    }
+    return clipped_step(simd::load<V>(image), own_step, sign, simd::load<V>(origin), own_radius, lower, upper);
   };
   int64_t i = 0;
+  const auto mask_at = [&](int64_t place)
+                           __attribute__((always_inline)) { return kMasked ? run.mask + place : nullptr; };
   const auto part = [&](int64_t count) __attribute__((always_inline)) {
-    T image[kCount] = {}, origin[kCount] = {}, grad[kCount] = {};
+    T image[kCount] = {}, origin[kCount] = {}, grad[kCount] = {}, mask[kCount] = {};
     const size_t bytes = size_t(count) * sizeof(T);
     std::memcpy(image, run.image + i, bytes);
     std::memcpy(origin, run.origin + i, bytes);
     std::memcpy(grad, run.grad + i, bytes);
-    const V out = moved(image, origin, grad);
+    if constexpr (kMasked) std::memcpy(mask, run.mask + i, bytes);
+    const V out = moved(image, origin, grad, mask);
     std::memcpy(run.out + i, &out, bytes);
     i += count;
   };
@@ -64,11 +74,12 @@ RMCLA_SHARED void step_elements(const StepRun<T>& run) {
       __builtin_prefetch(run.image + i + kAhead);
       __builtin_prefetch(run.origin + i + kAhead);
       __builtin_prefetch(run.grad + i + kAhead);
-      store_past_caches(run.out + i, moved(run.image + i, run.origin + i, run.grad + i));
+      if constexpr (kMasked) __builtin_prefetch(run.mask + i + kAhead);
+      store_past_caches(run.out + i, moved(run.image + i, run.origin + i, run.grad + i, mask_at(i)));
     }
   } else {
     for (; i + kCount <= run.count; i += kCount)
-      simd::store(run.out + i, moved(run.image + i, run.origin + i, run.grad + i));
+      simd::store(run.out + i, moved(run.image + i, run.origin + i, run.grad + i, mask_at(i)));
   }
   if (i < run.count) part(run.count - i);
 #if defined(__SSE2__)

@@ -1,9 +1,11 @@
-// What the element-wise kernels share: vectors of 128 bits, numbers that may differ between images, and conversions.
+// What the element-wise kernels share: vectors of 128 bits, numbers that may differ between images, masks, and
+// conversions.
 #pragma once
 
 #include <cuda_runtime.h>
 
 #include "common/bytes.h"
+#include "common/perturb_step.h"
 #include "cuda/types.cuh"
 
 namespace rmcla {
@@ -36,6 +38,46 @@ struct PerImage {
   int64_t stride;
 
   __device__ __forceinline__ W at(int64_t image) const { return values ? W(values[image * stride]) : value; }
+};
+
+// Products that the compiler does not fuse with a sum.
+__device__ __forceinline__ float product(float a, float b) { return __fmul_rn(a, b); }
+__device__ __forceinline__ double product(double a, double b) { return __dmul_rn(a, b); }
+
+// The mask in the order of memory: bool, or the type W of the arithmetic. Element i has value i % period.
+struct MaskValues {
+  const void* values;
+  int64_t period;
+  bool is_bool;
+
+  // The place of the value of element i.
+  __device__ __forceinline__ int64_t place(int64_t i) const {
+    if (i < period) return i;
+    if ((i | period) >> 32 == 0) return uint32_t(i) % uint32_t(period);  // several times faster than in 64 bits
+    return i % period;
+  }
+
+  // Reads the shares in kCount places, which are a whole vector of the mask. A share outside [0, 1] becomes NaN.
+  template <int kCount, typename W>
+  __device__ __forceinline__ void load(int64_t first, W* share) const {
+    if (is_bool) {
+      const auto m = *reinterpret_cast<const Pack<uint8_t, kCount>*>(static_cast<const uint8_t*>(values) + first);
+#pragma unroll
+      for (int k = 0; k < kCount; ++k) share[k] = m.item[k] ? W(1) : W(0);
+    } else {
+      const auto m = *reinterpret_cast<const Pack<W, kCount>*>(static_cast<const W*>(values) + first);
+#pragma unroll
+      for (int k = 0; k < kCount; ++k) share[k] = valid_share(m.item[k]);
+    }
+  }
+
+  // The share in a place, which may be fewer than `period` places behind the end.
+  template <typename W>
+  __device__ __forceinline__ W at(int64_t place) const {
+    if (place >= period) place -= period;
+    if (is_bool) return static_cast<const uint8_t*>(values)[place] ? W(1) : W(0);
+    return valid_share(static_cast<const W*>(values)[place]);
+  }
 };
 
 // A stored pixel converted to a number in [0, 1].

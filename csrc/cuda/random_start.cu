@@ -21,7 +21,7 @@ struct StartRule {
 
 // 2 u - 1 is exact. The product and the sum are rounded separately on every backend, without a fused multiply-add.
 __device__ __forceinline__ float noise(float radius, uint32_t word) {
-  return __fmul_rn(radius, 2.0f * unit_uniform(word) - 1.0f);
+  return product(radius, 2.0f * unit_uniform(word) - 1.0f);
 }
 
 __device__ __forceinline__ float add(float a, float b) { return __fadd_rn(a, b); }
@@ -29,9 +29,9 @@ __device__ __forceinline__ double add(double a, float b) { return __dadd_rn(a, d
 
 // With kRngPerImage every image has its own row of rng, `count` is the number of elements of one image, and rule.image
 // is the index of a vector's image. The images lie one after another, and each of them begins with a new vector.
-template <typename I, typename T, bool kRngPerImage>
-__global__ void __launch_bounds__(kThreads)
-    start_elements(const I* images, T* out, int64_t count, bool packed, StartRule<typename Storage<T>::Wide> rule) {
+template <typename I, typename T, bool kRngPerImage, bool kMasked>
+__global__ void __launch_bounds__(kThreads) start_elements(const I* images, T* out, int64_t count, bool packed,
+                                                           StartRule<typename Storage<T>::Wide> rule, MaskValues mask) {
   using W = typename Storage<T>::Wide;
   constexpr int kWords = 4;
   constexpr int kCount = kVector<T> > kWords ? kVector<T> : kWords;
@@ -44,12 +44,14 @@ __global__ void __launch_bounds__(kThreads)
     return Storage<T>::narrow(value);
   };
   int64_t vector = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  int64_t before = 0;            // the elements before the thread's image
   if constexpr (kRngPerImage) {  // the thread's image is all that it sees from here on
     if (vector >= rule.image.stride * rule.image.count) return;
     const int64_t image = rule.image.of(vector);
     vector -= image * rule.image.stride;
-    images += image * count;
-    out += image * count;
+    before = image * count;
+    images += before;
+    out += before;
     rule.rng += image * rule.rng_row;
     rule.radius.values += image * rule.radius.stride;
   }
@@ -64,14 +66,18 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int j = 0; j < kWords; ++j) words[k + j] = block.word[j];
   }
+  const int64_t place = kMasked ? mask.place(before + first) : 0;
   if (packed && first + kCount <= count) {
     const auto x = *reinterpret_cast<const Pack<I, kCount>*>(images + first);
     // The whole vector is in one image.
     const int64_t image = !kRngPerImage && rule.per_image ? rule.image.of(first) : 0;
     const float radius = valid_radius(rule.radius.at(image));
+    float share[kCount] = {};
+    if constexpr (kMasked) mask.load<kCount>(place, share);
     Pack<T, kCount> result;
 #pragma unroll
-    for (int k = 0; k < kCount; ++k) result.item[k] = start(x.item[k], radius, words[k]);
+    for (int k = 0; k < kCount; ++k)
+      result.item[k] = start(x.item[k], kMasked ? product(radius, share[k]) : radius, words[k]);
     // With the address of the scalar stores below, `out + first`, nvcc would store the elements one by one.
     reinterpret_cast<Pack<T, kCount>*>(out)[vector] = result;
     return;
@@ -81,7 +87,9 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t i = first + k;
     if (i >= count) return;
     const int64_t image = !kRngPerImage && rule.per_image ? rule.image.of(i) : 0;
-    out[i] = start(images[i], valid_radius(rule.radius.at(image)), words[k]);
+    float radius = valid_radius(rule.radius.at(image));
+    if constexpr (kMasked) radius = product(radius, mask.at<float>(place + k));
+    out[i] = start(images[i], radius, words[k]);
   }
 }
 
@@ -92,6 +100,7 @@ struct StartLaunch {
   int64_t count;  // with rng_per_image, of one image
   bool packed, rng_per_image;
   StartRule<double> rule;
+  MaskValues mask;
 };
 
 template <typename I, typename T>
@@ -108,11 +117,11 @@ void launch(const StartLaunch& a, cudaStream_t stream) {
     vectors *= rule.image.count;
   }
   const unsigned blocks = unsigned(ceil_div(vectors, kThreads));
-  if (a.rng_per_image) {
-    start_elements<I, T, true><<<blocks, kThreads, 0, stream>>>(images, out, a.count, a.packed, rule);
-  } else {
-    start_elements<I, T, false><<<blocks, kThreads, 0, stream>>>(images, out, a.count, a.packed, rule);
-  }
+  const auto kernel = a.rng_per_image
+                          ? a.mask.values ? start_elements<I, T, true, true> : start_elements<I, T, true, false>
+                      : a.mask.values ? start_elements<I, T, false, true>
+                                      : start_elements<I, T, false, false>;
+  kernel<<<blocks, kThreads, 0, stream>>>(images, out, a.count, a.packed, rule, a.mask);
 }
 
 [[maybe_unused]] void launch(const StartLaunch& a, cudaStream_t stream) {
@@ -130,17 +139,21 @@ at::ScalarType result_type(const at::Tensor& images) {
 }
 
 void random_start_out(const at::Tensor& images_, double epsilon, const std::optional<at::Tensor>& epsilons,
-                      const at::Tensor& rng, double lower, double upper, bool clip, const at::Tensor& out) {
+                      const at::Tensor& rng, double lower, double upper, bool clip,
+                      const std::optional<at::Tensor>& mask_, const at::Tensor& out) {
   const at::AutoDispatchBelowADInplaceOrView no_autograd;
   check_like("out", out, images_);
   TORCH_CHECK_TYPE(out.scalar_type() == result_type(images_), "out must be ", result_type(images_), "; got ",
                    out.scalar_type());
   check_rng(rng, images_);
   check_per_image("epsilon", epsilons, images_);
+  check_mask(mask_, images_);
   if (images_.numel() == 0) return;
   const c10::cuda::CUDAGuard device(images_.device());
   const at::Tensor images = rng.dim() == 2 ? as_dense_images(images_) : as_dense(images_);
-  const bool direct = out.strides() == images.strides() && writable_beside(out, images, epsilons, rng);
+  // The noise is computed in float32, whatever the dtype of the images.
+  const std::optional<at::Tensor> mask = mask_beside(images, mask_, at::kFloat);
+  const bool direct = out.strides() == images.strides() && writable_beside(out, images, epsilons, rng, mask);
   const at::Tensor result = direct ? out : at::empty_like(images, images.options().dtype(out.scalar_type()));
 
   StartLaunch a{};
@@ -160,8 +173,10 @@ void random_start_out(const at::Tensor& images_, double epsilon, const std::opti
             clip,
             image,
             varies(radius)};
+  a.mask = mask_of(mask);
   const int64_t vector = std::max<int64_t>(4, 16 / result.element_size());
   a.packed = vectors_align(images, vector) && vectors_align(result, vector) &&
+             (!mask || vectors_align(*mask, vector)) &&
              (!(a.rng_per_image || a.rule.per_image) || image.stride % vector == 0);
   launch(a, c10::cuda::getCurrentCUDAStream());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
@@ -170,13 +185,14 @@ void random_start_out(const at::Tensor& images_, double epsilon, const std::opti
 }
 
 at::Tensor random_start(const at::Tensor& images, double epsilon, const std::optional<at::Tensor>& epsilons,
-                        const at::Tensor& rng, double lower, double upper, bool clip) {
+                        const at::Tensor& rng, double lower, double upper, bool clip,
+                        const std::optional<at::Tensor>& mask) {
   const at::AutoDispatchBelowADInplaceOrView no_autograd;
   const c10::cuda::CUDAGuard device(images.device());
   check_rng(rng, images);
   const at::Tensor dense = rng.dim() == 2 ? as_dense_images(images) : as_dense(images);
   at::Tensor out = at::empty_like(dense, dense.options().dtype(result_type(images)));
-  random_start_out(dense, epsilon, epsilons, rng, lower, upper, clip, out);
+  random_start_out(dense, epsilon, epsilons, rng, lower, upper, clip, mask, out);
   return out;
 }
 

@@ -12,6 +12,7 @@
 #include <torch/library.h>
 
 #include "common/arguments.h"
+#include "common/mask.h"
 #include "common/overlap.h"
 #include "cuda/elements.cuh"
 
@@ -70,6 +71,12 @@ inline PerImage<double> per_image(double value, const std::optional<at::Tensor>&
 
 // Whether the number may differ between images.
 inline bool varies(const PerImage<double>& number) { return number.stride != 0; }
+
+// The mask that `mask_beside` gave, for a kernel.
+inline MaskValues mask_of(const std::optional<at::Tensor>& mask) {
+  if (!mask) return {};
+  return {mask->const_data_ptr(), mask->numel(), mask->scalar_type() == at::kBool};
+}
 
 }  // namespace rmcla
 

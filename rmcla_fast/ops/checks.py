@@ -2,7 +2,7 @@
 
 Each check raises TypeError or ValueError with one sentence that names the argument, what was passed and what was
 expected. The checks look at shapes, dtypes, devices and numbers, and never read a tensor's values, which would stall a
-GPU. The CPU kernels check the values of labels.
+GPU. The CPU kernels check the values of labels and masks.
 """
 
 from __future__ import annotations
@@ -135,6 +135,19 @@ def per_image(name: str, tensor: Tensor, images: Tensor) -> Tensor:
         raise ValueError(f"{name} must have shape () or ({batch},), one value per image; got {tuple(tensor.shape)}")
     same_device(name, tensor, images, "images")
     return tensor
+
+
+def mask(tensor: Any, images: Tensor) -> None:
+    """Raise unless `tensor` is bool or float, on the images' device, and broadcasts to their shape."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"mask must be a bool or float tensor, or None; got {type(tensor).__name__}")
+    if tensor.dtype not in (torch.bool, *FLOATS):
+        raise TypeError(f"mask must be bool, float32, float64, float16 or bfloat16; got {tensor.dtype}")
+    dense("mask", tensor)
+    shape, missing = tensor.shape, images.dim() - tensor.dim()
+    if missing < 0 or any(n not in (1, whole) for n, whole in zip(shape, images.shape[missing:], strict=True)):
+        raise ValueError(f"mask must broadcast to the shape of images, {tuple(images.shape)}; got {tuple(shape)}")
+    same_device("mask", tensor, images, "images")
 
 
 def random_state(rng: Any, like: Tensor, like_name: str, *, per_image: bool = False) -> None:

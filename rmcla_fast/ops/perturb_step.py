@@ -17,7 +17,7 @@ def _fake(images: Tensor, *_: Any) -> Tensor:
 
 _ARGUMENTS = (
     "Tensor images, Tensor origin, Tensor grad, float step_size, Tensor? step_sizes, float epsilon, Tensor? epsilons, "
-    "float lower, float upper"
+    "float lower, float upper, Tensor? mask=None"
 )
 dispatch.define("perturb_step", "perturb_step", f"({_ARGUMENTS}) -> Tensor", _fake)
 dispatch.define("perturb_step", "perturb_step.out", f"({_ARGUMENTS}, *, Tensor(a!) out) -> ()", lambda *_, **__: None)
@@ -32,6 +32,7 @@ def perturb_step(
     epsilon: float | Tensor,
     lower: float = 0.0,
     upper: float = 1.0,
+    mask: Tensor | None = None,
     out: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
@@ -51,12 +52,18 @@ def perturb_step(
         epsilon: the radius, in the unit of the images (8/255); a float that is not negative, or a float32 tensor as for
             step_size. A negative or NaN value in a tensor gives NaN in that image, since a check would stall a GPU.
         lower, upper: the pixel range.
+        mask: which pixels may move, or how much of the budget each of them has: bool, or float32, float64, float16 or
+            bfloat16 in [0, 1], on the images' device, of a shape that broadcasts to theirs, such as (H, W). step_size
+            and epsilon of each pixel are multiplied by its value, rounded to the dtype of the arithmetic. True and 1
+            change nothing. False and 0 put the pixel at `origin`, clipped to the pixel range. On a CPU a value outside
+            [0, 1] raises; on a GPU it gives NaN in that element, since a check would stall it.
         out: a tensor to write and return, of the images' shape and dtype; it may share memory with any input.
         backend: "reference", "cpu", "triton" or "cuda"; None chooses.
 
     Returns:
         The new images, in the shape, dtype and memory layout of `images` (contiguous if `images` are not dense). NaN in
-        any of the three tensors gives NaN in that element. The result is not differentiable and never requires grad.
+        any of the three tensors or in `mask` gives NaN in that element. The result is not differentiable and never
+        requires grad.
 
     Raises:
         TypeError, ValueError: an argument of the wrong kind, shape, dtype, device or range.
@@ -68,6 +75,8 @@ def perturb_step(
     checks.same_shape("grad", grad, images, "images")
     checks.same_device("origin", origin, images, "images")
     checks.same_device("grad", grad, images, "images")
+    if mask is not None:
+        checks.mask(mask, images)
     steps = epsilons = None
     if isinstance(step_size, Tensor):
         steps, step_size = checks.per_image("step_size", step_size, images), 0.0
@@ -79,6 +88,7 @@ def perturb_step(
         checks.not_negative("epsilon", epsilon),
         epsilons,
         *checks.pixel_range(lower, upper),
+        mask,
     )
     if out is None:
         operator = dispatch.choose("perturb_step", images, backend)

@@ -20,7 +20,10 @@ def _fake(images: Tensor, epsilon: float, epsilons: Tensor | None, rng: Tensor, 
     return torch.empty_like(dense, dtype=_result_dtype(images))
 
 
-_ARGUMENTS = "Tensor images, float epsilon, Tensor? epsilons, Tensor rng, float lower, float upper, bool clip"
+_ARGUMENTS = (
+    "Tensor images, float epsilon, Tensor? epsilons, Tensor rng, float lower, float upper, bool clip, "
+    "Tensor? mask=None"
+)
 dispatch.define("random_start", "random_start", f"({_ARGUMENTS}) -> Tensor", _fake)
 dispatch.define("random_start", "random_start.out", f"({_ARGUMENTS}, *, Tensor(a!) out) -> ()", lambda *_, **__: None)
 
@@ -33,6 +36,7 @@ def random_start(
     lower: float = 0.0,
     upper: float = 1.0,
     clip: bool = False,
+    mask: Tensor | None = None,
     out: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
@@ -53,6 +57,11 @@ def random_start(
             noise, also when a captured CUDA graph is replayed.
         lower, upper: the pixel range, used only with `clip`.
         clip: whether to clip to the pixel range.
+        mask: which pixels may move, or how much of the budget each of them has: bool, or float32, float64, float16 or
+            bfloat16 in [0, 1], on the images' device, of a shape that broadcasts to theirs, such as (H, W). The epsilon
+            of each pixel is multiplied by its value, rounded to float32. True and 1 change nothing, and False and 0
+            leave the pixel as it is. The noise of the other pixels stays the same. On a CPU a value outside [0, 1]
+            raises; on a GPU it gives NaN in that element, since a check would stall it.
         out: a tensor to write and return, of the result's shape and dtype; it may share memory with any input.
         backend: "reference", "cpu", "triton" or "cuda"; None chooses.
 
@@ -60,7 +69,8 @@ def random_start(
         The noisy images, in the shape, dtype (float32 for uint8) and memory layout of `images` (contiguous if `images`
         are not dense). The noise follows the order of memory, so in another layout it falls on other pixels. With an
         rng (B, 2) that is the order of memory within each image: the images of the result lie one after another, each
-        in the layout that it gets alone. The result is not differentiable.
+        in the layout that it gets alone. NaN in `images` or `mask` gives NaN in that element. The result is not
+        differentiable.
 
     Raises:
         TypeError, ValueError: an argument of the wrong kind, shape, dtype, device or range.
@@ -68,6 +78,8 @@ def random_start(
     checks.floating("images", images, uint8=True)
     checks.random_state(rng, images, "images", per_image=True)
     checks.boolean("clip", clip)
+    if mask is not None:
+        checks.mask(mask, images)
     epsilons = None
     if isinstance(epsilon, Tensor):
         epsilons, epsilon = checks.per_image("epsilon", epsilon, images), 0.0
@@ -77,6 +89,7 @@ def random_start(
         rng,
         *checks.pixel_range(lower, upper),
         clip,
+        mask,
     )
     if out is None:
         result: Tensor = dispatch.choose("random_start", images, backend)(images, *arguments)

@@ -20,15 +20,19 @@ def perturb_step(
     epsilons: Tensor | None,
     lower: float = 0.0,
     upper: float = 1.0,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Return clip(clip(images + step_size * sign(grad), origin - epsilon, origin + epsilon), lower, upper).
 
-    NaN in an input gives NaN in that element.
+    `mask` multiplies the step_size and the epsilon of each element. NaN in an input gives NaN in that element.
     """
     dtype = compute_dtype(images)
     step = per_image(step_size, step_sizes, images)
     radius = per_image(epsilon, epsilons, images)
     radius = torch.where(radius >= 0, radius, float("nan"))
+    if mask is not None:
+        share = shares(mask, images, dtype)
+        step, radius = step * share, radius * share
     center = to_unit(origin, dtype)
     sign = torch.where(grad.isnan(), grad, grad.sign()).to(dtype)
     moved = images.to(dtype) + step * sign
@@ -46,10 +50,25 @@ def perturb_step_out(
     epsilons: Tensor | None,
     lower: float,
     upper: float,
+    mask: Tensor | None = None,
+    *,
     out: Tensor,
 ) -> None:
     """Write the result of `perturb_step` into `out`."""
-    out.copy_(perturb_step(images, origin, grad, step_size, step_sizes, epsilon, epsilons, lower, upper))
+    out.copy_(perturb_step(images, origin, grad, step_size, step_sizes, epsilon, epsilons, lower, upper, mask))
+
+
+def shares(mask: Tensor, images: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the values of the mask for the elements of the images, with NaN for one outside [0, 1].
+
+    Raises:
+        ValueError: a value outside [0, 1], on the CPU only, since the check would stall a GPU.
+    """
+    share = mask.to(dtype).expand(images.shape)
+    outside = (share < 0) | (share > 1)
+    if share.device.type == "cpu" and bool(outside.any()):
+        raise ValueError(f"mask must lie in [0, 1]; got {float(share[outside][0]):g}")
+    return torch.where(outside, float("nan"), share)
 
 
 def rounded(value: float, dtype: torch.dtype) -> float:

@@ -1,6 +1,8 @@
-"""What the element-wise kernels share: flat dense memory, and a step size or radius that may differ between images."""
+"""What the element-wise kernels share: flat dense memory, masks, and step sizes or radii that differ between images."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 import triton
@@ -30,6 +32,33 @@ def same_layout(first: Tensor, second: Tensor) -> bool:
 def in_layout_of(images: Tensor, tensor: Tensor) -> Tensor:
     """Return `tensor`, or a copy of it, in the memory order of the dense `images`."""
     return tensor if same_layout(images, tensor) else torch.empty_like(images, dtype=tensor.dtype).copy_(tensor)
+
+
+def mask_beside(images: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Return the mask in the memory order of the dense `images`, or None without a mask.
+
+    Element i of their memory has value i % n of the result, which has n elements. A mask that repeats itself in this
+    order is not repeated in memory, so that it stays in the caches. A bool mask stays bool, and any other becomes
+    `dtype`. A mask that is of this form already is not copied.
+    """
+    if mask is None:
+        return None
+    shape, strides, missing = list(images.shape), images.stride(), images.dim() - mask.dim()
+    for d in range(images.dim()):
+        if d >= missing and mask.shape[d - missing] != 1:
+            break
+        part = [*shape[:d], 1, *shape[d + 1 :]]
+        span = 1 + sum((size - 1) * stride for size, stride in zip(part, strides, strict=True))
+        # The kernels need whole vectors, and are slow on short pieces.
+        if math.prod(part) < 64 or math.prod(part) % 16 or span != math.prod(part):
+            break
+        shape = part
+    values = mask.expand(shape)
+    dtype = torch.bool if mask.dtype == torch.bool else dtype
+    period = images.as_strided(shape, strides)
+    if values.dtype == dtype and same_layout(period, values):
+        return values
+    return torch.empty_like(period, dtype=dtype).copy_(values)
 
 
 def batch_geometry(images: Tensor) -> tuple[int, int, int]:
@@ -104,6 +133,35 @@ def per_image(
     else:
         chosen = scalar(tl.load(values), DTYPE)
     return chosen
+
+
+@triton.jit
+def load_shares(
+    mask,
+    start,
+    inside,
+    period,
+    REPEATS: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
+    DTYPE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Return the mask's values for the block of elements from `start` on, with NaN for one outside [0, 1].
+
+    With REPEATS the mask has only `period` values, which repeat themselves. ALIGNMENT divides this number.
+    """
+    places = start + tl.arange(0, BLOCK)
+    if REPEATS:
+        within = start % period
+        lane = tl.arange(0, BLOCK)
+        if period >= BLOCK:  # then a block meets the end of the mask at most once
+            places = within + lane
+            places = tl.where(places >= period, places - period, places)
+        else:
+            places = ((within.to(tl.int32) + lane) % period.to(tl.int32)).to(tl.int64)
+        places = tl.max_contiguous(tl.multiple_of(places, ALIGNMENT), ALIGNMENT)
+    share = tl.load(mask + places, mask=inside).to(DTYPE)
+    return tl.where((share >= 0) & (share <= 1), share, float("nan"))
 
 
 @triton.jit

@@ -219,6 +219,7 @@ inline unsigned __reduce_add_sync(unsigned mask, unsigned word) {
 
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
+inline double __dmul_rn(double a, double b) { return a * b; }
 inline double __dadd_rn(double a, double b) { return a + b; }
 
 using __half = c10::Half;
