@@ -58,7 +58,9 @@ def main(epochs: int, precision: str) -> None:
     )
     right = torch.tensor([float(result.right.sum()) for result in found.values()], device=accelerator.device)
     clean, pgd = (100 * accelerator.reduce(right) / len(data.test.labels)).tolist()
-    accelerator.print(f"{accelerator.num_processes} processes, {precision}, batches of {batch_size} in each")
+    accelerator.print(
+        f"processes: {accelerator.num_processes}, mixed precision: {precision}, batch in each: {batch_size}"
+    )
     accelerator.print(f"clean accuracy {clean:.1f} %")
     accelerator.print(f"PGD accuracy {pgd:.1f} % (20 steps, epsilon {EPSILON})")
     accelerator.wait_for_everyone()  # a process that ends while another still talks to it can bring that one down

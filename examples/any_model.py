@@ -26,7 +26,9 @@ def somebody_elses_model(images: Tensor, labels: Tensor, epochs: int, temperatur
     Its logits are so large that softmax is 0 or 1 to the last bit, and the gradient of cross entropy is zero.
     """
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10))
+    model = nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10)
+    )
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     for _ in range(epochs):
         for index in torch.randperm(len(labels)).split(64):

@@ -43,24 +43,23 @@ def fit(model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe, *, epo
             rng[1] += 1
 
 
-def main(epochs: int, tuning_epochs: int) -> None:
+def main(epochs: int, tuning_epochs: int, test_images: int) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     data = rmcla_fast.data.load("digits")  # uint8 images (N, 1, 8, 8) and int64 labels (N,)
     train = data.train.images.to(device), data.train.labels.to(device)
-    test = data.test.images, data.test.labels
+    test = data.test.images[:test_images], data.test.labels[:test_images]
     model = rmcla_fast.models.create("small-cnn", data.num_classes, 1).to(device)
 
     untrained = copy.deepcopy(model)
     fit(model, *train, recipes.get("standard"), epochs=epochs, lr=0.1)
     tuned = copy.deepcopy(model)
-    # N-FGSM keeps the labels. R-MC-LA takes new ones from the network, which at first is wrong on nearly every attacked
-    # image: with it, this fine-tuning reached only 18 % under PGD.
+    # With R-MC-LA in place of N-FGSM, this fine-tuning reached only 28 % under PGD.
     recipe = recipes.get("n-fgsm").replace(epsilon=EPSILON)
     for network in (tuned, untrained):
         fit(network, *train, recipe, epochs=tuning_epochs, lr=0.1)
 
-    table = Table("accuracy %", *ATTACKS.values(), title=f"{len(data.test.labels)} test images, epsilon {EPSILON}")
+    table = Table("accuracy %", *ATTACKS.values(), title=f"{len(test[1])} test images, epsilon {EPSILON}")
     for words, network in {
         f"before: {epochs} epochs without attacks": model,
         f"after {tuning_epochs} epochs of fine-tuning": tuned,
@@ -75,5 +74,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--epochs", type=int, default=20, help="without attacks")
     parser.add_argument("--tuning-epochs", type=int, default=5)
+    parser.add_argument("--test-images", type=int, default=360)
     options = parser.parse_args()
-    main(options.epochs, options.tuning_epochs)
+    main(options.epochs, options.tuning_epochs, options.test_images)

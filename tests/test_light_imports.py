@@ -1,4 +1,4 @@
-"""`import rmcla_fast` takes little time, since it imports torch and the standard library alone; `rmcla` adds typer, rich.
+"""`import rmcla_fast` imports only torch and the standard library, so it is quick; `rmcla` imports typer and rich, too.
 
 Nothing is timed here. `benchmarks/bench_import.py` measures the milliseconds.
 """
