@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import IMAGES, compare, compiled, compiled_reference
+from cases import IMAGES, MASKS, compare, compiled, compiled_reference, mask_of
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
@@ -35,6 +35,16 @@ def by_reference_into(images: Tensor, origin: Tensor, grad: Tensor, out: Tensor)
 
 def plain_into(images: Tensor, origin: Tensor, grad: Tensor, out: Tensor) -> Tensor:
     return out.copy_(plain(images, origin, grad))
+
+
+def plain_masked(images: Tensor, origin: Tensor, grad: Tensor, mask: Tensor) -> Tensor:
+    radius = EPSILON * mask
+    moved = images + radius * grad.sign()
+    return torch.clamp(torch.min(torch.max(moved, origin - radius), origin + radius), 0, 1)
+
+
+def plain_masked_into(images: Tensor, origin: Tensor, grad: Tensor, mask: Tensor, out: Tensor) -> Tensor:
+    return out.copy_(plain_masked(images, origin, grad, mask))
 
 
 @pytest.mark.parametrize(
@@ -76,3 +86,35 @@ def bench_perturb_step(
     )
     moved = 3 * images.nbytes + origin.nbytes  # images, gradient and origin are read, and the result is written
     compare(benchmark, "perturb_step", case, rivals, check, like=images, bytes_moved=moved)
+
+
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("shape", IMAGES)
+def bench_perturb_step_with_mask(
+    benchmark: BenchmarkFixture, device: torch.device, shape: tuple[int, ...], kind: str
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    origin = torch.rand(shape, generator=generator).to(device)
+    images = origin + EPSILON * (2 * torch.rand(shape, generator=generator).to(device) - 1)
+    grad = torch.randn(shape, generator=generator).to(device)
+    mask = mask_of(kind, images)
+    inputs = images, origin, grad
+    out, unmasked, plain_kept = (torch.empty_like(images) for _ in range(3))
+    rule = {"step_size": EPSILON, "epsilon": EPSILON}
+    wanted = reference.perturb_step(*inputs, EPSILON, None, EPSILON, None, 0.0, 1.0, mask)
+    plain_compiled = compiled(plain_masked_into, images)
+
+    def check(name: str, result: Tensor) -> None:
+        if name != "without mask":
+            slack = 0 if name in ("ours", "eager") else 2 * torch.finfo(torch.float32).eps
+            torch.testing.assert_close(result, wanted, rtol=0, atol=slack)
+
+    rivals = {
+        "ours": lambda: rmcla_fast.perturb_step(*inputs, **rule, mask=mask, out=out),
+        "without mask": lambda: rmcla_fast.perturb_step(*inputs, **rule, out=unmasked),
+        "eager": lambda: reference.perturb_step(*inputs, EPSILON, None, EPSILON, None, 0.0, 1.0, mask),
+        "plain": lambda: plain_masked(*inputs, mask),
+        "plain, compiled": lambda: plain_compiled(*inputs, mask, plain_kept),
+    }
+    case = f"{' x '.join(map(str, shape))}, mask {kind}"
+    compare(benchmark, "perturb_step", case, rivals, check, like=images, bytes_moved=4 * images.nbytes + mask.nbytes)

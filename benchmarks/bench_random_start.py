@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import IMAGES, compare, compiled
+from cases import IMAGES, MASKS, compare, compiled, mask_of
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
@@ -18,6 +18,10 @@ EPSILON = 8 / 255
 def plain_into(images: Tensor, out: Tensor) -> Tensor:
     clean = images / 255 if images.dtype == torch.uint8 else images
     return out.copy_(clean + EPSILON * (2 * torch.rand_like(clean) - 1))
+
+
+def plain_masked_into(images: Tensor, mask: Tensor, out: Tensor) -> Tensor:
+    return out.copy_(images + EPSILON * mask * (2 * torch.rand_like(images) - 1))
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.uint8], ids=["float32", "uint8"])
@@ -50,3 +54,33 @@ def bench_random_start(
     }
     case = " x ".join(map(str, shape)) + ("" if stored == torch.float32 else ", uint8")
     compare(benchmark, "random_start", case, rivals, check, like=out, bytes_moved=images.nbytes + out.nbytes)
+
+
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("shape", IMAGES)
+def bench_random_start_with_mask(
+    benchmark: BenchmarkFixture, device: torch.device, shape: tuple[int, ...], kind: str
+) -> None:
+    images = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device)
+    mask, rng = mask_of(kind, images), torch.tensor([1, 2], device=device)
+    out, unmasked, noise, plain_out, kept = (torch.empty_like(images) for _ in range(5))
+    wanted = reference.random_start(images, EPSILON, None, rng, mask=mask)
+    plain_compiled = compiled(plain_masked_into, images)
+
+    def check(name: str, result: Tensor) -> None:
+        if name in ("ours", "eager"):
+            assert torch.equal(result, wanted)
+        elif name != "without mask":  # the noise is different and has the same distribution
+            moved = result - images
+            assert bool((moved.abs() <= EPSILON * mask + 1e-6).all())
+            torch.testing.assert_close(moved.std(), (wanted - images).std(), rtol=0.05, atol=0)
+
+    rivals = {
+        "ours": lambda: rmcla_fast.random_start(images, EPSILON, rng=rng, mask=mask, out=out),
+        "without mask": lambda: rmcla_fast.random_start(images, EPSILON, rng=rng, out=unmasked),
+        "eager": lambda: reference.random_start(images, EPSILON, None, rng, mask=mask),
+        "plain": lambda: torch.add(images, noise.uniform_(-EPSILON, EPSILON).mul_(mask), out=plain_out),
+        "plain, compiled": lambda: plain_compiled(images, mask, kept),
+    }
+    case = f"{' x '.join(map(str, shape))}, mask {kind}"
+    compare(benchmark, "random_start", case, rivals, check, like=out, bytes_moved=2 * images.nbytes + mask.nbytes)

@@ -31,6 +31,20 @@ IMAGES = [
 ]
 
 
+# Masks of images (B, C, H, W): one that repeats itself in memory, and shares of all pixels.
+MASKS = [pytest.param("square", id="square"), pytest.param("shares", id="shares")]
+
+
+def mask_of(kind: str, images: Tensor) -> Tensor:
+    """Return a bool mask (H, W) with a square in it, or float32 shares in the shape of the images."""
+    if kind == "shares":
+        return torch.rand(images.shape, generator=torch.Generator().manual_seed(7)).to(images.device)
+    height, width = images.shape[2:]
+    mask = torch.zeros(height, width, dtype=torch.bool, device=images.device)
+    mask[height // 4 : height // 2, width // 4 : width // 2] = True
+    return mask
+
+
 @dataclass
 class Row:
     """The result of one comparison. Times are seconds per call.

@@ -56,6 +56,11 @@ def elements(device: torch.device, backend: str) -> None:
         radii = torch.full((len(dataset),), 0.1, device=device)
         start = rmcla_fast.random_start(dataset, radii, rng=rng, backend=backend)
         rmcla_fast.perturb_step(start, dataset, start, step_size=radii, epsilon=radii, backend=backend)
+        for shape in ((size, size), (7, 1, size, size), (7, 3, size, size)):  # repeated in memory, broadcast, and whole
+            for mask in (torch.ones(shape, device=device), torch.ones(shape, device=device, dtype=torch.bool)):
+                for state in (rng, rng.expand(7, 2)):
+                    rmcla_fast.random_start(start, radii, rng=state, mask=mask, backend=backend)
+                rmcla_fast.perturb_step(start, dataset, start, step_size=radii, epsilon=0.1, mask=mask, backend=backend)
         for layout in (torch.contiguous_format, torch.channels_last):
             rmcla_fast.augment(dataset, index, rng=rng, memory_format=layout, backend=backend)
 

@@ -43,6 +43,23 @@ def every_operator(classes: int = 10, rows: int = 64) -> dict[str, Tensor]:
         "step": rmcla_fast.perturb_step(
             images, images, images - 0.5, step_size=epsilon, epsilon=epsilon, backend="cuda"
         ),
+        **masked_operators(images, epsilon, rng),
+    }
+
+
+def masked_operators(images: Tensor, epsilon: Tensor, rng: Tensor) -> dict[str, Tensor]:
+    """Call the operators with masks: bool and float, one that is copied, and one with a value that is no share."""
+    square = images[0, 0] < 0.2
+    each = images[:, :1].clone()
+    each[0, 0, 0, 0] = 1.5
+    options = {"step_size": epsilon, "epsilon": epsilon, "backend": "cuda"}
+    return {
+        "masked start": rmcla_fast.random_start(images, epsilon, rng=rng, mask=square, backend="cuda"),
+        "masked starts": rmcla_fast.random_start(
+            images, epsilon, rng=rng.expand(len(images), 2), mask=images, backend="cuda"
+        ),
+        "masked step": rmcla_fast.perturb_step(images, images, images - 0.5, mask=square, **options),
+        "step with shares": rmcla_fast.perturb_step(images, images, images - 0.5, mask=each, **options).nan_to_num(9.0),
     }
 
 
@@ -134,6 +151,14 @@ def test_perturb_step_and_random_start_beyond_two_to_the_31_elements(name: str, 
         x, o = images[end].cpu(), origin[end].cpu()
         assert torch.equal(step[end].cpu(), reference.perturb_step(x, o, x, 0.1, None, 0.2, None))
     del step
+    mask = torch.zeros(16 * 6, dtype=torch.bool, device="cuda")  # repeats itself beyond 2^31 elements
+    mask[::3] = True
+    rows = images[: count // 96 * 96].view(-1, 96)
+    step = rmcla_fast.perturb_step(rows, rows, rows, step_size=0.1, epsilon=0.2, mask=mask, backend=name)
+    last = rows[-100:].cpu()
+    expected = reference.perturb_step(last, last, last, 0.1, None, 0.2, None, 0.0, 1.0, mask.cpu())
+    assert torch.equal(step[-100:].cpu(), expected)
+    del step, rows
     rng = torch.tensor([11, 5], device="cuda")
     start = rmcla_fast.random_start(images, 0.1, rng=rng, backend=name)
     assert (start - images).abs_().max() <= 0.1 + 1e-3

@@ -177,6 +177,66 @@ def test_random_start_with_an_rng_for_each_image(kernels: Kernels, dtype: torch.
         assert bool(block[:16].isnan().all() & block[-16:].isnan().all())
 
 
+def masks(shape: tuple[int, ...]) -> list[Tensor]:
+    """Return masks of images (B, C, H, W) that repeat themselves in memory and that do not, with NaN and bad values."""
+    generator = torch.Generator().manual_seed(5)
+    b, c, h, w = shape
+    forms = ((), (h, w), (c, 1, 1), (1, c, h, w), (b, 1, h, w), (b, 1, 1, 1), shape)
+    floats = [torch.rand(form, generator=generator) for form in forms]
+    bad = torch.rand(shape, generator=generator)
+    bad.view(-1)[:4] = torch.tensor([NAN, 0.0, 1.0, 0.5])
+    return [*floats, *(mask < 0.5 for mask in floats), bad, floats[1].double(), floats[4].bfloat16()]
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [SHAPE, (2, 3, 5, 5), (3, 3, 8, 8), (3, 2, 16, 40)], ids=str)
+def test_masks(kernels: Kernels, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    images, origin, grad = pixels(dtype, shape), pixels(torch.uint8, shape, seed=1), gradient(torch.float32, shape)
+    epsilon = (0.0, torch.linspace(0.01, 0.2, shape[0]))
+    rngs = (torch.tensor([-5, 2**33 + 1]), torch.tensor([[3, 4], [5, 6], [7, 8]])[: shape[0]])
+    for x, mask in itertools.product(layouts(images), masks(shape)):
+        arguments = (x, origin, grad, 0.05, None, *epsilon, 0.0, 1.0, mask)
+        expected = reference.perturb_step(*arguments)
+        on_device = keep_layout(kernels, x)
+        same_bits(run(kernels, "perturb_step", on_device, *arguments[1:]), expected)
+        block = torch.full((images.numel() + 32,), NAN, dtype=dtype, device=kernels.device)
+        out = block[16:-16].view(shape)
+        kernels.ops.perturb_step.out(on_device, *to(kernels, *arguments[1:]), out=out)
+        assert torch.equal(out.cpu().nan_to_num(nan=7.0), expected.nan_to_num(nan=7.0))
+        assert bool(block[:16].isnan().all() & block[-16:].isnan().all())
+        for rng in rngs:
+            rule = (*epsilon, rng, 0.0, 1.0, False, mask)
+            same_bits(run(kernels, "random_start", on_device, *rule), reference.random_start(x, *rule))
+    start = (pixels(torch.uint8, shape), 0.1, None, rngs[1], 0.0, 1.0, True, masks(shape)[1])
+    same_bits(run(kernels, "random_start", *start), reference.random_start(*start))
+
+
+def test_a_value_of_a_mask_outside_the_range_gives_nan(kernels: Kernels) -> None:
+    shape = (3, 3, 8, 8)
+    images, grad, rng = pixels(torch.float32, shape), torch.randn(shape), torch.tensor([1, 2])
+    for form in (shape, (8, 8), (3, 1, 1, 1)):
+        good = torch.full(form, 0.5)
+        bad = good.clone()
+        bad.view(-1)[:3] = torch.tensor([-0.1, 1.5, INFINITY])
+        outside = ((bad < 0) | (bad > 1)).expand(shape)
+        step, start = (images, images, grad, 0.05, None, 0.1, None, 0.0, 1.0), (images, 0.1, None, rng, 0.0, 1.0, False)
+        expected = reference.perturb_step(*step, good).masked_fill(outside, NAN)
+        same_bits(run(kernels, "perturb_step", *step, bad), expected)
+        expected = reference.random_start(*start, good).masked_fill(outside, NAN)
+        same_bits(run(kernels, "random_start", *start, bad), expected)
+
+
+def test_a_mask_may_be_written(kernels: Kernels) -> None:
+    images, mask = pixels(torch.float32), pixels(torch.float32, seed=2)
+    step = (images, images, gradient(torch.float32), 0.05, None, 0.1, None, 0.0, 1.0)
+    start = (images, 0.1, None, torch.tensor([1, 2]), 0.0, 1.0, False)
+    for name, arguments in (("perturb_step", step), ("random_start", start)):
+        expected = getattr(reference, name)(*arguments, mask)
+        (written,) = to(kernels, mask.clone())
+        getattr(kernels.ops, name).out(*to(kernels, *arguments), written, out=written)
+        same_bits(written.cpu(), expected)
+
+
 @pytest.mark.parametrize("shape", [(3, 3, 8, 8), (4, 1, 5, 7), (2, 3, 32, 40), (3, 2, 1, 1), (2, 5, 3, 4)], ids=str)
 def test_augment(kernels: Kernels, shape: tuple[int, ...]) -> None:
     """Images of whole vectors and of parts of one, more in a block than it keeps plans of, and one over two blocks."""

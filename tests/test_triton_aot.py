@@ -89,19 +89,36 @@ def element_variants() -> Iterator[Variant]:
         shape = {"ALIGNMENT": 16, "BLOCK": elements.BLOCK, "DTYPE": arithmetic(torch.empty(0, dtype=result))}
         types = {"images": POINTER[images], "origin": POINTER[origin], "grad": POINTER[grad], "out": POINTER[images]}
         types |= {"steps": "*fp32", "radii": "*fp32"} | numbers
-        constants = shape | {"STEP_PER_IMAGE": per_image, "RADIUS_PER_IMAGE": per_image}
+        step_constants = shape | {"STEP_PER_IMAGE": per_image, "RADIUS_PER_IMAGE": per_image}
         if not per_image:
-            constants |= {"steps": None, "radii": None}
-        yield f"perturb_step {images} {origin} {grad}", perturb_step._kernel, types, constants, elements.WARPS
+            step_constants |= {"steps": None, "radii": None}
+        share = POINTER[torch.float64 if images == torch.float64 else torch.float32]
+        for mask, mask_type, repeats in (
+            ("", "", False),
+            (", bool mask", "*i1", False),
+            (", float mask", share, False),
+            (", repeated mask", share, True),
+        ):
+            constants = step_constants | {"MASK_REPEATS": repeats} | ({} if mask else {"mask": None})
+            name = f"perturb_step {images} {origin} {grad}{mask}"
+            yield name, perturb_step._kernel, types | {"mask": mask_type}, constants, elements.WARPS
 
         types = {"images": POINTER[origin], "out": POINTER[images], "radii": "*fp32", "rng": "*i64"} | numbers
-        for rng_per_image in (False, True):
+        for rng_per_image, mask_type, repeats in (
+            (False, "", False),
+            (True, "", False),
+            (False, "*i1", False),
+            (True, "*fp32", True),
+        ):
             constants = shape | {"STREAM": 0, "RADIUS_PER_IMAGE": per_image and not rng_per_image, "CLIP": per_image}
-            constants |= {"RNG_PER_IMAGE": rng_per_image}
+            constants |= {"RNG_PER_IMAGE": rng_per_image, "MASK_REPEATS": repeats}
             if not per_image:
                 constants |= {"radii": None}
+            if not mask_type:
+                constants |= {"mask": None}
             name = f"random_start {origin} {images}" + (", rng per image" if rng_per_image else "")
-            yield name, random_start._kernel, types, constants, elements.WARPS
+            name += f", mask {mask_type}" if mask_type else ""
+            yield name, random_start._kernel, types | {"mask": mask_type}, constants, elements.WARPS
 
 
 def augmentation_variants() -> Iterator[Variant]:
@@ -168,8 +185,8 @@ def recompilations() -> dict[str, bool]:
         augment: ("units", "batch", "size", "padding", "fill", "index_stride", "rng_stride"),
         joint_gradient: ("batch", "classes", "top_k", "logits_row", "labels_stride", "given_stride", "soft_row"),
         soft_cross_entropy: ("batch", "classes", "logits_row", "labels_row"),
-        perturb_step: ("units", "batch", "image_size", "steps_stride", "radii_stride"),
-        random_start: ("units", "batch", "image_size", "radii_stride", "rng_stride", "rng_row"),
+        perturb_step: ("units", "batch", "image_size", "steps_stride", "radii_stride", "mask_units"),
+        random_start: ("units", "batch", "image_size", "radii_stride", "rng_stride", "rng_row", "mask_units"),
     }
     floats = ("beta", "gamma", "keep", "share", "step_size", "epsilon", "lower", "upper")
     result = {}
@@ -220,8 +237,9 @@ def test_elements_are_loaded_128_bits_at_once(report: dict[str, Any]) -> None:
             assert any(load.endswith(wide) for load in kernel["loads"]), kernel
             store = [word for word in kernel["instructions"] if word.startswith("st.global")]
             assert all(word.endswith((".v4.b32", ".v2.b64")) for word in store), kernel
-    (step,) = (k for k in kernels(report, "perturb_step torch.float32 torch.float32") if "sm_90" in k["name"])
-    assert step["loads"] == ["ld.global.v4.b32"]
+    for step in kernels(report, "perturb_step torch.float32 torch.float32"):
+        eight_bools = ["ld.global.v2.b32"] if "bool" in step["name"] else []
+        assert step["loads"] == [*eight_bools, "ld.global.v4.b32"], step
 
 
 def test_elements_are_counted_in_64_bits(report: dict[str, Any]) -> None:

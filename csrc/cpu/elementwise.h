@@ -15,6 +15,7 @@
 #include "common/mask.h"
 #include "common/overlap.h"
 #include "common/perturb_step.h"
+#include "cpu/kernels.h"
 
 namespace rmcla {
 
@@ -55,34 +56,34 @@ class Mask {
     if (!mask || !dense.numel()) return;
     tensor_ = mask_beside(dense, mask, arithmetic);
     period_ = tensor_->numel();
-    if (arithmetic == at::kDouble) check<double>();
-    if (arithmetic == at::kFloat) check<float>();
+    if (is_bool()) return;
+    arithmetic == at::kDouble ? check<double>() : check<float>();
   }
 
   const std::optional<at::Tensor>& tensor() const { return tensor_; }
-  explicit operator bool() const { return tensor_.has_value(); }
-  bool is_bool() const { return tensor_ && tensor_->scalar_type() == at::kBool; }
+
+  // The variant of the kernel for this mask.
+  template <typename F>
+  F choose(const ForMasks<F>& kernel) const {
+    return !tensor_ ? kernel.unmasked : is_bool() ? kernel.with_bools : kernel.with_shares;
+  }
 
   // The end, at most `end`, of the elements from `element` on whose shares follow one another in memory.
   int64_t run_end(int64_t element, int64_t end) const {
     return tensor_ ? std::min(end, (element / period_ + 1) * period_) : end;
   }
 
-  // A pointer to the shares of `count` elements: into the mask itself, or to `room` with the converted values of a bool
-  // mask. Null without a mask.
-  template <typename T>
-  const T* at(int64_t element, T* room, int64_t count) const {
+  // The place in memory of an element's share; null without a mask.
+  const void* at(int64_t element) const {
     if (!tensor_) return nullptr;
-    if (!is_bool()) return tensor_->const_data_ptr<T>() + element % period_;
-    const bool* const from = tensor_->const_data_ptr<bool>() + element % period_;
-    for (int64_t i = 0; i < count; ++i) room[i] = T(from[i]);
-    return room;
+    return static_cast<const char*>(tensor_->const_data_ptr()) + element % period_ * int64_t(tensor_->element_size());
   }
 
  private:
+  bool is_bool() const { return tensor_->scalar_type() == at::kBool; }
+
   template <typename T>
   void check() const {
-    if (is_bool()) return;
     const T* const share = tensor_->const_data_ptr<T>();
     std::atomic<bool> bad = false;
     at::parallel_for(0, period_, at::internal::GRAIN_SIZE, [&](int64_t begin, int64_t end) {

@@ -13,18 +13,22 @@ template <typename T>
 struct StepRun;
 struct CroppedImage;
 
+// The variants of a kernel without a mask, with one of shares, and with a bool mask.
+template <typename F>
+struct ForMasks {
+  F unmasked, with_shares, with_bools;
+};
+
 template <typename T>
 struct ArithmeticKernels {
   void (*joint_rows)(const JointRows<T>&);
   void (*joint_short_rows)(const JointRows<T>&);
   void (*loss_rows)(const LossRows<T>&);
   void (*loss_short_rows)(const LossRows<T>&);
-  void (*step_elements)(const StepRun<T>&);
-  void (*masked_step_elements)(const StepRun<T>&);
-  void (*add_scaled)(const T* image, const float* uniform, float radius, T lower, T upper, bool clip, T* out,
-                     int64_t count, const float* mask);
-  void (*masked_add_scaled)(const T* image, const float* uniform, float radius, T lower, T upper, bool clip, T* out,
-                            int64_t count, const float* mask);
+  ForMasks<void (*)(const StepRun<T>&)> step_elements;
+  ForMasks<void (*)(const T* image, const float* uniform, float radius, T lower, T upper, bool clip, T* out,
+                    int64_t count, const void* mask)>
+      add_scaled;
 };
 
 struct Kernels {

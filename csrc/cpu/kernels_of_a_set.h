@@ -17,9 +17,12 @@ namespace rmcla {
 
 template <int Bytes, typename T>
 RMCLA_SHARED ArithmeticKernels<T> arithmetic_kernels() {
-  return {joint_rows<Bytes, T>,        joint_short_rows<Bytes, T>,     loss_rows<Bytes, T>,
-          loss_short_rows<Bytes, T>,   step_elements<Bytes, T, false>, step_elements<Bytes, T, true>,
-          add_scaled<Bytes, T, false>, add_scaled<Bytes, T, true>};
+  return {joint_rows<Bytes, T>,
+          joint_short_rows<Bytes, T>,
+          loss_rows<Bytes, T>,
+          loss_short_rows<Bytes, T>,
+          {step_elements<Bytes, T, void>, step_elements<Bytes, T, T>, step_elements<Bytes, T, uint8_t>},
+          {add_scaled<Bytes, T, void>, add_scaled<Bytes, T, float>, add_scaled<Bytes, T, uint8_t>}};
 }
 
 template <int Bytes>

@@ -20,13 +20,15 @@ RMCLA_SHARED void uniforms(int64_t seed, int64_t step, int64_t block, int64_t bl
   }
 }
 
-// Computes image + radius * (2 u - 1). The product is rounded to float32, then the sum to T. With kMasked, the radius
-// of each element is `radius` times its share in `mask`, rounded to float32.
-template <int Bytes, typename T, bool kMasked>
+// Computes image + radius * (2 u - 1). The product is rounded to float32, then the sum to T. With a mask, the radius of
+// each element is `radius` times its share, rounded to float32. M is void without a mask, float for a mask of shares,
+// and uint8_t for a bool mask.
+template <int Bytes, typename T, typename M>
 RMCLA_SHARED void add_scaled(const T* image, const float* uniform, float radius, T lower, T upper, bool clip, T* out,
-                             int64_t count, const float* mask) {
+                             int64_t count, const void* mask) {
   const auto moved = [&](int64_t i) __attribute__((always_inline)) {
-    const float own_radius = kMasked ? radius * mask[i] : radius;
+    float own_radius = radius;
+    if constexpr (!std::is_void_v<M>) own_radius = radius * float(static_cast<const M*>(mask)[i]);
     return image[i] + T(own_radius * (2.0f * uniform[i] - 1.0f));
   };
   if (clip) {

@@ -34,15 +34,15 @@ template <typename T>
 void step_all(const at::Tensor& images, const at::Tensor& origin, const at::Tensor& grad, const PerImage& steps,
               const PerImage& radii, const Mask& mask, T lower, T upper, const at::Tensor& out, bool fresh) {
   const auto dtype = images.scalar_type();
-  const bool direct = dtype == kArithmetic<T> && origin.scalar_type() == kArithmetic<T> &&
-                      grad.scalar_type() == kArithmetic<T> && !mask.is_bool();
-  const auto step_elements = mask ? kernels_of<T>().masked_step_elements : kernels_of<T>().step_elements;
+  const bool direct =
+      dtype == kArithmetic<T> && origin.scalar_type() == kArithmetic<T> && grad.scalar_type() == kArithmetic<T>;
+  const auto step_elements = mask.choose(kernels_of<T>().step_elements);
   const bool stream = direct && fresh && int64_t(out.nbytes()) >= streaming_bytes();
   char* const result = static_cast<char*>(out.mutable_data_ptr());
   const int64_t size = int64_t(images.element_size());
   at::parallel_for(0, images.numel(), at::internal::GRAIN_SIZE, [&](int64_t begin, int64_t end) {
-    constexpr int64_t kPart = 512;  // so that five buffers and the elements before conversion fit the first cache
-    T image[kPart], center[kPart], direction[kPart], share[kPart], moved[kPart];
+    constexpr int64_t kPart = 512;  // so that four buffers and the elements before conversion fit the first cache
+    T image[kPart], center[kPart], direction[kPart], moved[kPart];
     for (int64_t i = begin; i < end;) {
       int64_t stop = std::min({steps.run_end(i, end), radii.run_end(i, end), mask.run_end(i, end)});
       if (!direct) stop = std::min(stop, i + kPart);
@@ -51,8 +51,7 @@ void step_all(const at::Tensor& images, const at::Tensor& origin, const at::Tens
       step_elements(StepRun<T>{as_arithmetic(dtype, element(images, i), image, count),
                                as_arithmetic(origin.scalar_type(), element(origin, i), center, count),
                                gradient_as(grad.scalar_type(), element(grad, i), direction, count), to, count,
-                               T(steps.at(i)), valid_radius(T(radii.at(i))), lower, upper, stream,
-                               mask.at(i, share, count)});
+                               T(steps.at(i)), valid_radius(T(radii.at(i))), lower, upper, stream, mask.at(i)});
       if (to == moved) narrow(dtype, moved, result + i * size, count);
       i = stop;
     }
@@ -83,7 +82,8 @@ at::Tensor run(const at::Tensor& images, const at::Tensor& origin, const at::Ten
   const at::Tensor result = in_place ? out : at::empty_like(dense);
   if (result.numel()) {
     const bool fresh = !same_elements(result, dense) && !same_elements(result, center) &&
-                       !same_elements(result, direction) && !(shares && same_elements(result, *shares.tensor()));
+                       !same_elements(result, direction) &&
+                       !(shares.tensor() && same_elements(result, *shares.tensor()));
     const PerImage steps(step_size, step_sizes, dense), radii(epsilon, epsilons, dense);
     if (images.scalar_type() == at::kDouble) {
       step_all<double>(dense, center, direction, steps, radii, shares, lower, upper, result, fresh);

@@ -16,8 +16,8 @@ struct StepRun {
   T* out;
   int64_t count;
   T step, radius, lower, upper;
-  bool stream;    // store without caching
-  const T* mask;  // if masked, the share of step and radius of each element
+  bool stream;       // store without caching
+  const void* mask;  // the share of step and radius of each element, as M of step_elements
 };
 
 template <typename V>
@@ -33,36 +33,62 @@ RMCLA_SHARED void store_past_caches(void* to, V v) {
 #endif
 }
 
-template <int Bytes, typename T, bool kMasked>
+// Vectors of kCount integers of several widths.
+template <int kCount>
+struct Widths {
+  typedef uint8_t Bits8 __attribute__((vector_size(kCount)));
+  typedef uint16_t Bits16 __attribute__((vector_size(2 * kCount)));
+  typedef int32_t Bits32 __attribute__((vector_size(4 * kCount)));
+};
+
+// The shares of as many elements as V has lanes, from bools (as bytes that are 0 or 1) or from numbers. GCC makes one
+// instruction of each conversion that doubles the width of the lanes, and many of one that quadruples it.
+template <typename V, typename M>
+RMCLA_SHARED V load_shares(const M* mask) {
+  if constexpr (sizeof(M) == 1) {
+    using W = Widths<simd::count_of<V>>;
+    const auto words = __builtin_convertvector(simd::load<typename W::Bits8>(mask), typename W::Bits16);
+    return __builtin_convertvector(__builtin_convertvector(words, typename W::Bits32), V);
+  } else {
+    return simd::load<V>(mask);
+  }
+}
+
+// M is void without a mask, T for a mask of shares, and uint8_t for a bool mask.
+template <int Bytes, typename T, typename M>
 RMCLA_SHARED void step_elements(const StepRun<T>& run) {
   using V = typename simd::Lanes<T, Bytes>::Vector;
   constexpr int64_t kCount = simd::Lanes<T, Bytes>::kCount;
   // Prefetch this many elements ahead, since the hardware's own prefetching stops at page borders.
   constexpr int64_t kAhead = 1024 / int64_t(sizeof(T));
+  constexpr bool kMasked = !std::is_void_v<M>;
+  using Share = std::conditional_t<kMasked, M, T>;
+  const Share* const shares = static_cast<const Share*>(run.mask);
   const V step = simd::splat<V>(run.step), radius = simd::splat<V>(run.radius);
   const V lower = simd::splat<V>(run.lower), upper = simd::splat<V>(run.upper);
-  const auto moved = [&](const T* image, const T* origin, const T* grad, const T* mask) __attribute__((always_inline)) {
+  const auto moved = [&](const T* image, const T* origin, const T* grad,
+                         const Share* mask) __attribute__((always_inline)) {
     const V g = simd::load<V>(grad);
     // g - g is 0 for both zeros and NaN for NaN.
     const V sign = g > V{} ? simd::splat<V>(T(1)) : (g < V{} ? simd::splat<V>(T(-1)) : g - g);
     V own_step = step, own_radius = radius;
     if constexpr (kMasked) {
-      const V share = simd::load<V>(mask);
+      const V share = load_shares<V>(mask);
       own_step = step * share;
       own_radius = radius * share;
     }
     return clipped_step(simd::load<V>(image), own_step, sign, simd::load<V>(origin), own_radius, lower, upper);
   };
   int64_t i = 0;
-  const auto mask_at = [&](int64_t place)
-                           __attribute__((always_inline)) { return kMasked ? run.mask + place : nullptr; };
+  const auto mask_at = [&](int64_t place) __attribute__((always_inline)) { return kMasked ? shares + place : nullptr; };
   const auto part = [&](int64_t count) __attribute__((always_inline)) {
-    T image[kCount] = {}, origin[kCount] = {}, grad[kCount] = {}, mask[kCount] = {};
+    T image[kCount] = {}, origin[kCount] = {}, grad[kCount] = {};
+    Share mask[kCount] = {};
     const size_t bytes = size_t(count) * sizeof(T);
     std::memcpy(image, run.image + i, bytes);
     std::memcpy(origin, run.origin + i, bytes);
     std::memcpy(grad, run.grad + i, bytes);
-    if constexpr (kMasked) std::memcpy(mask, run.mask + i, bytes);
+    if constexpr (kMasked) std::memcpy(mask, shares + i, size_t(count) * sizeof(Share));
     const V out = moved(image, origin, grad, mask);
     std::memcpy(run.out + i, &out, bytes);
     i += count;
@@ -74,7 +100,7 @@ RMCLA_SHARED void step_elements(const StepRun<T>& run) {
       __builtin_prefetch(run.image + i + kAhead);
       __builtin_prefetch(run.origin + i + kAhead);
       __builtin_prefetch(run.grad + i + kAhead);
-      if constexpr (kMasked) __builtin_prefetch(run.mask + i + kAhead);
+      if constexpr (kMasked) __builtin_prefetch(shares + i + kAhead);
       store_past_caches(run.out + i, moved(run.image + i, run.origin + i, run.grad + i, mask_at(i)));
     }
   } else {

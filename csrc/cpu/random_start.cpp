@@ -25,12 +25,11 @@ void start_all(const at::Tensor& images, const PerImage& radii, const Mask& mask
   const int64_t row_stride = rng.stride(0), step_stride = rng.stride(-1);
   const int64_t count = images.numel() / rows;  // elements that share a row of rng
   constexpr int64_t kPart = 2048;               // a multiple of the 64 elements that `uniforms` computes at a time
-  const auto add_scaled = mask ? kernels_of<T>().masked_add_scaled : kernels_of<T>().add_scaled;
+  const auto add_scaled = mask.choose(kernels_of<T>().add_scaled);
   const int64_t parts = (count + kPart - 1) / kPart;
   const int64_t grain = 4 * kPart / std::min(count, kPart);
   at::parallel_for(0, rows * parts, grain, [&](int64_t begin, int64_t end) {
     alignas(64) float uniform[kPart];
-    float share[kPart];
     T image[kPart], start[kPart];
     for (int64_t index = begin; index < end; ++index) {
       const int64_t row = index / parts, from_row = index % parts * kPart;
@@ -43,7 +42,7 @@ void start_all(const at::Tensor& images, const PerImage& radii, const Mask& mask
       for (int64_t i = first, stop; i < last; i = stop) {
         stop = std::min(radii.run_end(i, last), mask.run_end(i, last));
         add_scaled(values + (i - first), uniform + (i - first), valid_radius(float(radii.at(i))), lower, upper, clip,
-                   result + (i - first), stop - i, mask.at(i, share, stop - i));
+                   result + (i - first), stop - i, mask.at(i));
       }
       if (!direct) narrow(out.scalar_type(), start, to + first * to_size, last - first);
     }

@@ -35,22 +35,23 @@ def in_layout_of(images: Tensor, tensor: Tensor) -> Tensor:
 
 
 def mask_beside(images: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """Return the mask in the memory order of the dense `images`, or None without a mask.
+    """Return the mask in the memory order of the dense `images`, or None without a mask or without elements.
 
     Element i of their memory has value i % n of the result, which has n elements. A mask that repeats itself in this
     order is not repeated in memory, so that it stays in the caches. A bool mask stays bool, and any other becomes
     `dtype`. A mask that is of this form already is not copied.
     """
-    if mask is None:
+    if mask is None or images.numel() == 0:
         return None
     shape, strides, missing = list(images.shape), images.stride(), images.dim() - mask.dim()
     for d in range(images.dim()):
         if d >= missing and mask.shape[d - missing] != 1:
             break
         part = [*shape[:d], 1, *shape[d + 1 :]]
+        count = math.prod(part)
         span = 1 + sum((size - 1) * stride for size, stride in zip(part, strides, strict=True))
         # The kernels need whole vectors, and are slow on short pieces.
-        if math.prod(part) < 64 or math.prod(part) % 16 or span != math.prod(part):
+        if count < 64 or count % 16 or count != span:
             break
         shape = part
     values = mask.expand(shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +28,8 @@ class Target(NamedTuple):
     """What the fuzzer tests: `backend` with tensors on `device`.
 
     `small` asks for small shapes, since the backend is slow. `checks_labels` says whether a class or an image that does
-    not exist is a ValueError; if not, its row is NaN, or its image is filled.
+    not exist, or a value of a mask outside [0, 1], is a ValueError; if not, its row or element is NaN, or its image is
+    filled.
     """
 
     backend: str
@@ -48,6 +50,8 @@ def draw_shape(draw: random.Random, small: bool) -> tuple[int, ...]:
     if kind == "images":
         if not small and draw.random() < 0.05:  # more elements than one thread gets
             return (draw.randint(1, 3), 3, draw.randint(60, 160), draw.randint(60, 160))
+        if draw.random() < 0.2:  # whole vectors, for masks that repeat themselves in memory
+            return (draw.randint(1, 4), draw.randint(1, 3), 8, draw.choice((8, 16)))
         return (draw.randint(1, 4), draw.randint(1, 4), draw.randint(1, most), draw.randint(1, most))
     if kind == "anything":
         return tuple(draw.randint(0, most) for _ in range(draw.randint(0, 3)))
@@ -90,6 +94,35 @@ def draw_budget(draw: random.Random, generator: torch.Generator, shape: tuple[in
     return values
 
 
+def draw_mask(draw: random.Random, generator: torch.Generator, shape: tuple[int, ...]) -> Tensor | None:
+    """Draw None, or a mask that broadcasts to the shape: bool, or shares, of which some may be NaN or outside [0, 1]."""
+    if draw.random() < 0.5:
+        return None
+    kept = shape[draw.randint(0, len(shape)) :] if draw.random() < 0.7 else shape
+    kept = tuple(1 if draw.random() < 0.3 else size for size in kept)
+    dtype = draw.choice((torch.bool, torch.bool, torch.float32, *FLOAT_DTYPES))
+    values = torch.rand(kept, generator=generator, dtype=torch.float64)
+    if dtype == torch.bool:
+        return values < draw.choice((0.0, 0.5, 0.5, 2.0))
+    kind = draw.choice(("shares", "ends", "specials", "bad"))
+    if kind == "ends":
+        values = values.round()
+    if kind in ("specials", "bad"):
+        table = torch.tensor((NAN, 0.0, 1.0, -0.0, 1e-45, 1e-300) if kind == "specials" else (1.5, -0.1, INF, -INF))
+        which = torch.randint(0, 4 * len(table), kept, generator=generator)
+        values = torch.where(which < len(table), table.double()[which.clamp(max=len(table) - 1)], values)
+    return values.to(dtype)
+
+
+def shares_of(mask: Tensor | None, shape: tuple[int, ...], work: torch.dtype) -> tuple[np.ndarray | float, bool]:
+    """Return the share of each element, NaN for one outside [0, 1], and whether there is one outside."""
+    if mask is None:
+        return 1.0, False
+    shares = mask.to(work).expand(shape)
+    outside = (shares < 0) | (shares > 1)
+    return torch.where(outside, NAN, shares).numpy(), bool(outside.any())
+
+
 def broadcast(value: float | Tensor, dimensions: int) -> np.ndarray | float:
     """Return a float, or the tensor () or (B,) as an array that broadcasts to images with these dimensions."""
     if not isinstance(value, Tensor):
@@ -116,6 +149,9 @@ def perturb_step(draw: random.Random, target: Target) -> None:
     for name, value in budgets.items():
         if isinstance(value, Tensor):
             arguments.add(name, value)
+    mask = draw_mask(draw, generator, shape)
+    if mask is not None:
+        arguments.add("mask", mask)
     lower, upper = draw.choice(BOUNDS)
     arguments.build(shape, dtype)
     if draw.random() < 0.1:  # one tensor is two arguments
@@ -127,22 +163,40 @@ def perturb_step(draw: random.Random, target: Target) -> None:
     work = compute_dtype(images)
     center = origin.numpy() if origin.dtype == torch.uint8 else origin.to(work).numpy()
     step, epsilon = (broadcast(copies.get(name, value), len(shape)) for name, value in budgets.items())
+    shares, bad = shares_of(copies.get("mask"), shape, work)
     with np.errstate(all="ignore"):
-        moved = oracle.perturb_step(images.to(work).numpy(), center, grad.double().numpy(), step, epsilon, lower, upper)
+        rule = step, epsilon, lower, upper, shares
+        moved = oracle.perturb_step(images.to(work).numpy(), center, grad.double().numpy(), *rule)
     wanted = torch.from_numpy(np.asarray(moved)).to(dtype)
     strides = strides_of_result(tensors["images"])
     poison_free_memory(wanted.numel(), target.device)
-    result = rmcla_fast.perturb_step(
-        tensors["images"],
-        tensors["origin"],
-        tensors["grad"],
-        **{name: tensors.get(name, value) for name, value in budgets.items()},
-        lower=lower,
-        upper=upper,
-        out=arguments.out,
-        backend=target.backend,
-    )
-    finish(arguments, result, wanted, strides)
+
+    def call() -> Tensor:
+        return rmcla_fast.perturb_step(
+            tensors["images"],
+            tensors["origin"],
+            tensors["grad"],
+            **{name: tensors.get(name, value) for name, value in budgets.items()},
+            lower=lower,
+            upper=upper,
+            mask=tensors.get("mask"),
+            out=arguments.out,
+            backend=target.backend,
+        )
+
+    finish_masked(arguments, call, wanted, strides, bad and target.checks_labels)
+
+
+def finish_masked(
+    arguments: Arguments, call: Callable[[], Tensor], wanted: Tensor, strides: tuple[int, ...], raises: bool
+) -> None:
+    """Check the result of the call, or that it raises an error for the mask and writes nothing."""
+    if raises:
+        with pytest.raises(ValueError, match="mask must lie in"):
+            call()
+        arguments.check(out_is_unchanged=True)
+    else:
+        finish(arguments, call(), wanted, strides)
 
 
 def finish(arguments: Arguments, result: Tensor, wanted: Tensor, strides: tuple[int, ...]) -> None:
@@ -190,6 +244,9 @@ def random_start(draw: random.Random, target: Target) -> None:
     budget = draw_budget(draw, generator, shape)
     if isinstance(budget, Tensor):
         arguments.add("epsilon", budget)
+    mask = draw_mask(draw, generator, shape)
+    if mask is not None:
+        arguments.add("mask", mask)
     clip, (lower, upper) = draw.random() < 0.5, draw.choice(BOUNDS)
     arguments.build(shape, result_dtype)
     tensors, copies = arguments.tensors, arguments.copies
@@ -207,7 +264,8 @@ def random_start(draw: random.Random, target: Target) -> None:
             else images.to(compute_dtype(images)).numpy()
         )
         radius = np.asarray(broadcast(copies.get("epsilon", budget), len(shape))).astype(np.float32)
-        radius = np.where(radius >= 0, radius, np.float32(NAN))
+        shares, bad = shares_of(copies.get("mask"), shape, torch.float32)
+        radius = np.where(radius >= 0, radius, np.float32(NAN)) * np.asarray(shares, dtype=np.float32)
         start = values + (radius * unit).astype(np.float32)
         if clip:
             start = np.minimum(np.maximum(start, kind(lower)), kind(upper))
@@ -215,17 +273,21 @@ def random_start(draw: random.Random, target: Target) -> None:
     dense = as_dense_images(tensors["images"]) if rng_per_image else tensors["images"]
     strides = strides_of_result(dense)
     poison_free_memory(wanted.numel(), target.device)
-    result = rmcla_fast.random_start(
-        tensors["images"],
-        tensors.get("epsilon", budget),
-        rng=tensors["rng"],
-        clip=clip,
-        lower=lower,
-        upper=upper,
-        out=arguments.out,
-        backend=target.backend,
-    )
-    finish(arguments, result, wanted, strides)
+
+    def call() -> Tensor:
+        return rmcla_fast.random_start(
+            tensors["images"],
+            tensors.get("epsilon", budget),
+            rng=tensors["rng"],
+            clip=clip,
+            lower=lower,
+            upper=upper,
+            mask=tensors.get("mask"),
+            out=arguments.out,
+            backend=target.backend,
+        )
+
+    finish_masked(arguments, call, wanted, strides, bad and target.checks_labels)
 
 
 def augment(draw: random.Random, target: Target) -> None:

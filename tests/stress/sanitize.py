@@ -45,6 +45,7 @@ TESTS = (
     "cpu_kernels",
     "joint_gradient",
     "joint_objective",
+    "mask",
     "out",
     "perturb_step",
     "random_start",
