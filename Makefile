@@ -23,6 +23,7 @@ test: install
 bench: install
 	$(BIN)/python -m pytest benchmarks --benchmark-disable-gc
 	$(BIN)/python benchmarks/bench_train_step.py
+	$(BIN)/python benchmarks/bench_import.py
 
 # Kills, full disks, flipped bits, malformed files and second writers: nothing may be lost or wrong in silence. The tests
 # after it lose ranks and workers, send signals, and run out of memory.

@@ -70,6 +70,8 @@ def main(epochs: int, precision: str) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="no", help="no is float32")
+    parser.add_argument(
+        "--precision", choices=("no", "bf16", "fp16"), default="no", help="no is float32; fp16 needs a GPU"
+    )
     options = parser.parse_args()
     main(options.epochs, options.precision)
