@@ -144,9 +144,9 @@ def test_every_form_of_a_mask(backend: Backend, shape: tuple[int, ...], layout: 
         rngs = rng_of(3, 4, backend.device) + torch.arange(shape[0], device=backend.device)[:, None]
         for form in FORMS:
             for mask_dtype in (torch.bool, torch.float32):
-                mask = case.mask(shape_of(form, shape), mask_dtype)
-                mask = lay_out(mask, "channels_last") if mask_dtype == torch.bool else mask
-                for mask in (mask, mask.expand(shape)):
+                given = case.mask(shape_of(form, shape), mask_dtype)
+                given = lay_out(given, "channels_last") if mask_dtype == torch.bool else given
+                for mask in (given, given.expand(shape)):
                     what = f"{form}, {mask_dtype}, {mask.stride()}"
                     assert_same_bits(case.step(mask), case.expected_step(mask), what)
                     for rng in (rngs[0], rngs):
