@@ -224,6 +224,16 @@ def test_a_value_outside_the_range(backend: Backend, shape: tuple[int, ...], bad
             assert_same_bits(case.start(mask), start.masked_fill(outside, NAN), "random_start")
 
 
+def test_every_byte_of_a_bool_mask_but_zero_is_true(backend: Backend) -> None:
+    """A view of bytes as bools can hold other bytes than 0 and 1."""
+    case = Case(backend, (256,), torch.float32)
+    mask = torch.arange(256, dtype=torch.uint8, device=backend.device)
+    if backend.name == "reference":
+        pytest.skip("torch itself does not say what a bool other than 0 and 1 is")
+    assert torch.equal(case.step(mask.view(torch.bool)), case.step(mask != 0))
+    assert torch.equal(case.start(mask.view(torch.bool)), case.start(mask != 0))
+
+
 def test_a_mask_is_rounded_to_the_dtype_of_the_arithmetic_before_its_range_is_checked(backend: Backend) -> None:
     case = Case(backend, (3, 8, 8), torch.float32)
     mask = torch.full((8, 8), 1 + 1e-12, dtype=torch.float64, device=backend.device)
