@@ -168,9 +168,23 @@ def test_large_outputs_that_are_stored_without_caching_are_the_same(offset: int)
     count = (34 << 20) // 4 + 3
     torch.manual_seed(0)
     images, grad = torch.rand(count), torch.randn(count)
-    out = torch.full((count + offset,), float("nan"))[offset:]
-    OPERATORS.perturb_step.out(images, images, grad, 0.1, None, 0.05, None, 0.0, 1.0, out=out)
-    assert torch.equal(out, reference.perturb_step(images, images, grad, 0.1, None, 0.05, None))
+    for mask in (None, torch.rand(count), torch.rand(count) < 0.5):
+        out = torch.full((count + offset,), float("nan"))[offset:]
+        OPERATORS.perturb_step.out(images, images, grad, 0.1, None, 0.05, None, 0.0, 1.0, mask, out=out)
+        assert torch.equal(out, reference.perturb_step(images, images, grad, 0.1, None, 0.05, None, mask=mask))
+
+
+@pytest.mark.parametrize("form", [(), (512,), (37, 1)], ids=str)
+def test_large_outputs_with_a_mask_that_repeats_itself_are_the_same(form: tuple[int, ...]) -> None:
+    """Each repetition begins at another place of a line of the cache."""
+    rows = (34 << 20) // 4 // (37 * 512) + 1
+    torch.manual_seed(0)
+    images, grad = torch.rand(rows, 37, 512), torch.randn(rows, 37, 512)
+    buffer = torch.full((images.numel() + 3,), float("nan"))
+    out = buffer[3:].view(images.shape)
+    for mask in (torch.rand(form), torch.rand(form) < 0.5):
+        OPERATORS.perturb_step.out(images, images, grad, 0.1, None, 0.05, None, 0.0, 1.0, mask, out=out)
+        assert torch.equal(out, reference.perturb_step(images, images, grad, 0.1, None, 0.05, None, mask=mask))
 
 
 def test_a_label_outside_the_classes_is_an_error_before_anything_is_written() -> None:

@@ -144,9 +144,9 @@ def test_every_form_of_a_mask(backend: Backend, shape: tuple[int, ...], layout: 
         rngs = rng_of(3, 4, backend.device) + torch.arange(shape[0], device=backend.device)[:, None]
         for form in FORMS:
             for mask_dtype in (torch.bool, torch.float32):
-                mask = case.mask(shape_of(form, shape), mask_dtype)
-                mask = lay_out(mask, "channels_last") if mask_dtype == torch.bool else mask
-                for mask in (mask, mask.expand(shape)):
+                given = case.mask(shape_of(form, shape), mask_dtype)
+                given = lay_out(given, "channels_last") if mask_dtype == torch.bool else given
+                for mask in (given, given.expand(shape)):
                     what = f"{form}, {mask_dtype}, {mask.stride()}"
                     assert_same_bits(case.step(mask), case.expected_step(mask), what)
                     for rng in (rngs[0], rngs):
@@ -222,6 +222,16 @@ def test_a_value_outside_the_range(backend: Backend, shape: tuple[int, ...], bad
             outside = ((mask < 0) | (mask > 1)).expand(case.images.shape)
             assert_same_bits(case.step(mask), step.masked_fill(outside, NAN), "perturb_step")
             assert_same_bits(case.start(mask), start.masked_fill(outside, NAN), "random_start")
+
+
+def test_every_byte_of_a_bool_mask_but_zero_is_true(backend: Backend) -> None:
+    """A view of bytes as bools can hold other bytes than 0 and 1."""
+    case = Case(backend, (256,), torch.float32)
+    mask = torch.arange(256, dtype=torch.uint8, device=backend.device)
+    if backend.name == "reference":
+        pytest.skip("torch itself does not say what a bool other than 0 and 1 is")
+    assert torch.equal(case.step(mask.view(torch.bool)), case.step(mask != 0))
+    assert torch.equal(case.start(mask.view(torch.bool)), case.start(mask != 0))
 
 
 def test_a_mask_is_rounded_to_the_dtype_of_the_arithmetic_before_its_range_is_checked(backend: Backend) -> None:

@@ -28,7 +28,8 @@ RMCLA_SHARED void add_scaled(const T* image, const float* uniform, float radius,
                              int64_t count, const void* mask) {
   const auto moved = [&](int64_t i) __attribute__((always_inline)) {
     float own_radius = radius;
-    if constexpr (!std::is_void_v<M>) own_radius = radius * float(static_cast<const M*>(mask)[i]);
+    if constexpr (std::is_same_v<M, float>) own_radius *= static_cast<const float*>(mask)[i];
+    if constexpr (std::is_same_v<M, uint8_t>) own_radius *= static_cast<const uint8_t*>(mask)[i] ? 1.0f : 0.0f;
     return image[i] + T(own_radius * (2.0f * uniform[i] - 1.0f));
   };
   if (clip) {

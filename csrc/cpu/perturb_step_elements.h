@@ -36,19 +36,20 @@ RMCLA_SHARED void store_past_caches(void* to, V v) {
 // Vectors of kCount integers of several widths.
 template <int kCount>
 struct Widths {
-  typedef uint8_t Bits8 __attribute__((vector_size(kCount)));
-  typedef uint16_t Bits16 __attribute__((vector_size(2 * kCount)));
+  typedef int8_t Bits8 __attribute__((vector_size(kCount)));
+  typedef int16_t Bits16 __attribute__((vector_size(2 * kCount)));
   typedef int32_t Bits32 __attribute__((vector_size(4 * kCount)));
 };
 
-// The shares of as many elements as V has lanes, from bools (as bytes that are 0 or 1) or from numbers. GCC makes one
+// The shares of as many elements as V has lanes, from bools (as bytes) or from numbers. GCC makes one
 // instruction of each conversion that doubles the width of the lanes, and many of one that quadruples it.
 template <typename V, typename M>
 RMCLA_SHARED V load_shares(const M* mask) {
   if constexpr (sizeof(M) == 1) {
     using W = Widths<simd::count_of<V>>;
-    const auto words = __builtin_convertvector(simd::load<typename W::Bits8>(mask), typename W::Bits16);
-    return __builtin_convertvector(__builtin_convertvector(words, typename W::Bits32), V);
+    const auto bools = simd::load<typename W::Bits8>(mask) != 0;  // -1 for true
+    const auto words = __builtin_convertvector(bools, typename W::Bits16);
+    return __builtin_convertvector(-__builtin_convertvector(words, typename W::Bits32), V);
   } else {
     return simd::load<V>(mask);
   }

@@ -55,8 +55,9 @@ def perturb_step(
         mask: which pixels may move, or how much of the budget each of them has: bool, or float32, float64, float16 or
             bfloat16 in [0, 1], on the images' device, of a shape that broadcasts to theirs, such as (H, W). step_size
             and epsilon of each pixel are multiplied by its value, rounded to the dtype of the arithmetic. True and 1
-            change nothing. False and 0 put the pixel at `origin`, clipped to the pixel range. On a CPU a value outside
-            [0, 1] raises; on a GPU it gives NaN in that element, since a check would stall it.
+            change nothing. False and 0 put the pixel at `origin`, clipped to the pixel range (0 times an infinite
+            budget is NaN). On a CPU a value outside [0, 1] raises; on a GPU it gives NaN in that element, since a check
+            would stall it.
         out: a tensor to write and return, of the images' shape and dtype; it may share memory with any input.
         backend: "reference", "cpu", "triton" or "cuda"; None chooses.
 

@@ -21,8 +21,7 @@ def _fake(images: Tensor, epsilon: float, epsilons: Tensor | None, rng: Tensor, 
 
 
 _ARGUMENTS = (
-    "Tensor images, float epsilon, Tensor? epsilons, Tensor rng, float lower, float upper, bool clip, "
-    "Tensor? mask=None"
+    "Tensor images, float epsilon, Tensor? epsilons, Tensor rng, float lower, float upper, bool clip, Tensor? mask=None"
 )
 dispatch.define("random_start", "random_start", f"({_ARGUMENTS}) -> Tensor", _fake)
 dispatch.define("random_start", "random_start.out", f"({_ARGUMENTS}, *, Tensor(a!) out) -> ()", lambda *_, **__: None)

@@ -95,7 +95,7 @@ def draw_budget(draw: random.Random, generator: torch.Generator, shape: tuple[in
 
 
 def draw_mask(draw: random.Random, generator: torch.Generator, shape: tuple[int, ...]) -> Tensor | None:
-    """Draw None, or a mask that broadcasts to the shape: bool, or shares, of which some may be NaN or outside [0, 1]."""
+    """Draw None, or a mask that broadcasts to the shape: bool, or shares, some of them NaN or outside [0, 1]."""
     if draw.random() < 0.5:
         return None
     kept = shape[draw.randint(0, len(shape)) :] if draw.random() < 0.7 else shape
