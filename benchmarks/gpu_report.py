@@ -18,7 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # imports this checkout, even if another version is installed
 from rmcla_fast import recipes
-from rmcla_fast.errors import need
+from rmcla_fast.pictures import new_figure
 
 VARIANTS = {
     "default": "as it is",
@@ -226,8 +226,7 @@ def tables(folder: Path) -> dict[str, str]:
 
 def draw_picture(folder: Path, path: Path) -> None:
     """Draw accuracy over seconds of training on the left, and milliseconds per update of each rival on the right."""
-    need("matplotlib", "train", "the picture").use("agg")
-    figure = need("matplotlib.figure", "train", "the picture").Figure(figsize=(11, 4.2), layout="constrained")
+    figure = new_figure(11, 4.2, "the picture")
     left, right = figure.subplots(1, 2)
     for number, (run, name) in enumerate(trained_recipes(folder).items()):
         colour = f"C{number}"

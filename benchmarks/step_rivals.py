@@ -18,7 +18,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / 
 from public_port import public_step  # noqa: E402
 
 from rmcla_fast import Recipe, models, random_start, recipes  # noqa: E402
-from rmcla_fast.adversarial_example import attack_mode  # noqa: E402
+from rmcla_fast.any_model import attack_mode  # noqa: E402
 from rmcla_fast.cuda_graph import CapturedUpdate  # noqa: E402
 from rmcla_fast.ops import dispatch  # noqa: E402
 from rmcla_fast.ops.tensors import to_unit  # noqa: E402

@@ -6,13 +6,22 @@ other recipes. `adversarial_example` is the public function around it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from rmcla_fast.any_model import (
+    Forward,
+    attack_mode,
+    check_model,
+    check_pixels_once,
+    image_gradient,
+    logits_of,
+    outside_inference_mode,
+    own_inputs,
+    weight_dtype,
+)
 from rmcla_fast.ops import checks, dispatch
 from rmcla_fast.ops.joint_gradient import joint_gradient
 from rmcla_fast.ops.perturb_step import perturb_step
@@ -20,8 +29,6 @@ from rmcla_fast.ops.random_start import random_start
 from rmcla_fast.ops.tensors import to_unit
 from rmcla_fast.recipes import Recipe
 from rmcla_fast.target_classes import class_target, last_linear
-
-Forward = Callable[[Tensor], Tensor]
 
 
 class AdversarialExample(NamedTuple):
@@ -66,10 +73,17 @@ def adversarial_example(
         TypeError, ValueError: an argument of the wrong kind, shape, dtype or device; target "mosa" or "mix" for a model
             whose last `nn.Linear` is not its classifier; on a CPU also a label outside [0, classes).
     """
-    check(model, images, labels, recipe)
-    weight = last_linear(model) if recipe.target in ("mosa", "mix") else None
-    with attack_mode(model, recipe.attack_mode):
-        return attack(model, images, labels, recipe, radii(recipe), rng=rng, weight=weight)
+    check_model(model)
+    check(images, labels, recipe)
+    check_pixels_once(images, model)
+    run, dtype = outside_inference_mode(model), weight_dtype(model)
+
+    def forward(inputs: Tensor) -> Tensor:
+        return logits_of(run(own_inputs(inputs, dtype)), inputs)
+
+    with torch.inference_mode(False), attack_mode(model, recipe.attack_mode):
+        weight = last_linear(model) if recipe.target in ("mosa", "mix") else None
+        return attack(forward, images, labels, recipe, radii(recipe), rng=rng, weight=weight)
 
 
 def attack(
@@ -84,8 +98,8 @@ def attack(
 ) -> AdversarialExample:
     """Return what `adversarial_example` returns, without its checks and its change of the model's mode.
 
-    `forward` maps images to logits in the recipe's mode. `weight` (classes, features) is the weight of the last layer,
-    which only the targets "mosa" and "mix" need.
+    `forward` maps images to logits in the recipe's mode, and does not write into them. `weight` (classes, features) is
+    the weight of the last layer, which only the targets "mosa" and "mix" need.
     """
     targets, soft_labels = (labels.argmax(1), labels) if labels.is_floating_point() else (labels, None)
     if recipe.steps == 0:
@@ -105,9 +119,7 @@ def attack(
         # One forward and one backward pass: autograd begins at the gradient of the logits and ends at the images.
         moved = moved.detach().requires_grad_()
         with torch.enable_grad():
-            # Not `moved` itself: hooks on a module's inputs fail on a leaf in autograd.grad. Unlike `view_as`,
-            # `expand_as` keeps all strides.
-            logits = forward(moved.expand_as(moved))
+            logits = forward(moved)
         if recipe.outer_loss == "trades":
             # The gradient of KL(clean || adversarial) in the logits. Its terms nearly cancel, so 16 bits are too few.
             grad_logits = logits.detach().softmax(1, _wide(logits)) - clean_logits.softmax(1, _wide(logits))
@@ -124,7 +136,7 @@ def attack(
             if step == 0 and recipe.label_source == "start":  # the later steps keep these
                 targets, soft_labels, rule = joint.targets, joint.soft_labels, {"label_scheme": "none"}
                 aim = fixed_target(recipe.target, targets)
-        (grad,) = torch.autograd.grad(logits, moved, grad_logits)
+        grad = image_gradient(logits, moved, grad_logits)
         moved = moved.detach()
         # Without projection the radius is 1: such a ball contains every image in [0, 1].
         radius = sizes.epsilon if recipe.project else 1.0
@@ -168,43 +180,14 @@ def first_images(images: Tensor, recipe: Recipe, sizes: Radii, rng: Tensor) -> T
 
 def standard_normal(shape: torch.Size, rng: Tensor) -> Tensor:
     """Return standard normal float32 numbers: the Box-Muller transform of pairs of counter-based uniform numbers."""
-    uniform = random_start(torch.zeros(2, *shape, device=rng.device), 0.5, rng=rng) + 0.5  # [0, 1), exactly
+    uniform = (
+        random_start(torch.zeros(2, *shape, dtype=torch.float32, device=rng.device), 0.5, rng=rng) + 0.5
+    )  # [0, 1), exactly
     return (-2 * torch.log1p(-uniform[0])).sqrt() * torch.cos(2 * torch.pi * uniform[1])
 
 
-@contextmanager
-def attack_mode(model: nn.Module, mode: str) -> Iterator[None]:
-    """Put the model into evaluation or training mode inside the `with` block; restore modes and buffers after it.
-
-    Buffers are restored because training mode changes some of them, such as the statistics of batch norm. In mode
-    "train", a model that is training already keeps the modes of its parts, for example of frozen batch norms. No value
-    is read on the host, so that a CUDA graph can be captured. `attacks.checked_model.untouched` uses this function for
-    the mode, and restores more, for which it reads values.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [buffer for buffer in model.buffers() if writable(buffer)] if mode == "train" else []
-    before = [buffer.clone() for buffer in buffers]
-    if mode == "eval" or not model.training:
-        model.train(mode == "train")
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        with torch.no_grad():
-            for buffer, value in zip(buffers, before, strict=True):
-                buffer.copy_(value)
-
-
-def writable(tensor: Tensor) -> bool:
-    """Return whether PyTorch can write into the tensor, which it refuses if elements share memory."""
-    return not any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-
-
-def check(model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe) -> None:
+def check(images: Tensor, labels: Tensor, recipe: Recipe) -> None:
     """Check what the operators do not check. Without an attack they do not run at all."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
     if not isinstance(recipe, Recipe):
         raise TypeError(
             f"recipe must be a Recipe, as rmcla_fast.recipes.get(name) gives it; got {type(recipe).__name__}"

@@ -146,7 +146,7 @@ class CapturedUpdate:
         self._optimizer = optimizer
         self._device = device
         self._stream: torch.cuda.Stream = torch.cuda.Stream(device)
-        self._rates = [torch.zeros((), device=device) for _ in optimizer.param_groups]
+        self._rates = [torch.zeros((), dtype=torch.float32, device=device) for _ in optimizer.param_groups]
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: list[Tensor] = []
         self._loss: Tensor | None = None

@@ -10,6 +10,7 @@ import math
 import types
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from rmcla_fast.errors import UserError
@@ -33,6 +34,7 @@ AT_LEAST_1 = Rule(lambda value: value >= 1, "at least 1")
 NOT_NEGATIVE = Rule(lambda value: 0 <= value < math.inf, "0 or more")
 POSITIVE = Rule(lambda value: 0 < value <= 3e38, "positive, and finite as a float32")
 BELOW_1 = Rule(lambda value: 0 <= value < 1, "in [0, 1)")
+BETWEEN_0_AND_1 = Rule(lambda value: 0 < value < 1, "more than 0 and less than 1")
 FINITE = Rule(math.isfinite, "finite")
 PERCENT = Rule(lambda value: 0 <= value <= 100, "in [0, 100]")
 SEED = Rule(lambda value: 0 <= value < 2**32, "in [0, 2^32)")
@@ -126,8 +128,10 @@ def check(options: Any) -> None:
 def plain(value: Any) -> Any:
     """Return a value of a subclass as one of bool, int, float or str itself: a NumPy float or a text enum, for example.
 
-    A checkpoint is read without running code, and so holds only these.
+    A path becomes text. A checkpoint is read without running code, and so holds only these.
     """
+    if isinstance(value, Path):
+        return str(value)
     for kind in (bool, int, float, str):
         if isinstance(value, kind):
             return kind.__str__(value) if kind is str else kind(value)

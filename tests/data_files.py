@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,16 @@ def write_tiny_imagenet(root: Path) -> Path:
     (folder / "words.txt").write_text("".join(f"{name}\ta kind of animal\n" for name in names))
     write(folder / "test" / "images" / "test_0.JPEG", 0)
     return folder
+
+
+def write_extra(path: Path, count: int = 300, save: Callable[..., None] = np.savez, **changes: Any) -> Path:
+    """Write the first training images of the digits as more training images; `changes` replace or add arrays."""
+    from rmcla_fast import data
+
+    digits = data.load("digits").train
+    images, labels = digits.images[:count].permute(0, 2, 3, 1).numpy(), digits.labels[:count].numpy()
+    save(path, **({"image": images, "label": labels} | changes))
+    return path
 
 
 class Malicious:

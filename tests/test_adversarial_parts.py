@@ -14,14 +14,13 @@ from rmcla_fast import Recipe, adversarial_example, random_start, recipes, redis
 from rmcla_fast.adversarial_example import (
     Radii,
     attack,
-    attack_mode,
     check_images_and_labels,
     first_images,
     fixed_target,
     radii,
     standard_normal,
-    writable,
 )
+from rmcla_fast.any_model import attack_mode, writable
 
 RNG = torch.tensor([7, 3])
 MARGIN_OF_ROUNDING = 2e-3  # the share of pixels whose gradient may be only a rounding error, with any sign

@@ -141,3 +141,12 @@ def test_an_average_of_another_network_is_refused() -> None:
         ValueError, match="ema must be an average of this model; its weights and buffers have other shapes"
     ):
         TrainStep(model, sgd(model), recipe("n-fgsm"), ema=ExponentialAverage(other, 0.9))
+
+
+def test_a_model_that_cannot_be_copied_is_refused_in_one_sentence() -> None:
+    class Loaded(nn.Linear):
+        def __deepcopy__(self, memo: dict[int, object]) -> nn.Module:
+            raise RuntimeError("holds a file that is open\nand cannot be copied")
+
+    with pytest.raises(ValueError, match=r"^model cannot be copied for its average: holds a file that is open$"):
+        ExponentialAverage(Loaded(2, 2), 0.9)

@@ -112,14 +112,6 @@ def test_a_scripted_model_is_attacked_and_left_as_it_was() -> None:
     assert all(parameter.requires_grad for parameter in scripted.parameters())
 
 
-def test_a_model_that_was_made_in_inference_mode_is_refused_and_left_as_it_was() -> None:
-    with torch.inference_mode():
-        model = small_net()
-    with pytest.raises(ValueError, match=r"model must be made outside of torch\.inference_mode"):
-        evaluate(model, *examples(4), attacks="clean", epsilon=EPSILON)
-    assert all(parameter.requires_grad for parameter in model.parameters())
-
-
 @pytest.mark.parametrize("factor", [1e18, 1e25, 1e60, 1e200])
 def test_no_factor_of_float64_logits_makes_a_model_robust(factor: float) -> None:
     """Above 2^64 the float32 losses of the attacks could be infinite, so such logits count as infinite."""

@@ -35,8 +35,31 @@ def test_images_are_sorted_by_class_and_name(folder: Path) -> None:
 def test_a_val_folder_subfolders_and_jpegs_are_read(folder: Path) -> None:
     (folder / "test").rename(folder / "val")
     write_image(folder / "train" / "cat" / "deeper" / "a.JPG", 7)
-    (folder / "train" / "cat" / "notes.txt").write_text("no image")
     assert len(data.load("folder", folder).train) == 7
+
+
+@pytest.mark.parametrize("suffix", [".jfif", ".JPE", ".jpeg"])
+def test_every_suffix_of_a_jpeg_is_read(folder: Path, suffix: str) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (6, 5)).save(buffer, format="JPEG")
+    (folder / "train" / "cat" / f"a{suffix}").write_bytes(buffer.getvalue())
+    assert len(data.load("folder", folder).train) == 7
+
+
+def test_what_is_left_out_of_a_folder_is_said_for_each_split(folder: Path) -> None:
+    train, test = folder / "train", folder / "test"
+    for path in (train / "cat" / "notes.txt", train / "dog" / "a.heic", train / "loose.png", train / "labels.csv"):
+        path.write_bytes(b"")
+    (train / "cat" / ".DS_Store").write_bytes(b"")  # what a system leaves behind is not worth a word
+    (test / "cat" / "a.avif").write_bytes(b"")
+    with pytest.warns(UserWarning, match="left out") as said:
+        assert len(data.load("folder", folder).train) == 6
+    texts = [str(one.message) for one in said]
+    assert len(texts) == 2
+    assert f"left out 4 files of {train}, " in texts[0]
+    assert texts[0].endswith("cat/notes.txt, dog/a.heic, labels.csv and 1 more")
+    assert f"left out 1 files of {test}, " in texts[1]
+    assert texts[1].endswith(": cat/a.avif")
 
 
 def test_links_are_followed_and_hidden_files_are_not_images(

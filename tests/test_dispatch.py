@@ -185,9 +185,9 @@ def test_an_interpreter_that_does_not_run_with_numpy_is_reported(
 
 # Run before the import of the package, this hides the extension, as if it had not been built.
 MISSING = """
-import importlib.util
-find_spec = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *rest: None if name == "rmcla_fast._C" else find_spec(name, *rest)
+from importlib.machinery import PathFinder
+find_spec = PathFinder.find_spec
+PathFinder.find_spec = lambda name, *rest: None if name == "rmcla_fast._C" else find_spec(name, *rest)
 """
 
 
@@ -284,7 +284,7 @@ print(caught[0].message)
 print(call(backend="cpu"))
 """
     ).splitlines()
-    reason = "the compiled extension was not built; build it with: pip install"
+    reason = f"the compiled extension was not built in {ROOT / 'rmcla_fast'}; build it with: pip install"
     assert printed[0] == "ran ran"
     assert printed[1] == "1 <string>", "there must be one warning, at the line of the caller"
     assert printed[2].startswith(f"rmcla_fast runs its plain-torch reference on cpu: {reason}")

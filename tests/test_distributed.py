@@ -10,10 +10,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from data_files import write_extra
 from run_cases import Batch, at_step, python, read_checkpoint, small, wait_for_checkpoint
 from torch import nn
 
@@ -80,9 +82,10 @@ def place(number: int, port: int) -> None:
     os.environ.update({name: str(value) for name, value in variables.items()})
 
 
-def rank_of_a_run(number: int, port: int, out: Path, resume: bool) -> None:
+def rank_of_a_run(number: int, port: int, out: Path, extra: Path | None, resume: bool) -> None:
     place(number, port)
     options = {"model": f"{__name__}:dropping", "epochs": 1, "checkpoint_every": 2, "device": "cpu"}
+    options |= {} if extra is None else {"extra_data": extra}
     if resume:
         train(TrainConfig(out=str(out / "killed"), resume=True, model=options["model"]))
         return
@@ -98,15 +101,17 @@ def rank_of_a_run(number: int, port: int, out: Path, resume: bool) -> None:
             train(small(out / "killed", **options))
 
 
-def test_two_ranks_with_dropout_resume_to_the_same_bits(tmp_path: Path) -> None:
-    port = 20000 + os.getpid() % 10000
-    mp.spawn(rank_of_a_run, (port, tmp_path, False), nprocs=2)
+@pytest.mark.parametrize("with_extra", [False, True])
+def test_two_ranks_with_dropout_resume_to_the_same_bits(with_extra: bool, tmp_path: Path) -> None:
+    port = 20000 + os.getpid() % 10000 + 4 * with_extra
+    extra = write_extra(tmp_path / "more.npz", save=np.savez_compressed) if with_extra else None
+    mp.spawn(rank_of_a_run, (port, tmp_path, extra, False), nprocs=2)
     stopped = read_checkpoint(tmp_path / "killed" / checkpoint.LAST)
     assert stopped["step"] == 2
     assert not torch.equal(stopped["rng"]["torch"], stopped["rng"]["others"][0]["torch"])
     with pytest.raises(UserError, match="was started with 2 processes and cannot be resumed with 1"):
         train(TrainConfig(out=str(tmp_path / "killed"), resume=True, model=f"{__name__}:dropping"))
-    mp.spawn(rank_of_a_run, (port + 2, tmp_path, True), nprocs=2)
+    mp.spawn(rank_of_a_run, (port + 2, tmp_path, extra, True), nprocs=2)
     whole, resumed = (read_checkpoint(tmp_path / name / checkpoint.LAST) for name in ("whole", "killed"))
     assert resumed["step"] == whole["step"] == 6
     assert all(torch.equal(resumed["model"][name], whole["model"][name]) for name in whole["model"])

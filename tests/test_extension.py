@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
+import shutil
+import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -70,9 +73,9 @@ def test_an_extension_for_the_same_version_of_torch_loads(monkeypatch: pytest.Mo
     assert extension._load() == ({"torch": built_for, "compiler": "", "cuda": ""}, "")
 
 
-def test_an_extension_that_was_not_built_says_how_to_build_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extension.importlib.util, "find_spec", {"rmcla_fast._C": None}.__getitem__)
-    assert extension._load() == (None, f"the compiled extension was not built; build it with: {INSTALL}")
+def test_an_extension_that_was_not_built_says_how_to_build_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(extension, "PACKAGE", tmp_path)
+    assert extension._load() == (None, f"the compiled extension was not built in {tmp_path}; build it with: {INSTALL}")
 
 
 def test_the_extension_has_the_kernels_that_it_was_built_with(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,3 +90,12 @@ def test_the_extension_has_the_kernels_that_it_was_built_with(monkeypatch: pytes
     monkeypatch.setattr(extension, "missing_reason", "it was not built")
     assert [extension.has_kernels(device) for device in ("cpu", "cuda", "meta")] == [False, False, False]
     assert extension.why_missing("cpu") == dispatch.why_not("cpu", "cpu") == "it was not built"
+
+
+def test_another_checkout_does_not_lend_its_extension(tmp_path: Path) -> None:
+    """The editable install of one checkout offers its extension to the import of another one, whose code may differ."""
+    package = tmp_path / "rmcla_fast"
+    shutil.copytree(Path(extension.__file__).parents[1], package, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    code = "import torch, rmcla_fast as r; r.soft_cross_entropy(torch.rand(4, 9), torch.arange(4))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert f"the compiled extension was not built in {package}" in done.stderr

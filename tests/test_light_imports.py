@@ -1,4 +1,4 @@
-"""`import rmcla_fast` imports only torch and the standard library, so it is quick; `rmcla` imports typer and rich, too.
+"""`import rmcla_fast` takes little time: it imports torch and the standard library; `rmcla` adds typer and rich.
 
 Nothing is timed here. `benchmarks/bench_import.py` measures the milliseconds.
 """

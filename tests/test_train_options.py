@@ -6,6 +6,7 @@ import dataclasses
 import enum
 import math
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ from rmcla_fast import data
 from rmcla_fast.data import DATASETS
 from rmcla_fast.errors import UserError
 from rmcla_fast.options import check
-from rmcla_fast.training import TrainConfig, train
+from rmcla_fast.training import TrainConfig, checkpoint, train
 from rmcla_fast.training.build import build, choose_device
 from rmcla_fast.training.config import resolve, resumed
 from rmcla_fast.training.distributed import World
@@ -149,6 +150,7 @@ def test_a_resumed_run_takes_what_was_not_given_from_its_record() -> None:
     recorded = resolve(small(Path("a"), seed=3, checkpoint_every=10))
     again = resolve(resumed(TrainConfig(resume=True, checkpoint_every=500), recorded))
     assert (again.seed, again.checkpoint_every) == (3, 500)
+    assert resolve(resumed(TrainConfig(resume=True, data_dir=Path("/a")), recorded)).data_dir == "/a"
     with pytest.raises(UserError, match="started with --seed 3 and cannot be resumed with 0; leave --seed out"):
         resumed(TrainConfig(resume=True, seed=0), recorded)  # 0 is the default, but here it was given
 
@@ -165,6 +167,50 @@ def test_the_docstring_has_each_option_with_its_default() -> None:
     assert "epochs: passes over the training images (default: 200; digits: 60; imagenet: 90)." in text
 
 
+class Net(torch.nn.Module):
+    """Flattens and multiplies, and then does what `after` says."""
+
+    def __init__(self, num_classes: int, after: Callable[..., Any]) -> None:
+        super().__init__()
+        self.linear, self.after = torch.nn.Linear(64, num_classes), after
+
+    def forward(self, images: torch.Tensor) -> Any:
+        return self.after(self, self.linear(images.flatten(1)))
+
+
+def frozen(num_classes: int) -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, num_classes)).requires_grad_(False)
+
+
+def answers_a_dict(num_classes: int) -> torch.nn.Module:
+    return Net(num_classes, lambda _, z: {"logits": z})
+
+
+def answers_a_tuple_in_training(num_classes: int) -> torch.nn.Module:
+    return Net(num_classes, lambda net, z: (z, z) if net.training and net.linear.weight.requires_grad else z)
+
+
+def cuts_the_gradient(num_classes: int) -> torch.nn.Module:
+    return Net(num_classes, lambda _, z: z.detach())
+
+
+def raises_in_training(num_classes: int) -> torch.nn.Module:
+    return Net(num_classes, lambda net, z: {}["no such key"] if net.training else z)
+
+
+def lazy(num_classes: int) -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(num_classes))
+
+
+def with_batch_norm(num_classes: int) -> torch.nn.Module:
+    layers = [torch.nn.Flatten(), torch.nn.Linear(64, 16), torch.nn.BatchNorm1d(16), torch.nn.Linear(16, num_classes)]
+    return torch.nn.Sequential(*layers)
+
+
+def with_dropout(num_classes: int) -> torch.nn.Module:
+    return torch.nn.Sequential(with_batch_norm(num_classes), torch.nn.Dropout(0.2))
+
+
 def five_classes(num_classes: int, channels: int) -> torch.nn.Module:
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 5))
 
@@ -175,11 +221,46 @@ def larger_images(num_classes: int, channels: int) -> torch.nn.Module:
 
 @pytest.mark.parametrize(
     ("factory", "sentence"),
-    [("five_classes", r"must return logits of shape \(1, 10\)"), ("larger_images", "cannot take")],
+    [
+        ("five_classes", r"must return logits of shape \(1, 10\) for one image; got \(1, 5\)$"),
+        ("larger_images", r"cannot take images of shape \(1, 1, 8, 8\): "),
+        ("frozen", "has nothing to train, since none of its weights requires a gradient$"),
+        ("answers_a_dict", "cannot take images .*: model must return logits .*; got a dict with 'logits' in it"),
+        ("answers_a_tuple_in_training", "cannot be trained on a batch of 2 images .*: .* got a tuple of 2"),
+        ("cuts_the_gradient", "cannot be trained on a batch of 2 images .*: the gradient .* cannot reach the images"),
+        ("raises_in_training", "cannot be trained on a batch of 2 images .*: KeyError$|: 'no such key'$"),
+        ("lazy", "cannot take images .*: model must have weights; 1.weight is not initialised"),
+    ],
 )
 def test_a_model_that_does_not_fit_the_data_is_refused_before_anything_is_written(
     tmp_path: Path, factory: str, sentence: str
 ) -> None:
-    with pytest.raises(UserError, match=sentence):
-        train(dataclasses.replace(SMALL, model=f"{__name__}:{factory}", out=str(tmp_path / "run")))
+    config = small(tmp_path / "run", model=f"{__name__}:{factory}", images_per_class=5, batch_size=48, monitor_images=0)
+    with pytest.raises(UserError, match=rf"^model {__name__}:{factory} [^\n]*{sentence}"):
+        train(config)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("batch_size", "refused"), [(1, True), (2, False)])
+def test_batch_norm_and_a_batch_of_one_are_refused_before_anything_is_written(
+    tmp_path: Path, batch_size: int, refused: bool
+) -> None:
+    config = small(
+        tmp_path / "run", model=f"{__name__}:with_batch_norm", images_per_class=3, batch_size=batch_size, epochs=1
+    )
+    if not refused:
+        train(config)
+        return
+    with pytest.raises(UserError, match=r"cannot be trained on a batch of 1 images .*more than 1 value per channel"):
+        train(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_rehearsal_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = []
+    for name in ("with", "without"):
+        train(small(tmp_path / name, model=f"{__name__}:with_dropout", images_per_class=5, batch_size=16))
+        monkeypatch.setattr("rmcla_fast.training.build.check_training", lambda *_: None)
+        weights.append(checkpoint.read(tmp_path / name / checkpoint.LAST).model)
+    for name, value in weights[0].items():
+        assert torch.equal(value, weights[1][name]), name

@@ -75,7 +75,11 @@ def _use_faster_layout(model: CheckedModel, examples: Examples) -> torch.memory_
     A large network on small images is slower in it, such as preact-resnet18 on 16 images of 16x16, and keeps its own.
     """
     _, channels, height, width = examples.images.shape
-    filters = [(parameter, parameter.data) for parameter in model.parameters() if parameter.dim() == 4]
+    filters = [
+        (parameter, parameter.data)
+        for parameter in model.parameters()
+        if parameter.dim() == 4 and not parameter.is_inference()
+    ]
     large = sum(data.numel() for _, data in filters) > MANY_WEIGHTS and height * width < MANY_PIXELS
     if examples.device.type != "cpu" or channels == 1 or large or not len(examples):
         return torch.contiguous_format
@@ -98,6 +102,8 @@ def _use_faster_layout(model: CheckedModel, examples: Examples) -> torch.memory_
 def as_images(images: Tensor, *, widen: bool = True) -> Tensor:
     """Return floats in [0, 1]: uint8 means value / 255, and 16-bit floats become float32 if `widen`.
 
+    Values outside by rounding are clipped (`check_pixels` refuses those further away).
+
     Attacks need float32 arithmetic, since a bfloat16 pixel near 1 is off by 6 % of an epsilon of 8/255. The result is
     never an inference-mode tensor, which autograd refuses. Its strides are those of `with_own_strides`. Otherwise
     images of one channel could have the strides of channels_last, convolutions would return that layout, and every step
@@ -107,4 +113,4 @@ def as_images(images: Tensor, *, widen: bool = True) -> Tensor:
     if widen and images.dtype in (torch.float16, torch.bfloat16):
         images = images.float()
     images = images.clone() if images.is_inference() else images.detach()
-    return with_own_strides(images)
+    return with_own_strides(images.clamp(0, 1))

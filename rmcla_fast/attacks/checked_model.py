@@ -15,7 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rmcla_fast.adversarial_example import attack_mode
+from rmcla_fast.any_model import (
+    attack_mode,
+    check_model,
+    image_gradient,
+    logits_of,
+    outside_inference_mode,
+    own_inputs,
+    weight_dtype,
+)
 from rmcla_fast.ops.tensors import finite_rows
 from rmcla_fast.precision import PRECISIONS, check_precision, require_precision
 
@@ -51,20 +59,10 @@ def untouched(model: nn.Module) -> Iterator[None]:
     would leave it behind. The global random states, the gradient mode and the trace function are restored, too, since
     the libraries set all of them. All of this happens after an error as well.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
-    if any(parameter.is_inference() for parameter in model.parameters()):
-        raise ValueError(
-            "model must be made outside of torch.inference_mode, since autograd refuses weights that were made inside"
-        )
-    parameters = [(one, one.data, one.requires_grad, one.grad) for one in model.parameters()]
-    # `attack_mode` restores buffers only after training mode, and writes every one of them. A foreign model may change
-    # buffers in evaluation mode and replace their tensors. What did not change is not written here: autograd would
-    # refuse the backward pass of a graph that the caller built before, and inference-mode tensors refuse every write.
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    # A scripted module can get no new buffers.
-    eager = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
-    names = [(module, dict(module._buffers)) for module in eager]
+    check_model(model)
+    # `outside_inference_mode` copies weights that were made in inference mode, and nothing may change the weights.
+    own = [one for one in model.parameters() if not one.is_inference()]
+    parameters = [(one, one.data, one.requires_grad, one.grad) for one in own]
     python_state, numpy_state, trace = random.getstate(), np.random.get_state(), sys.gettrace()
     gpus = range(torch.cuda.device_count())  # fork_rng warns if there are several and none is named
     try:
@@ -87,18 +85,6 @@ def untouched(model: nn.Module) -> Iterator[None]:
             sys.settrace(trace)
         random.setstate(python_state)
         np.random.set_state(numpy_state)
-        for module, own_buffers in names:  # a module may also register buffers, or fill those that were None
-            module._buffers.clear()
-            module._buffers.update(own_buffers)
-        with torch.no_grad():
-            for buffer, value in buffers:
-                if not same_values(buffer, value):
-                    buffer.copy_(value)
-
-
-def same_values(a: Tensor, b: Tensor) -> bool:
-    """Return whether the tensors hold the same values; NaN equals NaN."""
-    return bool(torch.equal(a, b) or (a.shape == b.shape and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)))
 
 
 class CheckedModel(nn.Module):
@@ -115,16 +101,16 @@ class CheckedModel(nn.Module):
         self.model = model
         self.num_classes = num_classes
         self.precision = check_precision(precision)
-        parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
-        self.dtype = None if parameter is None else parameter.dtype
-        if precision != "fp32" and parameter is not None:
-            require_precision(precision, parameter.device)
+        self._run = outside_inference_mode(model)
+        self.dtype = weight_dtype(model)
+        if precision != "fp32" and self.dtype is not None:
+            require_precision(precision, next(model.parameters()).device)
             if self.dtype not in (torch.float32, PRECISIONS[precision]):
                 raise ValueError(
                     f"precision {precision!r} needs weights in float32 or {PRECISIONS[precision]}; the model's are "
                     f"{self.dtype}, which precision 'fp32' uses as they are"
                 )
-        self.train(model.training)
+        self.training = getattr(model, "training", False)  # not by `train`, which an exported program refuses
 
     def device_for(self, images: Tensor) -> torch.device:
         """Return the device of the model, or that of the images if the model has no parameter."""
@@ -144,15 +130,9 @@ class CheckedModel(nn.Module):
             computes_in = torch.get_autocast_dtype(images.device.type)
         scale = _GradientScale() if computes_in == torch.float16 and _differentiated(images) else None
         inputs = images if scale is None else scale.with_unscaling_hook(images)
-        if self.dtype is not None and not by_itself:
-            inputs = inputs.to(self.dtype)
+        inputs = own_inputs(inputs, self.dtype)
         with self._autocast(images.device.type):
-            logits = self.model(inputs)
-        if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != images.shape[0]:
-            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ValueError(f"model must return logits of shape ({images.shape[0]}, C); got {got}")
-        if logits.shape[1] < 2:
-            raise ValueError(f"model must have at least 2 classes; got logits of shape {tuple(logits.shape)}")
+            logits = logits_of(self._run(inputs), images)
         if self.num_classes is not None and logits.shape[1] != self.num_classes:
             raise ValueError(f"model must have {self.num_classes} classes, as the data have; got {logits.shape[1]}")
         if logits.dtype in (torch.float16, torch.bfloat16):
@@ -171,16 +151,15 @@ class CheckedModel(nn.Module):
         """Return the gradient (B, C, H, W) of the logits along a direction, with respect to the images.
 
         `direction_of` gives the direction (B, classes) for these logits. The model runs once. A gradient that is NaN
-        becomes 0, so that its pixel stays in place. So does the gradient of a model whose logits do not depend on the
-        images in autograd's eyes.
+        becomes 0, so that its pixel stays in place.
+
+        Raises:
+            ValueError: autograd finds no way from the logits to the images.
         """
         images = images.detach().requires_grad_(True)
         logits = self(images)
         direction = direction_of(logits.detach())
-        gradient = None
-        if logits.requires_grad:
-            (gradient,) = torch.autograd.grad(logits, images, direction, allow_unused=True)
-        return torch.zeros_like(images) if gradient is None else gradient.nan_to_num(nan=0.0)
+        return image_gradient(logits, images, direction).nan_to_num(nan=0.0)
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:

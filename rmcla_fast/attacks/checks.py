@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from rmcla_fast.adversarial_example import check_images_and_labels
+from rmcla_fast.any_model import check_pixels
 from rmcla_fast.ops import checks
 
 
@@ -17,13 +17,7 @@ def check_examples(images: Tensor, labels: Tensor) -> None:
     check_images_and_labels(images, labels)
     if labels.numel() and int(labels.min()) < 0:
         raise ValueError(f"labels must be classes, 0 and up; got {int(labels.min())}")
-    if images.numel() and images.dtype != torch.uint8:
-        lowest, highest = torch.aminmax(images.detach())
-        if lowest < 0 or highest > 1:  # NaN passes, since its image counts as misclassified
-            raise ValueError(
-                f"images must lie in [0, 1]; got values from {float(lowest):g} to {float(highest):g}"
-                " (normalisation belongs inside the model)"
-            )
+    check_pixels(images)
 
 
 def check_classes(labels: Tensor, classes: int) -> None:

@@ -64,7 +64,7 @@ class Square(Search):
         slots, index = self.slots, where.to(self.slots.labels.device)
         origin = slots.origin[index]
         _, channels, height, width = origin.shape
-        half = torch.full((), 0.5, device=origin.device)
+        half = torch.full((), 0.5, dtype=torch.float32, device=origin.device)
         stripes, drawn = (  # uniform in [0, 1]
             random_start(half.expand(shape).contiguous(), 0.5, rng=self.generators(rows, torch.tensor(step)))
             for step, shape in enumerate(((len(rows), channels, 1, width), (len(rows), self.steps + 1, 2 + channels)))

@@ -153,7 +153,7 @@ class _Float32(nn.Module):
     def __init__(self, model: CheckedModel, asked: Callable[[int], None] | None = None) -> None:
         super().__init__()
         self.model, self.asked, self.calls = model, asked, 0
-        self.train(model.training)
+        self.training = model.training
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.model(images)

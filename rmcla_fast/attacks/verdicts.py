@@ -75,7 +75,7 @@ class Verdicts:
             self.odd[found.rows] = found.odd
         if found.distortion is not None:
             if self.distortion is None:
-                self.distortion = torch.full(self.right.shape, float("inf"))
+                self.distortion = torch.full(self.right.shape, float("inf"), dtype=torch.float32)
             self.distortion[found.rows] = found.distortion.to(self.distortion.dtype)
         self.library = found.library or self.library
         self.notes += [note for note in found.notes if note not in self.notes]

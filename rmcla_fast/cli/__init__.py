@@ -94,13 +94,22 @@ def run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:  # such as a name that is too long, or a folder that may not be read
-        return _print_error(f"{error.filename} cannot be used: {error.strerror}" if error.filename else str(error), 2)
+        return _print_error(_of_system(error), 2)
     except Exception as error:
         if memory := short_of_memory(error):
             return _print_error(f"{memory}; free some of it, or give another --device", 1)
         if stop.signal is None:
             raise
         return _stopped(stop)  # the signal came within a library, such as matplotlib, which made it an error of its own
+
+
+def _of_system(error: OSError) -> str:
+    """Return what the system refused, and the environment variable that names the file if there is one."""
+    if not error.filename:
+        return str(error)
+    variables = [name for name, value in os.environ.items() if value == str(error.filename)]
+    way_out = f"; set {variables[0]}, which names it, to another one" if variables else ""
+    return f"{error.filename} cannot be used: {error.strerror}{way_out}"
 
 
 def _stopped(by: StopAtOnce | KeyboardInterrupt) -> int:

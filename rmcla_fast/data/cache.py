@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -27,7 +27,13 @@ from rmcla_fast.files import locked, replacing
 
 CACHE = ".rmcla-cache"
 
-Progress = Callable[[Sequence[Path], str], Iterator[Path]]
+Item = TypeVar("Item")
+
+
+class Progress(Protocol):
+    """A function that iterates over the items and shows a progress bar; `what` says what is done with them."""
+
+    def __call__(self, items: Sequence[Item], what: str, /) -> Iterator[Item]: ...
 
 
 @dataclass(frozen=True)
@@ -58,18 +64,50 @@ def pack(
     Raises:
         UserError: an unreadable image, or a cache that cannot be written.
     """
+    bad: dict[Path, str] = {}
+
+    def decode_all(packed: np.ndarray) -> None:
+        def decode_into_row(item: tuple[int, Path]) -> None:
+            row, path = item
+            with noting_unreadable(bad, path):
+                packed[row] = pixels(path)
+
+        for _ in in_threads(decode_into_row, enumerate(with_progress(listing.paths, "packing", progress))):
+            pass
+        if bad:
+            raise unreadable_error(bad)
+
     full_shape = (len(listing.paths), *shape)
-    path = cache_path(root, split, listing.paths, f"{what} {full_shape}").with_suffix(".images")
-    images = open_cached(path, full_shape)
-    if images is None:
-        with locked(path.with_suffix(".lock"), waiting=f"another process packs {path}; waiting for it"):
-            images = open_cached(path, full_shape)  # another process may have packed it in the meantime
-            if images is None:
-                _write(path, listing, full_shape, pixels, progress)
-                images = open_cached(path, full_shape)
-    if images is None:
-        raise UserError(f"the image cache {path} does not hold what was written; is its disk damaged?")
+    images = cached(root, split, listing.paths, full_shape, f"{what} {full_shape}", decode_all)
     return ImageSet(torch.from_numpy(images), torch.from_numpy(listing.labels))
+
+
+def cached(
+    root: Path, name: str, sources: list[Path], shape: tuple[int, ...], what: str, fill: Callable[[np.ndarray], None]
+) -> np.ndarray:
+    """Return bytes of this shape, memory-mapped from the cache; `fill` writes them first if they are not there.
+
+    Args:
+        root: the folder of the data set.
+        name: the beginning of the cache file's name.
+        sources: the files that the bytes are made from, in `root`.
+        what: a description of what `fill` does, so that a cache made in another way is not used.
+        fill: writes all bytes into the array that it is given. An exception leaves no cache behind.
+
+    Raises:
+        UserError: a cache that cannot be written, or what `fill` raises.
+    """
+    path = cache_path(root, name, sources, what).with_suffix(".images")
+    packed = open_cached(path, shape)
+    if packed is None:
+        with locked(path.with_suffix(".lock"), waiting=f"another process packs {path}; waiting for it"):
+            packed = open_cached(path, shape)  # another process may have packed it in the meantime
+            if packed is None:
+                _write(path, shape, fill)
+                packed = open_cached(path, shape)
+    if packed is None:
+        raise UserError(f"the image cache {path} does not hold what was written; is its disk damaged?")
+    return packed
 
 
 def cache_path(root: Path, name: str, paths: list[Path], what: str) -> Path:
@@ -116,34 +154,18 @@ def _fingerprint(root: Path, paths: list[Path], what: str) -> str:
     return hashlib.sha256(json.dumps([str(root.resolve()), what, facts]).encode()).hexdigest()[:20]
 
 
-def _write(
-    target: Path,
-    listing: Listing,
-    shape: tuple[int, ...],
-    pixels: Callable[[Path], np.ndarray],
-    progress: Progress | None,
-) -> None:
-    """Decode every image into a temporary file that replaces `target`.
+def _write(target: Path, shape: tuple[int, ...], fill: Callable[[np.ndarray], None]) -> None:
+    """Let `fill` write the bytes into a temporary file that replaces `target`.
 
     Raises:
-        UserError: unreadable images (the message names them), or a file that cannot be written.
+        UserError: a file that cannot be written, or what `fill` raises.
     """
-    bad: dict[Path, str] = {}
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with replacing(target) as file:
             _reserve(file, math.prod(shape))
             packed = np.memmap(file, np.uint8, "r+", 0, shape)  # type: ignore[call-overload]
-
-            def decode_into_row(item: tuple[int, Path]) -> None:
-                row, path = item
-                with noting_unreadable(bad, path):
-                    packed[row] = pixels(path)
-
-            for _ in in_threads(decode_into_row, enumerate(with_progress(listing.paths, "packing", progress))):
-                pass
-            if bad:
-                raise unreadable_error(bad)
+            fill(packed)
             packed.flush()
             sealed.seal(file)
     except OSError as error:

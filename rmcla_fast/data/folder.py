@@ -110,17 +110,39 @@ def list_images(folder: Path, classes: tuple[str, ...]) -> Listing:
     for name in class_names(folder):
         if name not in known:
             raise UserError(f"{folder / name} is a class that the training folder does not have")
-    return images_of(folder, classes)
+    listing, others = images_of(folder, classes)
+    loose = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
+    _say_what_is_left_out(folder, sorted(loose + others))
+    return listing
 
 
-def images_of(folder: Path, classes: tuple[str, ...]) -> Listing:
-    """Return every image file in the class folders; a class without a folder has no images."""
-    paths, labels = [], []
+def images_of(folder: Path, classes: tuple[str, ...]) -> tuple[Listing, list[Path]]:
+    """Return every image file in the class folders, and their other files; a class without a folder has no images."""
+    paths, labels, others = [], [], []
     for k, name in enumerate(classes):
-        files = sorted(image_files(folder / name)) if (folder / name).is_dir() else []
-        paths += files
-        labels += [k] * len(files)
-    return Listing(paths, np.array(labels, dtype=np.int64))
+        files = sorted(_files(folder / name)) if (folder / name).is_dir() else []
+        images = [path for path in files if is_image(path)]
+        paths += images
+        labels += [k] * len(images)
+        others += [path for path in files if not is_image(path)]
+    return Listing(paths, np.array(labels, dtype=np.int64)), others
+
+
+def is_image(path: Path) -> bool:
+    """Return whether the file has the suffix of an image that can be read."""
+    return path.suffix.lower() in SUFFIXES
+
+
+def _say_what_is_left_out(split: Path, left_out: list[Path]) -> None:
+    """Warn of files in a split that are not taken for images: those of other kinds, and those outside the classes."""
+    if left_out:
+        names = ", ".join(str(path.relative_to(split)) for path in left_out[:3])
+        more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
+        warnings.warn(
+            f"left out {len(left_out)} files of {split}, which lie in no class folder or have none of the suffixes "
+            f"{', '.join(sorted(SUFFIXES))}: {names}{more}",
+            stacklevel=2,
+        )
 
 
 def image_files(folder: Path) -> Iterator[Path]:
@@ -129,6 +151,11 @@ def image_files(folder: Path) -> Iterator[Path]:
     Raises:
         OSError: a folder that cannot be read.
     """
+    return filter(is_image, _files(folder))
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Yield the files in the folder and its subfolders, following links but without hidden ones."""
 
     def raise_error(error: OSError) -> None:
         raise error
@@ -141,8 +168,7 @@ def image_files(folder: Path) -> Iterator[Path]:
             continue
         visited.add(place)
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found = (Path(parent, name) for name in files if not name.startswith("."))
-        yield from (path for path in found if path.suffix.lower() in SUFFIXES)
+        yield from (Path(parent, name) for name in files if not name.startswith("."))
 
 
 def require_every_class(folder: Path, listing: Listing, classes: tuple[str, ...]) -> None:

@@ -35,6 +35,17 @@ class ImageSet:
 
 
 @dataclass(frozen=True)
+class ExtraSet(ImageSet):
+    """Training images besides those of the data set, memory-mapped. Their bytes are in the order (N, H, W, C).
+
+    `checksum` changes with the arrays of the file, and not with its name, its date or its compression.
+    """
+
+    path: Path
+    checksum: str
+
+
+@dataclass(frozen=True)
 class StreamedSet:
     """The files and labels (N,) int64 of images that stay on disk, for a data set larger than memory."""
 
@@ -57,13 +68,15 @@ Set = TypeVar("Set", ImageSet, StreamedSet)
 class DataSplits:
     """The training and test split of a data set.
 
-    Labels lie in [0, num_classes). `classes` are the names of the classes, empty if the data set has none.
+    Labels lie in [0, num_classes). `classes` are the names of the classes, empty if the data set has none. `extra` are
+    images that a run trains on besides those of `train`; see `load_extra`.
     """
 
     train: ImageSet | StreamedSet
     test: ImageSet
     num_classes: int
     classes: tuple[str, ...] = field(default=())
+    extra: ExtraSet | None = None
 
 
 def check(name: str, splits: DataSplits) -> DataSplits:

@@ -36,7 +36,7 @@ def load_tiny_imagenet(data_dir: Path | None, *, skip_unreadable: bool, progress
     need("PIL.Image", "train", NAME)
     root = _root(data_dir)
     classes = _classes(root)
-    listings = {"train": images_of(root / "train", classes), "test": _test_images(root, classes)}
+    listings = {"train": images_of(root / "train", classes)[0], "test": _test_images(root, classes)}
     if skip_unreadable:
         listings = {split: readable_only(listing, progress) for split, listing in listings.items()}
     require_every_class(root / "train", listings["train"], classes)

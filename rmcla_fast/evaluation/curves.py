@@ -112,7 +112,7 @@ def loss_surface(
         After sound training the loss rises smoothly with a. A loss that is flat or jagged along the gradient and rises
         elsewhere is a sign of gradient masking.
     """
-    grid = torch.linspace(-epsilon, epsilon, points)
+    grid = torch.linspace(-epsilon, epsilon, points, dtype=torch.float32)
     with checked(model, precision=precision) as asked:
         device = asked.device_for(image)
         center = as_images(image[None].to(device))

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy
 
+from rmcla_fast import pictures
 from rmcla_fast.attacks.suite import TITLES
 from rmcla_fast.errors import UserError, need
 from rmcla_fast.files import replacing
@@ -22,14 +23,12 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 GRID = "#E3E3E3"
 FAINT = "#8A8A8A"
+PURPOSE = "drawing a picture"
 
 
 def new_figure(width: float, height: float) -> Any:
     """Create a matplotlib figure that can only be saved to a file; raise a UserError if matplotlib is missing."""
-    need("matplotlib", "train", "drawing a picture")
-    return need("matplotlib.figure", "train", "drawing a picture").Figure(
-        figsize=(width, height), layout="constrained", dpi=120
-    )
+    return pictures.new_figure(width, height, PURPOSE, dpi=120)
 
 
 def save(figure: Any, path: Path) -> Path:
@@ -49,7 +48,7 @@ def label(text: str, columns: int = 60, rows: int = 4) -> str:
     A character that the font lacks is drawn as its escape. The text is wrapped after `columns` characters, and the
     middle of what needs more than `rows` lines is left out.
     """
-    glyphs = _glyphs(tuple(need("matplotlib", "train", "drawing a picture").rcParams["font.family"]))
+    glyphs = _glyphs(tuple(pictures.import_matplotlib(PURPOSE).rcParams["font.family"]))
     shown = printable(text, lambda character: character.isprintable() and ord(character) in glyphs)
     room = columns * rows - 3
     if len(shown) > room:
@@ -61,7 +60,8 @@ def label(text: str, columns: int = 60, rows: int = 4) -> str:
 @lru_cache(maxsize=1)
 def _glyphs(families: tuple[str, ...]) -> frozenset[int]:
     """Return the code points that these fonts can draw."""
-    fonts = need("matplotlib.font_manager", "train", "drawing a picture")
+    pictures.import_matplotlib(PURPOSE)
+    fonts = need("matplotlib.font_manager", "train", PURPOSE)
     paths = [fonts.findfont(fonts.FontProperties(family=[family])) for family in families]
     return frozenset(code for path in paths for code in fonts.get_font(path).get_charmap())
 

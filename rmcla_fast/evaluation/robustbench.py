@@ -39,12 +39,16 @@ def entry(run: Run, results: Mapping[str, AttackResult], epsilon: float) -> dict
         recipe = recipes.get(run.recipe)
     except ValueError as error:
         raise UserError(str(error)) from error
+    extra = run.record.facts.extra_images
+    # For RobustBench, the images of a generator that was trained on the training images are no additional data.
+    told = "additional_data is false if they were generated from the training images"
+    also = f"; {extra:,} extra training images ({told})" if extra else ""
     autoattack = f"{results['autoattack'].accuracy:.2f}"
     return {
         "link": "https://arxiv.org/abs/1811.10716" if run.recipe.startswith("r-") else "",
         "name": f"{run.recipe} ({run.name})",
         "authors": "",
-        "additional_data": False,
+        "additional_data": extra > 0,
         "number_forward_passes": 1,
         "dataset": run.data,
         "venue": "",
@@ -55,5 +59,5 @@ def entry(run: Run, results: Mapping[str, AttackResult], epsilon: float) -> dict
         "autoattack_acc": autoattack,
         "unreliable": False,
         "footnote": f"trained with {format_epsilon(run.epsilon)} by rmcla_fast, {recipe.cost} forward passes per image "
-        f"and epoch; {results['autoattack'].images} test images, AutoAttack by rmcla_fast",
+        f"and epoch; {results['autoattack'].images} test images, AutoAttack by rmcla_fast{also}",
     }

@@ -24,6 +24,7 @@ BACKENDS = ("reference", "cpu", "triton", "cuda")
 
 _library = torch.library.Library("rmcla_fast", "DEF")
 _operators: dict[str, dict[str, Callable[..., Any]]] = {}
+_references: dict[str, Callable[..., Any]] = {}
 _resolved: dict[tuple[str, str | None], str] = {}
 _from_environment = os.environ.get("RMCLA_BACKEND") or None
 _triton_installed = importlib.util.find_spec("triton") is not None
@@ -41,15 +42,15 @@ def define(stem: str, name: str, schema: str, fake: Callable[..., Any]) -> None:
     """
     base, _, overload = name.partition(".")
     function = f"{base}_{overload}" if overload else base
-    reference = getattr(importlib.import_module(f"rmcla_fast.reference.{stem}"), function)
+    plain = _references[name] = getattr(importlib.import_module(f"rmcla_fast.reference.{stem}"), function)
 
     def triton(*args: Any, **kwargs: Any) -> Any:
         return getattr(importlib.import_module(f"rmcla_fast.triton_kernels.{stem}"), function)(*args, **kwargs)
 
     suffix = f".{overload}" if overload else ""
     for qualified, implementation in {
-        name: reference,
-        f"{base}_reference{suffix}": reference,
+        name: plain,
+        f"{base}_reference{suffix}": plain,
         f"{base}_triton{suffix}": triton,
     }.items():
         _library.define(qualified + schema)
@@ -79,6 +80,20 @@ def choose(name: str, tensor: Tensor, backend: str | None) -> Callable[..., Any]
     return _operators[name][resolve(device_type, backend)]
 
 
+def inside_transform() -> bool:
+    """Return whether a transform of torch.func runs, such as `grad` or `vmap`.
+
+    These transforms need plain torch: they take no `autograd.Function` of this kind, and no operator with an optional
+    output.
+    """
+    return bool(torch._C._are_functorch_transforms_active())
+
+
+def reference(name: str) -> Callable[..., Any]:
+    """Return the function in plain torch that the operator `name` has as its reference."""
+    return _references[name]
+
+
 def resolve(device_type: str, backend: str | None) -> str:
     """Return the backend for tensors of `device_type`: `backend` itself, or the best available one for None."""
     known = _resolved.get((device_type, backend))
@@ -87,8 +102,9 @@ def resolve(device_type: str, backend: str | None) -> str:
     return known
 
 
-# So that torch.compile does not trace the look-up. `torch.compiler.assume_constant_result` sets this attribute and does
+# So that torch.compile does not trace these. `torch.compiler.assume_constant_result` sets this attribute and does
 # nothing else, but a call of it imports the compiler, which takes longer than all of `import torch`.
+inside_transform._dynamo_marked_constant = True  # type: ignore[attr-defined]
 resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 

@@ -7,19 +7,23 @@ why in one sentence.
 from __future__ import annotations
 
 import importlib
-import importlib.util
+from importlib.machinery import PathFinder
+from pathlib import Path
 
 import torch
 
+NAME, PACKAGE = "rmcla_fast._C", Path(__file__).parents[1]
 INSTALL = "pip install --no-build-isolation . (from a checkout, with torch installed)"
 
 
 def _load() -> tuple[dict[str, str | bool] | None, str]:
     """Load the extension; return (its build configuration, "") or (None, why it is missing)."""
-    if importlib.util.find_spec("rmcla_fast._C") is None:
-        return None, f"the compiled extension was not built; build it with: {INSTALL}"
+    # Only in the folder of this file: an editable install of another checkout would offer its own extension, whose
+    # kernels may differ from the operators here.
+    if PathFinder.find_spec(NAME, [str(PACKAGE)]) is None:
+        return None, f"the compiled extension was not built in {PACKAGE}; build it with: {INSTALL}"
     try:
-        config = importlib.import_module("rmcla_fast._C").build_config()
+        config = importlib.import_module(NAME).build_config()
     except ImportError as error:  # usually an undefined symbol, after an upgrade of torch
         first_line = str(error).splitlines()[0]
         return None, f"the compiled extension does not load ({first_line}); rebuild it with: {INSTALL}"

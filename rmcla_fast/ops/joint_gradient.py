@@ -177,13 +177,16 @@ def joint_gradient(
         targets are the labels when untargeted, and the most confusing class for the margin. Ties go to the lower class.
         No output requires grad. A row with NaN or infinity gives NaN and target -1. A logit of magnitude 2**64 or more
         (2**960 for float64) counts as infinite; all other rows give finite results. On a GPU, a row whose label is
-        outside [0, C) gives NaN and target -1, too.
+        outside [0, C) gives NaN and target -1, too. Inside a transform of torch.func (`grad`, `vmap`, ...) plain torch
+        runs, and such a row gives NaN and target -1 on a CPU, too.
 
     Raises:
         TypeError, ValueError: an argument of the wrong kind, shape, dtype, device or range; on a CPU also a label
             outside [0, C).
     """
     arguments = _arguments(logits, labels, target, beta, gamma, top_k, label_scheme)
+    if dispatch.inside_transform():
+        return JointGradient(*dispatch.reference("joint_gradient")(logits.detach(), *arguments))
     return JointGradient(*dispatch.choose("joint_gradient", logits, backend)(logits, *arguments))
 
 
@@ -202,9 +205,12 @@ def joint_objective(
 
     `torch.autograd.grad(out.objective.sum(), images)` gives the gradient in the images; `out.soft_labels` come from the
     same forward pass. Arguments, equations and errors are those of `joint_gradient`. A second derivative raises
-    RuntimeError.
+    RuntimeError, except inside a transform of torch.func, where plain torch runs.
     """
     arguments = _arguments(logits, labels, target, beta, gamma, top_k, label_scheme)
+    if dispatch.inside_transform():
+        objective, _, soft_labels, targets = dispatch.reference("joint_gradient")(logits, *arguments)
+        return JointObjective(objective, None if soft_labels is None else soft_labels.detach(), targets)
     operator = dispatch.choose("joint_gradient", logits, backend)
     return JointObjective(*_JointObjective.apply(operator, logits, *arguments))
 

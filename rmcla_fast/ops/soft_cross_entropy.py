@@ -99,7 +99,8 @@ def soft_cross_entropy(
         The loss, float32 (float64 for float64 logits): a scalar, or (B,) for reduction "none". It is differentiable
         once, in the logits and in float labels; a second derivative raises RuntimeError. A row of logits with NaN or
         infinity gives NaN in its loss and gradients. A logit of magnitude 2**64 or more (2**960 for float64) counts as
-        infinite. On a GPU, a row whose class index is outside [0, C) gives NaN, too.
+        infinite. On a GPU, a row whose class index is outside [0, C) gives NaN, too. Inside a transform of torch.func
+        (`grad`, `vmap`, ...) plain torch runs: it is differentiable twice, and such a row gives NaN on a CPU, too.
 
     Raises:
         TypeError, ValueError: an argument of the wrong kind, shape, dtype, device or range; on a CPU also a class index
@@ -117,6 +118,10 @@ def soft_cross_entropy(
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}; got {reduction!r}")
     label_smoothing = checks.fraction("label_smoothing", label_smoothing)
+    loss: Tensor
+    if dispatch.inside_transform():
+        loss, *_ = dispatch.reference("soft_cross_entropy")(logits, labels, reduction, False, label_smoothing)
+        return loss
     operator = dispatch.choose("soft_cross_entropy", logits, backend)
-    loss: Tensor = _SoftCrossEntropy.apply(operator, logits, labels, reduction, labels.requires_grad, label_smoothing)
+    loss = _SoftCrossEntropy.apply(operator, logits, labels, reduction, labels.requires_grad, label_smoothing)
     return loss

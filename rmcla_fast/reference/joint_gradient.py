@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from rmcla_fast.ops.tensors import compute_dtype, finite_rows
-from rmcla_fast.reference.labels import in_range, surprisal
+from rmcla_fast.reference.labels import in_range, one_hot, surprisal
 
 INFINITY = float("inf")
 NAN = float("nan")
@@ -28,7 +27,7 @@ def joint_gradient(
     num_classes = z.shape[1]
     valid = finite_rows(z) & in_range("labels", labels, num_classes)
     true = labels.clamp(0, num_classes - 1)
-    is_true = one_hot(true, num_classes).bool()
+    is_true = one_hot(true, num_classes)
 
     if target == "untargeted":
         targets = true
@@ -76,7 +75,7 @@ def redistribute_labels(
     z = logits.to(compute_dtype(logits))
     num_classes = z.shape[1]
     valid = finite_rows(z) & in_range("labels", labels, num_classes)
-    is_true = one_hot(labels.clamp(0, num_classes - 1), num_classes).bool()
+    is_true = one_hot(labels.clamp(0, num_classes - 1), num_classes)
     return _soft_labels(z, is_true, beta, gamma, top_k, label_scheme).masked_fill(~valid[:, None], NAN)
 
 

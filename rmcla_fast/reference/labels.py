@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -15,14 +16,20 @@ def surprisal(z: Tensor) -> Tensor:
     return below + (-below).exp().sum(1, keepdim=True).log()
 
 
+def one_hot(labels: Tensor, num_classes: int) -> Tensor:
+    """Return (B, C) bool: which class is that of the row. Torch's own `one_hot` reads values, which vmap refuses."""
+    return labels[:, None] == torch.arange(num_classes, device=labels.device)
+
+
 def in_range(name: str, labels: Tensor, num_classes: int) -> Tensor:
     """Return (B,) bool: which labels lie in [0, num_classes).
 
     Raises:
-        ValueError: a label outside the range, on the CPU only, since the check would stall a GPU.
+        ValueError: a label outside the range, on the CPU only, since the check would stall a GPU. A transform of
+            torch.func has no values to check either.
     """
     valid = (labels >= 0) & (labels < num_classes)
-    if labels.device.type == "cpu" and not bool(valid.all()):
+    if labels.device.type == "cpu" and not torch._C._are_functorch_transforms_active() and not bool(valid.all()):
         row = int(valid.int().argmin())
         raise ValueError(f"{name} must lie in [0, {num_classes}); got {int(labels[row])} in row {row}")
     return valid

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from rmcla_fast.ops.tensors import compute_dtype, finite_rows
-from rmcla_fast.reference.labels import in_range, surprisal
+from rmcla_fast.reference.labels import in_range, one_hot, surprisal
 
 
 def soft_cross_entropy(

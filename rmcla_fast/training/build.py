@@ -10,23 +10,22 @@ import torch
 from torch import nn
 
 from rmcla_fast import models, recipes
-from rmcla_fast.adversarial_example import attack_mode
 from rmcla_fast.data.imagenet import centers
 from rmcla_fast.data.splits import DataSplits, ImageSet, StreamedSet, hold_out
-from rmcla_fast.errors import UserError, short_of_memory
+from rmcla_fast.errors import UserError
 from rmcla_fast.ops import dispatch
 from rmcla_fast.options import flag
 from rmcla_fast.precision import require_precision
 from rmcla_fast.recipes import Recipe
-from rmcla_fast.training.config import ResolvedConfig
+from rmcla_fast.training.config import ResolvedConfig, extra_in_batch
 from rmcla_fast.training.cutmix import CutMix
 from rmcla_fast.training.distributed import World
 from rmcla_fast.training.ema import ExponentialAverage
-from rmcla_fast.training.loader import Batches, Loader, StreamedLoader, steps_in_epoch
+from rmcla_fast.training.loader import Batches, ExtraShare, Loader, StreamedLoader, steps_in_epoch
 from rmcla_fast.training.monitor import Monitor
+from rmcla_fast.training.rehearsal import check_evaluation, check_training
 from rmcla_fast.training.schedule import Schedule, build_optimizer
 from rmcla_fast.training.step import TrainStep
-from rmcla_fast.training.torch_settings import not_deterministic
 
 
 @dataclass(frozen=True)
@@ -104,11 +103,13 @@ def build(config: ResolvedConfig, splits: DataSplits, device: torch.device, worl
     model = create_model(config.model, splits.num_classes, splits.train.shape[0]).to(device)
     if device.type == "cuda":
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    _check_logits(model, config.model, splits, device)
+    check_evaluation(model, config.model, splits, device)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError(f"model {config.model} has nothing to train, since none of its weights requires a gradient")
     schedule = Schedule(config.schedule, config.lr, config.epochs * updates)
     optimizer = build_optimizer(model, schedule.rate(0), config.momentum, config.weight_decay)
-    ema = ExponentialAverage(model, config.ema) if config.ema else None
     try:
+        ema = ExponentialAverage(model, config.ema) if config.ema else None
         step = TrainStep(
             world.wrap(model, device),
             optimizer,
@@ -128,7 +129,10 @@ def build(config: ResolvedConfig, splits: DataSplits, device: torch.device, worl
         loader = StreamedLoader(train, batch_size, seed, device, config.augment, config.workers, world)
     else:
         flip = config.data != "svhn"  # a mirrored digit is no longer that digit
-        loader = Loader(train, batch_size, seed, device, step.rng, config.augment, flip, world)
+        loader = Loader(
+            train, batch_size, seed, device, step.rng, config.augment, flip, world, _extra_share(config, splits)
+        )
+    check_training(step, config.model, train, batch_size, world.size)
     if config.cutmix:
         loader = CutMix(loader, splits.num_classes, seed)
     torch.manual_seed(world.torch_seed(seed))  # seeds the network's own draws, such as those of dropout
@@ -139,6 +143,13 @@ def build(config: ResolvedConfig, splits: DataSplits, device: torch.device, worl
     )
     warm_up_steps = config.epsilon_warmup * updates
     return Parts(device, recipe, model, ema, optimizer, schedule, step, loader, monitor, warm_up_steps, world)
+
+
+def _extra_share(config: ResolvedConfig, splits: DataSplits) -> ExtraShare | None:
+    """Return the extra images and how many of them are in a batch; None for a run without any."""
+    if splits.extra is None or config.extra_fraction is None:
+        return None
+    return ExtraShare(splits.extra, extra_in_batch(config.batch_size, config.extra_fraction))
 
 
 def held_out_images(config: ResolvedConfig, train_images: int) -> int:
@@ -163,26 +174,6 @@ def create_model(name: str, num_classes: int, channels: int) -> nn.Module:
         return models.create(name, num_classes, channels)
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(str(error)) from error
-
-
-@torch.no_grad()
-def _check_logits(model: nn.Module, name: str, splits: DataSplits, device: torch.device) -> None:
-    """Raise UserError if the model cannot take the images, or returns logits of another number of classes."""
-    image = torch.zeros(1, *splits.train.shape, device=device)
-    try:
-        with attack_mode(model, "eval"):
-            logits = model(image)
-    except (RuntimeError, ValueError, TypeError) as error:
-        if short_of_memory(error) or not_deterministic(error):
-            raise
-        raise UserError(
-            f"model {name} cannot take images of shape {tuple(image.shape)}: {str(error).splitlines()[0]}"
-        ) from error
-    shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-    if shape != (1, splits.num_classes):
-        raise UserError(
-            f"model {name} must return logits of shape (1, {splits.num_classes}) for one image; got {shape}"
-        )
 
 
 def computed_by(parts: Parts) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from rmcla_fast.errors import UserError
 from rmcla_fast.options import (
     AT_LEAST_1,
     BELOW_1,
+    BETWEEN_0_AND_1,
     NOT_NEGATIVE,
     POSITIVE,
     SEED,
@@ -40,6 +41,7 @@ FREE_ON_RESUME = frozenset(
         "out",
         "resume",
         "data_dir",
+        "extra_data",  # the file may have moved; that its arrays are the same is checked
         "device",
         "workers",
         "stop_on_overfitting",
@@ -48,6 +50,8 @@ FREE_ON_RESUME = frozenset(
         "log_every",
     )
 )
+
+EXTRA_FRACTION = 0.7  # as in Rebuffi et al. (2021), Gowal et al. (2021) and Wang et al. (2023)
 
 Value = TypeVar("Value")
 
@@ -79,6 +83,16 @@ class TrainConfig:
 
     data: str | None = option(f"data set, one of {', '.join(DATASETS)} (train/CLASS/*.png and test/CLASS/*.png)", None)
     data_dir: str | Path | None = option("folder that holds the data set's own folder, or that folder itself", None)
+    extra_data: str | Path | None = option(
+        "more training images: an .npz file with the arrays image (uint8, N x H x W x C) and label (N)", None
+    )
+    extra_fraction: float | None = option(
+        "share of each batch that is drawn from --extra-data; an epoch keeps its number of updates, so it has only the "
+        "other share of the data set's own images",
+        None,
+        BETWEEN_0_AND_1,
+        shown=f"{EXTRA_FRACTION} with --extra-data",
+    )
     protocol: str | None = option(
         "fastat: the network, schedule, label smoothing, average and held-out images of the FastAT Benchmark; an "
         "option that is given wins over it",
@@ -200,6 +214,8 @@ class ResolvedConfig(TrainConfig):
 
     data: str
     data_dir: str | None
+    extra_data: str | None
+    extra_fraction: float | None
     protocol: str | None
     model: str
     recipe: str
@@ -258,9 +274,35 @@ def resolve(config: TrainConfig) -> ResolvedConfig:
     filled = DEFAULTS[config.data] | protocol_settings(config.protocol, config.data) | _given(config)
     filled["epsilon"] = parse_epsilon(filled["epsilon"])
     filled["out"] = str(filled.get("out", f"runs/{config.data}-{filled['recipe']}"))
-    # The run may be resumed and evaluated from another working folder.
-    data_dir = None if config.data_dir is None else str(Path(os.path.expanduser(config.data_dir)).absolute())
-    return ResolvedConfig(**(filled | {"data_dir": data_dir}))
+    if config.extra_data is not None:
+        filled.setdefault("extra_fraction", EXTRA_FRACTION)
+        extra_in_batch(filled["batch_size"], filled["extra_fraction"])
+    elif config.extra_fraction is not None:
+        raise UserError(f"--extra-fraction {config.extra_fraction} needs images to draw; give --extra-data")
+    if config.extra_data is not None and config.data == "imagenet":
+        raise UserError("--extra-data cannot be used with --data imagenet, whose images are decoded batch by batch")
+    places = {name: _absolute(getattr(config, name)) for name in ("data_dir", "extra_data")}
+    return ResolvedConfig(**(filled | places))
+
+
+def _absolute(path: str | Path | None) -> str | None:
+    """Return an absolute path, since the run may be resumed and evaluated from another working folder."""
+    return None if path is None else str(Path(os.path.expanduser(path)).absolute())
+
+
+def extra_in_batch(batch_size: int, fraction: float) -> int:
+    """Return how many images of a batch are extra ones.
+
+    Raises:
+        UserError: the batch would have no extra image, or no other one.
+    """
+    count = round(fraction * batch_size)
+    if not 0 < count < batch_size:
+        raise UserError(
+            f"--extra-fraction {fraction} makes {count} of the {batch_size} images in a batch extra ones; give a "
+            "fraction or a --batch-size that leaves at least one extra image and one of the data set's own"
+        )
+    return count
 
 
 def _given(config: TrainConfig) -> dict[str, Any]:

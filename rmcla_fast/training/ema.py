@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from rmcla_fast.adversarial_example import writable
+from rmcla_fast.any_model import writable
 
 
 class ExponentialAverage(nn.Module):
@@ -18,13 +18,20 @@ class ExponentialAverage(nn.Module):
     Args:
         model: the model to follow; it is copied at once.
         decay: in [0, 1), per update.
+
+    Raises:
+        ValueError: a decay outside [0, 1), or a model that cannot be copied.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"decay must lie in [0, 1); got {decay}")
         super().__init__()
-        self.module = copy.deepcopy(model).requires_grad_(False).eval()
+        try:
+            copied = copy.deepcopy(model)
+        except Exception as error:  # the model's own code decides how it is copied
+            raise ValueError(f"model cannot be copied for its average: {str(error).splitlines()[0]}") from error
+        self.module = copied.requires_grad_(False).eval()
         self.decay = decay
 
     def forward(self, images: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from rmcla_fast.any_model import logits_of, no_gradient, own_inputs, weight_dtype
 from rmcla_fast.ops.tensors import with_own_strides
 from rmcla_fast.precision import PRECISIONS
 
@@ -19,6 +20,7 @@ Signature = tuple[torch.Size, tuple[int, ...], torch.dtype]
 class Passes:
     """The passes `attack(images)` and `update(images)`, eager or compiled, in one precision and memory layout.
 
+    The model gets a copy of the images, in the type of its weights unless it runs under autocast.
     Eager autograd computes only the gradients that are asked for. A compiled module with trainable parameters computes
     theirs, too. So the compiled attack sees detached views of the parameters, which share their storage and therefore
     follow every update. Both passes are compiled for the largest batch's shape, because a run may be resumed at an
@@ -31,6 +33,7 @@ class Passes:
         self.attacked: nn.Module = model.module if isinstance(model, DistributedDataParallel) else model
         self.device = next(model.parameters()).device
         self._dtype = PRECISIONS[precision]
+        self._input_dtype = weight_dtype(model) if self._dtype == torch.float32 else None
         channels_last = any(
             parameter.dim() == 4
             and parameter.is_contiguous(memory_format=torch.channels_last)
@@ -63,16 +66,20 @@ class Passes:
 
     def attack(self, images: Tensor) -> Tensor:
         """Return logits from which autograd can reach the images."""
-        compiled = self._compiled_pass(0, images)
+        inputs = own_inputs(images, self._input_dtype)
+        compiled = self._compiled_pass(0, inputs)
         if compiled is not None:
-            return compiled(images)
+            return logits_of(compiled(inputs), images)
         with self._autocast():
-            return self.attacked(images)
+            return logits_of(self.attacked(inputs), images)
 
     def update(self, images: Tensor) -> Tensor:
         """Return logits from which autograd can reach the weights."""
-        compiled = self._compiled_pass(1, images)
-        return compiled(images) if compiled is not None else self._forward(images)
+        inputs = own_inputs(images, self._input_dtype)
+        logits = logits_of((self._compiled_pass(1, inputs) or self._forward)(inputs), images)
+        if not logits.requires_grad:
+            raise no_gradient("the weights")
+        return logits
 
     def _forward(self, images: Tensor) -> Tensor:
         with self._autocast():

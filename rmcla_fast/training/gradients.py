@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from rmcla_fast.adversarial_example import AdversarialExample, Radii, attack, attack_mode, radii, writable
+from rmcla_fast.adversarial_example import AdversarialExample, Radii, attack, radii
+from rmcla_fast.any_model import attack_mode, writable
 from rmcla_fast.ops import dispatch, soft_cross_entropy
 from rmcla_fast.ops.tensors import to_unit
 from rmcla_fast.recipes import Recipe
@@ -58,10 +59,11 @@ class Gradients:
         count = max(1, min(self._accumulate, len(images) // 2))
         pieces = zip(images.tensor_split(count), labels.tensor_split(count), strict=True)
         losses = []
-        for number, (piece, piece_labels) in enumerate(pieces):
-            with self._synchronised(last=number + 1 == count):
-                losses.append(self._add_piece(piece, piece_labels, total=len(images)))
-            self.rng[1].add_(1)
+        with self._others_kept():
+            for number, (piece, piece_labels) in enumerate(pieces):
+                with self._synchronised(last=number + 1 == count):
+                    losses.append(self._add_piece(piece, piece_labels, total=len(images)))
+                self.rng[1].add_(1)
         if count < self._accumulate:
             self.rng[1].add_(self._accumulate - count)
         return losses[0] if count == 1 else torch.stack(losses).sum()
@@ -70,6 +72,22 @@ class Gradients:
         """Let the ranks sum their gradients only in the backward pass of the last piece."""
         wrapped = isinstance(self._model, DistributedDataParallel)
         return self._model.no_sync() if wrapped and not last else nullcontext()  # type: ignore[operator]
+
+    @contextmanager
+    def _others_kept(self) -> Iterator[None]:
+        """Keep the gradients of weights that the optimizer does not own as they were before the `with` block.
+
+        They are read at each update, since an optimizer may get more weights later.
+        """
+        owned = {id(one) for group in self._optimizer.param_groups for one in group["params"]}
+        others = [(one, one.grad) for one in self._model.parameters() if id(one) not in owned]
+        for parameter, _ in others:
+            parameter.grad = None
+        try:
+            yield
+        finally:
+            for parameter, gradient in others:
+                parameter.grad = gradient
 
     def _add_piece(self, images: Tensor, labels: Tensor, total: int) -> Tensor:
         """Add the gradients of some of the update's `total` images, and return their part of its loss."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -19,13 +20,29 @@ from rmcla_fast.errors import RunFailed, UserError
 from rmcla_fast.ops import augment
 from rmcla_fast.training.distributed import World
 from rmcla_fast.training.failures import not_started
-
-SHARE_OF_MEMORY = 0.4  # of a GPU's free memory; a larger data set stays in the host's memory
+from rmcla_fast.training.held_images import HeldImages, MixedImages
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
     """Return the images' order in an epoch, (count,) int64. It is a function of (seed, epoch), so it is never saved."""
     return torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(count))
+
+
+def mixed_order(counts: tuple[int, int], sizes: tuple[int, int], steps: int, seed: int, epoch: int) -> Tensor:
+    """Return the order of an epoch of mixed batches, (steps * sum(sizes),) int64; a function of (seed, epoch), too.
+
+    Each batch has the next images of `epoch_order`, which begins anew at its end, and extra images that are drawn from
+    all of them, with replacement. They are shuffled, since ranks and pieces of a batch each get a part of it.
+
+    Args:
+        counts: the images of the training set, which are the first rows, and the extra images, which follow them.
+        sizes: how many of each are in a batch.
+        steps: the batches of an epoch.
+    """
+    own = np.resize(epoch_order(counts[0], seed, epoch).numpy(), (steps, sizes[0]))
+    draw = np.random.default_rng((seed, epoch, 0, 1))  # another stream than those of the order and of CutMix
+    drawn = draw.integers(counts[0], sum(counts), (steps, sizes[1]))
+    return torch.from_numpy(draw.permuted(np.hstack((own, drawn)), axis=1).reshape(-1))
 
 
 def steps_in_epoch(count: int, batch_size: int, ranks: int = 1) -> int:
@@ -54,6 +71,14 @@ class Batches(Protocol):
     def epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]: ...
 
 
+@dataclass(frozen=True)
+class ExtraShare:
+    """Extra training images, and how many of them each batch has."""
+
+    data: ImageSet
+    count: int
+
+
 class Loader:
     """The batches of one training set: images (B, C, H, W) uint8 and labels (B,) int64 on the device.
 
@@ -67,6 +92,8 @@ class Loader:
         augment: whether images are cropped with a padding of 4.
         flip: whether half of the augmented images are mirrored left to right, too.
         world: the processes that share each batch equally. Up to `world.size` - 1 images of a last batch are left out.
+        extra: images besides the training set. Every batch, also the last, then has `batch_size` images, of which
+            `extra.count` are extra ones. The number of updates in an epoch stays the same.
     """
 
     def __init__(
@@ -79,31 +106,34 @@ class Loader:
         augment: bool,
         flip: bool,
         world: World,
+        extra: ExtraShare | None = None,
     ) -> None:
         self.steps = steps_in_epoch(len(data), batch_size, world.size)
         self._batch_size, self._seed, self._device, self._rng, self._world = batch_size, seed, device, rng, world
         self._augment, self._flip = augment, flip
         self._layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format  # that of the network
-        self._labels = data.labels.to(device)
-        self._images = data.images.to(device) if _fits(data.images, device) else data.images
+        self._count, self._extra = len(data), extra
+        self._held = HeldImages(data, device) if extra is None else MixedImages(data, extra.data, device)
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches of the updates `first`, `first` + 1, ... of an epoch."""
-        order = epoch_order(len(self._labels), self._seed, epoch)
+        order = self._order(epoch)
         orders = (order, order.to(self._device))
         for step in range(first, self.steps):
             yield self._batch(*(_share(rows, step, self._batch_size, self._world) for rows in orders))
 
+    def _order(self, epoch: int) -> Tensor:
+        """Return the rows of an epoch's batches; those from the size of the training set on are extra images."""
+        if self._extra is None:
+            return epoch_order(self._count, self._seed, epoch)
+        counts, sizes = (self._count, len(self._extra.data)), (self._batch_size - self._extra.count, self._extra.count)
+        return mixed_order(counts, sizes, self.steps, self._seed, epoch)
+
     def _batch(self, index: Tensor, on_device: Tensor) -> tuple[Tensor, Tensor]:
-        labels = self._labels[on_device]
-        if self._images.device == self._device:
-            source, rows = self._images, on_device
-        else:
-            source = self._images[index].pin_memory().to(self._device, non_blocking=True)
-            rows = torch.arange(len(index), device=self._device)
+        images, rows, labels = self._held.batch(index, on_device)
         if not self._augment:
-            return source[rows], labels
-        return augment(source, rows, rng=self._rng, flip=self._flip, memory_format=self._layout), labels
+            return images[rows], labels
+        return augment(images, rows, rng=self._rng, flip=self._flip, memory_format=self._layout), labels
 
 
 class StreamedLoader:
@@ -174,11 +204,3 @@ def _share(order: Tensor, step: int, batch_size: int, world: World) -> Tensor:
     end = min((step + 1) * batch_size, len(order))
     end -= (end - step * batch_size) % world.size
     return order[step * batch_size + world.rank : end : world.size]
-
-
-def _fits(images: Tensor, device: torch.device) -> bool:
-    """Return whether the images fit on the device."""
-    if device.type != "cuda":
-        return True
-    free, _ = torch.cuda.mem_get_info(device)
-    return images.numel() < SHARE_OF_MEMORY * free

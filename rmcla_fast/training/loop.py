@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from rmcla_fast import data as datasets
+from rmcla_fast.data.extra import require_same
 from rmcla_fast.data.splits import DataSplits, require_classes
 from rmcla_fast.errors import Interrupted, NotFinite, RunFailed, UserError, need
+from rmcla_fast.pictures import import_matplotlib
 from rmcla_fast.text import shell_word
 from rmcla_fast.training import checkpoint
 from rmcla_fast.training.build import Parts, build, choose_device, choose_recipe, computed_by
@@ -27,7 +29,7 @@ from rmcla_fast.training.monitor import Accuracies
 from rmcla_fast.training.plots import draw_curves
 from rmcla_fast.training.progress import Display, say, shown
 from rmcla_fast.training.record import describe
-from rmcla_fast.training.remarks import remarks
+from rmcla_fast.training.remarks import mixed_in, remarks
 from rmcla_fast.training.run_folder import CURVES, RunFolder, only_writer, open_run, run_path
 from rmcla_fast.training.run_state import RunState, own_state, restored
 from rmcla_fast.training.schedule import set_rate, warmed_up
@@ -81,7 +83,8 @@ def _train(folder: Path, asked: TrainConfig, quiet: bool) -> None:
     config = dataclasses.replace(config, threads=threads)
     settings = torch_settings(device, threads, config.deterministic)
     with settings, joined(device) as world, reported(config, world.size):
-        for module in ("matplotlib", "rich", "torch.utils.tensorboard"):  # now, and not after hours of work
+        import_matplotlib("a run")  # this and the others now, and not after hours of work
+        for module in ("rich", "torch.utils.tensorboard"):
             need(module, "train", "a run")
         choose_recipe(config)
         splits = _load(config, world, quiet)
@@ -91,17 +94,21 @@ def _train(folder: Path, asked: TrainConfig, quiet: bool) -> None:
 
 
 def _load(config: ResolvedConfig, world: World, quiet: bool) -> DataSplits:
-    """Return the data set. With several ranks, rank 0 loads it first and packs what has to be packed."""
+    """Return the data set and the extra images. With several ranks, rank 0 is first, and packs what must be packed."""
     if not world.is_main:
         world.wait()
+    progress = None if quiet or not world.is_main else shown
     splits = datasets.load(
         config.data,
         config.data_dir,
         images_per_class=config.images_per_class,
         seed=config.seed,
         skip_unreadable=config.skip_unreadable,
-        progress=None if quiet or not world.is_main else shown,
+        progress=progress,
     )
+    if config.extra_data is not None:
+        extra = datasets.load_extra(config.extra_data, splits, progress=progress)
+        splits = dataclasses.replace(splits, extra=extra)
     if world.is_main:
         world.wait()
     return splits
@@ -123,7 +130,9 @@ class _Run:
         self.record = describe(config, splits, computed_by(parts))
         self.total_steps = config.epochs * parts.loader.steps
         if opened is not None:
-            require_classes(splits, opened.record.facts.classes, opened.record.facts.num_classes, folder)
+            facts = opened.record.facts
+            require_classes(splits, facts.classes, facts.num_classes, folder)
+            require_same(splits.extra, facts.extra_images, facts.extra_checksum, folder)
         self.at = RunState() if opened is None else restored(opened, parts, self.total_steps, folder)
         self.pending: list[Tensor] = []  # losses that the host has not read yet
 
@@ -156,7 +165,10 @@ class _Run:
         if self.at.step:
             self.display.say(f"resuming {self.folder} at step {self.at.step} of {self.total_steps}")
         else:
-            self.display.say(f"training {config.model} with {config.recipe} on {parts.device}; writing {self.folder}")
+            more = mixed_in(config, self.record.facts.extra_images)
+            self.display.say(
+                f"training {config.model} with {config.recipe} on {parts.device}{more}; writing {self.folder}"
+            )
             for remark in remarks(config, self.total_steps, self.record.facts.train_images):
                 self.display.say(remark)
         while self.at.epoch < config.epochs:

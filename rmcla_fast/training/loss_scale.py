@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rmcla_fast.adversarial_example import writable
+from rmcla_fast.any_model import writable
 
 GROWTH_INTERVAL = 2000
 FIRST_SCALE = 2.0**16
@@ -23,9 +23,9 @@ class LossScale:
 
     def __init__(self, device: torch.device, scaled: bool) -> None:
         self._scaled = scaled
-        self.scale = torch.full((), FIRST_SCALE if scaled else 1.0, device=device)
+        self.scale = torch.full((), FIRST_SCALE if scaled else 1.0, dtype=torch.float32, device=device)
         self.skipped = torch.zeros((), dtype=torch.int64, device=device)
-        self._found_inf = torch.zeros((), device=device)
+        self._found_inf = torch.zeros((), dtype=torch.float32, device=device)
         self._growth = torch.zeros((), dtype=torch.int32, device=device)
         self._first: list[nn.Parameter] = []  # parameters whose momentum this update creates
 

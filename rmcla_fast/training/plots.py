@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rmcla_fast.errors import RunFailed, need
+from rmcla_fast.errors import RunFailed
 from rmcla_fast.files import replacing
+from rmcla_fast.pictures import new_figure
 from rmcla_fast.training.metrics import METRICS, read_metrics
 from rmcla_fast.training.run_folder import CURVES
 
@@ -19,9 +20,7 @@ def draw_curves(folder: Path) -> Path | None:
     epochs = [row for row in read_metrics(folder / METRICS) if row["kind"] == "epoch"]
     if not epochs:
         return None
-    need("matplotlib", "train", "curves.png").use("agg")
-    figure_module = need("matplotlib.figure", "train", "curves.png")
-    figure = figure_module.Figure(figsize=(10, 4), layout="constrained")
+    figure = new_figure(10, 4, "curves.png")
     left, right = figure.subplots(1, 2)
     left.plot([row["epoch"] for row in epochs], [row["loss"] for row in epochs], color="tab:blue", marker=".")
     left.set(xlabel="epoch", ylabel="training loss")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 from rmcla_fast import text
 from rmcla_fast.errors import need
 from rmcla_fast.training.monitor import Measured
+
+Item = TypeVar("Item")
 
 
 class Display:
@@ -67,7 +69,7 @@ def say(line: str, *, quiet: bool) -> None:
     text.say(text.new_console(stderr=True, quiet=quiet), line)
 
 
-def shown(paths: Sequence[Path], what: str) -> Iterator[Path]:
-    """Yield the files of a data set that is being decoded, with a progress bar on stderr."""
+def shown(items: Sequence[Item], what: str) -> Iterator[Item]:
+    """Yield the items, such as the files of a data set that is being decoded, with a progress bar on stderr."""
     progress = need("rich.progress", "train", "the progress bar")
-    yield from progress.track(paths, description=what, console=text.new_console(stderr=True))
+    yield from progress.track(items, description=what, console=text.new_console(stderr=True))

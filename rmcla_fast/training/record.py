@@ -32,6 +32,8 @@ class Facts:
     channels: int = fact(AT_LEAST_1)
     image_size: tuple[int, int] = fact(Rule(lambda size: min(size) >= 1, "at least 1x1"))
     train_images: int = fact(NOT_NEGATIVE)
+    extra_images: int = fact(NOT_NEGATIVE, 0)
+    extra_checksum: str = ""
     classes: tuple[str, ...] = ()
     rmcla_fast: str = ""
     torch: str = ""
@@ -62,6 +64,8 @@ def describe(config: ResolvedConfig, splits: DataSplits, computed_by: dict[str, 
         channels=channels,
         image_size=(height, width),
         train_images=len(splits.train),
+        extra_images=0 if splits.extra is None else len(splits.extra),
+        extra_checksum="" if splits.extra is None else splits.extra.checksum,
         classes=splits.classes,
         rmcla_fast=rmcla_fast.__version__,
         torch=str(torch.__version__),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rmcla_fast.epsilon import parse_epsilon
 from rmcla_fast.options import flag
 from rmcla_fast.training.build import held_out_images
-from rmcla_fast.training.config import ResolvedConfig
+from rmcla_fast.training.config import ResolvedConfig, extra_in_batch
 from rmcla_fast.training.protocol import protocol_settings
 
 
@@ -25,6 +25,14 @@ def _shown(name: str, value: object) -> str:
 
 def _value(name: str, value: object) -> str:
     return flag(name if value else f"no_{name}") if isinstance(value, bool) else str(value)
+
+
+def mixed_in(config: ResolvedConfig, extra: int) -> str:
+    """Return how many extra images a run has, and how many of a batch they are, as a part of a sentence; else ""."""
+    if config.extra_fraction is None:
+        return ""
+    count = extra_in_batch(config.batch_size, config.extra_fraction)
+    return f"; {count} of the {config.batch_size} images in each batch are drawn from {extra:,} extra ones"
 
 
 def remarks(config: ResolvedConfig, total_steps: int, train_images: int) -> list[str]:

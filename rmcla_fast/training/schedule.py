@@ -54,7 +54,10 @@ def build_optimizer(model: nn.Module, rate: float, momentum: float, weight_decay
     """Return fused SGD whose learning rate is a tensor on the model's device, which a captured graph reads."""
     device = next(model.parameters()).device
     return torch.optim.SGD(
-        weight_groups(model, weight_decay), lr=torch.tensor(rate, device=device), momentum=momentum, fused=True
+        weight_groups(model, weight_decay),
+        lr=torch.tensor(rate, dtype=torch.float32, device=device),
+        momentum=momentum,
+        fused=True,
     )
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rmcla_fast.adversarial_example import check
+from rmcla_fast.any_model import check_model, check_pixels_once, set_mode
 from rmcla_fast.cuda_graph import CapturedUpdate, CaptureFailed, first_line, is_fused, resolve_capture
 from rmcla_fast.errors import UserError
 from rmcla_fast.ops import checks
@@ -86,14 +87,20 @@ class TrainStep:
         skip_nonfinite: bool = False,
         accumulate: int = 1,
     ) -> None:
-        kinds = {"model": nn.Module, "optimizer": torch.optim.Optimizer, "recipe": Recipe, "seed": int}
+        check_model(model)
+        kinds = {"optimizer": torch.optim.Optimizer, "recipe": Recipe, "seed": int}
         kinds |= {"accumulate": int} | ({} if ema is None else {"ema": ExponentialAverage})
         given = locals()
         for name, kind in kinds.items():
             if not isinstance(given[name], kind):
                 raise TypeError(f"{name} must be of type {kind.__name__}; got {type(given[name]).__name__}")
-        if next(model.parameters(), None) is None:
-            raise ValueError("model must have parameters; it has none")
+        trained = {one for one in model.parameters() if one.requires_grad}
+        if not trained:
+            raise ValueError(
+                "model must have parameters that require gradients; it has none, so nothing can be trained"
+            )
+        if trained.isdisjoint(one for group in optimizer.param_groups for one in group["params"]):
+            raise ValueError("optimizer must hold parameters of model that require gradients; it holds none of them")
         check_precision(precision)
         if capture not in CAPTURES:
             raise ValueError(f"capture must be one of {', '.join(map(repr, CAPTURES))}; got {capture!r}")
@@ -135,12 +142,7 @@ class TrainStep:
             images: (B, C, H, W) float in [0, 1], or uint8 that means value / 255, on the model's device.
             labels: (B,) int64, or soft labels as `adversarial_example` takes them.
         """
-        check(self.model, images, labels, self.recipe)
-        if len(images) == 0:
-            raise ValueError("images must hold at least one image; got an empty batch")
-        checks.same_device("images", images, self.rng, "the model")
-        if not self.model.training:
-            self.model.train()
+        self._prepare(images, labels)
         update = self._update if self._captured is None else self._captured
         simpler = why = ""
         try:
@@ -158,6 +160,30 @@ class TrainStep:
             warnings.warn(f"training goes on with capture {simpler!r}, since {why}", stacklevel=2)
         self.calls += 1
         return loss
+
+    def rehearse(self, images: Tensor, labels: Tensor) -> None:
+        """Run the part of an update that runs the model, uncompiled, and undo what it changes.
+
+        So a run finds out before it begins whether the model can train on such a batch.
+        """
+        self._prepare(images, labels)
+        before, self._passes.eager = self._passes.eager, True
+        try:
+            self._rehearse(images, labels)
+        finally:
+            self._passes.eager = before
+
+    def _prepare(self, images: Tensor, labels: Tensor) -> None:
+        """Check a batch, and put the model into training mode."""
+        if torch.is_inference_mode_enabled():
+            raise ValueError("a model cannot be trained inside torch.inference_mode, which records no gradients")
+        check(images, labels, self.recipe)
+        if len(images) == 0:
+            raise ValueError("images must hold at least one image; got an empty batch")
+        checks.same_device("images", images, self.rng, "the model")
+        check_pixels_once(images, self)
+        if not self.model.training:
+            set_mode(self.model, training=True)
 
     @property
     def epsilon(self) -> float:
@@ -208,7 +234,8 @@ class TrainStep:
         if scale is not None:
             scale.unscale(self.optimizer)
         if self._clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self._clip_norm)
+            owned = [one for group in self.optimizer.param_groups for one in group["params"]]
+            nn.utils.clip_grad_norm_(owned, self._clip_norm)
         self.optimizer.step()
         if scale is not None:
             scale.finish(self.model, self.optimizer, before)
