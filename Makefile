@@ -23,6 +23,7 @@ test: install
 bench: install
 	$(BIN)/python -m pytest benchmarks --benchmark-disable-gc
 	$(BIN)/python benchmarks/bench_train_step.py
+	$(BIN)/python benchmarks/bench_import.py
 
 # The pages of docs/ and the Python API, for a browser. All pages are read anew (-E), since a page that Sphinx already
 # knows gives no warning again, and a warning is an error (-W).

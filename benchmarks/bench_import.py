@@ -2,8 +2,9 @@
 
     python benchmarks/bench_import.py [--rounds 10] [--json benchmarks/results/import.json]
 
-Each import is timed as a whole process, from its start to its end, since that is what a user waits for. The rivals run
-in turn, so that a change of the machine's load meets all of them. The first round fills the caches and does not count.
+Each import is timed as a whole process, from its start to its end, since that is what a user waits for. The time of the
+processor is printed, too, which other work on the machine changes less. The rivals run in turn, so that a change of the
+load meets all of them. The first round fills the caches and does not count.
 """
 
 from __future__ import annotations
@@ -25,38 +26,45 @@ from rich.table import Table
 BASE = "import torch"
 RIVALS = {
     BASE: ("-c", "import torch"),
-    "import torch; import rmcla_fast": ("-c", "import torch; import rmcla_fast"),
+    "import torch, rmcla_fast": ("-c", "import torch, rmcla_fast"),
     "rmcla --help": ("-m", "rmcla_fast.cli", "--help"),
     "rmcla info": ("-m", "rmcla_fast.cli", "info"),
 }
 
 
-def seconds_of(arguments: tuple[str, ...]) -> float:
-    """Return how long a Python process with these arguments takes."""
+def seconds_of(arguments: tuple[str, ...]) -> tuple[float, float]:
+    """Return how long a Python process with these arguments takes, and how long it keeps a processor busy."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    began = time.perf_counter()
+    before, began = os.times(), time.perf_counter()
     subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL, env=environment)
-    return time.perf_counter() - began
+    wall, after = time.perf_counter() - began, os.times()
+    return wall, after.children_user + after.children_system - before.children_user - before.children_system
 
 
 def main(rounds: int, path: Path | None) -> None:
     about = describe_machine(torch.device("cpu"))
-    seconds: dict[str, list[float]] = {name: [] for name in RIVALS}
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in RIVALS}
     for number in range(rounds + 1):
         for name, arguments in RIVALS.items():
             found = seconds_of(arguments)
             if number:
                 seconds[name].append(found)
-    table = Table(title=f"median of {rounds} processes, {about['machine']}, load {about['load average'][0]:.1f}")
-    for column in ("process", "ms", "over import torch, ms"):
+    medians = {
+        name: [1000 * statistics.median(kind) for kind in zip(*pairs, strict=True)] for name, pairs in seconds.items()
+    }
+    about |= {"load average at the end": os.getloadavg()}
+    load = f"{about['load average'][0]:.1f} to {about['load average at the end'][0]:.1f}"
+    table = Table(title=f"median of {rounds} processes, {about['machine']}, load {load}")
+    for column in ("process", "ms", "over torch", "processor ms", "over torch"):
         table.add_column(column, justify="left" if column == "process" else "right")
-    medians = {name: 1000 * statistics.median(samples) for name, samples in seconds.items()}
-    for name, median in medians.items():
-        table.add_row(name, f"{median:.0f}", "" if name == BASE else f"{median - medians[BASE]:.0f}")
+    for name, of_name in medians.items():
+        pairs = zip(of_name, medians[BASE], strict=True)
+        cells = [(f"{median:.0f}", "" if name == BASE else f"{median - base:.0f}") for median, base in pairs]
+        table.add_row(name, *cells[0], *cells[1])
     Console().print(table)
     if path:
-        about |= {"load average at the end": os.getloadavg()}
-        path.write_text(json.dumps({"context": about, "median ms": medians, "seconds": seconds}, indent=1) + "\n")
+        document = {"context": about, "median ms, wall and processor": medians, "seconds, wall and processor": seconds}
+        path.write_text(json.dumps(document, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -37,12 +37,7 @@ COMPACT = re.compile(  # the cases that -m compact selects
       | bench_augment\[(224-contiguous|32-channels_last)\]""",
     re.VERBOSE,
 )
-collect_ignore = [
-    "bench_fed_update.py",
-    "bench_import.py",
-    "bench_pgd.py",
-    "bench_train_step.py",
-]  # programs, not tests
+collect_ignore = ["bench_fed_update.py", "bench_import.py", "bench_pgd.py", "bench_train_step.py"]  # programs
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

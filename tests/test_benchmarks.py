@@ -43,6 +43,22 @@ def test_the_figures_of_a_part_of_the_cases_are_written(tmp_path: Path) -> None:
     assert {"machine", "torch", "commit"} <= set(written["context"])
 
 
+@pytest.mark.slow
+def test_the_import_benchmark_prints_and_writes_its_figures(tmp_path: Path) -> None:
+    pytest.importorskip("typer")
+    path = tmp_path / "import.json"
+    command = [sys.executable, str(BENCHMARKS / "bench_import.py"), "--rounds", "1", "--json", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    written = json.loads(path.read_text())
+    assert {"machine", "torch", "commit"} <= set(written["context"])
+    for name, medians in written["median ms, wall and processor"].items():
+        (once,) = written["seconds, wall and processor"][name]
+        assert medians == [1000 * seconds for seconds in once]
+        assert min(medians) > 0
+        assert name in done.stdout
+
+
 def test_the_commit_of_a_copy_without_history_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(BENCHMARKS)
     import machine
