@@ -99,3 +99,17 @@ def test_another_checkout_does_not_lend_its_extension(tmp_path: Path) -> None:
     code = "import torch, rmcla_fast as r; r.soft_cross_entropy(torch.rand(4, 9), torch.arange(4))"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert f"the compiled extension was not built in {package}" in done.stderr
+
+
+@pytest.mark.skipif(not EXTENSION_BUILT, reason="needs the compiled extension")
+def test_an_extension_of_other_sources_is_said_in_one_sentence(tmp_path: Path) -> None:
+    """As after an update of a checkout whose extension was not built again: an operator has another argument now."""
+    package = tmp_path / "rmcla_fast"
+    shutil.copytree(extension.PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    operator = package / "ops" / "perturb_step.py"
+    changed = operator.read_text().replace("float lower, float upper", "float lower, float upper, float later", 1)
+    operator.write_text(changed)
+    done = subprocess.run([sys.executable, "-c", "import rmcla_fast"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"ImportError: the compiled extension in {package} was built from other sources; rebuild it")

@@ -53,7 +53,16 @@ def define(stem: str, name: str, schema: str, fake: Callable[..., Any]) -> None:
         f"{base}_reference{suffix}": plain,
         f"{base}_triton{suffix}": triton,
     }.items():
-        _library.define(qualified + schema)
+        try:
+            _library.define(qualified + schema)
+        except RuntimeError as error:
+            if "schema" not in str(error):
+                raise
+            # Its kernels are registered by now, and nothing can remove them.
+            raise ImportError(
+                f"the compiled extension in {extension.PACKAGE} was built from other sources; rebuild it with: "
+                f"{extension.INSTALL}"
+            ) from None
         _library.impl(qualified, torch.no_grad()(implementation), "CompositeExplicitAutograd")
         _library.impl(qualified, torch.library.fallthrough_kernel, "Autograd")
         torch.library.register_fake(f"rmcla_fast::{qualified}", fake, lib=_library)
