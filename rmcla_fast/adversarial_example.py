@@ -59,8 +59,9 @@ def adversarial_example(
     afterwards, also after an exception. Gradients of the weights are never computed.
 
     Args:
-        model: any module that maps images in [0, 1], (B, C, H, W), to logits, (B, classes).
-        images: the clean images, (B, C, H, W) float, or uint8 that means value / 255. They are not changed.
+        model: any module that maps images in [0, 1], (B, C, H, W), to logits, (B, classes). It gets a copy of the
+            images in the type of its weights.
+        images: the clean images, (B, C, H, W) float in [0, 1], or uint8 that means value / 255. They are not changed.
         labels: the true classes, (B,) int64; or soft labels, (B, classes) float, of images that were mixed, if the
             recipe's attack is untargeted and does not change the labels.
         recipe: a value of `rmcla_fast.recipes`.
@@ -70,8 +71,10 @@ def adversarial_example(
         AdversarialExample: images in `images`' dtype (float32 for uint8), soft labels, targets.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong kind, shape, dtype or device; target "mosa" or "mix" for a model
-            whose last `nn.Linear` is not its classifier; on a CPU also a label outside [0, classes).
+        TypeError, ValueError: an argument of the wrong kind, shape, dtype or device; a model that returns something
+            else than logits, or from whose logits autograd cannot reach the images; target "mosa" or "mix" for a model
+            whose last `nn.Linear` is not its classifier; on a CPU also a label outside [0, classes). Images outside
+            [0, 1] are refused, on a GPU only those of the model's first batch, since the host waits for their values.
     """
     check_model(model)
     check(images, labels, recipe)

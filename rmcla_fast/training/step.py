@@ -41,8 +41,8 @@ class TrainStep:
 
     Args:
         model: maps images in [0, 1] to logits; may be wrapped in DistributedDataParallel (not with "cuda-graph").
-        optimizer: over the model's parameters. It must be fused (`fused=True`) for "cuda-graph", "fp16" and
-            `skip_nonfinite`.
+        optimizer: over the model's parameters, or some of them. The gradients of the others stay as they are. It must
+            be fused (`fused=True`) for "cuda-graph", "fp16" and `skip_nonfinite`.
         recipe: a value of `rmcla_fast.recipes`.
         ema: the moving average of the weights, which is updated after each update.
         precision: "fp32", "bf16" or "fp16". In 16 bits the passes run under autocast; weights, images and loss stay
@@ -58,7 +58,7 @@ class TrainStep:
             `capture` then names.
         seed: the seed of the noise. Piece p of call n, both counted from 0, draws from (seed, n * accumulate + p). The
             upper 32 bits are for the rank of a process.
-        clip_norm: the largest norm of the gradients; larger ones are scaled down to it. None does not clip.
+        clip_norm: the largest norm of the optimizer's gradients; larger ones are scaled down to it. None does not clip.
         skip_nonfinite: whether an update whose gradients are not finite leaves the model as it was; `skipped` counts
             such updates.
         accumulate: how many pieces a batch is cut into; fewer if a piece would be a single image.
@@ -141,6 +141,10 @@ class TrainStep:
         Args:
             images: (B, C, H, W) float in [0, 1], or uint8 that means value / 255, on the model's device.
             labels: (B,) int64, or soft labels as `adversarial_example` takes them.
+
+        Raises:
+            TypeError, ValueError: as for `adversarial_example`; a call in `torch.inference_mode`, or a model from whose
+                logits autograd cannot reach the weights. No weight has changed then.
         """
         self._prepare(images, labels)
         update = self._update if self._captured is None else self._captured
