@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rmcla_fast import models, recipes
 from rmcla_fast.adversarial_example import attack_mode
 from rmcla_fast.data.imagenet import centers
 from rmcla_fast.data.splits import DataSplits, ImageSet, StreamedSet, hold_out
 from rmcla_fast.errors import UserError, short_of_memory
+from rmcla_fast.models.weights import put_into
 from rmcla_fast.ops import dispatch
 from rmcla_fast.options import flag
 from rmcla_fast.precision import require_precision
@@ -31,7 +33,7 @@ from rmcla_fast.training.torch_settings import not_deterministic
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of a run."""
+    """The parts of a run. `remarks` are sentences about the weights that it starts from."""
 
     device: torch.device
     recipe: Recipe
@@ -44,6 +46,7 @@ class Parts:
     monitor: Monitor | None
     warm_up_steps: int
     world: World
+    remarks: tuple[str, ...] = ()
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -75,12 +78,22 @@ def choose_recipe(config: ResolvedConfig) -> Recipe:
         raise UserError(str(error)) from error
 
 
-def build(config: ResolvedConfig, splits: DataSplits, device: torch.device, world: World) -> Parts:
+def build(
+    config: ResolvedConfig,
+    splits: DataSplits,
+    device: torch.device,
+    world: World,
+    weights: Mapping[str, Tensor] | None = None,
+) -> Parts:
     """Return the parts of a run at step 0. `config` is resolved.
+
+    `weights` is the state dict that the network starts from, if it does not start from random weights. With several
+    ranks, they all start from those of rank 0.
 
     Raises:
         UserError: one sentence: an unknown recipe or model, a precision that the device lacks, too few images, a
-            batch that cannot be cut into equal pieces, or no held-out images for `stop_on_overfitting`.
+            batch that cannot be cut into equal pieces, no held-out images for `stop_on_overfitting`, or weights that
+            do not fit.
     """
     recipe = choose_recipe(config)
     if config.cutmix and not recipe.takes_soft_labels:
@@ -101,10 +114,11 @@ def build(config: ResolvedConfig, splits: DataSplits, device: torch.device, worl
         raise UserError("--stop-on-overfitting needs images to watch, and none are held out; give --monitor-images")
     updates = steps_in_epoch(len(train), batch_size, world.size)
     torch.manual_seed(seed)
-    model = create_model(config.model, splits.num_classes, splits.train.shape[0]).to(device)
+    model = create_model(config.model, splits.num_classes, splits.train.shape).to(device)
     if device.type == "cuda":
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     _check_logits(model, config.model, splits, device)
+    remarks = [] if weights is None else _start_from(weights, model, config, splits.num_classes)
     schedule = Schedule(config.schedule, config.lr, config.epochs * updates)
     optimizer = build_optimizer(model, schedule.rate(0), config.momentum, config.weight_decay)
     ema = ExponentialAverage(model, config.ema) if config.ema else None
@@ -138,7 +152,9 @@ def build(config: ResolvedConfig, splits: DataSplits, device: torch.device, worl
         else None
     )
     warm_up_steps = config.epsilon_warmup * updates
-    return Parts(device, recipe, model, ema, optimizer, schedule, step, loader, monitor, warm_up_steps, world)
+    return Parts(
+        device, recipe, model, ema, optimizer, schedule, step, loader, monitor, warm_up_steps, world, tuple(remarks)
+    )
 
 
 def held_out_images(config: ResolvedConfig, train_images: int) -> int:
@@ -157,12 +173,36 @@ def _held_out(config: ResolvedConfig, splits: DataSplits) -> tuple[ImageSet | St
     return hold_out(splits.train, count, splits.num_classes, config.seed)
 
 
-def create_model(name: str, num_classes: int, channels: int) -> nn.Module:
-    """Return the network called `name`; raise UserError, with the known names, if there is none."""
+def create_model(name: str, num_classes: int, shape: tuple[int, int, int]) -> nn.Module:
+    """Return the network called `name` for images of a shape (C, H, W).
+
+    Raises:
+        UserError: there is none, with the known names, or it cannot be made.
+    """
+    channels, height, width = shape
     try:
-        return models.create(name, num_classes, channels)
+        model = models.create(name, num_classes, channels, image_size=(height, width))
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(str(error)) from error
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        raise UserError(f"model {name} has weights without values, on the device meta; its factory must make values")
+    return model
+
+
+def _start_from(weights: Mapping[str, Tensor], model: nn.Module, config: ResolvedConfig, num_classes: int) -> list[str]:
+    """Put the weights of --init into the model, and return what there is to say about it.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    try:
+        remarks = put_into(model, weights, num_classes)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # torch raises all kinds of exceptions for what it cannot load
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"the weights of --init {config.init} do not fit the model {config.model}: {why}") from error
+    return [f"the run starts from the weights of --init {config.init}", *remarks]
 
 
 @torch.no_grad()
@@ -172,12 +212,13 @@ def _check_logits(model: nn.Module, name: str, splits: DataSplits, device: torch
     try:
         with attack_mode(model, "eval"):
             logits = model(image)
-    except (RuntimeError, ValueError, TypeError) as error:
+    except Exception as error:  # a model may raise anything
         if short_of_memory(error) or not_deterministic(error):
             raise
-        raise UserError(
-            f"model {name} cannot take images of shape {tuple(image.shape)}: {str(error).splitlines()[0]}"
-        ) from error
+        dtypes = {str(one.dtype).removeprefix("torch.") for one in model.parameters()} - {"float32"}
+        weights = f" (its weights are {', '.join(sorted(dtypes))}, and images are float32)" if dtypes else ""
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"model {name} cannot take images of shape {tuple(image.shape)}{weights}: {why}") from error
     shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
     if shape != (1, splits.num_classes):
         raise UserError(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rmcla_fast import models
 from rmcla_fast.data import DATASETS
 from rmcla_fast.epsilon import parse_epsilon
 from rmcla_fast.errors import UserError
@@ -49,6 +51,9 @@ FREE_ON_RESUME = frozenset(
     )
 )
 
+PRETRAINED = "pretrained"  # the value of `init` that stands for the weights of the model's library
+SHA256 = Rule(lambda value: bool(re.fullmatch("[0-9a-f]{64}", value)), "64 hexadecimal digits")
+
 Value = TypeVar("Value")
 
 
@@ -88,12 +93,23 @@ class TrainConfig:
     )
     model: str | None = setting(
         "small-cnn, resnet18, resnet18-silu, preact-resnet18, preact-resnet18-silu, "
-        "wrn-28-10, wrn-34-10, resnet50, or package.module:factory",
+        "wrn-28-10, wrn-34-10, resnet50, timm:NAME, hf:NAME-OR-FOLDER, torchvision:NAME, or package.module:factory",
         "wrn-28-10",
         digits="small-cnn",
         folder="preact-resnet18",
         imagenet="resnet50",
         tiny_imagenet="preact-resnet18",
+    )
+    init: str | Path | None = option(
+        "weights to start from: a file (safetensors, or a state dict), a run folder, or pretrained for those that the "
+        "library of the model has put into your cache",
+        None,
+        shown="random weights",
+    )
+    init_sha256: str | None = option(
+        "SHA-256 that these weights must have; config.json records it, so that a repeat notices other weights",
+        None,
+        SHA256,
     )
     recipe: str | None = setting("training method; `rmcla recipes` lists them", "r-mc-la")
     epsilon: float | str | None = setting(
@@ -202,6 +218,7 @@ class ResolvedConfig(TrainConfig):
     data_dir: str | None
     protocol: str | None
     model: str
+    init: str | None
     recipe: str
     epsilon: float
     beta: float
@@ -256,11 +273,27 @@ def resolve(config: TrainConfig) -> ResolvedConfig:
         raise UserError(f"unknown data set {shortened(config.data)}; one of: {', '.join(DATASETS)}")
     check(config)
     filled = DEFAULTS[config.data] | protocol_settings(config.protocol, config.data) | _given(config)
-    filled["epsilon"] = parse_epsilon(filled["epsilon"])
+    filled = _settled(filled)
     filled["out"] = str(filled.get("out", f"runs/{config.data}-{filled['recipe']}"))
-    # The run may be resumed and evaluated from another working folder.
-    data_dir = None if config.data_dir is None else str(Path(os.path.expanduser(config.data_dir)).absolute())
-    return ResolvedConfig(**(filled | {"data_dir": data_dir}))
+    if config.init_sha256 is not None and config.init is None:
+        raise UserError("--init-sha256 needs the weights that it belongs to; give --init")
+    return ResolvedConfig(**filled)
+
+
+def _settled(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the options with epsilon as a number, and with absolute paths.
+
+    The run may be resumed and evaluated from another working folder.
+    """
+    settled = dict(given)
+    if "epsilon" in given:
+        settled["epsilon"] = parse_epsilon(given["epsilon"])
+    if "model" in given:
+        settled["model"] = models.settled(given["model"])
+    for name in ("data_dir", "init"):
+        if name in given and given[name] != PRETRAINED:
+            settled[name] = str(Path(os.path.expanduser(given[name])).absolute())
+    return settled
 
 
 def _given(config: TrainConfig) -> dict[str, Any]:
@@ -274,9 +307,8 @@ def resumed(asked: TrainConfig, recorded: ResolvedConfig) -> TrainConfig:
     Raises:
         UserError: an option was given that differs from the recorded one and would change the weights.
     """
-    given = _given(asked)
-    if "epsilon" in given:
-        given["epsilon"] = parse_epsilon(given["epsilon"])
+    check(asked)
+    given = _settled(_given(asked))
     for name, value in given.items():
         before = getattr(recorded, name)
         if name not in FREE_ON_RESUME and value != before:

@@ -1,0 +1,102 @@
+"""Networks and weights of transformers, from a folder or from the cache of Hugging Face."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+from rmcla_fast.models.library import (
+    HALVES,
+    Images,
+    Library,
+    Made,
+    Pretrained,
+    Refused,
+    in_hugging_face,
+    is_path,
+    not_in_cache,
+    unknown,
+)
+from rmcla_fast.text import shell_word
+
+
+def _make(transformers: ModuleType, name: str, images: Images) -> Made:
+    if in_hugging_face(name, "config.json") is None:
+        raise _unknown(name)
+    place = os.path.expanduser(name)
+    config = transformers.AutoConfig.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+    config.num_labels = images.num_classes
+    if hasattr(config, "num_channels"):
+        config.num_channels = images.channels
+    elif images.channels != 3:
+        raise Refused(f"hf:{name} takes images with 3 channels; those of the data set have {images.channels}")
+    if images.size is not None and hasattr(config, "image_size"):
+        height, width = images.size
+        config.image_size = height if height == width else [height, width]
+    network = transformers.AutoModelForImageClassification.from_config(config, trust_remote_code=False)
+    return Made(network.float(), *_statistics(transformers, place))
+
+
+def _unknown(name: str) -> Refused:
+    folder = Path(os.path.expanduser(name))
+    if folder.is_dir():
+        return Refused(f"the folder {folder} of hf:{name} has no config.json, so it is no model of transformers")
+    if is_path(name):
+        return Refused(f"there is no folder {folder} for hf:{name}")
+    cache = Path(importlib.import_module("huggingface_hub.constants").HF_HUB_CACHE)
+    known = [path.name[len("models--") :].replace("--", "/") for path in cache.glob("models--*")]
+    error = unknown(f"hf:{name}", "transformers in your cache, and no folder,", known)
+    return Refused(f"{error}; load one into the cache with: hf download {shell_word(name)}")
+
+
+def _statistics(transformers: ModuleType, place: str) -> tuple[Sequence[float], Sequence[float]]:
+    """Return the mean and std of the model's image processor, for images in [0, 1]."""
+    if in_hugging_face(place, "preprocessor_config.json") is None:
+        return HALVES, HALVES
+    base = importlib.import_module("transformers.image_processing_base").ImageProcessingMixin
+    said, _ = base.get_image_processor_dict(place, local_files_only=True)
+    # It multiplies bytes by a factor that is usually 1/255, and then normalises.
+    scale = 255 * float(said.get("rescale_factor", 1 / 255)) if said.get("do_rescale", True) else 255.0
+    mean, std = (said.get("image_mean") or HALVES, said.get("image_std") or HALVES)
+    if not said.get("do_normalize", True):
+        mean, std = (0.0,) * len(mean), (1.0,) * len(std)
+    return [float(value) / scale for value in mean], [float(value) / scale for value in std]
+
+
+def _pretrained(transformers: ModuleType, name: str, images: Images) -> Pretrained:
+    """Let transformers itself read the weights, which it may have to rename. What it made anew is left out."""
+    if in_hugging_face(name, "config.json") is None:
+        raise _unknown(name)
+    names = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+    path = next((path for path in (in_hugging_face(name, file) for file in names) if path is not None), None)
+    if path is None:
+        folder = Path(os.path.expanduser(name))
+        if folder.is_dir():
+            raise Refused(f"the folder {folder} of hf:{name} has no model.safetensors")
+        raise not_in_cache(f"hf:{name}", f"hf download {shell_word(name)}")
+    files = sorted(path.parent.glob(f"{path.name.partition('.')[0]}*{path.name.split('.')[1]}*"))
+    with _no_progress_bar(transformers):
+        network, found = transformers.AutoModelForImageClassification.from_pretrained(
+            os.path.expanduser(name), local_files_only=True, trust_remote_code=False, output_loading_info=True
+        )
+    new = set(found["missing_keys"])
+    return Pretrained({key: value for key, value in network.state_dict().items() if key not in new}, files)
+
+
+@contextmanager
+def _no_progress_bar(transformers: ModuleType) -> Iterator[None]:
+    logging = transformers.utils.logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+HUGGING_FACE = Library("transformers", "4.48", _make, _pretrained)
