@@ -32,12 +32,12 @@ def _make(transformers: ModuleType, name: str, images: Images) -> Made:
     config.num_labels = images.num_classes
     if hasattr(config, "num_channels"):
         config.num_channels = images.channels
-    elif images.channels != 3:
-        raise Refused(f"hf:{name} takes images with 3 channels; those of the data set have {images.channels}")
     if images.size is not None and hasattr(config, "image_size"):
         height, width = images.size
         config.image_size = height if height == width else [height, width]
     network = transformers.AutoModelForImageClassification.from_config(config, trust_remote_code=False)
+    if images.channels != getattr(config, "num_channels", 3):
+        raise Refused(f"hf:{name} takes images with 3 channels; those of the data set have {images.channels}")
     return Made(network.float(), *_statistics(transformers, place))
 
 
@@ -99,4 +99,11 @@ def _no_progress_bar(transformers: ModuleType) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-HUGGING_FACE = Library("transformers", "4.48", _make, _pretrained)
+# The extra also installs timm and torchvision, and transformers does not work beside a torchvision for another torch.
+HUGGING_FACE = Library(
+    "transformers",
+    "4.48",
+    _make,
+    _pretrained,
+    "pip install 'transformers>=4.48' safetensors (or 'rmcla-fast[models]', which has timm and torchvision, too)",
+)

@@ -25,7 +25,6 @@ from rmcla_fast.models.library import Images, Library, Pretrained, Refused
 from rmcla_fast.models.normalize import Normalize
 
 LIBRARIES = {"timm": TIMM, "hf": HUGGING_FACE, "torchvision": TORCHVISION}
-INSTALL = "pip install 'rmcla-fast[models]'"
 
 
 class LibraryModel(nn.Module):
@@ -98,8 +97,7 @@ def _called(call: Callable[[Library, ModuleType, str], Any], model: str, what: s
     except (Refused, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # each library has errors of its own
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"model {model!r} cannot {what}: {why[:300]}") from error
+        raise ValueError(f"model {model!r} cannot {what}: {_why(error)}") from error
 
 
 def _imported(library: Library, model: str) -> ModuleType:
@@ -116,18 +114,28 @@ def _imported(library: Library, model: str) -> ModuleType:
         raise
     except Exception as error:  # torchvision raises RuntimeError with a torch that it was not built for
         if isinstance(error, ModuleNotFoundError) and error.name == package:
-            raise ImportError(f"{needs}which is not installed; {INSTALL}") from error
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ImportError(f"{needs}which is not installed; {library.install}") from error
         if isinstance(error, ModuleNotFoundError):
-            raise ImportError(f"{needs}which cannot be imported ({why[:300]}); {INSTALL}") from error
+            raise ImportError(f"{needs}which cannot be imported ({_why(error)}); {library.install}") from error
         raise ImportError(
-            f"{needs}which cannot be imported with torch {torch.__version__} ({why[:300]}); install a torch and a "
+            f"{needs}which cannot be imported with torch {torch.__version__} ({_why(error)}); install a torch and a "
             "torchvision that belong together: pip install --force-reinstall torch torchvision"
         ) from error
     version = str(getattr(module, "__version__", library.least))
     if _numbers(version) < _numbers(library.least):
-        raise ImportError(f"{needs}and {version} is installed; {INSTALL.replace('install', 'install --upgrade')}")
+        raise ImportError(
+            f"{needs}and {version} is installed; {library.install.replace('install', 'install --upgrade', 1)}"
+        )
     return module
+
+
+def _why(error: BaseException) -> str:
+    """Return the first line of an error, and that of the error that it came from."""
+    first = error
+    while first.__cause__ is not None:
+        first = first.__cause__
+    lines = [(str(one).strip().splitlines() or [type(one).__name__])[0][:300] for one in (error, first)]
+    return lines[0] if lines[0] == lines[1] else f"{lines[0]} ({lines[1]})"
 
 
 def _numbers(version: str) -> list[int]:

@@ -53,12 +53,21 @@ class Pretrained:
 
 @dataclass(frozen=True)
 class Library:
-    """How to make a network of a library. `least` is the oldest version that does it in this way."""
+    """How to make a network of a library.
+
+    Attributes:
+        package: the name of its module.
+        least: the oldest version that does it in this way.
+        make: makes a network, which has random weights.
+        pretrained: returns the weights that the library has for a network.
+        install: the command that installs the library.
+    """
 
     package: str
     least: str
     make: Callable[[ModuleType, str, Images], Made]
     pretrained: Callable[[ModuleType, str, Images], Pretrained]
+    install: str = "pip install 'rmcla-fast[models]'"
 
 
 def unknown(model: str, where: str, known: Iterable[str]) -> Refused:

@@ -52,7 +52,7 @@ def _safetensors() -> Any:
         return importlib.import_module("safetensors.torch")
     except ImportError as error:
         raise ImportError(
-            "a file of safetensors needs safetensors, which is not installed; pip install 'rmcla-fast[models]'"
+            "a file of safetensors needs safetensors, which is not installed; pip install safetensors"
         ) from error
 
 
