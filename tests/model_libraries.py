@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 from torch import nn
 
+from rmcla_fast import models
+
 
 def library(package: str) -> ModuleType:
     """Import and return a library; skip the test, with the reason, if it is missing or was built for another torch."""
@@ -65,3 +67,15 @@ def image_folder(root: Path, classes: str = "abc", size: int = 32) -> Path:
                 pixels[..., place % 3] += 100
                 Image.fromarray(pixels).save(root / split / name / f"{image}.png")
     return root
+
+
+def small_cnn_weights(classes: int = 10, seed: int = 1) -> dict[str, torch.Tensor]:
+    """Return a state dict for the network of the digits."""
+    torch.manual_seed(seed)
+    return models.create("small-cnn", classes, 1).state_dict()
+
+
+def saved(content: Any, path: Path, **options: Any) -> Path:
+    """Write a file with torch.save, and return its path."""
+    torch.save(content, path, **options)
+    return path

@@ -142,6 +142,10 @@ def _is_classifier(own: Mapping[str, Tensor], given: Mapping[str, Tensor], names
 
     If a layer in the middle had another number of outputs, the next one would have another number of inputs.
     """
+    layers = {name.rpartition(".")[0] for name in names}
+    whole = {name for name, one in own.items() if name.rpartition(".")[0] in layers and one.shape[:1] == (num_classes,)}
+    if whole != set(names):
+        return False
     pairs = [(own[name], given[name]) for name in names]
     return len({theirs.shape[:1] for _, theirs in pairs}) <= 1 and all(
         ours.shape[:1] == (num_classes,)

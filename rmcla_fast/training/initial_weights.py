@@ -27,7 +27,12 @@ def initial_weights(config: ResolvedConfig, splits: DataSplits) -> Found:
     Raises:
         UserError: one sentence: there are none, they cannot be read, or they are not those of `config.init_sha256`.
     """
-    weights, sha256 = _pretrained(config, splits) if config.init == PRETRAINED else _at(Path(str(config.init)))
+    if config.init == PRETRAINED:
+        weights, sha256 = _pretrained(config.model, splits)
+    elif folder := _of_transformers(Path(str(config.init)), config.model):
+        weights, sha256 = _pretrained(f"hf:{folder}", splits)
+    else:
+        weights, sha256 = _at(Path(str(config.init)))
     if config.init_sha256 not in (None, sha256):
         raise UserError(
             f"the weights of --init {config.init} are not those that the run was started with: their SHA-256 is "
@@ -36,13 +41,24 @@ def initial_weights(config: ResolvedConfig, splits: DataSplits) -> Found:
     return weights, sha256
 
 
-def _pretrained(config: ResolvedConfig, splits: DataSplits) -> Found:
+def _of_transformers(path: Path, model: str) -> Path | None:
+    """Return the folder of a model of transformers, if these are its weights and the run's model is one, too.
+
+    The names of tensors in such a file can differ from those in the network, and transformers itself knows them.
+    """
+    folder = path if path.is_dir() else path.parent
+    known = path.is_dir() or path.name in ("model.safetensors", "pytorch_model.bin")
+    is_run = any((folder / name).exists() for name in (checkpoint.LAST, checkpoint.BEST))
+    return folder if model.startswith("hf:") and known and not is_run and (folder / "config.json").is_file() else None
+
+
+def _pretrained(model: str, splits: DataSplits) -> Found:
     channels, height, width = splits.train.shape
     try:
-        found = models.pretrained(config.model, splits.num_classes, channels, (height, width))
+        found = models.pretrained(model, splits.num_classes, channels, (height, width))
         return found.tensors, _sha256(found.files)
     except (Misfit, ValueError, ImportError) as error:
-        raise UserError(f"--init {PRETRAINED}: {error}") from error
+        raise UserError(f"--init: {error}") from error
 
 
 def _at(path: Path) -> Found:
