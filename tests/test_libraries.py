@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import socket
 import sys
+import threading
 import types
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from model_libraries import hugging_face_folder, image_folder, in_hugging_face_cache, library
+from model_libraries import hugging_face_folder, image_folder, in_hugging_face_cache, library, saved
 from run_cases import python, read_checkpoint, rmcla
 
 import rmcla_fast
@@ -117,22 +118,31 @@ def test_a_folder_of_hugging_face_that_has_moved(tmp_path: Path, capsys: pytest.
     assert own_factory("timm:resnet18", [moved]) is None
 
 
-@pytest.mark.slow
-def test_a_name_in_the_cache_of_hugging_face(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The cache is found by a variable of the environment that the client reads when it is imported."""
+@pytest.mark.parametrize("old", [False, True])
+def test_a_name_in_the_cache_of_hugging_face(
+    old: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """For weights of the old format, transformers would start a thread that asks for converted ones."""
     network = hugging_face_folder(tmp_path / "net")
     weights = in_hugging_face_cache(tmp_path / "home", "us/tiny-vit", network.state_dict())
     (weights.parent / "config.json").write_bytes((tmp_path / "net/config.json").read_bytes())
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    command = ("-m", "rmcla_fast.cli", "train", *DIGITS, *QUICK, "-q", "--init", "pretrained", "--model")
-    for name, code, sentence in (
-        ("hf:us/tiny-vit", 0, ""),
-        ("hf:us/tiny-vti", 2, "the nearest names are hf:us/tiny-vit; load one into the cache with: hf download us"),
-    ):
-        process = python(*command, name, "--out", tmp_path / f"run{code}")
-        _, said = process.communicate(timeout=240)
-        assert (process.returncode, said.count("\n")) == (code, bool(sentence))
-        assert sentence in said
+    if old:
+        weights.unlink()
+        saved(network.state_dict(), weights.with_name("pytorch_model.bin"))
+    monkeypatch.setattr(library("huggingface_hub.constants"), "HF_HUB_CACHE", str(tmp_path / "home/hub"))
+    command = ("train", *DIGITS, *QUICK, "--init", "pretrained", "--out")
+    assert rmcla(*command, tmp_path / "run", "--model", "hf:us/tiny-vit") == 0
+    for thread in threading.enumerate():
+        if "conversion" in thread.name:
+            thread.join()
+    assert "has 7 classes in these weights and 10 here" in capsys.readouterr().err
+    assert rmcla(*command, tmp_path / "other", "--model", "hf:us/tiny-vti") == 2
+    said = capsys.readouterr().err
+    assert "the nearest names are hf:us/tiny-vit; load one into the cache with: hf download us/tiny-vti" in said
+    for path in weights.parent.glob("*.[sb]*"):
+        path.unlink()
+    assert rmcla(*command, tmp_path / "other", "--model", "hf:us/tiny-vit") == 2
+    assert "are not in your cache; load them once with: hf download us/tiny-vit" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -25,10 +25,8 @@ from rmcla_fast.text import shell_word
 
 
 def _make(transformers: ModuleType, name: str, images: Images) -> Made:
-    if in_hugging_face(name, "config.json") is None:
-        raise _unknown(name)
-    place = os.path.expanduser(name)
-    config = transformers.AutoConfig.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+    folder = _folder(name)
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     config.num_labels = images.num_classes
     if hasattr(config, "num_channels"):
         config.num_channels = images.channels
@@ -38,7 +36,19 @@ def _make(transformers: ModuleType, name: str, images: Images) -> Made:
     network = transformers.AutoModelForImageClassification.from_config(config, trust_remote_code=False)
     if images.channels != getattr(config, "num_channels", 3):
         raise Refused(f"hf:{name} takes images with 3 channels; those of the data set have {images.channels}")
-    return Made(network.float(), *_statistics(transformers, place))
+    return Made(network.float(), *_statistics(folder))
+
+
+def _folder(name: str) -> Path:
+    """Return the folder of a model, which may be in the cache.
+
+    Given a folder, transformers has no reason to use the network. For a name in the cache it would do so to convert
+    weights of an old format, even with `local_files_only`.
+    """
+    config = in_hugging_face(name, "config.json")
+    if config is None:
+        raise _unknown(name)
+    return config.parent
 
 
 def _unknown(name: str) -> Refused:
@@ -53,12 +63,12 @@ def _unknown(name: str) -> Refused:
     return Refused(f"{error}; load one into the cache with: hf download {shell_word(name)}")
 
 
-def _statistics(transformers: ModuleType, place: str) -> tuple[Sequence[float], Sequence[float]]:
+def _statistics(folder: Path) -> tuple[Sequence[float], Sequence[float]]:
     """Return the mean and std of the model's image processor, for images in [0, 1]."""
-    if in_hugging_face(place, "preprocessor_config.json") is None:
+    if not (folder / "preprocessor_config.json").is_file():
         return HALVES, HALVES
     base = importlib.import_module("transformers.image_processing_base").ImageProcessingMixin
-    said, _ = base.get_image_processor_dict(place, local_files_only=True)
+    said, _ = base.get_image_processor_dict(folder, local_files_only=True)
     # It multiplies bytes by a factor that is usually 1/255, and then normalises.
     scale = 255 * float(said.get("rescale_factor", 1 / 255)) if said.get("do_rescale", True) else 255.0
     mean, std = (said.get("image_mean") or HALVES, said.get("image_std") or HALVES)
@@ -69,19 +79,17 @@ def _statistics(transformers: ModuleType, place: str) -> tuple[Sequence[float], 
 
 def _pretrained(transformers: ModuleType, name: str, images: Images) -> Pretrained:
     """Let transformers itself read the weights, which it may have to rename. What it made anew is left out."""
-    if in_hugging_face(name, "config.json") is None:
-        raise _unknown(name)
+    folder = _folder(name)
     names = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-    path = next((path for path in (in_hugging_face(name, file) for file in names) if path is not None), None)
-    if path is None:
-        folder = Path(os.path.expanduser(name))
-        if folder.is_dir():
+    first = next((folder / file for file in names if (folder / file).is_file()), None)
+    if first is None:
+        if folder == Path(os.path.expanduser(name)):
             raise Refused(f"the folder {folder} of hf:{name} has no model.safetensors")
         raise not_in_cache(f"hf:{name}", f"hf download {shell_word(name)}")
-    files = sorted(path.parent.glob(f"{path.name.partition('.')[0]}*{path.name.split('.')[1]}*"))
+    files = sorted(folder.glob(f"{first.name.partition('.')[0]}*{first.name.split('.')[1]}*"))
     with _no_progress_bar(transformers):
         network, found = transformers.AutoModelForImageClassification.from_pretrained(
-            os.path.expanduser(name), local_files_only=True, trust_remote_code=False, output_loading_info=True
+            folder, local_files_only=True, trust_remote_code=False, output_loading_info=True
         )
     new = set(found["missing_keys"])
     return Pretrained({key: value for key, value in network.state_dict().items() if key not in new}, files)

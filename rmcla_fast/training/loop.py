@@ -92,6 +92,7 @@ def _train(folder: Path, asked: TrainConfig, quiet: bool) -> None:
             weights, sha256 = initial_weights(config, splits)
             config = dataclasses.replace(config, init_sha256=sha256)
         parts = build(config, splits, device, world, weights)
+        del weights  # they would take memory during the whole run
         run = _Run(config, splits, parts, folder, opened, quiet or not world.is_main)
         world.wait()  # every rank has looked at the folder before rank 0 writes into it
         run.train(save_first=from_best)
