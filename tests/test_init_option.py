@@ -37,7 +37,6 @@ STILL = ("--lr", 1e-30, "--weight-decay", 0)  # the updates do not change the we
     [
         (b"", "holds no weights: it must be a safetensors file, or a state dict that torch.save wrote"),
         (b"no weights", "holds no weights: it must be a safetensors file"),
-        (b"\x08" + bytes(7) + b"{" + b"x" * 90, "holds no weights: "),
         (
             lambda: models.create("small-cnn", 10, 1),
             "holds no weights: it must be a safetensors file, or a state dict that torch.save wr",
@@ -63,6 +62,17 @@ def test_a_file_that_cannot_be_used_is_one_sentence(
     assert sentence in said
     assert said.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_safetensors_file_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    library("safetensors")
+    path = tmp_path / "weights"
+    for header in (b"{" + b"x" * 90, b"{}      ", b"{}"):
+        path.write_bytes(b"\x08" + bytes(7) + header + bytes(9))
+        assert rmcla("train", *QUICK, "--init", path, "--out", tmp_path / "run") == 2
+        said = capsys.readouterr().err
+        assert f"--init {path} holds no weights: " in said
+        assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize(

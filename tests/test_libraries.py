@@ -295,6 +295,18 @@ def test_a_library_that_cannot_be_imported_is_one_sentence(
     assert package not in sys.modules
 
 
+def test_a_library_that_breaks_within_a_call_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers imports a network only when it is made, and raises an error that hides the first one."""
+    transformers = library("transformers")
+    hugging_face_folder(tmp_path / "net")
+    monkeypatch.delattr(transformers, "ViTForImageClassification", raising=False)
+    monkeypatch.delattr(transformers.models.vit, "ViTForImageClassification", raising=False)
+    monkeypatch.delattr(transformers.models.vit, "modeling_vit", raising=False)
+    monkeypatch.setitem(sys.modules, "transformers.models.vit.modeling_vit", None)
+    with pytest.raises(ValueError, match=r"cannot be made for 10 classes .*\(import of .*modeling_vit halted"):
+        models.create(f"hf:{tmp_path}/net", 10, 1)
+
+
 @pytest.mark.slow
 def test_no_library_is_imported_before_a_name_of_it_is_used(tmp_path: Path) -> None:
     packages = [one.package for one in LIBRARIES.values()]

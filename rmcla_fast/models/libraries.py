@@ -89,15 +89,15 @@ def _called(call: Callable[[Library, ModuleType, str], Any], model: str, what: s
     if not name:
         raise ValueError(f"model {model!r} must have the name of a network after the colon")
     library = LIBRARIES[prefix]
-    module = _imported(library, model)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about defaults that a library may change in a later version
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about what a library may change in a later version
+        module = _imported(library, model)
+        try:
             return call(library, module, name)
-    except (Refused, MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # each library has errors of its own
-        raise ValueError(f"model {model!r} cannot {what}: {_why(error)}") from error
+        except (Refused, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # each library has errors of its own
+            raise ValueError(f"model {model!r} cannot {what}: {_why(error)}") from error
 
 
 def _imported(library: Library, model: str) -> ModuleType:
