@@ -30,11 +30,12 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFa
     """Fail the test if anything connects to the network."""
     tried: list[object] = []
 
-    def refused(_: socket.socket, address: object) -> None:
+    def refused(*address: object, **_: object) -> None:
         tried.append(address)
         raise OSError("the tests have no network")
 
     monkeypatch.setattr(socket.socket, "connect", refused)
+    monkeypatch.setattr(socket, "getaddrinfo", refused)
     yield
     assert not tried
 
