@@ -107,7 +107,8 @@ def create(
             raise ValueError(f"{field} must be at least {least}; got {value}")
     if not isinstance(name, str):
         raise TypeError(f"name must be a str; got {type(name).__name__}")
-    if image_size is not None and not (len(image_size) == 2 and all(isinstance(one, int) for one in image_size)):
+    sizes = image_size if isinstance(image_size, (tuple, list)) else ()
+    if image_size is not None and not (len(sizes) == 2 and all(isinstance(one, int) and one > 0 for one in sizes)):
         raise ValueError(f"image_size must be a height and a width; got {image_size}")
     arguments = {"num_classes": num_classes, "channels": channels, "mean": mean, "std": std}
     if libraries.of_library(name):

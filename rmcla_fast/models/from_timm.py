@@ -47,7 +47,9 @@ def _pretrained(timm: ModuleType, name: str, images: Images) -> Pretrained:
     config = _config(timm, name)
     if config is None or not (config.hf_hub_id or config.url):
         raise Refused(f"timm has no weights for timm:{name}; {_tags(timm, name)}")
-    files = [config.hf_hub_filename] if config.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
+    file = config.hf_hub_filename or "pytorch_model.bin"
+    # timm loads a file of safetensors in its place, if there is one.
+    files = [file.replace("pytorch_model.bin", "model.safetensors"), file.replace(".bin", ".safetensors"), file]
     found = [in_hugging_face(config.hf_hub_id, file) for file in files] if config.hf_hub_id else []
     found += [in_torch_cache(config.url)] if config.url else []
     path = next((path for path in found if path is not None and path.is_file()), None)

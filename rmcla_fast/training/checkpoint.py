@@ -172,7 +172,8 @@ def load(run_folder: str | Path, which: str = "last", model: str | nn.Module | N
         run_folder: the folder that `rmcla train` wrote.
         which: the "last" checkpoint, or the "best" one, with the highest PGD accuracy on the held-out images.
         model: needed only if the run's model came from a factory of your own, since a checkpoint never decides what
-            code is imported. It is "package.module:factory" again, or a module whose weights are replaced.
+            code is imported. It is "package.module:factory" again, or a module whose weights are replaced; or
+            "hf:FOLDER", if the folder of the run's model has moved.
 
     Raises:
         UserError: one sentence: a checkpoint that does not exist, is damaged or was written by another program, a
