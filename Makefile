@@ -61,7 +61,7 @@ install: $(INSTALLED)
 $(INSTALLED): $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH) numpy 'setuptools>=77' wheel ninja pybind11
-	$(BIN)/python -c 'import torch; print(f"torch=={torch.__version__}")' >.venv/torch.txt
+	$(BIN)/python -c 'from importlib.metadata import version; print("torch==" + version("torch"))' >.venv/torch.txt
 	$(BIN)/pip install --disable-pip-version-check --no-build-isolation --constraint .venv/torch.txt \
 	  --editable '.[train,eval,dev]' --verbose >.venv/install.log 2>&1 || { tail -n 40 .venv/install.log; exit 1; }
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps torchattacks==3.5.1  # its pins would replace torch
