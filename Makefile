@@ -69,13 +69,19 @@ format: install
 
 install: $(INSTALLED)
 
-# Without build isolation, so that the extension is built for the torch that runs it.
+# Without build isolation, so that the extension is built for the torch that runs it. The constraint keeps that torch.
+# timm needs torchvision, which is built for one torch. Beside another one, transformers would not work either.
 $(INSTALLED): $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH) numpy 'setuptools>=77' wheel ninja pybind11
-	$(BIN)/pip install --disable-pip-version-check --no-build-isolation --editable '.[train,eval,dev,docs]' --verbose \
-	  >.venv/install.log 2>&1 || { tail -n 40 .venv/install.log; exit 1; }
+	$(BIN)/python -c 'from importlib.metadata import version; print("torch==" + version("torch"))' >.venv/torch.txt
+	$(BIN)/pip install --disable-pip-version-check --no-build-isolation --constraint .venv/torch.txt \
+	  --editable '.[train,eval,dev,docs]' --verbose >.venv/install.log 2>&1 || { tail -n 40 .venv/install.log; exit 1; }
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps torchattacks==3.5.1  # its pins would replace torch
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint .venv/torch.txt timm torchvision && \
+	  $(BIN)/python -c 'import torchvision' 2>.venv/torchvision.log || \
+	  { echo 'timm and torchvision are left out, since there is no torchvision for this torch'; \
+	    $(BIN)/pip uninstall --quiet --yes timm torchvision; }
 	grep -A1 'rmcla_fast:' .venv/install.log | sort -u || true
 	rm -f .venv/installed-* && touch $@
 

@@ -19,7 +19,7 @@ from machine import describe_machine
 from torch import Tensor, nn
 
 import rmcla_fast
-from rmcla_fast import adversarial_example, recipes
+from rmcla_fast import adversarial_example, models, recipes
 from rmcla_fast.attacks import evaluate
 from rmcla_fast.data import ImageSet
 from rmcla_fast.training.checkpoint import Checkpoint, read
@@ -29,7 +29,7 @@ BATCH, IMAGES = 128, 2560
 
 def network(folder: Path, content: Checkpoint, weights: dict[str, Tensor]) -> nn.Module:
     name = content.config["model"]
-    model = rmcla_fast.load(folder, model=name if ":" in name else None)
+    model = rmcla_fast.load(folder, model=name if models.is_factory(name) else None)
     model.load_state_dict(weights)
     return model
 

@@ -27,7 +27,7 @@ from rich.progress import track
 from torch import nn
 
 import rmcla_fast
-from rmcla_fast import recipes
+from rmcla_fast import models, recipes
 from rmcla_fast.attacks import evaluate
 from rmcla_fast.epsilon import parse_epsilon
 from rmcla_fast.files import replacing
@@ -157,7 +157,7 @@ def run_job(options: argparse.Namespace, job: Job) -> None:
             if not attacks:
                 continue
             which = "best" if kind == "best" else "last"
-            network = rmcla_fast.load(folder, which=which, model=model if ":" in model else None)
+            network = rmcla_fast.load(folder, which=which, model=model if models.is_factory(model) else None)
             if kind == "weights":
                 network.load_state_dict(content.model)
             found = evaluate(

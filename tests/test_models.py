@@ -227,6 +227,8 @@ def test_resnet50_runs_or_says_what_to_install() -> None:
         (("small-cnn", 10, 1, (0.5,), (0.0,)), "std must be finite and positive; got [0.0]"),
         (("small-cnn", 10, 1, (float("nan"),)), "mean must be finite; got [nan]"),
         ((None, 10), "name must be a str; got NoneType"),
+        (("small-cnn", 10, 3, None, None, 8), "image_size must be a height and a width; got 8"),
+        (("small-cnn", 10, 3, None, None, (8,)), "image_size must be a height and a width; got (8,)"),
         (("math:pi", 10), "model 'math:pi' must be a function or a class; got float"),
         (("resnet50", 10, 3, ()), "mean must have 3 numbers, one per channel; got 0"),
         (("resnet50", 10, 1), "channels must be 3 for resnet50; got 1"),

@@ -16,7 +16,7 @@ import pytest
 import torch
 from run_cases import SMALL, small
 
-from rmcla_fast import data
+from rmcla_fast import data, load
 from rmcla_fast.data import DATASETS
 from rmcla_fast.errors import UserError
 from rmcla_fast.options import check
@@ -199,7 +199,17 @@ def raises_in_training(num_classes: int) -> torch.nn.Module:
 
 
 def lazy(num_classes: int) -> torch.nn.Module:
-    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(num_classes))
+    layers = [
+        torch.nn.LazyConv2d(4, 3),
+        torch.nn.LazyBatchNorm2d(),
+        torch.nn.Flatten(),
+        torch.nn.LazyLinear(num_classes),
+    ]
+    return torch.nn.Sequential(*layers)
+
+
+def lazy_for_others(num_classes: int) -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.LazyConv2d(4, 11), torch.nn.Flatten(), torch.nn.LazyLinear(num_classes))
 
 
 def with_batch_norm(num_classes: int) -> torch.nn.Module:
@@ -229,7 +239,7 @@ def larger_images(num_classes: int, channels: int) -> torch.nn.Module:
         ("answers_a_tuple_in_training", "cannot be trained on a batch of 2 images .*: .* got a tuple of 2"),
         ("cuts_the_gradient", "cannot be trained on a batch of 2 images .*: the gradient .* cannot reach the images"),
         ("raises_in_training", "cannot be trained on a batch of 2 images .*: KeyError$|: 'no such key'$"),
-        ("lazy", "cannot take images .*: model must have weights; 1.weight is not initialised"),
+        ("lazy_for_others", r"cannot take images of shape \(1, 1, 8, 8\): "),
     ],
 )
 def test_a_model_that_does_not_fit_the_data_is_refused_before_anything_is_written(
@@ -254,6 +264,12 @@ def test_batch_norm_and_a_batch_of_one_are_refused_before_anything_is_written(
     with pytest.raises(UserError, match=r"cannot be trained on a batch of 1 images .*more than 1 value per channel"):
         train(config)
     assert not (tmp_path / "run").exists()
+
+
+def test_lazy_modules_are_initialised_by_an_image(tmp_path: Path) -> None:
+    train(small(tmp_path / "run", model=f"{__name__}:lazy", images_per_class=5, batch_size=16, epochs=1))
+    loaded = load(tmp_path / "run", model=f"{__name__}:lazy")
+    assert loaded(torch.rand(2, 1, 8, 8)).shape == (2, 10)
 
 
 def test_the_rehearsal_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

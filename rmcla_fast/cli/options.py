@@ -40,7 +40,10 @@ Epsilon = Annotated[
 ]
 Json = Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the results to this file.")]
 DataDir = Annotated[str | None, typer.Option(help="Folder of the data set.", show_default="where the run found it")]
-Model = Annotated[str | None, typer.Option(help="pkg.mod:factory, if the run was trained with a factory.")]
+Model = Annotated[
+    str | None,
+    typer.Option(help="pkg.mod:factory, if the run was trained with a factory, or hf:FOLDER, if its folder has moved."),
+]
 Which = Annotated[str, typer.Option(help="Checkpoint: last or best.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1.", show_default="a GPU if there is one")]
 Images = Annotated[

@@ -15,6 +15,8 @@ from rmcla_fast import data
 from rmcla_fast.data import DataSplits
 from rmcla_fast.data.splits import ImageSet, require_classes
 from rmcla_fast.errors import UserError
+from rmcla_fast.models import is_factory
+from rmcla_fast.models.libraries import settled
 from rmcla_fast.text import shell_word
 from rmcla_fast.training import checkpoint
 from rmcla_fast.training.build import choose_device
@@ -185,11 +187,13 @@ def open_run(
 
 
 def own_factory(recorded: str, named: Sequence[str]) -> str | None:
-    """Return the factory among `named` for a run that recorded this model: the same one, or else the only one.
+    """Return the model among `named` for a run that recorded this model: the same one, or else the only one.
 
-    Return None if the run's model is not from a factory, or if several are named and none of them is the run's.
+    Return None if the run's model is neither from a factory nor in a folder, which may have moved, or if several are
+    named and none of them is the run's.
     """
-    if ":" not in recorded or not named:
+    named = [settled(name) for name in named]
+    if not named or not (is_factory(recorded) or recorded.startswith("hf:")):
         return None
     return recorded if recorded in named else named[0] if len(named) == 1 else None
 

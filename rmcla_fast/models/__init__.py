@@ -1,17 +1,20 @@
-"""Networks by name: `create("preact-resnet18", num_classes=10)`. They map images in [0, 1] to logits."""
+"""Networks by name: `create("preact-resnet18", num_classes=10)`. They map images in [0, 1] to logits.
+
+A name may also be that of a network of timm, transformers or torchvision, or of a function of your own.
+"""
 
 from __future__ import annotations
 
 import difflib
 import functools
-import importlib
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from rmcla_fast.models import factory, libraries
+from rmcla_fast.models.library import Images, Pretrained
 from rmcla_fast.models.normalize import Normalize
 from rmcla_fast.models.preact_resnet import PreActResNet18
 from rmcla_fast.models.resnet18 import ResNet18
@@ -19,7 +22,16 @@ from rmcla_fast.models.resnet50 import resnet50
 from rmcla_fast.models.small_cnn import SmallCNN
 from rmcla_fast.models.wide_resnet import WideResNet
 
-__all__ = ["Normalize", "PreActResNet18", "ResNet18", "SmallCNN", "WideResNet", "create", "names", "resnet50"]
+__all__ = [
+    "Normalize",
+    "PreActResNet18",
+    "ResNet18",
+    "SmallCNN",
+    "WideResNet",
+    "create",
+    "names",
+    "resnet50",
+]
 
 
 def _wide_resnet_28(num_classes: int, channels: int, **normalization: Any) -> nn.Module:
@@ -43,8 +55,16 @@ _MODELS: dict[str, Callable[..., nn.Module]] = {
 
 
 def names() -> tuple[str, ...]:
-    """Return the names that `create` knows, in addition to "package.module:factory"."""
+    """Return the names of the networks of this package, which `create` knows in addition to those with a colon."""
     return tuple(_MODELS)
+
+
+def is_factory(name: str) -> bool:
+    """Return whether the name stands for code of the user, "package.module:factory".
+
+    A run that was trained with it must get the name again, since a checkpoint never decides what code is imported.
+    """
+    return ":" in name and not libraries.of_library(name)
 
 
 def create(
@@ -53,21 +73,27 @@ def create(
     channels: int = 3,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    image_size: tuple[int, int] | None = None,
 ) -> nn.Module:
     """Return a new, randomly initialised network.
 
     Args:
-        name: one of `names()`, or "package.module:factory" for your own. Your factory is called with those of
-            num_classes, channels, mean and std that it has as parameters. It returns a module that maps images in
-            [0, 1] to logits.
+        name: one of `names()`; "timm:NAME", "hf:NAME" (a folder, or a name in the cache of Hugging Face) or
+            "torchvision:NAME"; or "package.module:factory" for your own. Your factory is called with those of
+            num_classes, channels, mean and std that it has as parameters, and with num_classes if it ends in **kwargs.
+            It returns a module that maps images in [0, 1] to logits.
         num_classes: the number of logits per image; at least 2.
         channels: the number of channels of an image.
         mean, std: one number per channel, in the unit of [0, 1] images. The network computes (images - mean) / std, and
-            keeps both in its state_dict. None means 0.5 and 0.5 (for resnet50, the statistics of ImageNet).
+            keeps both in its state_dict. None means 0.5 and 0.5 (for resnet50, the statistics of ImageNet; for a
+            network of a library, those of its configuration if they have a number for each channel).
+        image_size: the height and width of the images, for a network of timm or transformers that is made for images
+            of one size, such as a vision transformer. None leaves the size to the library.
 
     Raises:
         TypeError, ValueError: an unknown name (the message suggests a similar one), a bad number, a factory that is
-            missing or does not return a module.
+            missing, needs other arguments, raises an error or does not return a module, or a network that the library
+            cannot make.
         ImportError: the package of a network is not installed (the message has the install command).
     """
     for field, value, least in (("num_classes", num_classes, 2), ("channels", channels, 1)):
@@ -77,33 +103,37 @@ def create(
             raise ValueError(f"{field} must be at least {least}; got {value}")
     if not isinstance(name, str):
         raise TypeError(f"name must be a str; got {type(name).__name__}")
+    sizes = image_size if isinstance(image_size, (tuple, list)) else ()
+    if image_size is not None and not (len(sizes) == 2 and all(isinstance(one, int) and one > 0 for one in sizes)):
+        raise ValueError(f"image_size must be a height and a width; got {image_size}")
     arguments = {"num_classes": num_classes, "channels": channels, "mean": mean, "std": std}
+    if libraries.of_library(name):
+        return libraries.create(name, Images(num_classes, channels, image_size), mean, std)
     if ":" in name:
-        return _from_factory(name, arguments)
+        return factory.create(name, arguments)
     if name not in _MODELS:
         near = difflib.get_close_matches(name, _MODELS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(
-            f"no model is called {name!r}; {hint}there are {', '.join(_MODELS)}, and package.module:factory"
+            f"no model is called {name!r}; {hint}there are {', '.join(_MODELS)}, timm:NAME, hf:NAME, torchvision:NAME "
+            "and package.module:factory"
         )
     return _MODELS[name](**arguments)
 
 
-def _from_factory(name: str, arguments: dict[str, Any]) -> nn.Module:
-    module_name, _, function_name = name.partition(":")
-    try:
-        factory = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"model {name!r} cannot be found: {error}") from error
-    if not callable(factory):
-        raise TypeError(f"model {name!r} must be a function or a class; got {type(factory).__name__}")
-    taken = inspect.signature(factory).parameters
-    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
-        arguments = {field: value for field, value in arguments.items() if field in taken}
-    model = factory(**arguments)
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model {name!r} must return a torch.nn.Module; got {type(model).__name__}")
-    return model
+def pretrained(name: str, num_classes: int, channels: int = 3, image_size: tuple[int, int] | None = None) -> Pretrained:
+    """Return the weights that timm, transformers or torchvision has for a network, from the user's own cache.
+
+    The arguments are those of `create`. Nothing is loaded from the network.
+
+    Raises:
+        ValueError: the network is of no library, or its weights are not in the cache (the message has the command that
+            loads them).
+        ImportError: the library is not installed.
+    """
+    if not libraries.of_library(name):
+        raise ValueError(f"only timm:NAME, hf:NAME and torchvision:NAME have pretrained weights; got {name!r}")
+    return libraries.pretrained(name, Images(num_classes, channels, image_size))
 
 
 def weight_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

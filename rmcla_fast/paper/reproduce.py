@@ -7,6 +7,7 @@ Finished runs and known results are reused, a stopped run is resumed, and the ta
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,6 +22,7 @@ from rmcla_fast.evaluation.report import write_json, write_text
 from rmcla_fast.evaluation.results import evaluate_run
 from rmcla_fast.evaluation.run import Run, load_data, open_run
 from rmcla_fast.files import Busy, locked
+from rmcla_fast.models import is_factory
 from rmcla_fast.paper import fastat, fastat_report, published
 from rmcla_fast.paper.plan import FASTAT_TABLE, GRADIENT_TABLE, RECIPES_TABLE, Plan, ReproducedRow, attack_epsilon
 from rmcla_fast.paper.published import PublishedRow
@@ -105,7 +107,7 @@ def _reproduce(plan: Plan, markdown: Path, quiet: bool) -> tuple[Path, Path]:
 
 def _open(plan: Plan, folder: Path) -> Run:
     """Open the run: its last weights as in the paper, or its best ones as the benchmark takes them."""
-    named = plan.model if ":" in str(plan.model) else None
+    named = plan.model if plan.model is not None and is_factory(plan.model) else None
     which = "best" if plan.table == FASTAT_TABLE else "last"
     return open_run(folder, data_dir=plan.data_dir, model=named, which=which, device=plan.device)
 
@@ -185,7 +187,7 @@ def _train(plan: Plan, row: ReproducedRow, seed: int, quiet: bool) -> Path:
     config = row.config
     epsilon = format_epsilon(config.epsilon).replace("/", "of")
     parts = [plan.protocol] if plan.protocol else []
-    parts += [plan.data, config.model.replace(":", "."), row.source.recipe, f"eps{epsilon}", f"beta{config.beta:g}"]
+    parts += [plan.data, re.sub("[:/]", ".", config.model), row.source.recipe, f"eps{epsilon}", f"beta{config.beta:g}"]
     parts += [f"{config.images_per_class}perclass"] if config.images_per_class else []
     parts += [config.precision] if config.precision != "fp32" else []
     parts += [f"{config.epochs}epochs", f"seed{seed}"]

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin
 
 from rmcla_fast import models, recipes
 from rmcla_fast.data.imagenet import centers
 from rmcla_fast.data.splits import DataSplits, ImageSet, StreamedSet, hold_out
 from rmcla_fast.errors import UserError
+from rmcla_fast.models.weights import put_into
 from rmcla_fast.ops import dispatch
 from rmcla_fast.options import flag
 from rmcla_fast.precision import require_precision
@@ -23,14 +26,14 @@ from rmcla_fast.training.distributed import World
 from rmcla_fast.training.ema import ExponentialAverage
 from rmcla_fast.training.loader import Batches, ExtraShare, Loader, StreamedLoader, steps_in_epoch
 from rmcla_fast.training.monitor import Monitor
-from rmcla_fast.training.rehearsal import check_evaluation, check_training
+from rmcla_fast.training.rehearsal import check_evaluation, check_training, initialise
 from rmcla_fast.training.schedule import Schedule, build_optimizer
 from rmcla_fast.training.step import TrainStep
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of a run."""
+    """The parts of a run. `remarks` are sentences about the weights that it starts from."""
 
     device: torch.device
     recipe: Recipe
@@ -43,6 +46,7 @@ class Parts:
     monitor: Monitor | None
     warm_up_steps: int
     world: World
+    remarks: tuple[str, ...] = ()
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -74,12 +78,22 @@ def choose_recipe(config: ResolvedConfig) -> Recipe:
         raise UserError(str(error)) from error
 
 
-def build(config: ResolvedConfig, splits: DataSplits, device: torch.device, world: World) -> Parts:
+def build(
+    config: ResolvedConfig,
+    splits: DataSplits,
+    device: torch.device,
+    world: World,
+    weights: Mapping[str, Tensor] | None = None,
+) -> Parts:
     """Return the parts of a run at step 0. `config` is resolved.
+
+    `weights` is the state dict that the network starts from, if it does not start from random weights. With several
+    ranks, they all start from those of rank 0.
 
     Raises:
         UserError: one sentence: an unknown recipe or model, a precision that the device lacks, too few images, a
-            batch that cannot be cut into equal pieces, or no held-out images for `stop_on_overfitting`.
+            batch that cannot be cut into equal pieces, no held-out images for `stop_on_overfitting`, or weights that
+            do not fit.
     """
     recipe = choose_recipe(config)
     if config.cutmix and not recipe.takes_soft_labels:
@@ -100,12 +114,13 @@ def build(config: ResolvedConfig, splits: DataSplits, device: torch.device, worl
         raise UserError("--stop-on-overfitting needs images to watch, and none are held out; give --monitor-images")
     updates = steps_in_epoch(len(train), batch_size, world.size)
     torch.manual_seed(seed)
-    model = create_model(config.model, splits.num_classes, splits.train.shape[0]).to(device)
+    model = create_model(config.model, splits.num_classes, splits.train.shape).to(device)
     if device.type == "cuda":
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     check_evaluation(model, config.model, splits, device)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError(f"model {config.model} has nothing to train, since none of its weights requires a gradient")
+    remarks = [] if weights is None else _start_from(weights, model, config, splits.num_classes)
     schedule = Schedule(config.schedule, config.lr, config.epochs * updates)
     optimizer = build_optimizer(model, schedule.rate(0), config.momentum, config.weight_decay)
     try:
@@ -142,7 +157,9 @@ def build(config: ResolvedConfig, splits: DataSplits, device: torch.device, worl
         else None
     )
     warm_up_steps = config.epsilon_warmup * updates
-    return Parts(device, recipe, model, ema, optimizer, schedule, step, loader, monitor, warm_up_steps, world)
+    return Parts(
+        device, recipe, model, ema, optimizer, schedule, step, loader, monitor, warm_up_steps, world, tuple(remarks)
+    )
 
 
 def _extra_share(config: ResolvedConfig, splits: DataSplits) -> ExtraShare | None:
@@ -168,12 +185,38 @@ def _held_out(config: ResolvedConfig, splits: DataSplits) -> tuple[ImageSet | St
     return hold_out(splits.train, count, splits.num_classes, config.seed)
 
 
-def create_model(name: str, num_classes: int, channels: int) -> nn.Module:
-    """Return the network called `name`; raise UserError, with the known names, if there is none."""
+def create_model(name: str, num_classes: int, shape: tuple[int, int, int]) -> nn.Module:
+    """Return the network called `name` for images of a shape (C, H, W).
+
+    Raises:
+        UserError: there is none, with the known names, or it cannot be made.
+    """
+    channels, height, width = shape
     try:
-        return models.create(name, num_classes, channels)
+        model = models.create(name, num_classes, channels, image_size=(height, width))
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(str(error)) from error
+    if any(isinstance(one, UninitializedTensorMixin) for one in (*model.parameters(), *model.buffers())):
+        initialise(model, name, shape)
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        raise UserError(f"model {name} has weights without values, on the device meta; its factory must make values")
+    return model
+
+
+def _start_from(weights: Mapping[str, Tensor], model: nn.Module, config: ResolvedConfig, num_classes: int) -> list[str]:
+    """Put the weights of --init into the model, and return what there is to say about it.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    try:
+        remarks = put_into(model, weights, num_classes)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # torch raises all kinds of exceptions for what it cannot load
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"the weights of --init {config.init} do not fit the model {config.model}: {why}") from error
+    return [f"the run starts from the weights of --init {config.init}", *remarks]
 
 
 def computed_by(parts: Parts) -> dict[str, Any]:

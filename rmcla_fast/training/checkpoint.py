@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from rmcla_fast import sealed
 from rmcla_fast.errors import RunFailed, UserError
 from rmcla_fast.files import replacing
+from rmcla_fast.models import is_factory
 from rmcla_fast.options import AT_LEAST_1, NOT_NEGATIVE, fact, one_of
 from rmcla_fast.schema import Mismatch, read_as
 from rmcla_fast.training.build import create_model
@@ -171,7 +172,8 @@ def load(run_folder: str | Path, which: str = "last", model: str | nn.Module | N
         run_folder: the folder that `rmcla train` wrote.
         which: the "last" checkpoint, or the "best" one, with the highest PGD accuracy on the held-out images.
         model: needed only if the run's model came from a factory of your own, since a checkpoint never decides what
-            code is imported. It is "package.module:factory" again, or a module whose weights are replaced.
+            code is imported. It is "package.module:factory" again, or a module whose weights are replaced; or
+            "hf:FOLDER", if the folder of the run's model has moved.
 
     Raises:
         UserError: one sentence: a checkpoint that does not exist, is damaged or was written by another program, a
@@ -187,22 +189,28 @@ def checkpoint_path(run_folder: str | Path, which: str) -> Path:
     return Path(os.path.expanduser(run_folder)) / (LAST if which == "last" else BEST)
 
 
+def weights_of(opened: Opened) -> dict[str, Any]:
+    """Return the state dict of the trained model in a checkpoint, which is the average if the run kept one."""
+    content = opened.content
+    weights = opened.path.name == BEST and content.schedule.best_of == "weights"
+    return content.model if content.ema is None or weights else content.ema
+
+
 def network_of(opened: Opened, model: str | nn.Module | None = None) -> nn.Module:
     """Return the trained model in a checkpoint; see `load`."""
-    recorded, content = opened.record.options.model, opened.content
+    recorded = opened.record.options.model
     if isinstance(model, nn.Module):
         network, name = model, type(model).__name__
-    elif ":" in recorded and model is None:
+    elif is_factory(recorded) and model is None:
         raise UserError(
             f"the weights in {opened.path} belong to the factory {recorded}; name it again (model=, --model) to "
             "import it"
         )
     else:
         name, facts = model or recorded, opened.record.facts
-        network = create_model(name, facts.num_classes, facts.channels)
+        network = create_model(name, facts.num_classes, (facts.channels, *facts.image_size))
     try:
-        weights = opened.path.name == BEST and content.schedule.best_of == "weights"
-        network.load_state_dict(content.model if content.ema is None or weights else content.ema)
+        network.load_state_dict(weights_of(opened))
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # torch raises all kinds of exceptions for what it cannot load

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 from rmcla_fast.data import DATASETS
 from rmcla_fast.epsilon import parse_epsilon
 from rmcla_fast.errors import UserError
+from rmcla_fast.models import libraries
 from rmcla_fast.options import (
     AT_LEAST_1,
     BELOW_1,
@@ -52,6 +54,8 @@ FREE_ON_RESUME = frozenset(
 )
 
 EXTRA_FRACTION = 0.7  # as in Rebuffi et al. (2021), Gowal et al. (2021) and Wang et al. (2023)
+PRETRAINED = "pretrained"  # the value of `init` that stands for the weights of the model's library
+SHA256 = Rule(lambda value: bool(re.fullmatch("[0-9a-f]{64}", value)), "64 hexadecimal digits")
 
 Value = TypeVar("Value")
 
@@ -102,12 +106,23 @@ class TrainConfig:
     )
     model: str | None = setting(
         "small-cnn, resnet18, resnet18-silu, preact-resnet18, preact-resnet18-silu, "
-        "wrn-28-10, wrn-34-10, resnet50, or package.module:factory",
+        "wrn-28-10, wrn-34-10, resnet50, timm:NAME, hf:NAME-OR-FOLDER, torchvision:NAME, or package.module:factory",
         "wrn-28-10",
         digits="small-cnn",
         folder="preact-resnet18",
         imagenet="resnet50",
         tiny_imagenet="preact-resnet18",
+    )
+    init: str | Path | None = option(
+        "weights to start from: a file (safetensors, or a state dict), a run folder, or pretrained for those that the "
+        "library of the model has put into your cache",
+        None,
+        shown="random weights",
+    )
+    init_sha256: str | None = option(
+        "SHA-256 that these weights must have; config.json records it, so that a repeat notices other weights",
+        None,
+        SHA256,
     )
     recipe: str | None = setting("training method; `rmcla recipes` lists them", "r-mc-la")
     epsilon: float | str | None = setting(
@@ -218,6 +233,7 @@ class ResolvedConfig(TrainConfig):
     extra_fraction: float | None
     protocol: str | None
     model: str
+    init: str | None
     recipe: str
     epsilon: float
     beta: float
@@ -272,8 +288,10 @@ def resolve(config: TrainConfig) -> ResolvedConfig:
         raise UserError(f"unknown data set {shortened(config.data)}; one of: {', '.join(DATASETS)}")
     check(config)
     filled = DEFAULTS[config.data] | protocol_settings(config.protocol, config.data) | _given(config)
-    filled["epsilon"] = parse_epsilon(filled["epsilon"])
+    filled = _settled(filled)
     filled["out"] = str(filled.get("out", f"runs/{config.data}-{filled['recipe']}"))
+    if config.init_sha256 is not None and config.init is None:
+        raise UserError("--init-sha256 needs the weights that it belongs to; give --init")
     if config.extra_data is not None:
         filled.setdefault("extra_fraction", EXTRA_FRACTION)
         extra_in_batch(filled["batch_size"], filled["extra_fraction"])
@@ -281,13 +299,23 @@ def resolve(config: TrainConfig) -> ResolvedConfig:
         raise UserError(f"--extra-fraction {config.extra_fraction} needs images to draw; give --extra-data")
     if config.extra_data is not None and config.data == "imagenet":
         raise UserError("--extra-data cannot be used with --data imagenet, whose images are decoded batch by batch")
-    places = {name: _absolute(getattr(config, name)) for name in ("data_dir", "extra_data")}
-    return ResolvedConfig(**(filled | places))
+    return ResolvedConfig(**filled)
 
 
-def _absolute(path: str | Path | None) -> str | None:
-    """Return an absolute path, since the run may be resumed and evaluated from another working folder."""
-    return None if path is None else str(Path(os.path.expanduser(path)).absolute())
+def _settled(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the options with epsilon as a number, and with absolute paths.
+
+    The run may be resumed and evaluated from another working folder.
+    """
+    settled = dict(given)
+    if "epsilon" in given:
+        settled["epsilon"] = parse_epsilon(given["epsilon"])
+    if "model" in given:
+        settled["model"] = libraries.settled(given["model"])
+    for name in ("data_dir", "extra_data", "init"):
+        if name in given and given[name] != PRETRAINED:
+            settled[name] = str(Path(os.path.expanduser(given[name])).absolute())
+    return settled
 
 
 def extra_in_batch(batch_size: int, fraction: float) -> int:
@@ -316,9 +344,8 @@ def resumed(asked: TrainConfig, recorded: ResolvedConfig) -> TrainConfig:
     Raises:
         UserError: an option was given that differs from the recorded one and would change the weights.
     """
-    given = _given(asked)
-    if "epsilon" in given:
-        given["epsilon"] = parse_epsilon(given["epsilon"])
+    check(asked)
+    given = _settled(_given(asked))
     for name, value in given.items():
         before = getattr(recorded, name)
         if name not in FREE_ON_RESUME and value != before:

@@ -17,6 +17,7 @@ from rmcla_fast import data as datasets
 from rmcla_fast.data.extra import require_same
 from rmcla_fast.data.splits import DataSplits, require_classes
 from rmcla_fast.errors import Interrupted, NotFinite, RunFailed, UserError, need
+from rmcla_fast.models import is_factory
 from rmcla_fast.pictures import import_matplotlib
 from rmcla_fast.text import shell_word
 from rmcla_fast.training import checkpoint
@@ -24,6 +25,7 @@ from rmcla_fast.training.build import Parts, build, choose_device, choose_recipe
 from rmcla_fast.training.config import ResolvedConfig, TrainConfig
 from rmcla_fast.training.distributed import World, is_main_process, joined, local_device
 from rmcla_fast.training.failures import reported
+from rmcla_fast.training.initial_weights import initial_weights
 from rmcla_fast.training.interrupt import StopRequest
 from rmcla_fast.training.monitor import Accuracies
 from rmcla_fast.training.plots import draw_curves
@@ -72,7 +74,7 @@ def _train(folder: Path, asked: TrainConfig, quiet: bool) -> None:
         if not drawn.exists() or drawn.stat().st_mtime_ns < last.stat().st_mtime_ns:  # killed before they were drawn
             draw_curves(folder)
         return
-    if ":" in config.model and named is None:
+    if is_factory(config.model) and named is None:
         raise UserError(f"{folder} was started with the factory {config.model}; name it again (--model) to import it")
     if config.deterministic:
         choose_cublas_workspace(config.device)
@@ -88,7 +90,13 @@ def _train(folder: Path, asked: TrainConfig, quiet: bool) -> None:
             need(module, "train", "a run")
         choose_recipe(config)
         splits = _load(config, world, quiet)
-        run = _Run(config, splits, build(config, splits, device, world), folder, opened, quiet or not world.is_main)
+        weights = None
+        if config.init is not None and opened is None:
+            weights, sha256 = initial_weights(config, splits)
+            config = dataclasses.replace(config, init_sha256=sha256)
+        parts = build(config, splits, device, world, weights)
+        del weights  # they would take memory during the whole run
+        run = _Run(config, splits, parts, folder, opened, quiet or not world.is_main)
         world.wait()  # every rank has looked at the folder before rank 0 writes into it
         run.train(save_first=from_best)
 
@@ -169,7 +177,7 @@ class _Run:
             self.display.say(
                 f"training {config.model} with {config.recipe} on {parts.device}{more}; writing {self.folder}"
             )
-            for remark in remarks(config, self.total_steps, self.record.facts.train_images):
+            for remark in (*parts.remarks, *remarks(config, self.total_steps, self.record.facts.train_images)):
                 self.display.say(remark)
         while self.at.epoch < config.epochs:
             self._epoch(stop)
@@ -212,7 +220,7 @@ class _Run:
 
     def _interrupted(self, stop: StopRequest) -> None:
         number = stop.signal or signal.SIGINT  # the signal may have reached only another rank
-        factory = f" --model {shell_word(self.config.model)}" if ":" in self.config.model else ""
+        factory = f" --model {shell_word(self.config.model)}" if is_factory(self.config.model) else ""
         ranks = self.parts.world.size
         command = "rmcla train" if ranks == 1 else f"torchrun --nproc-per-node {ranks} -m rmcla_fast.cli train"
         raise Interrupted(

@@ -16,6 +16,15 @@ from rmcla_fast.training.step import TrainStep
 from rmcla_fast.training.torch_settings import not_deterministic
 
 
+@torch.no_grad()
+def initialise(model: nn.Module, name: str, shape: tuple[int, int, int]) -> None:
+    """Run a model with lazy modules on one image of a shape (C, H, W), so that they make their weights."""
+    image = torch.zeros(1, *shape, dtype=torch.float32)
+    with _as_user_error(name, f"take images of shape {tuple(image.shape)}"):
+        model.eval()(image)
+    model.train()
+
+
 def check_evaluation(model: nn.Module, name: str, splits: DataSplits, device: torch.device) -> None:
     """Raise UserError if the model cannot be evaluated on an image, or has another number of classes than the data."""
     image = torch.zeros(1, *splits.train.shape, dtype=torch.float32, device=device)

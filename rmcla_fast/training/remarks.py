@@ -38,6 +38,8 @@ def mixed_in(config: ResolvedConfig, extra: int) -> str:
 def remarks(config: ResolvedConfig, total_steps: int, train_images: int) -> list[str]:
     """Return the sentences that a run of `total_steps` updates says, on a data set with so many training images."""
     found = against_protocol(config)
+    if config.protocol and config.init:
+        found.append(f"--protocol {config.protocol} trains from random weights; the run starts from --init")
     held_out = held_out_images(config, train_images)
     if held_out < config.monitor_images:
         found.append(
