@@ -78,8 +78,8 @@ $(INSTALLED): $(SOURCES)
 	$(BIN)/pip install --disable-pip-version-check --no-build-isolation --constraint .venv/torch.txt \
 	  --editable '.[train,eval,dev,docs]' --verbose >.venv/install.log 2>&1 || { tail -n 40 .venv/install.log; exit 1; }
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps torchattacks==3.5.1  # its pins would replace torch
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint .venv/torch.txt timm torchvision && \
-	  $(BIN)/python -c 'import torchvision' 2>.venv/torchvision.log || \
+	{ $(BIN)/pip install --disable-pip-version-check --constraint .venv/torch.txt timm torchvision && \
+	  $(BIN)/python -c 'import torchvision'; } >.venv/torchvision.log 2>&1 || \
 	  { echo 'timm and torchvision are left out, since there is no torchvision for this torch'; \
 	    $(BIN)/pip uninstall --quiet --yes timm torchvision; }
 	grep -A1 'rmcla_fast:' .venv/install.log | sort -u || true
