@@ -27,8 +27,8 @@ from rmcla_fast import models, sealed
 from rmcla_fast.data import cache
 from rmcla_fast.files import replacing
 from rmcla_fast.training import TrainConfig, checkpoint
-from rmcla_fast.training.config import resolve
 from rmcla_fast.training.record import Facts, RunRecord
+from rmcla_fast.training.resolve import resolve
 
 NETWORKS = ("small-cnn", "preact-resnet18", "wrn-28-10")
 CACHES = {"digits": (1437, 1, 8, 8), "cifar10": (50_000, 3, 32, 32), "imagenet, 5,000 images": (5000, 3, 224, 224)}

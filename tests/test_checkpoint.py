@@ -18,8 +18,8 @@ from rmcla_fast import models, sealed
 from rmcla_fast.errors import RunFailed, UserError
 from rmcla_fast.files import replacing
 from rmcla_fast.training import TrainConfig, checkpoint
-from rmcla_fast.training.config import resolve
 from rmcla_fast.training.record import Facts, RunRecord
+from rmcla_fast.training.resolve import resolve
 
 
 def state(model: nn.Module, name: str = "small-cnn", ema: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from rmcla_fast.data import ImageSet
 from rmcla_fast.data.cache import CACHE
 from rmcla_fast.errors import UserError
 from rmcla_fast.training import TrainConfig
-from rmcla_fast.training.config import resolve
+from rmcla_fast.training.resolve import resolve
 
 Image = pytest.importorskip("PIL.Image", reason="pip install 'rmcla-fast[train]'")
 

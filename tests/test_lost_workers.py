@@ -19,8 +19,8 @@ from torch import nn
 from rmcla_fast.data import imagenet
 from rmcla_fast.errors import OutOfMemory, RunFailed, UserError
 from rmcla_fast.training import TrainConfig, checkpoint, train
-from rmcla_fast.training.config import resolve
 from rmcla_fast.training.failures import not_started, reported
+from rmcla_fast.training.resolve import resolve
 
 Image = pytest.importorskip("PIL.Image")
 MODEL = f"{__name__}:linear"

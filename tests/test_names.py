@@ -27,8 +27,8 @@ from rmcla_fast.evaluation.progress import Bars
 from rmcla_fast.evaluation.run import Run
 from rmcla_fast.text import markdown, markdown_code, printable, shell_word
 from rmcla_fast.training import TrainConfig, train
-from rmcla_fast.training.config import resolve
 from rmcla_fast.training.record import Facts, RunRecord
+from rmcla_fast.training.resolve import resolve
 
 for package in ("typer", "matplotlib", "PIL.Image", "tensorboard"):
     pytest.importorskip(package, reason="pip install 'rmcla-fast[train]'")

@@ -10,7 +10,7 @@ import pytest
 from run_cases import ROOT
 
 from rmcla_fast.training import TrainConfig
-from rmcla_fast.training.config import resolve
+from rmcla_fast.training.resolve import resolve
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import gpu_report

@@ -13,8 +13,8 @@ from torch import nn
 
 from rmcla_fast.errors import UserError
 from rmcla_fast.training import TrainConfig, train
-from rmcla_fast.training.config import resolve
 from rmcla_fast.training.remarks import remarks
+from rmcla_fast.training.resolve import resolve
 from rmcla_fast.training.schedule import Schedule
 
 

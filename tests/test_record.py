@@ -16,8 +16,8 @@ from rmcla_fast.errors import UserError
 from rmcla_fast.options import PERCENT, fact
 from rmcla_fast.schema import Mismatch, read_as
 from rmcla_fast.training import TrainConfig, train
-from rmcla_fast.training.config import resolve
 from rmcla_fast.training.record import Facts, RunRecord, parse_record, read_config
+from rmcla_fast.training.resolve import resolve
 
 
 def record() -> RunRecord:

@@ -22,8 +22,8 @@ from rmcla_fast.errors import UserError
 from rmcla_fast.options import check
 from rmcla_fast.training import TrainConfig, checkpoint, train
 from rmcla_fast.training.build import build, choose_device
-from rmcla_fast.training.config import resolve, resumed
 from rmcla_fast.training.distributed import World
+from rmcla_fast.training.resolve import resolve, resumed
 
 
 @pytest.mark.parametrize(

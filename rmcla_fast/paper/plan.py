@@ -15,7 +15,8 @@ from rmcla_fast.paper import published
 from rmcla_fast.paper.published import PublishedRow
 from rmcla_fast.precision import PRECISIONS
 from rmcla_fast.training import TrainConfig
-from rmcla_fast.training.config import ResolvedConfig, resolve
+from rmcla_fast.training.config import ResolvedConfig
+from rmcla_fast.training.resolve import resolve
 
 GRADIENT_TABLE = "table4"
 RECIPES_TABLE = "recipes"

@@ -28,9 +28,9 @@ from rmcla_fast.paper.plan import FASTAT_TABLE, GRADIENT_TABLE, RECIPES_TABLE, P
 from rmcla_fast.paper.published import PublishedRow
 from rmcla_fast.paper.report import as_json, as_markdown
 from rmcla_fast.training import TrainConfig, train
-from rmcla_fast.training.config import resolve
 from rmcla_fast.training.metrics import METRICS, read_metrics
 from rmcla_fast.training.remarks import remarks
+from rmcla_fast.training.resolve import resolve
 
 CIFAR10_IMAGES_PER_CLASS = 5000
 RECIPES = (

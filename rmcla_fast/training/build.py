@@ -20,13 +20,14 @@ from rmcla_fast.ops import dispatch
 from rmcla_fast.options import flag
 from rmcla_fast.precision import require_precision
 from rmcla_fast.recipes import Recipe
-from rmcla_fast.training.config import ResolvedConfig, extra_in_batch
+from rmcla_fast.training.config import ResolvedConfig
 from rmcla_fast.training.cutmix import CutMix
 from rmcla_fast.training.distributed import World
 from rmcla_fast.training.ema import ExponentialAverage
 from rmcla_fast.training.loader import Batches, ExtraShare, Loader, StreamedLoader, steps_in_epoch
 from rmcla_fast.training.monitor import Monitor
 from rmcla_fast.training.rehearsal import check_evaluation, check_training, initialise
+from rmcla_fast.training.resolve import extra_in_batch
 from rmcla_fast.training.schedule import Schedule, build_optimizer
 from rmcla_fast.training.step import TrainStep
 

@@ -17,7 +17,8 @@ from rmcla_fast.epsilon import format_epsilon
 from rmcla_fast.errors import UserError
 from rmcla_fast.options import AT_LEAST_1, NOT_NEGATIVE, Rule, fact
 from rmcla_fast.schema import Mismatch, read_as
-from rmcla_fast.training.config import ResolvedConfig, TrainConfig, resolve
+from rmcla_fast.training.config import ResolvedConfig, TrainConfig
+from rmcla_fast.training.resolve import resolve
 
 CONFIG = "config.json"
 OPTIONS = tuple(field.name for field in dataclasses.fields(TrainConfig))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from rmcla_fast.epsilon import parse_epsilon
 from rmcla_fast.options import flag
 from rmcla_fast.training.build import held_out_images
-from rmcla_fast.training.config import ResolvedConfig, extra_in_batch
+from rmcla_fast.training.config import ResolvedConfig
 from rmcla_fast.training.protocol import protocol_settings
+from rmcla_fast.training.resolve import extra_in_batch
 
 
 def against_protocol(config: ResolvedConfig) -> list[str]:

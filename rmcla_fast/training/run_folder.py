@@ -14,9 +14,10 @@ from rmcla_fast.errors import RunFailed, UserError, need
 from rmcla_fast.files import Busy, is_left_behind, locked, remove_left_behind, replacing
 from rmcla_fast.text import utf8_path
 from rmcla_fast.training import checkpoint
-from rmcla_fast.training.config import ResolvedConfig, TrainConfig, resolve, resumed
+from rmcla_fast.training.config import ResolvedConfig, TrainConfig
 from rmcla_fast.training.metrics import METRICS, as_line, cut
 from rmcla_fast.training.record import CONFIG, RunRecord, read_config
+from rmcla_fast.training.resolve import resolve, resumed
 
 CURVES, LOCK = "curves.png", ".lock"
 
