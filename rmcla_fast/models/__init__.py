@@ -80,7 +80,7 @@ def create(
     Args:
         name: one of `names()`; "timm:NAME", "hf:NAME" (a folder, or a name in the cache of Hugging Face) or
             "torchvision:NAME"; or "package.module:factory" for your own. Your factory is called with those of
-            num_classes, channels, mean and std that it has as parameters, and with num_classes if it ends in **kwargs.
+            num_classes, channels, mean and std that it has as parameters. With `**kwargs` it also gets num_classes.
             It returns a module that maps images in [0, 1] to logits.
         num_classes: the number of logits per image; at least 2.
         channels: the number of channels of an image.
