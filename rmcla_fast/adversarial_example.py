@@ -106,7 +106,7 @@ def attack(
     """
     targets, soft_labels = (labels.argmax(1), labels) if labels.is_floating_point() else (labels, None)
     if recipe.steps == 0:
-        return AdversarialExample(to_unit(images).detach(), soft_labels, targets)
+        return AdversarialExample(to_unit(images).detach().clamp(0, 1), soft_labels, targets)
     rule: dict[str, Any] = {name: getattr(recipe, name) for name in ("beta", "gamma", "top_k", "label_scheme")}
     if recipe.clean_forward:
         with torch.no_grad():

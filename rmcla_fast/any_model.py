@@ -22,8 +22,11 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _checked_owners: weakref.WeakSet[object] = weakref.WeakSet()  # whose first images on a GPU were looked at
 
 
-def check_model(model: object) -> None:
-    """Raise TypeError unless the model is an `nn.Module`, and ValueError if its weights hold no numbers yet."""
+def check_model(model: object, *, trained: bool = False) -> None:
+    """Raise TypeError unless the model is an `nn.Module`, and ValueError if its weights hold no numbers yet.
+
+    If it is to be `trained`, its weights must also be made outside of `torch.inference_mode`.
+    """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
     for name, parameter in model.named_parameters():
@@ -31,6 +34,8 @@ def check_model(model: object) -> None:
             raise ValueError(f"model must have weights; {name} is not initialised before a first batch has run")
         if parameter.is_meta:
             raise ValueError(f"model must have weights; {name} is on the meta device, which holds no numbers")
+    if trained and any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
+        raise ValueError("model must be made outside of torch.inference_mode to be trained")
 
 
 def weight_dtype(model: nn.Module) -> torch.dtype | None:
@@ -71,6 +76,8 @@ def logits_of(answer: object, images: Tensor) -> Tensor:
     count = len(images)
     if not isinstance(answer, Tensor):
         raise TypeError(f"model must return logits of shape ({count}, C); got {_described(answer)}")
+    if answer.layout is not torch.strided:
+        raise TypeError(f"model must return logits in a dense tensor; got layout {answer.layout}")
     if not answer.is_floating_point():
         raise TypeError(f"model must return logits, which are floating-point numbers; got {answer.dtype}")
     if answer.dim() != 2 or answer.shape[0] != count:
@@ -120,13 +127,14 @@ def image_gradient(logits: Tensor, images: Tensor, direction: Tensor) -> Tensor:
 def check_pixels(images: Tensor) -> None:
     """Raise ValueError if float images lie outside [0, 1] by more than rounding; their values are read.
 
-    The bound is eight units in the last place, which an image that was normalised and put back stays within. NaN
-    passes, since operators and attacks give NaN or a misclassified image for it.
+    An image that was normalised and put back stays within the bound: eight units in the last place of float32 and
+    float64, and two in 16 bits, where eight would be more than a usual epsilon. NaN passes, since operators and attacks
+    give NaN or a misclassified image for it.
     """
     if not images.numel() or not images.is_floating_point():
         return
     lowest, highest = (float(end) for end in torch.aminmax(images.detach()))
-    tolerance = 8 * torch.finfo(images.dtype).eps
+    tolerance = (8 if images.element_size() > 2 else 2) * torch.finfo(images.dtype).eps
     if lowest < -tolerance or highest > 1 + tolerance:
         raise ValueError(
             f"images must lie in [0, 1]; got values from {lowest:g} to {highest:g} (normalisation belongs inside the "

@@ -7,12 +7,13 @@ the paper. Comments at the entries name the source of each.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import re
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
+
+from rmcla_fast.text import did_you_mean
 
 TARGETS = ("mc", "ll", "random", "mosa", "mix", "untargeted", "margin")
 CHOICES = {
@@ -151,8 +152,7 @@ def get(name: str) -> Recipe:
     """
     name, *changes = str(name).split(",")
     if name not in _RECIPES:
-        near = difflib.get_close_matches(name, _RECIPES, n=3)
-        hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+        hint = did_you_mean(name, _RECIPES, most=3)
         raise ValueError(f"no recipe is called {name[:60]!r}; {hint}there are {', '.join(_RECIPES)}")
     if not changes:
         return _RECIPES[name]
@@ -172,8 +172,7 @@ def _change(text: str) -> tuple[str, Any]:
     field, given, value = text.partition("=")
     kinds = {field.name: str(field.type) for field in dataclasses.fields(Recipe) if field.name != "name"}
     if field not in kinds or not given:
-        near = [] if field in kinds else difflib.get_close_matches(field, kinds, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = "" if field in kinds else did_you_mean(field, kinds)
         raise ValueError(
             f"a change of a recipe has the form FIELD=VALUE; got {text[:60]!r}; {hint}fields: {', '.join(kinds)}"
         )

@@ -5,15 +5,22 @@ Names are kept as they are, and so files are found. They are escaped where a lin
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rmcla_fast.errors import need
+
+
+def did_you_mean(name: str, known: Iterable[str], most: int = 1) -> str:
+    """Return "did you mean 'x'? " with the names nearest to an unknown one, in any case of letters; "" without one."""
+    near = difflib.get_close_matches(name.lower(), list(known), n=most)
+    return f"did you mean {' or '.join(map(repr, near))}? " if near else ""
 
 
 def printable(text: object, shown: Callable[[str], bool] = str.isprintable) -> str:

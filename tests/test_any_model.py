@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from rmcla_fast import adversarial_example, recipes
 from rmcla_fast.any_model import check_pixels_once
 from rmcla_fast.attacks import evaluate, gradient_norm, pgd
-from rmcla_fast.training import TrainStep
+from rmcla_fast.training import ExponentialAverage, TrainStep
 
 RECIPE = recipes.get("r-mc-la").replace(epsilon=0.1)
 RNG = torch.tensor([0, 0])
@@ -102,6 +102,7 @@ every_door = pytest.mark.parametrize("door", DOORS)
         (lambda _, z: z[:, :, None, None], r"\(8, 10, 1, 1\)"),
         (lambda _, z: z[:4], r"\(4, 10\)"),
         (lambda _, z: z[:, :1], "at least 2 classes"),
+        (lambda _, z: z.to_sparse(), "torch.sparse_coo"),
     ],
 )
 def test_an_answer_that_is_no_logits_is_said(door: str, answer: Callable[..., Any], words: str) -> None:
@@ -330,8 +331,10 @@ def test_inference_mode_changes_nothing(door: str, inside: bool) -> None:
 
 @pytest.mark.parametrize("door", ["standard", "r-mc-la", "trades"])
 def test_an_update_in_inference_mode_is_refused(door: str) -> None:
+    model, recipe = linear(), recipes.get(door)
+    step = TrainStep(model, torch.optim.SGD(model.parameters(), lr=0.1), recipe)
     with torch.inference_mode(), pytest.raises(ValueError, match=r"cannot be trained inside torch\.inference_mode"):
-        DOORS[door](linear(), *images_and_labels())
+        step(*images_and_labels())
 
 
 @every_door
@@ -352,13 +355,31 @@ def test_images_in_other_units_are_refused(door: str, change: Callable[[Tensor],
 def test_images_that_are_off_by_rounding_are_taken(door: str, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 2, (8, 1, 8, 8), generator=generator).to(dtype)
-    images += torch.where(images == 0, -2, 2) * torch.finfo(dtype).eps  # as if normalised and put back
+    units = 8 if dtype in (torch.float32, torch.float64) else 2
+    images += torch.where(images == 0, -units, units) * torch.finfo(dtype).eps  # as if normalised and put back
     assert images.min() < 0
     assert images.max() > 1
     found = torch.as_tensor(DOORS[door](linear(), images, images_and_labels()[1]))
     assert found.isfinite().all()
     if door in ("adversarial_example", "pgd"):
         assert 0 <= float(found.min()) <= float(found.max()) <= 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
+def test_images_beyond_rounding_are_refused(dtype: torch.dtype) -> None:
+    units = 10 if dtype in (torch.float32, torch.float64) else 4
+    images = torch.ones(2, 1, 8, 8, dtype=dtype) + units * torch.finfo(dtype).eps
+    with pytest.raises(ValueError, match="images must lie in"):
+        example(linear(), images, torch.arange(2))
+
+
+@pytest.mark.parametrize("recipe", ["standard", "n-fgsm", "trades", "r-mc-la+"])
+def test_adversarial_images_are_pixels_and_new_memory(recipe: str) -> None:
+    images, labels = images_and_labels()
+    images[0, 0, 0, :2] = torch.tensor([-3e-8, 1 + 2.4e-7])
+    found = adversarial_example(linear(), images, labels, recipes.get(recipe), rng=RNG).images
+    assert 0 <= float(found.min()) <= float(found.max()) <= 1
+    assert found.data_ptr() != images.data_ptr()
 
 
 def test_images_of_a_gpu_are_looked_at_once_for_each_owner(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -416,3 +437,52 @@ def test_a_step_with_nothing_to_train_is_refused() -> None:
         TrainStep(model, torch.optim.SGD(model.parameters(), lr=0.1), RECIPE)
     with pytest.raises(ValueError, match="optimizer must hold parameters of model"):
         TrainStep(linear(), torch.optim.SGD(linear().parameters(), lr=0.1), RECIPE)
+    unused = After()
+    unused.add_module("unused", nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="the loss depends on none of the weights that the optimizer holds"):
+        TrainStep(unused, torch.optim.SGD(unused.unused.parameters(), lr=0.1), RECIPE)(*images_and_labels())
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("bf16", torch.float64), ("bf16", torch.float16), ("fp16", torch.bfloat16)]
+)
+def test_weights_of_a_third_type_are_refused_in_16_bits(precision: str, dtype: torch.dtype) -> None:
+    model = linear().to(dtype)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
+    with pytest.raises(ValueError, match=f"^precision '{precision}' needs .*; the model's are {dtype}"):
+        TrainStep(model, optimizer, RECIPE, precision=precision)
+
+
+def test_a_model_that_was_made_in_inference_mode_cannot_be_trained() -> None:
+    with torch.inference_mode():
+        model = convolutional()
+    with torch.inference_mode(), pytest.raises(ValueError, match=r"made outside of torch\.inference_mode"):
+        TrainStep(linear(), torch.optim.SGD(linear().parameters(), lr=0.1), RECIPE)
+    for make in (one_update, lambda model, *_: ExponentialAverage(model, 0.9)):
+        with pytest.raises(ValueError, match=r"model must be made outside of torch\.inference_mode to be trained"):
+            make(model, *images_and_labels())
+
+
+def test_an_average_follows_buffers_that_the_first_forward_pass_makes() -> None:
+    model, (images, labels) = Observer(), images_and_labels()
+    model.register_buffer("filled", None)
+    model.register_forward_pre_hook(lambda module, inputs: setattr(module, "filled", inputs[0].detach().mean()))
+    ema = ExponentialAverage(model, 0.5)
+    step = TrainStep(model, torch.optim.SGD(model.parameters(), lr=0.1), RECIPE, ema=ema)
+    for _ in range(2):
+        step(images, labels)
+    average = dict(ema.module.named_buffers())
+    assert set(average) == set(dict(model.named_buffers())) == {"count", "hidden", "replaced", "filled", "late"}
+    assert average["filled"].isfinite()
+
+
+def test_an_average_of_16_bit_weights_is_refused() -> None:
+    with pytest.raises(ValueError, match="model must have float32 weights for an average"):
+        ExponentialAverage(linear().bfloat16(), 0.999)
+
+
+def test_an_average_does_not_lend_the_callers_images() -> None:
+    images, _ = images_and_labels()
+    before = images.clone()
+    ExponentialAverage(After(before=lambda _, x: x.sub_(0.5)), 0.9)(images)
+    assert torch.equal(images, before)

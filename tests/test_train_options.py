@@ -261,7 +261,7 @@ def test_batch_norm_and_a_batch_of_one_are_refused_before_anything_is_written(
     if not refused:
         train(config)
         return
-    with pytest.raises(UserError, match=r"cannot be trained on a batch of 1 images .*more than 1 value per channel"):
+    with pytest.raises(UserError, match=r"cannot be trained on a single image of .*more than 1 value per channel"):
         train(config)
     assert not (tmp_path / "run").exists()
 

@@ -25,7 +25,7 @@ from rmcla_fast.any_model import (
     weight_dtype,
 )
 from rmcla_fast.ops.tensors import finite_rows
-from rmcla_fast.precision import PRECISIONS, check_precision, require_precision
+from rmcla_fast.precision import PRECISIONS, check_weights, require_precision
 
 MISCLASSIFIED = -1
 """The predicted class if a logit is NaN or infinite; no label equals it."""
@@ -100,16 +100,11 @@ class CheckedModel(nn.Module):
         super().__init__()
         self.model = model
         self.num_classes = num_classes
-        self.precision = check_precision(precision)
         self._run = outside_inference_mode(model)
         self.dtype = weight_dtype(model)
+        self.precision = check_weights(precision, self.dtype)
         if precision != "fp32" and self.dtype is not None:
             require_precision(precision, next(model.parameters()).device)
-            if self.dtype not in (torch.float32, PRECISIONS[precision]):
-                raise ValueError(
-                    f"precision {precision!r} needs weights in float32 or {PRECISIONS[precision]}; the model's are "
-                    f"{self.dtype}, which precision 'fp32' uses as they are"
-                )
         self.training = getattr(model, "training", False)  # not by `train`, which an exported program refuses
 
     def device_for(self, images: Tensor) -> torch.device:

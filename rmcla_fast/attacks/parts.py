@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from rmcla_fast.attacks.checked_model import MISCLASSIFIED, CheckedModel, predic
 from rmcla_fast.attacks.fab import FAB
 from rmcla_fast.attacks.pgd import PGDAttack
 from rmcla_fast.attacks.pgd_settings import PGDSettings
+from rmcla_fast.attacks.pgd_step import pgd_direction
 from rmcla_fast.attacks.slots import Search
 from rmcla_fast.attacks.square import Square
 from rmcla_fast.attacks.third_party import EXTERNAL, Task
@@ -163,7 +165,12 @@ class Runner:
             return Finding(rows, found.right.cpu(), odd=found.unmoved.cpu())
         verdict = EXTERNAL[part.attack].run(Task(model, images, labels, self.epsilon, self.seed, report))
         distortion = None if verdict.distortion is None else verdict.distortion.cpu()
-        return Finding(rows, verdict.right.cpu(), distortion, library=verdict.library, notes=verdict.notes)
+        # The library does not say where it had no gradient to go by, so it is looked at here.
+        gradient = model.image_gradient(images, partial(pgd_direction, labels=labels))
+        stuck = verdict.right & (gradient == 0).flatten(1).all(1)
+        return Finding(
+            rows, verdict.right.cpu(), distortion, odd=stuck.cpu(), library=verdict.library, notes=verdict.notes
+        )
 
     def _clean(self, model: CheckedModel, batch: Batch) -> Finding:
         with torch.no_grad():

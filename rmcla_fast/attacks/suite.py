@@ -19,6 +19,7 @@ from rmcla_fast.attacks.parts import GRADIENT_ATTACKS, PART_TITLES, PASSES, SEVE
 from rmcla_fast.attacks.third_party import EXTERNAL, require, warnings_of_autoattack
 from rmcla_fast.attacks.verdicts import RIGHT, UNKNOWN, Part, Team, Verdicts
 from rmcla_fast.ops import checks
+from rmcla_fast.text import did_you_mean
 
 BATCH_SIZE = 256
 TITLES = {
@@ -121,7 +122,8 @@ def attack_names(attacks: str | Iterable[str]) -> list[str]:
     wanted = [name for name in (str(part).strip().lower() for part in parts) if name]
     for name in wanted:
         if name not in TITLES:
-            raise ValueError(f"attacks must be among {', '.join(ATTACKS)}; got {name!r}")
+            hint = did_you_mean(name, ATTACKS)
+            raise ValueError(f"attacks must be among {', '.join(ATTACKS)}; {hint}got {name!r}")
     if not wanted:
         raise ValueError(f"attacks must name at least one of {', '.join(ATTACKS)}; got none")
     return [name for name in ATTACKS if name in wanted]

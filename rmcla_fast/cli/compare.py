@@ -95,5 +95,8 @@ def command(
         comparison_table({one.name: one.results for one in found}, setting(radius, precision)),
         f"Accuracy on {count} test images. One standard error is at most {50 / count**0.5:.1f} points.",
         *(f"{one.name}: {one.verdict}." for one in found),
+        *dict.fromkeys(
+            f"{one.name}: {note}." for one in found for result in one.results.values() for note in result.notes
+        ),
         f"Pictures: {out / 'comparison.png'}, {out / 'details.png'}",
     )

@@ -13,6 +13,7 @@ from rmcla_fast.data.splits import DataSplits, check, per_class
 from rmcla_fast.data.standard import cifar, digits, svhn
 from rmcla_fast.data.tiny_imagenet import load_tiny_imagenet
 from rmcla_fast.errors import UserError
+from rmcla_fast.text import did_you_mean
 
 DATASETS = ("digits", "cifar10", "cifar100", "svhn", "imagenet", "tiny-imagenet", "folder")
 
@@ -59,7 +60,8 @@ def load(
         elif name == "tiny-imagenet":
             splits = load_tiny_imagenet(folder, skip_unreadable=skip_unreadable, progress=progress)
         else:
-            raise UserError(f"unknown data set {name!r}; one of: {', '.join(DATASETS)}")
+            hint = did_you_mean(name, DATASETS)
+            raise UserError(f"unknown data set {name!r}; {hint}one of: {', '.join(DATASETS)}")
     except OSError as error:
         raise UserError(f"{error.filename or folder} cannot be read: {error.strerror or error}") from error
     splits = check(name, splits)

@@ -21,6 +21,7 @@ from rmcla_fast.models.resnet18 import ResNet18
 from rmcla_fast.models.resnet50 import resnet50
 from rmcla_fast.models.small_cnn import SmallCNN
 from rmcla_fast.models.wide_resnet import WideResNet
+from rmcla_fast.text import did_you_mean
 
 __all__ = [
     "Normalize",
@@ -110,15 +111,24 @@ def create(
     if libraries.of_library(name):
         return libraries.create(name, Images(num_classes, channels, image_size), mean, std)
     if ":" in name:
-        return factory.create(name, arguments)
+        return _from_factory(name, arguments)
     if name not in _MODELS:
-        near = difflib.get_close_matches(name, _MODELS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = did_you_mean(name, _MODELS)
         raise ValueError(
             f"no model is called {name!r}; {hint}there are {', '.join(_MODELS)}, timm:NAME, hf:NAME, torchvision:NAME "
             "and package.module:factory"
         )
     return _MODELS[name](**arguments)
+
+
+def _from_factory(name: str, arguments: dict[str, Any]) -> nn.Module:
+    """Return what a factory makes. One that is not there may be the misspelt name of a library."""
+    try:
+        return factory.create(name, arguments)
+    except factory.NotFound as error:
+        prefix, _, rest = name.partition(":")
+        near = difflib.get_close_matches(prefix.lower(), libraries.LIBRARIES, n=1)
+        raise ValueError(f"{error}; did you mean {f'{near[0]}:{rest}'!r}?" if near else str(error)) from error
 
 
 def pretrained(name: str, num_classes: int, channels: int = 3, image_size: tuple[int, int] | None = None) -> Pretrained:

@@ -13,6 +13,10 @@ import torch
 from torch import nn
 
 
+class NotFound(ValueError):
+    """A factory whose module or function does not exist."""
+
+
 def create(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     """Return the module that a factory makes. It is called with those of the arguments that it has as parameters.
 
@@ -41,12 +45,14 @@ def create(name: str, arguments: Mapping[str, Any]) -> nn.Module:
 
 def _found(name: str) -> Callable[..., Any]:
     module_name, _, function_name = name.partition(":")
+    if not function_name:
+        raise ValueError(f"model {name!r} must have the name of a function or class after the colon")
     try:
         module = importlib.import_module(module_name)
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except (ImportError, ValueError) as error:
-        raise ValueError(f"model {name!r} cannot be found: {error}") from error
+        raise NotFound(f"model {name!r} cannot be found: {error}") from error
     except Exception as error:  # the module has a mistake, such as one of syntax
         raise ValueError(f"model {name!r} cannot be imported: {module_name} {_raised(error)}") from error
     try:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-from rmcla_fast.any_model import writable
+from rmcla_fast.any_model import check_model, own_inputs, weight_dtype, writable
 
 
 class ExponentialAverage(nn.Module):
@@ -20,13 +21,19 @@ class ExponentialAverage(nn.Module):
         decay: in [0, 1), per update.
 
     Raises:
-        ValueError: a decay outside [0, 1), or a model that cannot be copied.
+        TypeError, ValueError: a decay outside [0, 1), a model that cannot be copied, or one with 16-bit weights.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"decay must lie in [0, 1); got {decay}")
         super().__init__()
+        check_model(model, trained=True)
+        if weight_dtype(model) in (torch.float16, torch.bfloat16):
+            raise ValueError(
+                f"model must have float32 weights for an average; {weight_dtype(model)} would lose its small steps "
+                "(a precision of 16 bits keeps float32 weights)"
+            )
         try:
             copied = copy.deepcopy(model)
         except Exception as error:  # the model's own code decides how it is copied
@@ -35,7 +42,7 @@ class ExponentialAverage(nn.Module):
         self.decay = decay
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.module(images)
+        return self.module(own_inputs(images, None))
 
     @property
     def horizon(self) -> int:
@@ -52,7 +59,7 @@ class ExponentialAverage(nn.Module):
 
         Otherwise the random weights that a run begins with would be a large part of the average for a long time.
         """
-        for ours, theirs in zip(_tensors(self.module), _tensors(model), strict=True):
+        for ours, theirs in self._pairs(model):
             if writable(ours):
                 ours.copy_(theirs)
 
@@ -60,7 +67,7 @@ class ExponentialAverage(nn.Module):
     def update(self, model: nn.Module) -> None:
         """Move the average towards the model's current weights. Counters and other integers are copied."""
         average, current, counters, counts = [], [], [], []
-        for ours, theirs in zip(_tensors(self.module), _tensors(model), strict=True):
+        for ours, theirs in self._pairs(model):
             if not writable(ours):
                 continue
             if ours.is_floating_point():
@@ -72,6 +79,17 @@ class ExponentialAverage(nn.Module):
         torch._foreach_lerp_(average, current, 1 - self.decay)
         if counters:
             torch._foreach_copy_(counters, counts)
+
+    def _pairs(self, model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
+        """Return the tensors of the average beside those of the model."""
+        ours, theirs = _tensors(self.module), _tensors(model)
+        if len(ours) != len(theirs):  # the first forward pass has made buffers, which were None or not there
+            for module, other in zip(self.module.modules(), model.modules(), strict=True):
+                made = {name: buffer for name, buffer in other._buffers.items() if buffer is not None}
+                for name in made.keys() - {name for name, own in module._buffers.items() if own is not None}:
+                    module._buffers[name] = made[name].detach().clone()
+            ours = _tensors(self.module)
+        return zip(ours, theirs, strict=True)
 
 
 def _tensors(model: nn.Module) -> list[Tensor]:

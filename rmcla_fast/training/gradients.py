@@ -79,12 +79,15 @@ class Gradients:
 
         They are read at each update, since an optimizer may get more weights later.
         """
-        owned = {id(one) for group in self._optimizer.param_groups for one in group["params"]}
-        others = [(one, one.grad) for one in self._model.parameters() if id(one) not in owned]
+        owned = [one for group in self._optimizer.param_groups for one in group["params"]]
+        numbers = {id(one) for one in owned}
+        others = [(one, one.grad) for one in self._model.parameters() if id(one) not in numbers]
         for parameter, _ in others:
             parameter.grad = None
         try:
             yield
+            if all(one.grad is None for one in owned):
+                raise ValueError("the loss depends on none of the weights that the optimizer holds, so none is trained")
         finally:
             for parameter, gradient in others:
                 parameter.grad = gradient

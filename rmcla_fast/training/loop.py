@@ -143,6 +143,7 @@ class _Run:
             require_same(splits.extra, facts.extra_images, facts.extra_checksum, folder)
         self.at = RunState() if opened is None else restored(opened, parts, self.total_steps, folder)
         self.pending: list[Tensor] = []  # losses that the host has not read yet
+        self.stuck = 0  # the most held-out images without a gradient so far
 
     def train(self, *, save_first: bool = False) -> None:
         """Train to the end. `save_first` writes a checkpoint before the next update."""
@@ -294,6 +295,12 @@ class _Run:
             values.update(found.values())
             self.display.measured(self.at.step, self._epoch_text(), values["loss"], found, self._seconds_left())
             values["overfitting"] = self._overfitting(found.newest)
+            if parts.monitor.stuck > self.stuck:
+                self.stuck = parts.monitor.stuck
+                self.display.say(
+                    f"the gradient is exactly zero for {self.stuck} of {len(parts.monitor.labels)} held-out images, "
+                    "so attacks do not move them, and training may defend against nothing"
+                )
             best = found.pgd >= self.at.best
             if best:
                 self.at.best, self.at.best_of = found.pgd, found.best_of

@@ -74,6 +74,7 @@ class Monitor:
         self.images = held_out.images.to(device)
         self.labels = held_out.labels.to(device)
         self.seed = seed
+        self.stuck = 0
         self.attacks: tuple[PGDSettings, ...] = ()  # FGSM and PGD; none where epsilon is 0, which moves no image
         if epsilon > 0:
             self.attacks = (
@@ -89,16 +90,20 @@ class Monitor:
     def measure(self, model: nn.Module) -> Accuracies:
         """Return the three accuracies of the model in evaluation mode, and leave model and random states as they were.
 
-        Every image is attacked, also one that is misclassified without an attack.
+        Every image is attacked, also one that is misclassified without an attack. `stuck` then says for how many images
+        PGD found a gradient of exactly zero.
         """
+        stuck = torch.zeros((), dtype=torch.int64, device=self.images.device)
         right = torch.zeros(3, dtype=torch.int64, device=self.images.device)
         with checked(model) as asked:
             attack = PGDAttack(asked)
             for batch in Examples(asked, self.images, self.labels).batches(BATCH):
                 clean = asked.predict(batch.images) == batch.labels
                 attacked = [
-                    attack.run(batch.images, batch.labels, settings, seed=batch.seeds(self.seed)).right
+                    attack.run(batch.images, batch.labels, settings, seed=batch.seeds(self.seed))
                     for settings in self.attacks
                 ]
-                right += torch.stack([clean, *(attacked or [clean, clean])]).sum(1)
+                right += torch.stack([clean, *([one.right for one in attacked] or [clean, clean])]).sum(1)
+                stuck += sum(one.unmoved.sum() for one in attacked[-1:])
+        self.stuck = int(stuck)
         return Accuracies(*(100 * right / len(self.labels)).tolist())

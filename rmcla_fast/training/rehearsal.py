@@ -42,7 +42,8 @@ def check_training(step: TrainStep, name: str, train: ImageSet | StreamedSet, ba
     """
     last = len(train) % batch_size
     count = (last if last >= 2 * ranks else batch_size) // ranks
-    with _as_user_error(name, f"be trained on a batch of {count} images of shape {train.shape}"):
+    images = f"a batch of {count} images" if count > 1 else "a single image"
+    with _as_user_error(name, f"be trained on {images} of shape {train.shape}"):
         step.rehearse(*_first(train, count, step.rng.device))
 
 

@@ -13,6 +13,7 @@ from rmcla_fast.errors import UserError
 from rmcla_fast.models import libraries
 from rmcla_fast.options import check, flag, plain
 from rmcla_fast.schema import shortened
+from rmcla_fast.text import did_you_mean
 from rmcla_fast.training.config import DEFAULTS, EXTRA_FRACTION, PRETRAINED, ResolvedConfig, TrainConfig
 from rmcla_fast.training.protocol import protocol_settings
 
@@ -43,7 +44,8 @@ def resolve(config: TrainConfig) -> ResolvedConfig:
     if config.data is None:
         raise UserError(f"--data is missing; one of: {', '.join(DATASETS)}")
     if config.data not in DATASETS:
-        raise UserError(f"unknown data set {shortened(config.data)}; one of: {', '.join(DATASETS)}")
+        hint = did_you_mean(str(config.data), DATASETS)
+        raise UserError(f"unknown data set {shortened(config.data)}; {hint}one of: {', '.join(DATASETS)}")
     check(config)
     filled = DEFAULTS[config.data] | protocol_settings(config.protocol, config.data) | _given(config)
     filled = _settled(filled)

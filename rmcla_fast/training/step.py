@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from rmcla_fast.adversarial_example import check
-from rmcla_fast.any_model import check_model, check_pixels_once, set_mode
+from rmcla_fast.any_model import check_model, check_pixels_once, set_mode, weight_dtype
 from rmcla_fast.cuda_graph import CapturedUpdate, CaptureFailed, first_line, is_fused, resolve_capture
 from rmcla_fast.errors import UserError
 from rmcla_fast.ops import checks
-from rmcla_fast.precision import check_precision
+from rmcla_fast.precision import check_weights
 from rmcla_fast.recipes import Recipe
 from rmcla_fast.training.ema import ExponentialAverage
 from rmcla_fast.training.forward import Passes
@@ -87,7 +87,7 @@ class TrainStep:
         skip_nonfinite: bool = False,
         accumulate: int = 1,
     ) -> None:
-        check_model(model)
+        check_model(model, trained=True)
         kinds = {"optimizer": torch.optim.Optimizer, "recipe": Recipe, "seed": int}
         kinds |= {"accumulate": int} | ({} if ema is None else {"ema": ExponentialAverage})
         given = locals()
@@ -101,7 +101,9 @@ class TrainStep:
             )
         if trained.isdisjoint(one for group in optimizer.param_groups for one in group["params"]):
             raise ValueError("optimizer must hold parameters of model that require gradients; it holds none of them")
-        check_precision(precision)
+        check_weights(precision, weight_dtype(model))
+        if torch.is_inference_mode_enabled():
+            raise ValueError("a TrainStep must be made outside of torch.inference_mode")
         if capture not in CAPTURES:
             raise ValueError(f"capture must be one of {', '.join(map(repr, CAPTURES))}; got {capture!r}")
         if not -(2**63) <= seed < 2**64:
