@@ -110,7 +110,7 @@ def attack(
     rule: dict[str, Any] = {name: getattr(recipe, name) for name in ("beta", "gamma", "top_k", "label_scheme")}
     if recipe.clean_forward:
         with torch.no_grad():
-            clean_logits = forward(to_unit(images)).detach()
+            clean_logits = forward(to_unit(images)).detach().clone()  # a model may use the memory of its answer again
         if recipe.label_source == "clean":
             aim = class_target(recipe.target, clean_logits, labels, rng, weight)
             chosen = joint_gradient(clean_logits, labels, target=aim, **rule)

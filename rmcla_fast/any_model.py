@@ -7,13 +7,13 @@ into its input, has weights of any floating-point type, counts its calls in a bu
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 Forward = Callable[[Tensor], Tensor]
 
@@ -29,10 +29,10 @@ def check_model(model: object, *, trained: bool = False) -> None:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
-    for name, parameter in model.named_parameters():
-        if isinstance(parameter, UninitializedParameter):
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
             raise ValueError(f"model must have weights; {name} is not initialised before a first batch has run")
-        if parameter.is_meta:
+        if tensor.is_meta:
             raise ValueError(f"model must have weights; {name} is on the meta device, which holds no numbers")
     if trained and any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
         raise ValueError("model must be made outside of torch.inference_mode to be trained")
@@ -161,28 +161,37 @@ def attack_mode(model: nn.Module, mode: str) -> Iterator[None]:
     evaluation mode as well. In mode "train", a model that is training already keeps the modes of its parts, for example
     of frozen batch norms. No value is read on the host, so that a CUDA graph can be captured.
     `attacks.checked_model.untouched` uses this function, and restores more.
+
+    A module may do work when its mode changes, such as folding an adapter into its weights. Its own `train` is called
+    on the way back, too, and the weights then get exactly the values that they had.
     """
+    modules = list(model.modules())
     # A frozen scripted module has no mode.
-    modes = [(module, module.training) for module in model.modules() if hasattr(module, "training")]
-    if mode == "eval" or not getattr(model, "training", False):
-        set_mode(model, mode == "train")
+    modes = [(module, module.training) for module in modules if hasattr(module, "training")]
     # A module may also replace its buffers, register more of them, or fill those that were None. A scripted one cannot.
-    eager = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    eager = [module for module in modules if not isinstance(module, torch.jit.ScriptModule)]
     held = [(module, dict(module._buffers)) for module in eager]
-    moving = [buffer for module in model.modules() for buffer in _moving_buffers(module)]
-    before = [buffer.detach().clone() for buffer in moving]
+    switches, works = mode == "eval" or not getattr(model, "training", False), any(map(_works_on_switch, modules))
+    before = _values([*model.parameters(), *model.buffers()]) if switches and works else []
     try:
+        if switches:
+            set_mode(model, mode == "train")
+        before = before or _values(buffer for module in modules for buffer in _moving_buffers(module))
         yield
     finally:
+        if switches and works:
+            set_mode(model, dict(modes)[model])
         for module, training in modes:
+            if module.training != training and _works_on_switch(module):
+                set_mode(module, training)
             module.training = training
         for module, buffers in held:
             module._buffers.clear()
             module._buffers.update(buffers)
-        for buffer, value in zip(moving, before, strict=True):
+        for tensor, value in before:
             # Through `data`, because autograd would otherwise refuse the backward pass of a graph that the caller built
-            # before and that holds this buffer.
-            buffer.data.copy_(value)
+            # before and that holds this tensor.
+            tensor.data.copy_(value)
 
 
 def set_mode(module: nn.Module, training: bool) -> None:
@@ -194,11 +203,23 @@ def set_mode(module: nn.Module, training: bool) -> None:
             set_mode(child, training)
 
 
+def _works_on_switch(module: nn.Module) -> bool:
+    """Return whether the module has a `train` or `eval` of its own, which may do more than set the mode."""
+    kind = type(module)
+    own = kind.train is not nn.Module.train or kind.eval is not nn.Module.eval
+    return own and not isinstance(module, torch.jit.ScriptModule)
+
+
+def _values(tensors: Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Return the tensors that can be written, each with a copy of its values."""
+    return [(one, one.detach().clone()) for one in tensors if writable(one) and not one.is_inference()]
+
+
 def _moving_buffers(module: nn.Module) -> list[Tensor]:
     """Return the module's own buffers that its forward pass may write into."""
     if type(module) in BATCH_NORMS and not module.training:  # it reads its statistics and changes nothing
         return []
-    return [one for one in module.buffers(recurse=False) if writable(one) and not one.is_inference()]
+    return list(module.buffers(recurse=False))
 
 
 def writable(tensor: Tensor) -> bool:

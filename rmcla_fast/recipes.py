@@ -86,6 +86,11 @@ class Recipe:
             raise ValueError(f"name must be a non-empty str; got {self.name!r}")
         for field in ("epsilon", "step_ratio", "start_ratio", "trades_weight"):
             _number(field, getattr(self, field), least=0.0)
+        if self.epsilon > 1:
+            raise ValueError(
+                f"epsilon must be at most 1, since it is for images in [0, 1]; got {self.epsilon:g}, "
+                f"and {self.epsilon:g} of 255 levels is {self.epsilon:g} / 255"
+            )
         if _number("label_smoothing", self.label_smoothing, least=0.0) >= 1:
             raise ValueError(f"label_smoothing must lie in [0, 1); got {self.label_smoothing}")
         for field in ("beta", "gamma"):

@@ -190,17 +190,17 @@ def test_too_little_memory_and_a_signal_are_not_the_fault_of_the_factory(error: 
         ),
         (
             "from torch import nn\ndef net(num_classes):\n"
-            "  return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes)).double()",
-            "(its weights are float64, and images are float32)",
+            "  return nn.Sequential(nn.Flatten(), nn.Linear(64, 64).double(), nn.Linear(64, num_classes))",
+            "cannot take images of shape (8, 1, 8, 8)",
         ),
         (
             "from torch import nn\nclass net(nn.Module):\n  def __init__(self, **kwargs): super().__init__()\n"
             "  def forward(self, x): return x[99]['logits']",
-            "cannot take images of shape (1, 1, 8, 8)",
+            "cannot take images of shape (8, 1, 8, 8)",
         ),
         (
             "from torch import nn\ndef net():\n  return nn.Sequential(nn.Flatten(), nn.Linear(64, 1000))",
-            "must return logits of shape (1, 10) for one image; got (1, 1000)",
+            "must return 10 logits for an image, one for each class; got 1000",
         ),
     ],
 )

@@ -232,8 +232,8 @@ def larger_images(num_classes: int, channels: int) -> torch.nn.Module:
 @pytest.mark.parametrize(
     ("factory", "sentence"),
     [
-        ("five_classes", r"must return logits of shape \(1, 10\) for one image; got \(1, 5\)$"),
-        ("larger_images", r"cannot take images of shape \(1, 1, 8, 8\): "),
+        ("five_classes", "must return 10 logits for an image, one for each class; got 5$"),
+        ("larger_images", r"cannot take images of shape \(8, 1, 8, 8\): "),
         ("frozen", "has nothing to train, since none of its weights requires a gradient$"),
         ("answers_a_dict", "cannot take images .*: model must return logits .*; got a dict with 'logits' in it"),
         ("answers_a_tuple_in_training", "cannot be trained on a batch of 2 images .*: .* got a tuple of 2"),
@@ -276,7 +276,7 @@ def test_the_rehearsal_changes_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     weights = []
     for name in ("with", "without"):
         train(small(tmp_path / name, model=f"{__name__}:with_dropout", images_per_class=5, batch_size=16))
-        monkeypatch.setattr("rmcla_fast.training.build.check_training", lambda *_: None)
+        monkeypatch.setattr("rmcla_fast.training.build.rehearse", lambda *_: None)
         weights.append(checkpoint.read(tmp_path / name / checkpoint.LAST).model)
     for name, value in weights[0].items():
         assert torch.equal(value, weights[1][name]), name

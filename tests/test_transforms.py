@@ -96,3 +96,16 @@ def test_a_label_outside_the_classes_gives_nan_in_vmap() -> None:
     labels[2] = CLASSES
     losses = vmap(lambda z, y: soft_cross_entropy(z[None], y[None]))(logits, labels)
     assert losses.isnan().tolist() == [False, False, True, False, False]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf"), 2.0**970])
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_a_row_that_is_not_finite_has_no_gradient_that_looks_like_one(
+    loss: Callable[[Tensor], Tensor], bad: float
+) -> None:
+    logits, _, _ = rows()
+    logits[2, 1] = bad
+    expected = gradient(loss, logits)
+    found = grad(loss)(logits)
+    assert found[2].isnan().all()
+    assert torch.equal(found.isnan(), expected.isnan())

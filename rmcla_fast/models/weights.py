@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -39,8 +40,12 @@ def read_content(path: Path) -> Any:
         if len(start) == 9 and start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
             return _safetensors().load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (ImportError, MemoryError, OSError):
+    except (ImportError, MemoryError):
         raise
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # which torch raises for an archive that is cut short
+            raise
+        raise Misfit("it is damaged or cut short") from error
     except Exception as error:  # for content of another program, the libraries raise all kinds of exceptions
         raise Misfit(
             "it must be a safetensors file, or a state dict that torch.save wrote (model.state_dict(), not the model)"
@@ -87,7 +92,10 @@ def put_into(model: nn.Module, weights: Mapping[str, Tensor], num_classes: int) 
     given = _renamed(model, own, weights)
     kept = {name for name, _ in model.named_buffers()} - own.keys()  # buffers that are in no state dict of this version
     optional = _may_be_missing(model, own)
-    missing = [name for name in own if name not in given and name not in optional]
+    shared = {own[name].data_ptr() for name in given if name in own}  # safetensors keeps one name of tied weights
+    missing = [
+        name for name in own if name not in given and name not in optional and own[name].data_ptr() not in shared
+    ]
     unexpected = [name for name in given if name not in own and name not in kept]
     other = [name for name in own if name in given and not _same_kind(own[name], given[name])]
     new, why = list[str](), ""
@@ -103,7 +111,8 @@ def put_into(model: nn.Module, weights: Mapping[str, Tensor], num_classes: int) 
     if wrong:
         raise Misfit("; ".join(wrong))
     taken = {name: value for name, value in given.items() if name in own and name not in new}
-    if bad := [name for name, value in taken.items() if not bool(value.isfinite().all())]:
+    # In the model's own type, in which a large number may become infinite.
+    if bad := [name for name, value in taken.items() if not bool(value.to(own[name].dtype).isfinite().all())]:
         raise Misfit(f"NaN or infinity is in {_few(bad)}")
     model.load_state_dict({**model.state_dict(), **taken})
     return [f"the classifier ({_few(new)}) {why}, so it starts with new weights"] if new else []

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rmcla_fast.ops.tensors import compute_dtype, finite_rows
-from rmcla_fast.reference.labels import in_range, one_hot, surprisal
+from rmcla_fast.reference.labels import in_range, nan_unless, one_hot, surprisal
 
 INFINITY = float("inf")
 NAN = float("nan")
@@ -40,6 +40,7 @@ def joint_gradient(
     else:  # "mc" and "margin"
         targets = z.masked_fill(is_true, -INFINITY).argmax(1)
 
+    z = z * nan_unless(valid, z)
     is_target = one_hot(targets, num_classes).to(z.dtype)
     if target == "margin":
         objective = (z.gather(1, targets[:, None]) - z.gather(1, true[:, None])).squeeze(1)
@@ -56,7 +57,7 @@ def joint_gradient(
         soft_labels = _soft_labels(z, is_true, beta, gamma, top_k, label_scheme)
         soft_labels = soft_labels.masked_fill(~valid[:, None], NAN)
     return (
-        objective.masked_fill(~valid, NAN),
+        objective,
         gradient.masked_fill(~valid[:, None], NAN).to(logits.dtype),
         soft_labels,
         targets.masked_fill(~valid, -1),

@@ -21,6 +21,11 @@ def one_hot(labels: Tensor, num_classes: int) -> Tensor:
     return labels[:, None] == torch.arange(num_classes, device=labels.device)
 
 
+def nan_unless(valid: Tensor, like: Tensor) -> Tensor:
+    """Return (B, 1) factors: 1 for a valid row and NaN for another one, whose gradient is then NaN as well."""
+    return torch.where(valid, 1.0, torch.nan).to(like.dtype)[:, None]
+
+
 def in_range(name: str, labels: Tensor, num_classes: int) -> Tensor:
     """Return (B,) bool: which labels lie in [0, num_classes).
 

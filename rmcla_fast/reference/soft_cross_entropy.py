@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from rmcla_fast.ops.tensors import compute_dtype, finite_rows
-from rmcla_fast.reference.labels import in_range, one_hot, surprisal
+from rmcla_fast.reference.labels import in_range, nan_unless, one_hot, surprisal
 
 
 def soft_cross_entropy(
@@ -29,8 +29,7 @@ def soft_cross_entropy(
         y = labels.to(z.dtype)
     keep = 1 - label_smoothing
     y = keep * y + label_smoothing / z.shape[1]
-    z = z.masked_fill(~valid[:, None], float("nan"))
-    v = surprisal(z)
+    v = surprisal(z * nan_unless(valid, z))
     rows = (y * v).sum(1)
     gradient = y.sum(1, keepdim=True) * (-v).exp() - y
     loss = rows if reduction == "none" else rows.mean() if reduction == "mean" else rows.sum()

@@ -22,11 +22,11 @@ from rmcla_fast.precision import require_precision
 from rmcla_fast.recipes import Recipe
 from rmcla_fast.training.config import ResolvedConfig
 from rmcla_fast.training.cutmix import CutMix
-from rmcla_fast.training.distributed import World
+from rmcla_fast.training.distributed import ALONE, World
 from rmcla_fast.training.ema import ExponentialAverage
 from rmcla_fast.training.loader import Batches, ExtraShare, Loader, StreamedLoader, steps_in_epoch
 from rmcla_fast.training.monitor import Monitor
-from rmcla_fast.training.rehearsal import check_evaluation, check_training, initialise
+from rmcla_fast.training.rehearsal import initialise, rehearse
 from rmcla_fast.training.resolve import extra_in_batch
 from rmcla_fast.training.schedule import Schedule, build_optimizer
 from rmcla_fast.training.step import TrainStep
@@ -104,6 +104,10 @@ def build(
         )
     seed, batch_size, precision = config.seed, config.batch_size, config.precision
     require_precision(precision, device)
+    try:
+        dispatch.resolve(device.type, None)
+    except ValueError as error:  # by the environment variable
+        raise UserError(str(error)) from error
     pieces = config.accumulate * world.size
     if config.accumulate > 1 and (batch_size % pieces or batch_size < 2 * pieces):
         raise UserError(
@@ -118,26 +122,26 @@ def build(
     model = create_model(config.model, splits.num_classes, splits.train.shape).to(device)
     if device.type == "cuda":
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    check_evaluation(model, config.model, splits, device)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise UserError(f"model {config.model} has nothing to train, since none of its weights requires a gradient")
     remarks = [] if weights is None else _start_from(weights, model, config, splits.num_classes)
     schedule = Schedule(config.schedule, config.lr, config.epochs * updates)
-    optimizer = build_optimizer(model, schedule.rate(0), config.momentum, config.weight_decay)
-    try:
-        ema = ExponentialAverage(model, config.ema) if config.ema else None
-        step = TrainStep(
+
+    def step_for(model: nn.Module, capture: str = "eager", world: World = ALONE) -> TrainStep:
+        return TrainStep(
             world.wrap(model, device),
-            optimizer,
+            build_optimizer(model, schedule.rate(0), config.momentum, config.weight_decay),
             recipe,
-            ema=ema,
+            ema=ExponentialAverage(model, config.ema) if config.ema else None,
             precision=precision,
-            capture=config.capture,
+            capture=capture,
             seed=world.seed(seed),
             clip_norm=config.clip_grad or None,
             skip_nonfinite=config.skip_nonfinite,
             accumulate=config.accumulate,
         )
+
+    rehearse(model, config.model, train, splits.num_classes, batch_size, world.size, step_for)
+    try:
+        step = step_for(model, config.capture, world)
     except ValueError as error:
         raise UserError(str(error)) from error
     loader: Batches
@@ -148,7 +152,6 @@ def build(
         loader = Loader(
             train, batch_size, seed, device, step.rng, config.augment, flip, world, _extra_share(config, splits)
         )
-    check_training(step, config.model, train, batch_size, world.size)
     if config.cutmix:
         loader = CutMix(loader, splits.num_classes, seed)
     torch.manual_seed(world.torch_seed(seed))  # seeds the network's own draws, such as those of dropout
@@ -158,9 +161,9 @@ def build(
         else None
     )
     warm_up_steps = config.epsilon_warmup * updates
-    return Parts(
-        device, recipe, model, ema, optimizer, schedule, step, loader, monitor, warm_up_steps, world, tuple(remarks)
-    )
+    said = tuple(remarks)
+    ema, optimizer = step.ema, step.optimizer
+    return Parts(device, recipe, model, ema, optimizer, schedule, step, loader, monitor, warm_up_steps, world, said)
 
 
 def _extra_share(config: ResolvedConfig, splits: DataSplits) -> ExtraShare | None:

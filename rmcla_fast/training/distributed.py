@@ -83,6 +83,9 @@ class World:
             dist.barrier()
 
 
+ALONE = World()
+
+
 def world_size() -> int:
     """Return the number of processes that torchrun started, or 1 for a process on its own.
 

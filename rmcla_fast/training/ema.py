@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from rmcla_fast.any_model import check_model, own_inputs, weight_dtype, writable
+from rmcla_fast.any_model import check_model, own_inputs, set_mode, weight_dtype, writable
+from rmcla_fast.cuda_graph import first_line
 
 
 class ExponentialAverage(nn.Module):
@@ -36,9 +37,12 @@ class ExponentialAverage(nn.Module):
             )
         try:
             copied = copy.deepcopy(model)
+            for parameter in copied.parameters():
+                parameter.requires_grad_(False)
         except Exception as error:  # the model's own code decides how it is copied
-            raise ValueError(f"model cannot be copied for its average: {str(error).splitlines()[0]}") from error
-        self.module = copied.requires_grad_(False).eval()
+            raise ValueError(f"model cannot be copied for its average: {first_line(error)}") from error
+        set_mode(copied, training=False)
+        self.module = copied
         self.decay = decay
 
     def forward(self, images: Tensor) -> Tensor:
@@ -70,7 +74,7 @@ class ExponentialAverage(nn.Module):
         for ours, theirs in self._pairs(model):
             if not writable(ours):
                 continue
-            if ours.is_floating_point():
+            if ours.is_floating_point() or ours.is_complex():
                 average.append(ours)
                 current.append(theirs.detach())
             else:

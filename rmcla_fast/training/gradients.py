@@ -145,7 +145,8 @@ class Gradients:
         device = self.rng.device
         torch_state = torch.get_rng_state()  # dropout draws from torch's own generators
         gpu_state = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-        buffers = [(module, dict(module._buffers)) for module in self._model.modules()]
+        eager = [module for module in self._model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+        buffers = [(module, dict(module._buffers)) for module in eager]
         tensors = [tensor for tensor in (*self._model.buffers(), self.rng) if writable(tensor)]
         values = [tensor.detach().clone() for tensor in tensors]
 

@@ -128,6 +128,7 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) 
         group.update(before)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     kinds = [{name: type(value) for name, value in optimizer.state.get(one, {}).items()} for one in parameters]
+    kinds = [kind for kind in kinds if kind]  # a weight that has had no gradient has no momentum
     if any(kind != kinds[0] for kind in kinds):
         raise ValueError("the weights have different kinds of momentum")
     for parameter in parameters:

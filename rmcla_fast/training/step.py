@@ -167,18 +167,6 @@ class TrainStep:
         self.calls += 1
         return loss
 
-    def rehearse(self, images: Tensor, labels: Tensor) -> None:
-        """Run the part of an update that runs the model, uncompiled, and undo what it changes.
-
-        So a run finds out before it begins whether the model can train on such a batch.
-        """
-        self._prepare(images, labels)
-        before, self._passes.eager = self._passes.eager, True
-        try:
-            self._rehearse(images, labels)
-        finally:
-            self._passes.eager = before
-
     def _prepare(self, images: Tensor, labels: Tensor) -> None:
         """Check a batch, and put the model into training mode."""
         if torch.is_inference_mode_enabled():
