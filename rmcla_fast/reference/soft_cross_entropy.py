@@ -33,4 +33,4 @@ def soft_cross_entropy(
     rows = (y * v).sum(1)
     gradient = y.sum(1, keepdim=True) * (-v).exp() - y
     loss = rows if reduction == "none" else rows.mean() if reduction == "mean" else rows.sum()
-    return loss, gradient.to(logits.dtype), keep * v if label_gradient else None
+    return loss, gradient.to(logits.dtype).contiguous(), (keep * v).contiguous() if label_gradient else None
