@@ -56,10 +56,10 @@ def test_what_is_left_out_of_a_folder_is_said_for_each_split(folder: Path) -> No
         assert len(data.load("folder", folder).train) == 6
     texts = [str(one.message) for one in said]
     assert len(texts) == 2
-    assert f"left out 4 files of {train}, " in texts[0]
-    assert texts[0].endswith("cat/notes.txt, dog/a.heic, labels.csv and 1 more")
-    assert f"left out 1 files of {test}, " in texts[1]
-    assert texts[1].endswith(": cat/a.avif")
+    assert f"left out 4 files of {train}: " in texts[0]
+    assert ": cat/notes.txt, dog/a.heic, labels.csv and 1 more; " in texts[0]
+    assert f"left out 1 file of {test}: " in texts[1]
+    assert ": cat/a.avif; " in texts[1]
 
 
 def test_links_are_followed_and_hidden_files_are_not_images(

@@ -171,7 +171,9 @@ def test_the_json_has_the_documented_form() -> None:
 def test_attack_names_are_put_in_the_order_of_the_tables() -> None:
     assert attack_names(" CW100, clean ") == ["clean", "cw100"]
     assert attack_names(reversed(ATTACKS)) == list(ATTACKS)
-    with pytest.raises(ValueError, match=r"^attacks must be among clean, fgsm, .*autoattack; got 'pgd7'"):
+    with pytest.raises(
+        ValueError, match=r"^attacks must be among clean, fgsm, .*autoattack; did you mean 'apgd'\? got 'pgd7'"
+    ):
         attack_names("pgd7")
     with pytest.raises(ValueError, match=r"^attacks must name at least one"):
         attack_names("")

@@ -208,3 +208,37 @@ def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
     with pytest.raises(Misfit):
         read_weights(path)
     assert not (tmp_path / "ran").exists()
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.second.weight = self.first.weight
+        self.classifier = nn.Linear(4, 2)
+
+
+def test_tied_weights_may_have_one_name_as_safetensors_saves_them(tmp_path: Path) -> None:
+    safetensors = pytest.importorskip("safetensors.torch", reason="pip install 'rmcla-fast[models]'")
+    given, model = Tied(), Tied()
+    safetensors.save_model(given, str(tmp_path / "w"))
+    assert put_into(model, read_weights(tmp_path / "w"), 2) == []
+    assert torch.equal(model.second.weight, given.first.weight)
+
+
+def test_numbers_that_become_infinite_in_the_models_type_are_refused() -> None:
+    model = nn.Linear(4, 2)
+    weights = {name: value.double() for name, value in model.state_dict().items()}
+    weights["bias"][0] = 1e39
+    with pytest.raises(Misfit, match="NaN or infinity is in bias"):
+        put_into(model, weights, 2)
+    assert model.bias.isfinite().all()
+
+
+def test_a_file_that_is_cut_short_is_said(tmp_path: Path) -> None:
+    torch.save(nn.Linear(64, 64).state_dict(), tmp_path / "w")
+    content = (tmp_path / "w").read_bytes()
+    for length in (len(content) // 2, len(content) - 30):
+        (tmp_path / "w").write_bytes(content[:length])
+        with pytest.raises(Misfit, match=r"damaged or cut short|must be a safetensors file"):
+            read_weights(tmp_path / "w")

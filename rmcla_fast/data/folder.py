@@ -139,8 +139,8 @@ def _say_what_is_left_out(split: Path, left_out: list[Path]) -> None:
         names = ", ".join(str(path.relative_to(split)) for path in left_out[:3])
         more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
         warnings.warn(
-            f"left out {len(left_out)} files of {split}, which lie in no class folder or have none of the suffixes "
-            f"{', '.join(sorted(SUFFIXES))}: {names}{more}",
+            f"left out {len(left_out)} file{'s'[: len(left_out) > 1]} of {split}: {names}{more}; an image lies in a "
+            f"class folder and has one of the suffixes {', '.join(sorted(SUFFIXES))}",
             stacklevel=2,
         )
 

@@ -107,6 +107,11 @@ def soft_cross_entropy(
             outside [0, C).
     """
     checks.logits(logits)
+    if labels is None:
+        raise TypeError(
+            "labels must be float (B, C) or int64 (B,); got None (a recipe that keeps one-hot labels gives soft_labels "
+            "None: pass the labels themselves)"
+        )
     if isinstance(labels, Tensor) and labels.dtype != torch.int64:
         if labels.dtype not in checks.FLOATS:
             raise TypeError(f"labels must be float (B, C) or int64 (B,); got {labels.dtype}")

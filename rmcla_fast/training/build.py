@@ -220,7 +220,10 @@ def _start_from(weights: Mapping[str, Tensor], model: nn.Module, config: Resolve
         raise
     except Exception as error:  # torch raises all kinds of exceptions for what it cannot load
         why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"the weights of --init {config.init} do not fit the model {config.model}: {why}") from error
+        raise UserError(
+            f"the weights of --init {config.init} do not fit the model {config.model}: {why}; --model must name the "
+            "network that they belong to"
+        ) from error
     return [f"the run starts from the weights of --init {config.init}", *remarks]
 
 
