@@ -16,7 +16,8 @@ import pytest
 import torch
 import typer
 from documentation import PAGES, name_of, python_blocks
-from run_cases import ROOT, python
+from evaluation_cases import examples, small_net
+from run_cases import ROOT, python, rmcla
 
 import rmcla_fast
 from rmcla_fast import attacks, cli, recipes
@@ -55,6 +56,19 @@ def test_a_quoted_sentence_is_in_the_source(sentence: str) -> None:
 
 def test_the_quotations_are_found() -> None:
     assert len(quoted()) > 30
+
+
+def test_other_libraries_say_what_the_page_about_trouble_quotes(capsys: pytest.CaptureFixture[str]) -> None:
+    page = " ".join((ROOT / "docs/troubleshooting.md").read_text().split())
+    assert '"No such option"' in page
+    assert rmcla("train", "--epochz", "3") == 2
+    assert "No such option" in capsys.readouterr().err
+    (note,) = re.findall(r'"(AutoAttack: [^"]*)"', page)
+    pytest.importorskip("pyautoattack")
+    images, labels = examples(8)
+    probabilities = torch.nn.Sequential(small_net(), torch.nn.Softmax(1))
+    results = attacks.evaluate(probabilities, images, labels, attacks="autoattack", epsilon=0.5)
+    assert any(one.startswith(note) for one in results["autoattack"].notes)
 
 
 def test_the_page_of_recipes_lists_every_recipe_with_its_cost() -> None:
