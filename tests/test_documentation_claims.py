@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib
 import inspect
 import re
@@ -15,10 +16,12 @@ import pytest
 import torch
 import typer
 from documentation import PAGES, name_of, python_blocks
-from run_cases import ROOT, python
+from evaluation_cases import examples, small_net
+from run_cases import ROOT, python, rmcla
 
 import rmcla_fast
-from rmcla_fast import cli, recipes
+from rmcla_fast import attacks, cli, recipes
+from rmcla_fast.recipes import CHOICES
 
 GAP = "…"  # what differs from case to case in a quoted sentence
 
@@ -55,9 +58,52 @@ def test_the_quotations_are_found() -> None:
     assert len(quoted()) > 30
 
 
+def test_other_libraries_say_what_the_page_about_trouble_quotes(capsys: pytest.CaptureFixture[str]) -> None:
+    page = " ".join((ROOT / "docs/troubleshooting.md").read_text().split())
+    assert '"No such option"' in page
+    assert rmcla("train", "--epochz", "3") == 2
+    assert "No such option" in capsys.readouterr().err
+    (note,) = re.findall(r'"(AutoAttack: [^"]*)"', page)
+    pytest.importorskip("pyautoattack")
+    images, labels = examples(8)
+    probabilities = torch.nn.Sequential(small_net(), torch.nn.Softmax(1))
+    results = attacks.evaluate(probabilities, images, labels, attacks="autoattack", epsilon=0.5)
+    assert any(one.startswith(note) for one in results["autoattack"].notes)
+
+
 def test_the_page_of_recipes_lists_every_recipe_with_its_cost() -> None:
     rows = re.findall(r"^\| `([\w+-]+)` \| (\d+)F \| [`\w]", (ROOT / "docs/recipes.md").read_text(), re.MULTILINE)
     assert rows == [(name, str(recipes.get(name).cost)) for name in recipes.names()]
+
+
+def first_column(page: str, heading: str) -> list[str]:
+    """Return the names in the first column of the first table below a heading, several of one cell in their order."""
+    section = (ROOT / page).read_text().split(f"\n## {heading}\n", 1)[1].split("\n## ")[0]
+    cells = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
+    return [name for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
+
+
+def test_the_page_of_recipes_lists_every_field_with_its_default() -> None:
+    fields = dataclasses.fields(recipes.Recipe)
+    assert first_column("docs/recipes.md", "The fields of a recipe") == [field.name for field in fields]
+    page = (ROOT / "docs/recipes.md").read_text()
+    for field in fields:
+        (default,) = re.findall(rf"^\| `{field.name}` \| `([^`]+)` \|", page, re.MULTILINE)
+        assert eval(default) == field.default, field.name
+    for field_name, choices in CHOICES.items():
+        (row,) = re.findall(rf"^\| `{field_name}` \|.*", page, re.MULTILINE)
+        assert set(re.findall(r'`"(\w+)"`', row)) == set(choices), field_name
+
+
+def test_the_page_of_recipes_explains_every_column_of_the_command() -> None:
+    source = inspect.getsource(importlib.import_module("rmcla_fast.cli.recipes"))
+    (columns,) = re.findall(r"for column in \((.*?)\)", source)
+    page = (ROOT / "docs/recipes.md").read_text()
+    assert re.findall(r"^\* `([\w ]+)`: ", page, re.MULTILINE) == list(ast.literal_eval(f"({columns})"))
+
+
+def test_the_page_about_the_evaluation_lists_every_attack() -> None:
+    assert tuple(first_column("docs/evaluation.md", "The attacks")) == attacks.ATTACKS
 
 
 def test_the_page_about_the_command_line_lists_every_command() -> None:
