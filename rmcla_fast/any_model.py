@@ -204,10 +204,12 @@ def set_mode(module: nn.Module, training: bool) -> None:
 
 
 def _works_on_switch(module: nn.Module) -> bool:
-    """Return whether the module has a `train` or `eval` of its own, which may do more than set the mode."""
+    """Return whether the module has a `train` or `eval` of its own, which may do more than set the mode.
+
+    Those of torch's own classes, such as a compiled module, do no more.
+    """
     kind = type(module)
-    own = kind.train is not nn.Module.train or kind.eval is not nn.Module.eval
-    return own and not isinstance(module, torch.jit.ScriptModule)
+    return any(method.__module__.partition(".")[0] != "torch" for method in (kind.train, kind.eval))
 
 
 def _values(tensors: Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
