@@ -24,7 +24,7 @@ BAD = [
     (
         ("evaluate", "{run}", "--attacks", "pgd7"),
         "attacks must be among clean, fgsm, ce10, ce20, ce50, ce100, ce1000, cw100, mi, cw-l2-a, cw-l2-b, "
-        "deepfool-l2, apgd-ce, apgd-t, apgd, autoattack; got 'pgd7'",
+        "deepfool-l2, apgd-ce, apgd-t, apgd, autoattack; did you mean 'apgd'? got 'pgd7'",
     ),
     (("evaluate", "{run}", "--attacks", ""), "attacks must name at least one of clean, fgsm"),
     (("evaluate", "{run}", "--epsilon", "8"), "8/255"),
@@ -57,7 +57,7 @@ BAD = [
     (("gradients", "{missing}"), "there is no run folder"),
     (("compare", "{run}", "{other}"), "trained with different epsilons"),
     (("reproduce", "table9"), "no table is called 'table9'"),
-    (("reproduce", "fastat", "--data", "cifar11"), "unknown data set 'cifar11'; one of: digits"),
+    (("reproduce", "fastat", "--data", "cifar11"), "unknown data set 'cifar11'; did you mean 'cifar10'? one of: digits"),
     (("reproduce", "fastat", "--data", "digits", "--model", "resnet19"), "resnet19"),
     (("reproduce", "fastat", "--epochs", "0"), "--epochs must be at least 1; got 0"),
     (("reproduce", "table2", "--seeds", "a"), "--seeds must be whole numbers"),

@@ -200,7 +200,7 @@ def test_code_in_a_folder_of_hugging_face_is_not_run(tmp_path: Path, capsys: pyt
         ("timm:", "model 'timm:' must have the name of a network after the colon"),
         (
             "timm:test_vit",
-            "cannot take images of shape (1, 1, 8, 8): Input height (8) should be divisible by patch size",
+            "cannot take images of shape (8, 1, 8, 8): Input height (8) should be divisible by patch size",
         ),
         (
             "torchvision:resnet81",

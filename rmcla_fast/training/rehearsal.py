@@ -113,7 +113,7 @@ def _as_user_error(name: str, task: str) -> Iterator[None]:
     """Turn an error of the model into a UserError that says what the model called `name` cannot do."""
     try:
         yield
-    except UserError:
+    except (UserError, OSError):  # an OSError is of a file, such as torch's cache, and names it
         raise
     except Exception as error:  # the model's own code may raise anything
         if short_of_memory(error) or not_deterministic(error):
