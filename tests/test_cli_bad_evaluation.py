@@ -57,7 +57,7 @@ BAD = [
     (("gradients", "{missing}"), "there is no run folder"),
     (("compare", "{run}", "{other}"), "trained with different epsilons"),
     (("reproduce", "table9"), "no table is called 'table9'"),
-    (("reproduce", "fastat", "--data", "cifar11"), "unknown data set 'cifar11'; did you mean 'cifar10'? one of: digits"),
+    (("reproduce", "fastat", "--data", "cifar11"), "unknown data set 'cifar11'; did you mean 'cifar10'?"),
     (("reproduce", "fastat", "--data", "digits", "--model", "resnet19"), "resnet19"),
     (("reproduce", "fastat", "--epochs", "0"), "--epochs must be at least 1; got 0"),
     (("reproduce", "table2", "--seeds", "a"), "--seeds must be whole numbers"),
