@@ -115,3 +115,15 @@ def test_an_average_of_complex_weights_is_an_average() -> None:
         model.phase.mul_(3)
     ema.update(model)
     assert torch.equal(ema.module.phase, torch.full((2,), 1.5, dtype=torch.complex64))
+
+
+def test_the_order_of_the_optimizers_groups_does_not_change_a_bit() -> None:
+    found = []
+    for order in (1, -1):
+        model, (images, labels) = convolutional(), images_and_labels(16)
+        groups = [{"params": [parameter]} for parameter in model.parameters()][::order]
+        step = TrainStep(model, torch.optim.SGD(groups, lr=0.1), RECIPE, clip_norm=1e-2)
+        for _ in range(3):
+            step(images, labels)
+        found.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
+    assert torch.equal(*found)
