@@ -228,7 +228,7 @@ class TrainStep:
         if scale is not None:
             scale.unscale(self.optimizer)
         if self._clip_norm is not None:
-            # In the model's order and not in that of the optimizer's groups, since the last bit of the norm depends on it.
+            # In the model's order, not that of the optimizer's groups, since the last bit of the norm depends on it.
             owned = dict.fromkeys(one for group in self.optimizer.param_groups for one in group["params"])
             ordered = dict.fromkeys(one for one in self.model.parameters() if one in owned)
             nn.utils.clip_grad_norm_([*ordered, *(one for one in owned if one not in ordered)], self._clip_norm)
