@@ -183,9 +183,8 @@ def first_images(images: Tensor, recipe: Recipe, sizes: Radii, rng: Tensor) -> T
 
 def standard_normal(shape: torch.Size, rng: Tensor) -> Tensor:
     """Return standard normal float32 numbers: the Box-Muller transform of pairs of counter-based uniform numbers."""
-    uniform = (
-        random_start(torch.zeros(2, *shape, dtype=torch.float32, device=rng.device), 0.5, rng=rng) + 0.5
-    )  # [0, 1), exactly
+    zeros = torch.zeros(2, *shape, dtype=torch.float32, device=rng.device)
+    uniform = random_start(zeros, 0.5, rng=rng) + 0.5  # [0, 1), exactly
     return (-2 * torch.log1p(-uniform[0])).sqrt() * torch.cos(2 * torch.pi * uniform[1])
 
 

@@ -171,7 +171,10 @@ def attack_mode(model: nn.Module, mode: str) -> Iterator[None]:
     # A module may also replace its buffers, register more of them, or fill those that were None. A scripted one cannot.
     eager = [module for module in modules if not isinstance(module, torch.jit.ScriptModule)]
     held = [(module, dict(module._buffers)) for module in eager]
-    switches, works = mode == "eval" or not getattr(model, "training", False), any(map(_works_on_switch, modules))
+    switches, works = (
+        mode == "eval" or not getattr(model, "training", False),
+        any(_works_on_switch(type(one)) for one in modules),
+    )
     before = _values([*model.parameters(), *model.buffers()]) if switches and works else []
     try:
         if switches:
@@ -182,7 +185,7 @@ def attack_mode(model: nn.Module, mode: str) -> Iterator[None]:
         if switches and works:
             set_mode(model, dict(modes)[model])
         for module, training in modes:
-            if module.training != training and _works_on_switch(module):
+            if module.training != training and _works_on_switch(type(module)):
                 set_mode(module, training)
             module.training = training
         for module, buffers in held:
@@ -203,12 +206,11 @@ def set_mode(module: nn.Module, training: bool) -> None:
             set_mode(child, training)
 
 
-def _works_on_switch(module: nn.Module) -> bool:
-    """Return whether the module has a `train` or `eval` of its own, which may do more than set the mode.
+def _works_on_switch(kind: type[nn.Module]) -> bool:
+    """Return whether modules of this class have a `train` or `eval` of their own, which may do more than set the mode.
 
     Those of torch's own classes, such as a compiled module, do no more.
     """
-    kind = type(module)
     return any(method.__module__.partition(".")[0] != "torch" for method in (kind.train, kind.eval))
 
 
@@ -221,7 +223,9 @@ def _moving_buffers(module: nn.Module) -> list[Tensor]:
     """Return the module's own buffers that its forward pass may write into."""
     if type(module) in BATCH_NORMS and not module.training:  # it reads its statistics and changes nothing
         return []
-    return list(module.buffers(recurse=False))
+    if isinstance(module, torch.jit.ScriptModule):
+        return list(module.buffers(recurse=False))
+    return [one for one in module._buffers.values() if one is not None]
 
 
 def writable(tensor: Tensor) -> bool:

@@ -75,11 +75,8 @@ def _use_faster_layout(model: CheckedModel, examples: Examples) -> torch.memory_
     A large network on small images is slower in it, such as preact-resnet18 on 16 images of 16x16, and keeps its own.
     """
     _, channels, height, width = examples.images.shape
-    filters = [
-        (parameter, parameter.data)
-        for parameter in model.parameters()
-        if parameter.dim() == 4 and not parameter.is_inference()
-    ]
+    weights = (one for one in model.parameters() if one.dim() == 4 and not one.is_inference())
+    filters = [(parameter, parameter.data) for parameter in weights]
     large = sum(data.numel() for _, data in filters) > MANY_WEIGHTS and height * width < MANY_PIXELS
     if examples.device.type != "cpu" or channels == 1 or large or not len(examples):
         return torch.contiguous_format
@@ -109,8 +106,9 @@ def as_images(images: Tensor, *, widen: bool = True) -> Tensor:
     images of one channel could have the strides of channels_last, convolutions would return that layout, and every step
     of an attack would mix two layouts.
     """
+    in_bytes = images.dtype == torch.uint8
     images = to_unit(images)
     if widen and images.dtype in (torch.float16, torch.bfloat16):
         images = images.float()
     images = images.clone() if images.is_inference() else images.detach()
-    return with_own_strides(images.clamp(0, 1))
+    return with_own_strides(images if in_bytes else images.clamp(0, 1))

@@ -64,11 +64,9 @@ class World:
 
     def any(self, flag: bool, device: torch.device) -> bool:
         """Return whether `flag` holds on any rank."""
-        return (
-            flag
-            if self.size == 1
-            else bool(self.mean(torch.tensor(float(flag), dtype=torch.float32, device=device)) > 0)
-        )
+        if self.size == 1:
+            return flag
+        return bool(self.mean(torch.full((), float(flag), dtype=torch.float32, device=device)) > 0)
 
     def gathered(self, value: Value) -> list[Value]:
         """Return every rank's value, in the order of the ranks."""

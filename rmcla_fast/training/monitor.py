@@ -104,6 +104,7 @@ class Monitor:
                     for settings in self.attacks
                 ]
                 right += torch.stack([clean, *([one.right for one in attacked] or [clean, clean])]).sum(1)
-                stuck += sum(one.unmoved.sum() for one in attacked[-1:])
+                if attacked:
+                    stuck += attacked[-1].unmoved.sum()
         self.stuck = int(stuck)
         return Accuracies(*(100 * right / len(self.labels)).tolist())
