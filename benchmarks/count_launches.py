@@ -115,6 +115,8 @@ def pretended_h100() -> Iterator[list[tuple[bool, str]]]:
     device["is_bf16_supported"] = lambda including_emulation=True: True
     stand_ins: list[tuple[Any, dict[str, Any]]] = [
         (torch.cuda, device | {"get_device_capability": lambda device=None: (9, 0), "device_count": lambda: 1}),
+        # With PYTORCH_NVML_BASED_CUDA_CHECK=1 torch would take the count above for a real device. Lightning sets it.
+        (torch.cuda, {"_nvml_based_avail": lambda: False}),
         (torch.cuda.amp.common, {"amp_definitely_not_available": lambda: False}),
         (CudaInterface, device | {"is_available": lambda: True}),
         (CudaInterface.Worker, {"get_device_properties": lambda device=None: H100}),
