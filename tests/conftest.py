@@ -23,6 +23,19 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("operators")
 
 
+@pytest.fixture(autouse=True)
+def environment_is_put_back() -> Iterator[None]:
+    """Undo what a test changes in the environment, so that no later test depends on it.
+
+    An import of Lightning, for one, sets a variable by which torch looks for GPUs in another way.
+    """
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+
+
 @pytest.fixture
 def deterministic_convolutions() -> Iterator[None]:
     """On a GPU, make convolutions use deterministic algorithms and float32 instead of TF32."""

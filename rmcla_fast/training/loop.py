@@ -16,14 +16,14 @@ from torch import Tensor
 from rmcla_fast import data as datasets
 from rmcla_fast.data.extra import require_same
 from rmcla_fast.data.splits import DataSplits, require_classes
-from rmcla_fast.errors import Interrupted, NotFinite, RunFailed, UserError, need
+from rmcla_fast.errors import RunFailed, UserError, need
 from rmcla_fast.models import is_factory
 from rmcla_fast.pictures import import_matplotlib
-from rmcla_fast.text import shell_word
 from rmcla_fast.training import checkpoint
 from rmcla_fast.training.build import Parts, build, choose_device, choose_recipe, computed_by
 from rmcla_fast.training.config import ResolvedConfig, TrainConfig
 from rmcla_fast.training.distributed import World, is_main_process, joined, local_device
+from rmcla_fast.training.endings import interrupted, not_finite, overfitted
 from rmcla_fast.training.failures import reported
 from rmcla_fast.training.initial_weights import initial_weights
 from rmcla_fast.training.interrupt import StopRequest
@@ -221,14 +221,8 @@ class _Run:
 
     def _interrupted(self, stop: StopRequest) -> None:
         number = stop.signal or signal.SIGINT  # the signal may have reached only another rank
-        factory = f" --model {shell_word(self.config.model)}" if is_factory(self.config.model) else ""
-        ranks = self.parts.world.size
-        command = "rmcla train" if ranks == 1 else f"torchrun --nproc-per-node {ranks} -m rmcla_fast.cli train"
-        raise Interrupted(
-            f"stopped by {number.name} at step {self.at.step} of {self.total_steps}; "
-            f"go on with: {command} --resume --out {shell_word(self.folder)}{factory}",
-            number,
-        )
+        at = f"step {self.at.step} of {self.total_steps}"
+        raise interrupted(number, at, self.folder, self.config.model, self.parts.world.size)
 
     def _read_losses(self) -> None:
         """Read the losses since the last call, in one transfer. This is the only place where the host waits."""
@@ -246,12 +240,7 @@ class _Run:
                 self._not_finite(f"the loss of step {first + place} is {loss}", first + place)
 
     def _not_finite(self, what: str, step: int) -> None:
-        path = self.folder / checkpoint.LAST
-        good = f"the last good checkpoint is {path}" if path.exists() else "there is no checkpoint yet"
-        raise NotFinite(
-            f"{what} at learning rate {self.parts.schedule.rate(step):.4g}; {good}; "
-            f"start another run with a lower --lr, --clip-grad or --skip-nonfinite"
-        )
+        raise not_finite(what, self.parts.schedule.rate(step), self.folder)
 
     def _log(self) -> None:
         self._read_losses()
@@ -310,10 +299,7 @@ class _Run:
         self._save(best=best)
         self.since, self.since_step = time.perf_counter(), self.at.step
         if config.stop_on_overfitting and parts.world.any(bool(values.get("overfitting")), parts.device):
-            raise RunFailed(
-                f"stopped at epoch {self.at.epoch}, where catastrophic overfitting began; the best model is "
-                f"{self.folder / checkpoint.BEST}; a smaller --epsilon, another --recipe or a lower --lr may avoid it"
-            )
+            raise overfitted(self.at.epoch, self.folder)
 
     def _overfitting(self, seen: Accuracies) -> bool:
         found = self.parts.recipe.steps > 0 and seen.overfitted
