@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,21 @@ def at_step(monkeypatch: pytest.MonkeyPatch, step: int, change: Callable[[Batch]
             yield change(batch) if place == step else batch
 
     monkeypatch.setattr(Loader, "epoch", changed)
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports of this machine that nobody listens on."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def place(number: int, port: int) -> None:
+    """Make this process rank `number` of two, as torchrun does."""
+    variables = {"RANK": number, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in variables.items()})
 
 
 def rmcla(*arguments: object) -> int:

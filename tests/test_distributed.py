@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,23 +14,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 from data_files import write_extra
-from run_cases import Batch, at_step, python, read_checkpoint, small, wait_for_checkpoint
+from run_cases import Batch, at_step, free_ports, place, python, read_checkpoint, small, wait_for_checkpoint
 from torch import nn
 
 from rmcla_fast import data, recipes
 from rmcla_fast.errors import RunFailed, UserError
 from rmcla_fast.training import TrainConfig, TrainStep, checkpoint, distributed, train
-from rmcla_fast.training.distributed import World, is_main_process
+from rmcla_fast.training.distributed import World, is_main_process, joined
 from rmcla_fast.training.metrics import read_metrics
 from rmcla_fast.training.run_folder import RunFolder
 from rmcla_fast.training.schedule import build_optimizer
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not dist.is_available(), reason="this torch is built without torch.distributed"),
+    pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch is built without torch.distributed"),
 ]
 
 
@@ -53,21 +53,35 @@ def updated(world: World, wrap: bool, accumulate: int, updates: int = 3) -> list
     return [parameter.detach().clone() for parameter in model.parameters()]
 
 
-def rank(number: int, address: str, accumulate: int, results: Any) -> None:
+def rank(number: int, port: int, accumulate: int, results: Any) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{address}", rank=number, world_size=2)
-    results[number] = updated(World(number, 2), wrap=True, accumulate=accumulate)
-    dist.destroy_process_group()
+    place(number, port)
+    with joined(torch.device("cpu")) as world:
+        results[number] = updated(world, wrap=True, accumulate=accumulate)
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_two_ranks_train_the_weights_of_one_process(tmp_path: Path, accumulate: int) -> None:
+def test_two_ranks_train_the_weights_of_one_process(accumulate: int) -> None:
     results = mp.get_context("spawn").Manager().dict()
-    mp.spawn(rank, (str(tmp_path / "meeting"), accumulate, results), nprocs=2)
+    mp.spawn(rank, (*free_ports(1), accumulate, results), nprocs=2)
     alone = updated(World(), wrap=False, accumulate=1)
     for one, other, single in zip(results[0], results[1], alone, strict=True):
         assert torch.equal(one, other)
         torch.testing.assert_close(one, single, rtol=1e-5, atol=1e-6)
+
+
+def rank_with_an_error(number: int, port: int) -> None:
+    place(number, port)
+    with suppress(RunFailed), joined(torch.device("cpu")) as world:
+        for _ in range(100):
+            world.mean(torch.rand(50))
+        raise RunFailed("stopped")
+
+
+@pytest.mark.parametrize("attempt", range(5))
+def test_ranks_that_end_with_an_error_do_not_abort(attempt: int) -> None:
+    """Every second attempt aborted while a thread of gloo still waited for the interpreter lock at the end."""
+    mp.spawn(rank_with_an_error, tuple(free_ports(1)), nprocs=2)
 
 
 def dropping(num_classes: int) -> nn.Module:
@@ -76,17 +90,12 @@ def dropping(num_classes: int) -> nn.Module:
     return nn.Sequential(features, nn.Linear(144, num_classes))
 
 
-def place(number: int, port: int) -> None:
-    """Make this process rank `number` of two, as torchrun does."""
-    variables = {"RANK": number, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in variables.items()})
-
-
-def rank_of_a_run(number: int, port: int, out: Path, extra: Path | None, resume: bool) -> None:
-    place(number, port)
+def rank_of_a_run(number: int, ports: list[int], out: Path, extra: Path | None) -> None:
+    """Train to the end, and then until an error. With a single port, resume the run that had the error."""
+    place(number, ports[0])
     options = {"model": f"{__name__}:dropping", "epochs": 1, "checkpoint_every": 2, "device": "cpu"}
     options |= {} if extra is None else {"extra_data": extra}
-    if resume:
+    if len(ports) == 1:
         train(TrainConfig(out=str(out / "killed"), resume=True, model=options["model"]))
         return
     train(small(out / "whole", **options))
@@ -96,22 +105,21 @@ def rank_of_a_run(number: int, port: int, out: Path, extra: Path | None, resume:
 
     with pytest.MonkeyPatch.context() as patch:
         at_step(patch, 3, stop)
-        patch.setenv("MASTER_PORT", str(port + 1))
+        patch.setenv("MASTER_PORT", str(ports[1]))
         with pytest.raises(RunFailed, match="stopped"):
             train(small(out / "killed", **options))
 
 
 @pytest.mark.parametrize("with_extra", [False, True])
 def test_two_ranks_with_dropout_resume_to_the_same_bits(with_extra: bool, tmp_path: Path) -> None:
-    port = 20000 + os.getpid() % 10000 + 4 * with_extra
     extra = write_extra(tmp_path / "more.npz", save=np.savez_compressed) if with_extra else None
-    mp.spawn(rank_of_a_run, (port, tmp_path, extra, False), nprocs=2)
+    mp.spawn(rank_of_a_run, (free_ports(2), tmp_path, extra), nprocs=2)
     stopped = read_checkpoint(tmp_path / "killed" / checkpoint.LAST)
     assert stopped["step"] == 2
     assert not torch.equal(stopped["rng"]["torch"], stopped["rng"]["others"][0]["torch"])
     with pytest.raises(UserError, match="was started with 2 processes and cannot be resumed with 1"):
         train(TrainConfig(out=str(tmp_path / "killed"), resume=True, model=f"{__name__}:dropping"))
-    mp.spawn(rank_of_a_run, (port + 2, tmp_path, extra, True), nprocs=2)
+    mp.spawn(rank_of_a_run, (free_ports(1), tmp_path, extra), nprocs=2)
     whole, resumed = (read_checkpoint(tmp_path / name / checkpoint.LAST) for name in ("whole", "killed"))
     assert resumed["step"] == whole["step"] == 6
     assert all(torch.equal(resumed["model"][name], whole["model"][name]) for name in whole["model"])
@@ -149,7 +157,7 @@ def rank_that_fails(number: int, port: int, out: Path, fault: str, results: Any)
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     """Return the weights of an uninterrupted run of two ranks."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    mp.spawn(rank_that_trains, (41000 + os.getpid() % 10000, out), nprocs=2)
+    mp.spawn(rank_that_trains, (*free_ports(1), out), nprocs=2)
     return checkpoint.read(out / checkpoint.LAST).model
 
 
@@ -158,7 +166,7 @@ def test_a_rank_that_is_lost_or_hangs_is_reported_and_the_run_resumes(
     fault: str, left: int, tmp_path: Path, whole: dict[str, torch.Tensor]
 ) -> None:
     context = mp.get_context("spawn")
-    results, port, out = context.Manager().dict(), 31000 + os.getpid() % 10000, tmp_path / "run"
+    results, port, out = context.Manager().dict(), free_ports(1)[0], tmp_path / "run"
     ranks = [
         context.Process(target=rank_that_fails, args=(number, port, out, fault, results), daemon=True)
         for number in range(2)
@@ -171,7 +179,7 @@ def test_a_rank_that_is_lost_or_hangs_is_reported_and_the_run_resumes(
     sentence = f"rank {left} of 2 lost a peer; start all ranks again with --resume to go on from the last checkpoint"
     assert dict(results) == {left: sentence}
     assert checkpoint.read(out / checkpoint.LAST).step == 2
-    mp.spawn(rank_that_resumes, (port + 1, out), nprocs=2)
+    mp.spawn(rank_that_resumes, (*free_ports(1), out), nprocs=2)
     resumed = checkpoint.read(out / checkpoint.LAST).model
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
 

@@ -20,7 +20,7 @@ from model_libraries import (
     saved,
     small_cnn_weights,
 )
-from run_cases import read_checkpoint, rmcla, small
+from run_cases import free_ports, place, read_checkpoint, rmcla, small
 from torch import Tensor
 
 import rmcla_fast
@@ -261,8 +261,7 @@ def test_a_model_of_hugging_face_without_a_classifier(tmp_path: Path, capsys: py
 
 
 def rank(number: int, port: int, out: Path, path: Path) -> None:
-    variables = {"RANK": number, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in variables.items()})
+    place(number, port)
     train(small(out, epochs=1, lr=1e-30, weight_decay=0.0, ema=0.5, init=path))
 
 
@@ -270,7 +269,7 @@ def rank(number: int, port: int, out: Path, path: Path) -> None:
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch is built without torch.distributed")
 def test_several_ranks_start_from_the_same_weights(tmp_path: Path) -> None:
     path = saved(small_cnn_weights(), tmp_path / "weights.pt")
-    mp.spawn(rank, (20000 + os.getpid() % 10000, tmp_path / "run", path), nprocs=2)
+    mp.spawn(rank, (*free_ports(1), tmp_path / "run", path), nprocs=2)
     for entry in ("model", "ema"):
         found = weights_of(tmp_path / "run", entry)
         assert all(near(one, found[name]) for name, one in small_cnn_weights().items())

@@ -9,6 +9,7 @@ also measures the held-out images and writes the files.
 from __future__ import annotations
 
 import os
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -128,10 +129,14 @@ def joined(device: torch.device) -> Iterator[World]:
         raise UserError(f"the {size} processes did not find one another ({str(error).splitlines()[0]})") from error
     world = World(dist.get_rank(), size)
     try:
-        yield world
-        # DistributedDataParallel keeps the group alive. When it is freed, it waits for gloo's threads without releasing
-        # the interpreter lock, which they may need to free the last call's tensor. Here they can take it.
-        world.wait()
+        try:
+            yield world
+            world.wait()
+        finally:
+            # gloo's threads may still hold the tensors of the last calls, and need the interpreter lock to free them.
+            # Here they can take it. A thread that waits for the lock when the interpreter ends aborts the process, and
+            # one that waits when the group is freed waits for ever, since the group waits for the thread.
+            time.sleep(0.1)
     except RuntimeError as error:
         if not lost(error):
             raise
