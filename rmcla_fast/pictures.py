@@ -26,8 +26,9 @@ def import_matplotlib(purpose: str) -> ModuleType:
         return need("matplotlib", "train", purpose)
     except ValueError:
         named = os.environ.pop(BACKEND, None)
-        for loaded in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
-            del sys.modules[loaded]  # the parts of the import that failed know nothing of the next one
+        if "matplotlib" not in sys.modules:  # the parts of the import that failed know nothing of the next one
+            for part in [name for name in sys.modules if name.startswith("matplotlib.")]:
+                del sys.modules[part]
         try:
             return need("matplotlib", "train", purpose)
         finally:
