@@ -66,6 +66,7 @@ def test_pictures_of_an_evaluation_need_no_backend(tmp_path: Path) -> None:
 
 def test_the_callers_backend_and_variable_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str | None] = []
+    loaded = pytest.importorskip("matplotlib.figure")
 
     def need(module: str, *_: str) -> ModuleType:
         asked.append(os.environ.get("MPLBACKEND"))
@@ -80,6 +81,7 @@ def test_the_callers_backend_and_variable_stay_as_they_are(monkeypatch: pytest.M
     pictures.import_matplotlib("a picture")
     assert asked == ["agg", NOTEBOOK, None]
     assert os.environ["MPLBACKEND"] == NOTEBOOK
+    assert sys.modules["matplotlib.figure"] is loaded
 
 
 def test_a_run_does_not_choose_the_backend_of_the_process(tmp_path: Path) -> None:
