@@ -26,7 +26,7 @@ from rmcla_fast.ops import checks, dispatch
 from rmcla_fast.ops.joint_gradient import joint_gradient
 from rmcla_fast.ops.perturb_step import perturb_step
 from rmcla_fast.ops.random_start import random_start
-from rmcla_fast.ops.tensors import to_unit
+from rmcla_fast.ops.tensors import clipped, to_unit
 from rmcla_fast.recipes import Recipe
 from rmcla_fast.target_classes import class_target, last_linear
 
@@ -106,7 +106,7 @@ def attack(
     """
     targets, soft_labels = (labels.argmax(1), labels) if labels.is_floating_point() else (labels, None)
     if recipe.steps == 0:
-        return AdversarialExample(to_unit(images).detach().clamp(0, 1), soft_labels, targets)
+        return AdversarialExample(clipped(images).detach(), soft_labels, targets)
     rule: dict[str, Any] = {name: getattr(recipe, name) for name in ("beta", "gamma", "top_k", "label_scheme")}
     if recipe.clean_forward:
         with torch.no_grad():

@@ -13,7 +13,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+from torch.nn.parameter import is_lazy
 
 Forward = Callable[[Tensor], Tensor]
 
@@ -30,7 +30,7 @@ def check_model(model: object, *, trained: bool = False) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
+        if is_lazy(tensor):
             raise ValueError(f"model must have weights; {name} is not initialised before a first batch has run")
         if tensor.is_meta:
             raise ValueError(f"model must have weights; {name} is on the meta device, which holds no numbers")
@@ -171,10 +171,8 @@ def attack_mode(model: nn.Module, mode: str) -> Iterator[None]:
     # A module may also replace its buffers, register more of them, or fill those that were None. A scripted one cannot.
     eager = [module for module in modules if not isinstance(module, torch.jit.ScriptModule)]
     held = [(module, dict(module._buffers)) for module in eager]
-    switches, works = (
-        mode == "eval" or not getattr(model, "training", False),
-        any(_works_on_switch(type(one)) for one in modules),
-    )
+    switches = mode == "eval" or not getattr(model, "training", False)
+    works = any(_works_on_switch(type(one)) for one in modules)
     before = _values([*model.parameters(), *model.buffers()]) if switches and works else []
     try:
         if switches:

@@ -23,6 +23,11 @@ def did_you_mean(name: str, known: Iterable[str], most: int = 1) -> str:
     return f"did you mean {' or '.join(map(repr, near))}? " if near else ""
 
 
+def counted(count: int, thing: str) -> str:
+    """Return "1 file" or "2 files"."""
+    return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"
+
+
 def printable(text: object, shown: Callable[[str], bool] = str.isprintable) -> str:
     r"""Return the text on one line, with an escape such as \n, \x1b or \udcff for each character that is not shown.
 

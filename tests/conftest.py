@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 
 import torch
 
@@ -34,6 +35,21 @@ def environment_is_put_back() -> Iterator[None]:
     for name in os.environ.keys() - before.keys():
         del os.environ[name]
     os.environ.update(before)
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fail the test if anything connects to the network."""
+    tried: list[object] = []
+
+    def refused(*address: object, **_: object) -> None:
+        tried.append(address)
+        raise OSError("the tests have no network")
+
+    monkeypatch.setattr(socket.socket, "connect", refused)
+    monkeypatch.setattr(socket, "getaddrinfo", refused)
+    yield
+    assert not tried
 
 
 @pytest.fixture

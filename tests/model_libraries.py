@@ -16,6 +16,9 @@ from torch import nn
 
 from rmcla_fast import models
 
+DIGITS = ("--data", "digits", "--images-per-class", 10, "--batch-size", 32)
+QUICK = ("--epochs", 1, "--device", "cpu", "--monitor-images", 0, "--threads", 1)
+
 
 def library(package: str) -> ModuleType:
     """Import and return a library; skip the test, with the reason, if it is missing or was built for another torch."""

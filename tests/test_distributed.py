@@ -80,7 +80,7 @@ def rank_with_an_error(number: int, port: int) -> None:
 
 @pytest.mark.parametrize("attempt", range(5))
 def test_ranks_that_end_with_an_error_do_not_abort(attempt: int) -> None:
-    """Every second attempt aborted while a thread of gloo still waited for the interpreter lock at the end."""
+    """Without the pause in `joined`, a thread of gloo may wait for the interpreter lock at the end, and abort."""
     mp.spawn(rank_with_an_error, tuple(free_ports(1)), nprocs=2)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rmcla_fast.attacks.checked_model import ROWS, CheckedModel
-from rmcla_fast.ops.tensors import to_unit, with_own_strides
+from rmcla_fast.ops.tensors import clipped, with_own_strides
 
 MANY_WEIGHTS, MANY_PIXELS = 1_000_000, 32 * 32  # see `_use_faster_layout`
 
@@ -106,9 +106,7 @@ def as_images(images: Tensor, *, widen: bool = True) -> Tensor:
     images of one channel could have the strides of channels_last, convolutions would return that layout, and every step
     of an attack would mix two layouts.
     """
-    in_bytes = images.dtype == torch.uint8
-    images = to_unit(images)
+    images = clipped(images)
     if widen and images.dtype in (torch.float16, torch.bfloat16):
         images = images.float()
-    images = images.clone() if images.is_inference() else images.detach()
-    return with_own_strides(images if in_bytes else images.clamp(0, 1))
+    return with_own_strides(images.clone() if images.is_inference() else images.detach())

@@ -28,6 +28,7 @@ from rmcla_fast.errors import UserError, need
 from rmcla_fast.files import replacing
 from rmcla_fast.options import AT_LEAST_1, fact, one_of
 from rmcla_fast.schema import Mismatch, read_as
+from rmcla_fast.text import counted
 
 
 def load_folder(
@@ -139,7 +140,7 @@ def _say_what_is_left_out(split: Path, left_out: list[Path]) -> None:
         names = ", ".join(str(path.relative_to(split)) for path in left_out[:3])
         more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
         warnings.warn(
-            f"left out {len(left_out)} file{'s'[: len(left_out) > 1]} of {split}: {names}{more}; an image lies in a "
+            f"left out {counted(len(left_out), 'file')} of {split}: {names}{more}; an image lies in a "
             f"class folder and has one of the suffixes {', '.join(sorted(SUFFIXES))}",
             stacklevel=2,
         )

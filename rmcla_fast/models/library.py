@@ -14,6 +14,8 @@ from urllib.parse import urlparse
 import torch
 from torch import Tensor, nn
 
+from rmcla_fast.text import counted
+
 HALVES = (0.5, 0.5, 0.5)
 
 
@@ -31,7 +33,7 @@ class Images:
 
     def __str__(self) -> str:
         size = "" if self.size is None else f" of {self.size[0]}x{self.size[1]} pixels"
-        return f"{self.num_classes} classes and images with {self.channels} channel{'s'[: self.channels > 1]}{size}"
+        return f"{self.num_classes} classes and images with {counted(self.channels, 'channel')}{size}"
 
 
 @dataclass(frozen=True)

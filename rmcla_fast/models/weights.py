@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rmcla_fast.models.normalize import Normalize
+from rmcla_fast.text import counted
 
 KEYS = ("state_dict", "model", "model_state_dict")  # under which training programs save a state dict
 
@@ -176,7 +177,7 @@ def _last_layer(model: nn.Module, own: Iterable[str], num_classes: int) -> set[s
 
 def _counted(names: list[str], what: str) -> list[str]:
     verb = "is" if len(names) == 1 else "are"
-    return [f"{len(names)} tensor{'s'[: len(names) > 1]} {verb} {what} ({_few(names)})"] if names else []
+    return [f"{counted(len(names), 'tensor')} {verb} {what} ({_few(names)})"] if names else []
 
 
 def _few(names: list[str]) -> str:

@@ -26,6 +26,11 @@ def to_unit(images: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return quotient.add_(remainder, alpha=1 / 255)
 
 
+def clipped(images: Tensor) -> Tensor:
+    """Return images in [0, 1] as floats: uint8 means value / 255, and floats outside [0, 1] are clipped; NaN stays."""
+    return to_unit(images) if images.dtype == torch.uint8 else images.clamp(0, 1)
+
+
 def with_own_strides(images: Tensor) -> Tensor:
     """Return the images with the strides that a new tensor of their shape and memory layout would have.
 

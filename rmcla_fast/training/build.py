@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+from torch.nn.parameter import is_lazy
 
 from rmcla_fast import models, recipes
 from rmcla_fast.data.imagenet import centers
@@ -200,8 +200,7 @@ def create_model(name: str, num_classes: int, shape: tuple[int, int, int]) -> nn
         model = models.create(name, num_classes, channels, image_size=(height, width))
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(str(error)) from error
-    lazy = (UninitializedParameter, UninitializedBuffer)
-    if any(isinstance(one, lazy) for one in (*model.parameters(), *model.buffers())):
+    if any(is_lazy(one) for one in (*model.parameters(), *model.buffers())):
         initialise(model, name, shape)
     if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
         raise UserError(f"model {name} has weights without values, on the device meta; its factory must make values")

@@ -10,7 +10,8 @@ import oracle
 import pytest
 import torch
 from adversarial_inputs import FLOAT_DTYPES, poison_free_memory
-from stress.fuzz_elements import Target, generator_of
+from stress.fuzz_elements import Target
+from stress.fuzz_images import generator_of
 from stress.fuzz_logits import as_read, draw_classes, draw_logits, draw_shape, known
 from stress.fuzz_memory import Arguments, draw_number
 from tolerances import (
