@@ -64,6 +64,9 @@ def main(epochs: int, precision: str) -> None:
     accelerator.print(f"clean accuracy {clean:.1f} %")
     accelerator.print(f"PGD accuracy {pgd:.1f} % (20 steps, epsilon {EPSILON})")
     accelerator.wait_for_everyone()  # a process that ends while another still talks to it can bring that one down
+    # On a CPU, a thread of gloo may still need Python to free the tensors of the last call, and would abort a process
+    # that ends first. `end_training` waits for these threads, but only if no DistributedDataParallel keeps them alive.
+    model, optimizer, loader = accelerator.free_memory(model, optimizer, loader)
     accelerator.end_training()
 
 

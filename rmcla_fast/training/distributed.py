@@ -136,7 +136,7 @@ def joined(device: torch.device) -> Iterator[World]:
             # gloo's threads may still hold the tensors of the last calls, and need the interpreter lock to free them.
             # Here they can take it. A thread that waits for the lock when the interpreter ends aborts the process, and
             # one that waits when the group is freed waits for ever, since the group waits for the thread.
-            time.sleep(0.1)
+            time.sleep(0.5)
     except RuntimeError as error:
         if not lost(error):
             raise
