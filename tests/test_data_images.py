@@ -154,7 +154,7 @@ def test_only_one_large_image_is_decoded_at_a_time(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(images, "LARGE_IMAGE", 20)
     for name, size in (("small.png", (4, 5)), ("large.png", (5, 5))):
         Image.new("RGB", size).save(tmp_path / name)
-    now, most, change = 0, 0, threading.Lock()
+    now, most, change, two = 0, 0, threading.Lock(), threading.Barrier(2)
 
     def hold(path: Path) -> None:
         nonlocal now, most
@@ -162,7 +162,10 @@ def test_only_one_large_image_is_decoded_at_a_time(tmp_path: Path, monkeypatch: 
             with change:
                 now += 1
                 most = max(most, now)
-            time.sleep(0.01)
+            if path.name == "small.png":
+                two.wait(60)  # until another thread has opened it, too
+            else:
+                time.sleep(0.01)
             with change:
                 now -= 1
 

@@ -246,7 +246,7 @@ def test_labels_that_hold_themselves_or_each_other_are_refused_at_once(tmp_path:
         before = time.monotonic()
         with pytest.raises(UserError, match="data_batch_1 is"):
             data.load("cifar10", root)
-        assert time.monotonic() - before < 5
+        assert time.monotonic() - before < 60  # as an array, they would take minutes and gigabytes
 
 
 def test_one_content_does_not_become_many_arrays(tmp_path: Path) -> None:
