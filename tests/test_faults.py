@@ -18,6 +18,7 @@ CASES = {"kills": 80, "disks": 4, "readonly": 8, "flips": 20, "truncations": 2, 
 @pytest.mark.slow
 def test_faults_lose_nothing(tmp_path: Path) -> None:
     pytest.importorskip("sklearn", reason="pip install 'rmcla-fast[train]'")
+    pytest.importorskip("foolbox", reason="pip install 'rmcla-fast[eval]'")
     options = [word for name, count in CASES.items() for word in (f"--{name}", count)]
     process = python(ROOT / "tests" / "stress" / "faults.py", *options, "--json", tmp_path / "faults.json")
     table, said = process.communicate()

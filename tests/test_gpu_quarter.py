@@ -147,7 +147,7 @@ def test_a_driver_that_is_too_old_is_reported_with_the_message_of_torch(checkout
 
 
 EXTENSION_THAT_READS_A_TEXT_FILE = """
-import importlib.util
+import importlib.machinery
 build_config, missing_reason = None, "the compiled extension was not built"
 found = importlib.machinery.PathFinder.find_spec("rmcla_fast._C", __import__("rmcla_fast").__path__)
 if found:

@@ -99,6 +99,7 @@ def test_config_json_records_what_else_decides_the_bits(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_evaluations_of_one_model_give_the_same_bits(tmp_path: Path) -> None:
     """Every kind of attack runs twice, in separate processes; only the measured times differ."""
+    pytest.importorskip("foolbox", reason="pip install 'rmcla-fast[eval]'")
     finished(python("-m", "rmcla_fast.cli", "train", "-q", *SHORT, "--out", tmp_path / "run"))
     attacks = "clean,fgsm,ce20,cw100,mi,cw-l2-b,deepfool-l2,autoattack"
     found = []
