@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 
 import torch
+import torch.distributed.nn.functional  # once there is a process group, it would keep it for ever
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch.utils.data import DataLoader, TensorDataset
@@ -64,8 +65,9 @@ def main(epochs: int, precision: str) -> None:
     accelerator.print(f"clean accuracy {clean:.1f} %")
     accelerator.print(f"PGD accuracy {pgd:.1f} % (20 steps, epsilon {EPSILON})")
     accelerator.wait_for_everyone()  # a process that ends while another still talks to it can bring that one down
-    # On a CPU, a thread of gloo may still need Python to free the tensors of the last call, and would abort a process
-    # that ends first. `end_training` waits for these threads, but only if no DistributedDataParallel keeps them alive.
+    # On a CPU the processes talk through gloo, whose threads need Python to free the tensors of the last call. A thread
+    # that still waits for Python when it ends aborts the process. `end_training` waits for these threads, but only if
+    # nothing else holds the process group. DistributedDataParallel holds it, so that goes first.
     model, optimizer, loader = accelerator.free_memory(model, optimizer, loader)
     accelerator.end_training()
 

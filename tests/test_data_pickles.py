@@ -243,10 +243,10 @@ def test_labels_that_hold_themselves_or_each_other_are_refused_at_once(tmp_path:
     for labels in (b"]\x94(h\x00e", laughs):
         opcodes = b"\x80\x04}\x8c\x04data" + images + b"s\x8c\x06labels" + labels + b"s."
         target.write_bytes(opcodes)
-        before = time.monotonic()
+        before = time.process_time()  # other processes do not add to it
         with pytest.raises(UserError, match="data_batch_1 is"):
             data.load("cifar10", root)
-        assert time.monotonic() - before < 60  # as an array, they would take minutes and gigabytes
+        assert time.process_time() - before < 5
 
 
 def test_one_content_does_not_become_many_arrays(tmp_path: Path) -> None:

@@ -66,6 +66,44 @@ def test_a_loop_trains_a_robust_network(name: str, options: str, launcher: tuple
         assert text.startswith("processes: 2, mixed precision: bf16" if launcher else "processes: 1")
 
 
+GLOO_AT_THE_END = """
+import os, runpy, sys, time
+from contextlib import suppress
+from pathlib import Path
+from accelerate import Accelerator
+
+def threads():
+    found = 0
+    for comm in Path("/proc/self/task").glob("*/comm"):
+        with suppress(OSError):  # the thread has just ended
+            found += "gloo" in comm.read_text()
+    return found
+
+def observed(self, end=Accelerator.end_training):
+    before, deadline = threads(), time.monotonic() + 5
+    end(self)
+    while threads() and time.monotonic() < deadline:  # the kernel lists a thread for a moment after it has ended
+        time.sleep(0.01)
+    # One write, so that the other rank's line does not fall into this one.
+    os.write(1, f"threads of gloo: {before > 0} {threads()}\\n".encode())
+
+Accelerator.end_training = observed
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the names of threads are read from Linux's /proc")
+def test_no_thread_of_gloo_outlives_the_group_of_accelerate(tmp_path: Path) -> None:
+    """A thread that waits for the interpreter lock when Python ends aborts the process.
+
+    That is a rare race, so the test counts the threads instead.
+    """
+    (tmp_path / "observed.py").write_text(GLOO_AT_THE_END)
+    text = printed("accelerate_loop", "--epochs 1", *TWO_PROCESSES, str(tmp_path / "observed.py"))
+    assert text.count("threads of gloo: True 0\n") == 2
+
+
 @pytest.mark.slow
 def test_fine_tuning_makes_a_plain_network_robust() -> None:
     text = printed("fine_tune", "--epochs 8 --tuning-epochs 4 --test-images 150")

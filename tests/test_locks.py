@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -259,10 +260,12 @@ def test_two_processes_pack_a_cache_once(tmp_path: Path) -> None:
         "folder.decode = slow\n"
         "data.load('folder', sys.argv[1])"
     )
+    began = time.monotonic()
     both = [python("-c", code, tmp_path) for _ in range(3)]
     printed = [process.communicate() for process in both]
     assert [process.returncode for process in both] == [0, 0, 0], printed
     assert sum(out.count("decoded") for out, _ in printed) == 12
+    assert time.monotonic() - began < 120
     assert data.load("folder", tmp_path).train.images.shape[0] == 6
     assert {path.suffix for path in (tmp_path / CACHE).iterdir()} == {".images", ".json"}
 
