@@ -1,5 +1,5 @@
-// What the CPU and CUDA kernels over rows of logits share: options, which logits count as infinite, and a class's
-// share.
+// The rule of joint_gradient for one row of logits, for host and device. The kernels find the extremes and the sums of
+// a row, each in its own way, and compute the results by these functions.
 #pragma once
 
 #include "common/macros.h"
@@ -21,12 +21,42 @@ RMCLA_SHARED T taint_of(T z) {
   return z * T(0x1p64) * T(0);
 }
 
-// The share s_k = base - z_k + offset of class k in the label mass that the true class gives away.
-// main: s_k = v_k - v_MC + gamma. The log-sum-exp cancels; base is the largest other logit, and offset is gamma.
-// sup: s_k = v_k = -log p_k. base is the largest logit, and offset is log sum_j exp(z_j - base).
+// The true class keeps beta times the largest share, and every receiving class k gets its share
+//   s_k = base - z_k + offset,
+// all divided by their sum. main: s_k = v_k - v_MC + gamma with v_k = -log p_k; the log-sum-exp cancels, so that base is
+// the largest other logit and offset is gamma. sup: s_k = v_k; base is the largest logit ("highest"), and offset is
+// log_sum = log sum_j exp(z_j - highest). With two classes, sup gives the same labels for a share of 1, which is never 0.
 template <typename T>
-RMCLA_SHARED T label_share(T z, T base, T offset) {
-  return (base - z) + offset;
-}
+struct JointRule {
+  Target target;
+  LabelScheme scheme;
+  T beta, gamma;
+  int classes;
+  int receivers;  // how many classes other than the true one receive mass
+
+  RMCLA_SHARED bool by_logit() const {  // whether the logits choose the target
+    return target == Target::kMostConfusing || target == Target::kMargin || target == Target::kLeastLikely;
+  }
+  RMCLA_SHARED bool sup() const { return scheme == LabelScheme::kSup; }
+  RMCLA_SHARED bool pair() const { return sup() && classes == 2; }
+
+  // `most` and `least` are the extremes of the logits other than that of the true class.
+  RMCLA_SHARED T base(T most, T highest) const { return sup() ? highest : most; }
+  // A tiny gamma is replaced, so that the reciprocal of a sum of such shares stays finite.
+  RMCLA_SHARED T offset(T log_sum) const { return sup() ? log_sum : gamma > T(0x1p-100) ? gamma : T(0x1p-100); }
+  RMCLA_SHARED T share(T z, T base, T offset) const { return pair() ? T(1) : (base - z) + offset; }
+  RMCLA_SHARED T kept(T least, T base, T offset) const { return beta * share(least, base, offset); }
+  // `gaps` is the sum over the receiving classes of base - z, term by term: a difference of two sums would cancel.
+  RMCLA_SHARED T total(T gaps, T offset, T kept) const { return (pair() ? T(1) : gaps + T(receivers) * offset) + kept; }
+
+  // The attack ascends log p_target, -log p_true if untargeted, or z_target - z_true for the margin.
+  RMCLA_SHARED T objective(T z_true, T z_target, T highest, T log_sum) const {
+    if (target == Target::kMargin) return z_target - z_true;
+    return sign() * ((z_target - highest) - log_sum);
+  }
+  // Its gradient, for a class of probability p.
+  RMCLA_SHARED T gradient(bool is_target, T p) const { return sign() * (T(is_target) - p); }
+  RMCLA_SHARED T sign() const { return target == Target::kUntargeted ? T(-1) : T(1); }
+};
 
 }  // namespace rmcla

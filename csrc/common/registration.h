@@ -1,0 +1,87 @@
+// Registration of the operators' kernels through PyTorch's stable ABI. It checks no types, so every library also tells
+// the types of its kernels, and Python compares them with the schemas.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+#include <type_traits>
+
+#include "common/tensors.h"
+
+namespace rmcla {
+
+// One line for each operator of this library, as `name(Tensor, Optional[int]) -> (Tensor, Tensor)`.
+inline std::string& operator_types() {
+  static std::string lines;
+  return lines;
+}
+
+// The name of an argument's or result's type, as PyTorch prints it.
+template <class T>
+struct TypeName;
+template <>
+struct TypeName<Tensor> {
+  static std::string get() { return "Tensor"; }
+};
+template <>
+struct TypeName<double> {
+  static std::string get() { return "float"; }
+};
+template <>
+struct TypeName<int64_t> {
+  static std::string get() { return "int"; }
+};
+template <>
+struct TypeName<bool> {
+  static std::string get() { return "bool"; }
+};
+template <>
+struct TypeName<std::string> {
+  static std::string get() { return "str"; }
+};
+template <class T>
+struct TypeName<std::optional<T>> {
+  static std::string get() { return "Optional[" + TypeName<T>::get() + "]"; }
+};
+template <>
+struct TypeName<void> {
+  static std::string get() { return "()"; }
+};
+template <class... T>
+struct TypeName<std::tuple<T...>> {
+  static std::string get() {
+    std::string names;
+    ((names += (names.empty() ? "" : ", ") + TypeName<T>::get()), ...);
+    return "(" + names + ")";
+  }
+};
+template <class Result, class... Arguments>
+struct TypeName<Result(Arguments...)> {
+  static std::string get() {
+    using Types = std::tuple<std::remove_cv_t<std::remove_reference_t<Arguments>>...>;
+    return TypeName<Types>::get() + " -> " + TypeName<Result>::get();
+  }
+};
+
+// Registers `kernel` for the operator `name` in the library of a device.
+template <auto* kernel>
+void implement(torch::stable::detail::StableLibrary& library, const char* name) {
+  using Function = std::remove_pointer_t<decltype(kernel)>;
+  library.impl(name, torch::stable::detail::boxer<Function, kernel>::boxed_fn);
+  operator_types() += name + TypeName<Function>::get() + "\n";
+}
+
+}  // namespace rmcla
+
+#if defined(_WIN32)
+#define RMCLA_EXPORT __declspec(dllexport)
+#else
+#define RMCLA_EXPORT __attribute__((visibility("default")))
+#endif
+
+// Once in each library.
+#define RMCLA_EXPORT_OPERATOR_TYPES() \
+  extern "C" RMCLA_EXPORT const char* rmcla_operators() { return ::rmcla::operator_types().c_str(); }
