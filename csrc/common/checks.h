@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "common/joint_gradient.h"
 #include "common/tensors.h"
 
 namespace rmcla {
@@ -33,6 +34,22 @@ template <class... Parts>
 // The parts of the message are computed only if the check fails.
 #define RMCLA_CHECK(condition, ...) \
   if (!(condition)) ::rmcla::fail(__VA_ARGS__)
+
+inline Target parse_target(const std::string& word) {
+  if (word == "mc") return Target::kMostConfusing;
+  if (word == "ll") return Target::kLeastLikely;
+  if (word == "untargeted") return Target::kUntargeted;
+  if (word == "margin") return Target::kMargin;
+  RMCLA_CHECK(word == "given", "target must be 'mc', 'll', 'untargeted', 'margin' or 'given'; got '", word, "'");
+  return Target::kGiven;
+}
+
+inline LabelScheme parse_label_scheme(const std::string& word) {
+  if (word == "main") return LabelScheme::kMain;
+  if (word == "sup") return LabelScheme::kSup;
+  RMCLA_CHECK(word == "none", "label_scheme must be 'main', 'sup' or 'none'; got '", word, "'");
+  return LabelScheme::kNone;
+}
 
 inline void check_logits(const Tensor& logits) {
   RMCLA_CHECK(is_float(dtype_of(logits)), "logits must be float; got ", dtype_of(logits));
