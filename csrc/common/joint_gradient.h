@@ -23,9 +23,10 @@ RMCLA_SHARED T taint_of(T z) {
 
 // The true class keeps beta times the largest share, and every receiving class k gets its share
 //   s_k = base - z_k + offset,
-// all divided by their sum. main: s_k = v_k - v_MC + gamma with v_k = -log p_k; the log-sum-exp cancels, so that base is
-// the largest other logit and offset is gamma. sup: s_k = v_k; base is the largest logit ("highest"), and offset is
-// log_sum = log sum_j exp(z_j - highest). With two classes, sup gives the same labels for a share of 1, which is never 0.
+// all divided by their sum. main: s_k = v_k - v_MC + gamma with v_k = -log p_k; the log-sum-exp cancels, so that base
+// is the largest other logit and offset is gamma. sup: s_k = v_k; base is the largest logit ("highest"), and offset is
+// log_sum = log sum_j exp(z_j - highest). With two classes, sup gives the same labels for a share of 1, which is never
+// 0.
 template <typename T>
 struct JointRule {
   Target target;

@@ -6,8 +6,8 @@
 namespace rmcla {
 
 // Label smoothing: a label y becomes y' = keep y + share, where share is (1 - keep) / C. With log_sum as in
-// joint_gradient.h, the loss is sum_k y'_k (highest - z_k) + mass log_sum, its gradient mass p - y', and the gradient of
-// the labels -keep log p.
+// joint_gradient.h, the loss is sum_k y'_k (highest - z_k) + mass log_sum, its gradient mass p - y', and the gradient
+// of the labels -keep log p.
 template <typename T>
 struct Smoothing {
   T keep, share;

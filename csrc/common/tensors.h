@@ -13,6 +13,11 @@
 
 #include "common/dtype.h"
 
+// Headers of torch before 2.13 know only the other macro, whose exceptions do not say what went wrong in PyTorch.
+#if !defined(STABLE_TORCH_ERROR_CODE_CHECK)
+#define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
+#endif
+
 namespace rmcla {
 
 using torch::stable::Tensor;
@@ -21,9 +26,8 @@ using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
 // PyTorch's codes of the dtypes, in the order of DType. Only functions give them, since they are no part of the ABI.
 inline const std::array<int32_t, int(DType::kOther)>& dtype_codes() {
   static const std::array<int32_t, int(DType::kOther)> codes = {
-      aoti_torch_dtype_float32(),  aoti_torch_dtype_float64(), aoti_torch_dtype_float16(),
-      aoti_torch_dtype_bfloat16(), aoti_torch_dtype_uint8(),   aoti_torch_dtype_bool(),
-      aoti_torch_dtype_int64()};
+      aoti_torch_dtype_float32(), aoti_torch_dtype_float64(), aoti_torch_dtype_float16(), aoti_torch_dtype_bfloat16(),
+      aoti_torch_dtype_uint8(),   aoti_torch_dtype_bool(),    aoti_torch_dtype_int64()};
   return codes;
 }
 

@@ -1,12 +1,8 @@
 // augment on a GPU: each byte is read once and written once, and a thread writes sixteen. Every block computes the plan
 // of each of its images (where it is in the data set, and its crop) once, and keeps it in shared memory.
 #include "common/augment.h"
-#include "cuda/elements.cuh"
-#include "cuda/tensors.h"
-
-#if !defined(__CUDA_ARCH__)
-#include "common/augment_arguments.h"
-#endif
+#include "common/augment_checks.h"
+#include "cuda/host.h"
 
 namespace rmcla {
 namespace {
@@ -103,7 +99,7 @@ __global__ void __launch_bounds__(kThreads) augment_bytes(uint8_t* images, int64
       bytes.item[k] = cropped_pixel(rule, plan, at);
       advance(rule, at);
     }
-    *reinterpret_cast<Pack<uint8_t, kBytes>*>(images + first) = bytes;
+    pack_at<kBytes>(images, first) = bytes;
     return;
   }
   for (int64_t i = first; i < first + kBytes && i < count; ++i) {
@@ -112,29 +108,20 @@ __global__ void __launch_bounds__(kThreads) augment_bytes(uint8_t* images, int64
   }
 }
 
-[[maybe_unused]] void launch(uint8_t* images, int64_t count, const AugmentRule& rule, cudaStream_t stream) {
-  const unsigned blocks = unsigned(ceil_div(count, kThreads * kBytes));
-  augment_bytes<<<blocks, kThreads, 0, stream>>>(images, count, rule);
-}
-
-#if !defined(__CUDA_ARCH__)
-
-at::Tensor augment(const at::Tensor& dataset, const at::Tensor& index, const at::Tensor& rng, int64_t padding,
-                   bool flip, int64_t fill, bool channels_last) {
-  const at::AutoDispatchBelowADInplaceOrView no_autograd;
+Tensor augment(const Tensor& dataset, const Tensor& index, const Tensor& rng, int64_t padding, bool flip, int64_t fill,
+               bool channels_last) {
   check_augmentation(dataset, index, rng, padding, fill);
-  const c10::cuda::CUDAGuard device(dataset.device());
-  const int64_t channels = dataset.size(1), height = dataset.size(2), width = dataset.size(3), batch = index.size(0);
-  const at::Tensor images = at::empty({batch, channels, height, width}, dataset.options(),
-                                      channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous);
-  if (images.numel() == 0) return images;
-  const AugmentRule rule{dataset.const_data_ptr<uint8_t>(),
-                         index.const_data_ptr<int64_t>(),
+  const Tensor images = empty_crops(dataset, index, channels_last);
+  const int64_t count = images.numel();
+  if (count == 0) return images;
+  const int64_t channels = dataset.size(1), height = dataset.size(2), width = dataset.size(3);
+  const AugmentRule rule{read<uint8_t>(dataset),
+                         read<int64_t>(index),
                          index.stride(0),
                          dataset.size(0),
-                         rng.const_data_ptr<int64_t>(),
+                         read<int64_t>(rng),
                          rng.stride(0),
-                         {channels * height * width, batch},
+                         {channels * height * width, index.size(0)},
                          uint32_t(channels),
                          uint32_t(height),
                          uint32_t(width),
@@ -142,16 +129,16 @@ at::Tensor augment(const at::Tensor& dataset, const at::Tensor& index, const at:
                          uint8_t(fill),
                          flip,
                          channels_last};
-  launch(images.mutable_data_ptr<uint8_t>(), images.numel(), rule, c10::cuda::getCurrentCUDAStream());
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  const unsigned blocks = unsigned(ceil_div(count, kThreads * kBytes));
+  launch_beside(images, [&](cudaStream_t stream) {
+    augment_bytes<<<blocks, kThreads, 0, stream>>>(written<uint8_t>(images), count, rule);
+  });
   return images;
 }
 
-#endif
+STABLE_TORCH_LIBRARY_IMPL(rmcla_fast, CUDA, m) { implement<&augment>(m, "augment"); }
 
 }  // namespace
 }  // namespace rmcla
 
-#if !defined(__CUDA_ARCH__)
-TORCH_LIBRARY_IMPL(rmcla_fast, CUDA, m) { m.impl("augment", rmcla::augment); }
-#endif
+RMCLA_EXPORT_OPERATOR_TYPES()

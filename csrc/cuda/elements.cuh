@@ -2,9 +2,10 @@
 // conversions.
 #pragma once
 
-#include <cuda_runtime.h>
+#include <cmath>
+#include <cstdint>
+#include <type_traits>
 
-#include "common/bytes.h"
 #include "common/perturb_step.h"
 #include "cuda/types.cuh"
 
@@ -37,6 +38,8 @@ struct PerImage {
   const float* values;
   int64_t stride;
 
+  bool varies() const { return stride != 0; }
+
   __device__ __forceinline__ W at(int64_t image) const { return values ? W(values[image * stride]) : value; }
 };
 
@@ -61,11 +64,11 @@ struct MaskValues {
   template <int kCount, typename W>
   __device__ __forceinline__ void load(int64_t first, W* share) const {
     if (is_bool) {
-      const auto m = *reinterpret_cast<const Pack<uint8_t, kCount>*>(static_cast<const uint8_t*>(values) + first);
+      const auto m = pack_at<kCount>(static_cast<const uint8_t*>(values), first);
 #pragma unroll
       for (int k = 0; k < kCount; ++k) share[k] = m.item[k] ? W(1) : W(0);
     } else {
-      const auto m = *reinterpret_cast<const Pack<W, kCount>*>(static_cast<const W*>(values) + first);
+      const auto m = pack_at<kCount>(static_cast<const W*>(values), first);
 #pragma unroll
       for (int k = 0; k < kCount; ++k) share[k] = valid_share(m.item[k]);
     }
@@ -80,20 +83,24 @@ struct MaskValues {
   }
 };
 
+// value / 255, correctly rounded, without a division: a product with the rounded reciprocal, corrected by one Newton
+// step. For all 256 bytes, which the tests try, this gives the bits of value / 255. The product alone does not.
+template <typename T>
+__device__ __forceinline__ T unit_from_byte(uint8_t byte) {
+  const T inverse = T(1) / T(255);
+  const T value = T(byte);
+  const T quotient = value * inverse;
+  return std::fma(std::fma(-quotient, T(255), value), inverse, quotient);
+}
+
 // A stored pixel converted to a number in [0, 1].
 template <typename W, typename T>
 __device__ __forceinline__ W pixel(T stored) {
-  return W(Storage<T>::widen(stored));
-}
-
-template <>
-__device__ __forceinline__ float pixel<float, uint8_t>(uint8_t stored) {
-  return unit_from_byte<float>(stored);
-}
-
-template <>
-__device__ __forceinline__ double pixel<double, uint8_t>(uint8_t stored) {
-  return unit_from_byte<double>(stored);
+  if constexpr (std::is_same_v<T, uint8_t>) {
+    return unit_from_byte<W>(stored);
+  } else {
+    return W(Storage<T>::widen(stored));
+  }
 }
 
 }  // namespace rmcla

@@ -71,6 +71,8 @@ class Block {
 
   __device__ int rank() const { return threadIdx.x; }
 
+  __device__ int half() const { return half_; }  // that the next reduction uses
+
   template <typename V, class Merge>
   __device__ __forceinline__ V reduce(V value, Merge merge) {
     static_assert(sizeof(V) <= kSlot);
@@ -147,8 +149,7 @@ class Cluster {
   __device__ __forceinline__ V across_blocks(V value, Merge merge) {
 #if RMCLA_CLUSTERS
     if (blocks_ == 1) return value;
-    V* slots = reinterpret_cast<V*>(shared_.slots[half_]);
-    half_ ^= 1;
+    V* slots = reinterpret_cast<V*>(shared_.slots[block_.half()]);
     if (threadIdx.x < unsigned(blocks_)) {
       *static_cast<V*>(__cluster_map_shared_rank(slots + block(), threadIdx.x)) = value;
     }
@@ -162,7 +163,6 @@ class Cluster {
   Shared& shared_;
   Block<kThreads> block_;
   int blocks_;
-  int half_ = 0;
 };
 
 }  // namespace rmcla

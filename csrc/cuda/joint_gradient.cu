@@ -1,193 +1,232 @@
 // joint_gradient and redistribute_labels on a GPU: one launch computes the objective, gradient, target and soft labels
-// of every row.
-#include "common/joint_row.h"
+// of every row. A row takes three passes (extremes, sums, results), with a reduction over the group of lanes that share
+// it after each of the first two. With fewer receivers than other classes, a search for the threshold comes before the
+// sums.
+#include "common/joint_gradient.h"
 #include "cuda/row_kernels.cuh"
-#include "cuda/tensors.h"
+#include "cuda/selection.cuh"
 
 namespace rmcla {
 namespace {
 
+// The largest and smallest logit of the classes other than the true one. `taint` is the sum of taint_of over the whole
+// row.
+template <typename W>
+struct Extremes {
+  W most;
+  W least;
+  W taint;
+};
+
+struct MergeExtremes {
+  template <typename W>
+  __device__ __forceinline__ Extremes<W> operator()(const Extremes<W>& a, const Extremes<W>& b) const {
+    return {std::fmax(a.most, b.most), std::fmin(a.least, b.least), a.taint + b.taint};
+  }
+};
+
+template <class Group, class Row>
+__device__ __forceinline__ Extremes<typename Row::Wide> extremes(Group& group, const Row& row, int label) {
+  using W = typename Row::Wide;
+  constexpr W kInfinity = W(__builtin_huge_valf());
+  Extremes<W> mine{-kInfinity, kInfinity, W(0)};
+  row.each([&](int index, W z) {
+    mine.taint += taint_of(z);
+    mine.most = index == label ? mine.most : std::fmax(mine.most, z);
+    mine.least = index == label ? mine.least : std::fmin(mine.least, z);
+  });
+  return group.reduce(mine, MergeExtremes());
+}
+
+template <typename W>
+struct JointSums {
+  W exponentials;  // sum over all classes of exp(z - highest)
+  W gaps;          // sum over the receiving classes of base - z
+  int target;      // the target; if it is chosen by its logit, the lowest class with that logit
+};
+
+struct MergeJointSums {
+  template <typename W>
+  __device__ __forceinline__ JointSums<W> operator()(const JointSums<W>& a, const JointSums<W>& b) const {
+    return {a.exponentials + b.exponentials, a.gaps + b.gaps, a.target < b.target ? a.target : b.target};
+  }
+};
+
+// The arguments of a launch. Each of the results may be null, and none but the soft labels has gaps between its rows.
 template <typename T>
 struct JointOperator {
   using W = typename Storage<T>::Wide;
 
-  const T* data;
-  int64_t row_stride;
-  int64_t rows;
-  int classes;
-  bool packed;
+  Logits<T> logits;
   const int64_t* labels;
   int64_t label_stride;
-  const int64_t* given;
+  const int64_t* given;  // the targets, for Target::kGiven
   int64_t given_stride;
   JointRule<W> rule;
-  JointOutputs<T, W> out;
-  int64_t out_stride;  // between the rows of the soft labels
-
-  __device__ __forceinline__ const T* logits(int64_t r) const { return data + r * row_stride; }
+  W* objective;
+  T* grad_logits;
+  W* soft_labels;
+  int64_t soft_stride;
+  int64_t* targets;
 
   template <class Group, class Row>
   __device__ __forceinline__ void row(Group& group, const Row& row, int64_t r) const {
-    const JointOutputs<T, W> here{
-        out.objective ? out.objective + r : nullptr, out.grad_logits ? out.grad_logits + r * classes : nullptr,
-        out.soft_labels ? out.soft_labels + r * out_stride : nullptr, out.target ? out.target + r : nullptr};
-    const int64_t target = rule.target == Target::kGiven ? given[r * given_stride] : 0;
-    joint_row(group, row, logits(r), labels[r * label_stride], target, rule, here);
+    const int classes = row.size();
+    const T* const in_memory = logits.row(r);
+    const int64_t label = labels[r * label_stride];
+    const int64_t chosen = rule.target == Target::kGiven ? given[r * given_stride] : label;
+    const bool known = label >= 0 && label < classes && chosen >= 0 && chosen < classes;
+    const int true_class = known ? int(label) : 0, chosen_class = known ? int(chosen) : 0;
+    const W z_true = Storage<T>::widen(in_memory[true_class]);
+    const W z_chosen = rule.target == Target::kGiven ? Storage<T>::widen(in_memory[chosen_class]) : z_true;
+    const Extremes<W> others = extremes(group, row, true_class);
+    if (!known || !(others.taint == W(0))) return write_nan(group, row, r);
+    const W z_target = !rule.by_logit() ? z_chosen : rule.target == Target::kLeastLikely ? others.least : others.most;
+    const W highest = others.most > z_true ? others.most : z_true;
+    const W base = rule.base(others.most, highest);
+    Threshold<W> threshold{others.most, classes};  // admits every class
+    if (soft_labels && rule.receivers < classes - 1) {
+      threshold = select_smallest(group, row, uint32_t(rule.receivers), true_class, z_true, others.least, others.most);
+    }
+
+    const bool softmax = objective && rule.target != Target::kMargin;
+    JointSums<W> sums{W(0), W(0), rule.by_logit() ? classes : chosen_class};
+    if (softmax || (soft_labels && rule.sup())) {
+      row.each([&](int, W z) { sums.exponentials += std::exp(z - highest); });
+    }
+    if (soft_labels) {
+      row.each([&](int index, W z) {
+        const bool receives = (index != true_class) & threshold.admits(z, index);
+        sums.gaps += receives ? base - z : W(0);
+      });
+    }
+    if (objective && rule.by_logit()) {
+      row.each([&](int index, W z) {
+        const bool earlier = (index != true_class) & (z == z_target) & (index < sums.target);
+        sums.target = earlier ? index : sums.target;
+      });
+    }
+    sums = group.reduce(sums, MergeJointSums());
+    const int target = sums.target;
+    const W log_sum = std::log(sums.exponentials);
+    if (group.rank() == 0) {
+      if (targets) targets[r] = target;
+      if (objective) objective[r] = rule.objective(z_true, z_target, highest, log_sum);
+    }
+
+    if (grad_logits && softmax) {  // the gradient is linear in the probability exp(z - highest) / sum
+      const W slope = rule.gradient(false, W(1) / sums.exponentials), of_target = rule.gradient(true, W(0));
+      row.write(grad_logits + r * classes,
+                [=](int index, W z) { return (index == target ? of_target : W(0)) + std::exp(z - highest) * slope; });
+    } else if (grad_logits) {  // of the margin
+      row.write(grad_logits + r * classes, [=](int index, W) { return W(index == target) - W(index == true_class); });
+    }
+    if (soft_labels) {
+      const W offset = rule.offset(log_sum);
+      const W kept = rule.kept(others.least, base, offset);
+      const W inverse = W(1) / rule.total(sums.gaps, offset, kept);
+      row.write(soft_labels + r * soft_stride, [=](int index, W z) {
+        const bool receives = threshold.admits(z, index);
+        return inverse * (index == true_class ? kept : receives ? rule.share(z, base, offset) : W(0));
+      });
+    }
+  }
+
+  // Writes NaN and target -1.
+  template <class Group, class Row>
+  __device__ __forceinline__ void write_nan(const Group& group, const Row& row, int64_t r) const {
+    const W nan = W(__builtin_nanf(""));
+    if (grad_logits) row.write(grad_logits + r * logits.classes, [=](int, W) { return nan; });
+    if (soft_labels) row.write(soft_labels + r * soft_stride, [=](int, W) { return nan; });
+    if (group.rank() != 0) return;
+    if (objective) objective[r] = nan;
+    if (targets) targets[r] = -1;
   }
 };
 
-// The arguments of a launch without tensors, so that nvcc's device passes compile every kernel without PyTorch's
-// headers.
-struct JointLaunch {
-  DType dtype;
-  const void* logits;
-  int64_t row_stride, rows;
-  int classes;
-  bool packed;
-  const int64_t *labels, *given;
-  int64_t label_stride, given_stride;
-  Target target;
-  LabelScheme scheme;
-  double beta, gamma;
-  int top_k;
-  void *objective, *grad_logits, *soft_labels;
-  int64_t* targets;
-  int64_t out_stride;
+struct JointResults {
+  std::optional<Tensor> objective, grad_logits, soft_labels, targets;
 };
 
-[[maybe_unused]] void launch(const JointLaunch& a, cudaStream_t stream) {
-  visit_float(a.dtype, [&](auto type) {
+// `given` has the targets for Target::kGiven. The rows of `logits` are dense.
+void run(const Tensor& logits, const Tensor& labels, Target target, const std::optional<Tensor>& given, double beta,
+         double gamma, std::optional<int64_t> top_k, LabelScheme scheme, const JointResults& out) {
+  RMCLA_CHECK(beta > 0, "beta must be positive; got ", beta);
+  RMCLA_CHECK(gamma > 0, "gamma must be positive; got ", gamma);
+  RMCLA_CHECK(!top_k || *top_k >= 1, "top_k must be at least 1; got ", *top_k);
+  if (logits.size(0) == 0) return;
+  const int classes = int(logits.size(1));
+  const int receivers = top_k && *top_k < classes - 1 ? int(*top_k) : classes - 1;
+  visit_float(dtype_of(logits), [&](auto type) {
     using T = typename decltype(type)::type;
     using W = typename Storage<T>::Wide;
-    const JointOperator<T> operator_{
-        static_cast<const T*>(a.logits),
-        a.row_stride,
-        a.rows,
-        a.classes,
-        a.packed,
-        a.labels,
-        a.label_stride,
-        a.given,
-        a.given_stride,
-        {a.target, a.scheme, W(a.beta), W(a.gamma), a.top_k},
-        {static_cast<W*>(a.objective), static_cast<T*>(a.grad_logits), static_cast<W*>(a.soft_labels), a.targets},
-        a.out_stride};
-    launch_rows<T>(operator_, stream);
+    const JointOperator<T> operator_{{logits, !out.soft_labels || rows_pack(*out.soft_labels)},
+                                     read<int64_t>(labels),
+                                     labels.stride(0),
+                                     read<int64_t>(given),
+                                     given ? given->stride(0) : 0,
+                                     {target, scheme, W(beta), W(gamma), classes, receivers},
+                                     written<W>(out.objective),
+                                     written<T>(out.grad_logits),
+                                     written<W>(out.soft_labels),
+                                     out.soft_labels ? out.soft_labels->stride(0) : 0,
+                                     written<int64_t>(out.targets)};
+    launch_beside(logits, [&](cudaStream_t stream) { launch_rows<T>(operator_, stream); });
   });
 }
 
-#if !defined(__CUDA_ARCH__)
-
-// top_k, or 0 if it leaves no class out.
-int checked_top_k(std::optional<int64_t> top_k, int64_t classes) {
-  if (!top_k) return 0;
-  TORCH_CHECK_VALUE(*top_k >= 1, "top_k must be at least 1; got ", *top_k);
-  return *top_k >= classes - 1 ? 0 : int(*top_k);
-}
-
-// The arguments of a launch, without its outputs. The rows of `logits` must be dense.
-JointLaunch prepare(const at::Tensor& logits, const at::Tensor& labels, double beta, double gamma,
-                    std::optional<int64_t> top_k, LabelScheme scheme) {
-  TORCH_CHECK_VALUE(beta > 0, "beta must be positive; got ", beta);
-  TORCH_CHECK_VALUE(gamma > 0, "gamma must be positive; got ", gamma);
-  JointLaunch a{};
-  a.dtype = dtype_of(logits);
-  a.logits = logits.const_data_ptr();
-  a.row_stride = logits.stride(0);
-  a.rows = logits.size(0);
-  a.classes = int(logits.size(1));
-  a.packed = rows_pack(logits);
-  a.labels = labels.const_data_ptr<int64_t>();
-  a.label_stride = labels.stride(0);
-  a.target = Target::kMostConfusing;
-  a.scheme = scheme;
-  a.beta = beta;
-  a.gamma = gamma;
-  a.top_k = checked_top_k(top_k, logits.size(1));
-  a.out_stride = logits.size(1);
-  return a;
-}
-
-void run(const JointLaunch& a) {
-  if (a.rows == 0) return;
-  launch(a, c10::cuda::getCurrentCUDAStream());
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
-}
-
-std::tuple<at::Tensor, at::Tensor, std::optional<at::Tensor>, at::Tensor> joint_gradient(
-    const at::Tensor& logits_, const at::Tensor& labels, std::string_view target,
-    const std::optional<at::Tensor>& target_labels, double beta, double gamma, std::optional<int64_t> top_k,
-    std::string_view label_scheme) {
-  const at::AutoDispatchBelowADInplaceOrView no_autograd;
+std::tuple<Tensor, Tensor, std::optional<Tensor>, Tensor> joint_gradient(
+    const Tensor& logits_, const Tensor& labels, const std::string& target_, const std::optional<Tensor>& target_labels,
+    double beta, double gamma, std::optional<int64_t> top_k, const std::string& label_scheme) {
   check_logits(logits_);
   check_classes("labels", labels, logits_);
-  const c10::cuda::CUDAGuard device(logits_.device());
-  const at::Tensor logits = with_dense_rows(logits_);
+  const Target target = parse_target(target_);
   const LabelScheme scheme = parse_label_scheme(label_scheme);
-  JointLaunch a = prepare(logits, labels, beta, gamma, top_k, scheme);
-  a.target = parse_target(target);
-  if (a.target == Target::kGiven) {
-    TORCH_CHECK_VALUE(target_labels.has_value(), "target_labels must be given for target 'given'");
-    check_classes("target", *target_labels, logits);
-    a.given = target_labels->const_data_ptr<int64_t>();
-    a.given_stride = target_labels->stride(0);
+  std::optional<Tensor> given;
+  if (target == Target::kGiven) {
+    RMCLA_CHECK(target_labels, "target_labels must be given for target 'given'");
+    check_classes("target", *target_labels, logits_);
+    given = target_labels;
   }
-  const auto wide = logits.options().dtype(wide_type(logits));
-  const at::Tensor objective = at::empty({logits.size(0)}, wide);
-  const at::Tensor grad_logits = at::empty(logits.sizes(), logits.options());
-  const at::Tensor targets = at::empty({logits.size(0)}, labels.options());
-  std::optional<at::Tensor> soft_labels;
-  if (scheme != LabelScheme::kNone) soft_labels = at::empty(logits.sizes(), wide);
-  a.objective = objective.mutable_data_ptr();
-  a.grad_logits = grad_logits.mutable_data_ptr();
-  a.soft_labels = soft_labels ? soft_labels->mutable_data_ptr() : nullptr;
-  a.targets = targets.mutable_data_ptr<int64_t>();
-  run(a);
+  const Tensor logits = with_dense_rows(logits_);
+  const DType dtype = dtype_of(logits), wide = arithmetic_of(dtype);
+  const Tensor objective = empty({logits.size(0)}, wide, logits), grad_logits = empty(logits.sizes(), dtype, logits);
+  const Tensor targets = empty({logits.size(0)}, DType::kLong, logits);
+  std::optional<Tensor> soft_labels;
+  if (scheme != LabelScheme::kNone) soft_labels = empty(logits.sizes(), wide, logits);
+  run(logits, labels, target, given, beta, gamma, top_k, scheme, {objective, grad_logits, soft_labels, targets});
   return {objective, grad_logits, soft_labels, targets};
 }
 
-void redistribute_labels_out(const at::Tensor& logits_, const at::Tensor& labels, double beta, double gamma,
-                             std::optional<int64_t> top_k, std::string_view label_scheme, const at::Tensor& out) {
-  const at::AutoDispatchBelowADInplaceOrView no_autograd;
+void redistribute_labels_out(const Tensor& logits_, const Tensor& labels, double beta, double gamma,
+                             std::optional<int64_t> top_k, const std::string& label_scheme, const Tensor& out) {
   check_logits(logits_);
   check_classes("labels", labels, logits_);
-  check_like("out", out, logits_);
-  TORCH_CHECK_TYPE(out.scalar_type() == wide_type(logits_), "out must be ", wide_type(logits_), "; got ",
-                   out.scalar_type());
-  const c10::cuda::CUDAGuard device(logits_.device());
-  const at::Tensor logits = with_dense_rows(logits_);
+  const DType wide = arithmetic_of(dtype_of(logits_));
+  check_out(out, "logits", logits_, wide);
   const LabelScheme scheme = parse_label_scheme(label_scheme);
-  TORCH_CHECK_VALUE(scheme != LabelScheme::kNone, "label_scheme must be 'main' or 'sup'; got 'none'");
-  const bool in_place =
+  RMCLA_CHECK(scheme != LabelScheme::kNone, "label_scheme must be 'main' or 'sup'; got 'none'");
+  const Tensor logits = with_dense_rows(logits_);
+  const bool direct =
       out.stride(1) == 1 && (out.size(0) < 2 || out.stride(0) >= out.size(1)) && writable_beside(out, logits, labels);
-  const at::Tensor result = in_place ? out : at::empty(out.sizes(), out.options());
-  JointLaunch a = prepare(logits, labels, beta, gamma, top_k, scheme);
-  a.packed = a.packed && rows_pack(result);
-  a.soft_labels = result.mutable_data_ptr();
-  a.out_stride = result.stride(0);
-  run(a);
-  if (!in_place) out.copy_(result);
-  mark_written(out);
+  const Tensor result = direct ? out : empty(out.sizes(), wide, out);
+  run(logits, labels, Target::kMostConfusing, {}, beta, gamma, top_k, scheme, {{}, {}, result, {}});
+  direct ? mark_written(out) : copy(out, result);
 }
 
-at::Tensor redistribute_labels(const at::Tensor& logits, const at::Tensor& labels, double beta, double gamma,
-                               std::optional<int64_t> top_k, std::string_view label_scheme) {
+Tensor redistribute_labels(const Tensor& logits, const Tensor& labels, double beta, double gamma,
+                           std::optional<int64_t> top_k, const std::string& label_scheme) {
   check_logits(logits);
-  const c10::cuda::CUDAGuard device(logits.device());
-  at::Tensor out = at::empty(logits.sizes(), logits.options().dtype(wide_type(logits)));
+  const Tensor out = empty(logits.sizes(), arithmetic_of(dtype_of(logits)), logits);
   redistribute_labels_out(logits, labels, beta, gamma, top_k, label_scheme, out);
   return out;
 }
 
-#endif
+STABLE_TORCH_LIBRARY_IMPL(rmcla_fast, CUDA, m) {
+  implement<&joint_gradient>(m, "joint_gradient");
+  implement<&redistribute_labels>(m, "redistribute_labels");
+  implement<&redistribute_labels_out>(m, "redistribute_labels.out");
+}
 
 }  // namespace
 }  // namespace rmcla
-
-#if !defined(__CUDA_ARCH__)
-TORCH_LIBRARY_IMPL(rmcla_fast, CUDA, m) {
-  m.impl("joint_gradient", rmcla::joint_gradient);
-  m.impl("redistribute_labels", rmcla::redistribute_labels);
-  m.impl("redistribute_labels.out", rmcla::redistribute_labels_out);
-}
-#endif

@@ -1,7 +1,6 @@
 // perturb_step on a GPU: each thread makes three loads and one store of 128 bits, with the arithmetic in between.
 #include "common/perturb_step.h"
-#include "cuda/elements.cuh"
-#include "cuda/tensors.h"
+#include "cuda/host.h"
 
 namespace rmcla {
 namespace {
@@ -40,9 +39,9 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t tile = int64_t(blockIdx.x) * (kThreads * kCount);
   const int64_t first = tile + threadIdx.x * kCount;
   if (packed && first + kCount <= count) {
-    const auto x = *reinterpret_cast<const Pack<I, kCount>*>(images + first);
-    const auto o = *reinterpret_cast<const Pack<O, kCount>*>(origin + first);
-    const auto g = *reinterpret_cast<const Pack<G, kCount>*>(grad + first);
+    const auto x = pack_at<kCount>(images, first);
+    const auto o = pack_at<kCount>(origin, first);
+    const auto g = pack_at<kCount>(grad, first);
     const int64_t image = rule.per_image ? rule.image.of(first) : 0;  // the whole vector is in one image
     const W step = rule.step.at(image);
     const W radius = valid_radius(rule.radius.at(image));
@@ -63,112 +62,84 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-struct StepLaunch {
-  DType images_dtype, origin_dtype, grad_dtype;
-  const void *images, *origin, *grad;
-  void* out;
-  int64_t count;
-  bool packed;
-  StepRule<double> rule;
-  MaskValues mask;
-};
+using Numbers = std::optional<Tensor>;
 
-template <typename I, typename O>
-void launch(const StepLaunch& a, cudaStream_t stream) {
-  using W = typename Storage<I>::Wide;
-  const auto narrow = [](const PerImage<double>& p) { return PerImage<W>{W(p.value), p.values, p.stride}; };
-  const StepRule<W> rule{narrow(a.rule.step), narrow(a.rule.radius), W(a.rule.lower),
-                         W(a.rule.upper),     a.rule.image,          a.rule.per_image};
-  const unsigned blocks = unsigned(ceil_div(a.count, kThreads * kVector<I>));
-  visit_float(a.grad_dtype, [&](auto type) {
-    using G = typename decltype(type)::type;
-    const auto kernel = a.mask.values ? step_elements<I, O, G, true> : step_elements<I, O, G, false>;
-    kernel<<<blocks, kThreads, 0, stream>>>(static_cast<const I*>(a.images), static_cast<const O*>(a.origin),
-                                            static_cast<const G*>(a.grad), static_cast<I*>(a.out), a.count, a.packed,
-                                            rule, a.mask);
-  });
+DType checked_dtype(const char* name, const Tensor& tensor) {
+  const DType dtype = dtype_of(tensor);
+  RMCLA_CHECK(is_float(dtype), name, " must be float; got ", dtype);
+  return dtype;
 }
 
-// The origin has dtype uint8, float32 or that of the images.
-[[maybe_unused]] void launch(const StepLaunch& a, cudaStream_t stream) {
-  visit_float(a.images_dtype, [&](auto type) {
-    using I = typename decltype(type)::type;
-    if (a.origin_dtype == DType::kByte) return launch<I, uint8_t>(a, stream);
-    if (a.origin_dtype == DType::kFloat) return launch<I, float>(a, stream);
-    launch<I, I>(a, stream);
-  });
-}
-
-#if !defined(__CUDA_ARCH__)
-
-using Numbers = std::optional<at::Tensor>;
-
-void perturb_step_out(const at::Tensor& images_, const at::Tensor& origin_, const at::Tensor& grad_, double step_size,
+void perturb_step_out(const Tensor& images_, const Tensor& origin_, const Tensor& grad_, double step_size,
                       const Numbers& step_sizes, double epsilon, const Numbers& epsilons, double lower, double upper,
-                      const Numbers& mask_, const at::Tensor& out) {
-  const at::AutoDispatchBelowADInplaceOrView no_autograd;
-  TORCH_CHECK_TYPE(at::isFloatingType(images_.scalar_type()), "images must be float; got ", images_.scalar_type());
-  TORCH_CHECK_TYPE(at::isFloatingType(grad_.scalar_type()), "grad must be float; got ", grad_.scalar_type());
-  check_like("origin", origin_, images_);
-  check_like("grad", grad_, images_);
-  check_like("out", out, images_);
-  TORCH_CHECK_TYPE(out.scalar_type() == images_.scalar_type(), "out must be ", images_.scalar_type(), "; got ",
-                   out.scalar_type());
+                      const Numbers& mask_, const Tensor& out) {
+  const DType dtype = checked_dtype("images", images_), grad_dtype = checked_dtype("grad", grad_);
+  const bool bytes = dtype_of(origin_) == DType::kByte;
+  RMCLA_CHECK(bytes || is_float(dtype_of(origin_)), "origin must be float or uint8; got ", dtype_of(origin_));
+  check_like("origin", origin_, "images", images_);
+  check_like("grad", grad_, "images", images_);
+  check_out(out, "images", images_, dtype);
   check_per_image("step_size", step_sizes, images_);
   check_per_image("epsilon", epsilons, images_);
   check_mask(mask_, images_);
   if (images_.numel() == 0) return;
-  const c10::cuda::CUDAGuard device(images_.device());
-  const at::Tensor images = as_dense(images_);
-  const bool as_is = origin_.scalar_type() == at::kByte || origin_.scalar_type() == images.scalar_type();
-  const at::Tensor origin = in_layout_of(images, as_is ? origin_ : origin_.to(at::kFloat));
-  const at::Tensor grad = in_layout_of(images, grad_);
-  const Numbers mask = mask_beside(images, mask_, wide_type(images));
+  const Tensor images = as_dense(images_);
+  // The kernels have an origin of uint8, float32 or the dtype of the images.
+  const bool as_is = bytes || dtype_of(origin_) == dtype;
+  const Tensor origin = in_layout_of(images, as_is ? origin_ : as_dtype(origin_, DType::kFloat));
+  const Tensor grad = in_layout_of(images, grad_);
+  const Numbers mask = mask_beside(images, mask_, arithmetic_of(dtype));
   const bool direct =
-      out.strides() == images.strides() && writable_beside(out, images, origin, grad, step_sizes, epsilons, mask);
-  const at::Tensor result = direct ? out : at::empty_like(images);
+      out.strides().equals(images.strides()) && writable_beside(out, images, origin, grad, step_sizes, epsilons, mask);
+  const Tensor result = direct ? out : empty_strided(images.sizes(), images.strides(), dtype, images);
 
-  StepLaunch a{};
-  a.images_dtype = dtype_of(images);
-  a.origin_dtype = dtype_of(origin);
-  a.grad_dtype = dtype_of(grad);
-  a.images = images.const_data_ptr();
-  a.origin = origin.const_data_ptr();
-  a.grad = grad.const_data_ptr();
-  a.out = result.mutable_data_ptr();
-  a.count = images.numel();
-  a.rule = {per_image(step_size, step_sizes), per_image(epsilon, epsilons), lower, upper, image_index(images), false};
-  a.rule.per_image = varies(a.rule.step) || varies(a.rule.radius);
-  a.mask = mask_of(mask);
-  const int64_t vector = 16 / images.element_size();
-  a.packed = vectors_align(images, vector) && vectors_align(origin, vector) && vectors_align(grad, vector) &&
-             vectors_align(result, vector) && (!mask || vectors_align(*mask, vector)) &&
-             (!a.rule.per_image || a.rule.image.stride % vector == 0);
-  launch(a, c10::cuda::getCurrentCUDAStream());
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
-  if (!direct) out.copy_(result);
-  mark_written(out);
+  visit_float(dtype, [&](auto of_images) {
+    using I = typename decltype(of_images)::type;
+    using W = typename Storage<I>::Wide;
+    constexpr int kCount = kVector<I>;
+    StepRule<W> rule{per_image<W>(step_size, step_sizes),
+                     per_image<W>(epsilon, epsilons),
+                     W(lower),
+                     W(upper),
+                     image_index(images),
+                     false};
+    rule.per_image = rule.step.varies() || rule.radius.varies();
+    const bool packed = vectors_align(images, kCount) && vectors_align(origin, kCount) && vectors_align(grad, kCount) &&
+                        vectors_align(result, kCount) && (!mask || vectors_align(*mask, kCount)) &&
+                        (!rule.per_image || rule.image.stride % kCount == 0);
+    const int64_t count = images.numel();
+    const unsigned blocks = unsigned(ceil_div(count, kThreads * kCount));
+    const auto launch = [&](auto of_origin) {
+      using O = typename decltype(of_origin)::type;
+      visit_float(grad_dtype, [&](auto of_grad) {
+        using G = typename decltype(of_grad)::type;
+        const auto kernel = mask ? step_elements<I, O, G, true> : step_elements<I, O, G, false>;
+        launch_beside(images, [&](cudaStream_t stream) {
+          kernel<<<blocks, kThreads, 0, stream>>>(read<I>(images), read<O>(origin), read<G>(grad), written<I>(result),
+                                                  count, packed, rule, mask_of(mask));
+        });
+      });
+    };
+    if (bytes) return launch(Type<uint8_t>());
+    if (dtype_of(origin) == DType::kFloat) return launch(Type<float>());
+    launch(Type<I>());
+  });
+  direct ? mark_written(out) : copy(out, result);
 }
 
-at::Tensor perturb_step(const at::Tensor& images, const at::Tensor& origin, const at::Tensor& grad, double step_size,
-                        const Numbers& step_sizes, double epsilon, const Numbers& epsilons, double lower, double upper,
-                        const Numbers& mask) {
-  const at::AutoDispatchBelowADInplaceOrView no_autograd;
-  const c10::cuda::CUDAGuard device(images.device());
-  const at::Tensor dense = as_dense(images);
-  at::Tensor out = at::empty_like(dense);
+Tensor perturb_step(const Tensor& images, const Tensor& origin, const Tensor& grad, double step_size,
+                    const Numbers& step_sizes, double epsilon, const Numbers& epsilons, double lower, double upper,
+                    const Numbers& mask) {
+  const Tensor dense = as_dense(images);
+  const Tensor out = empty_strided(dense.sizes(), dense.strides(), checked_dtype("images", images), dense);
   perturb_step_out(dense, origin, grad, step_size, step_sizes, epsilon, epsilons, lower, upper, mask, out);
   return out;
 }
 
-#endif
+STABLE_TORCH_LIBRARY_IMPL(rmcla_fast, CUDA, m) {
+  implement<&perturb_step>(m, "perturb_step");
+  implement<&perturb_step_out>(m, "perturb_step.out");
+}
 
 }  // namespace
 }  // namespace rmcla
-
-#if !defined(__CUDA_ARCH__)
-TORCH_LIBRARY_IMPL(rmcla_fast, CUDA, m) {
-  m.impl("perturb_step", rmcla::perturb_step);
-  m.impl("perturb_step.out", rmcla::perturb_step_out);
-}
-#endif

@@ -2,15 +2,38 @@
 // which needs no barrier, or by a block if there are so few rows that much of the GPU would be idle. A longer row is
 // held in shared memory if it fits (21,841 classes do, in any dtype, on sm_90); otherwise each pass reads it again. A
 // block computes it or, on sm_90, a cluster of blocks if the GPU has room for them. `Operator` has the arithmetic of a
-// row, row(group, row, r), and its inputs: logits(r), classes, rows and packed.
+// row, row(group, row, r), and the logits.
 #pragma once
 
-#include <cuda_runtime.h>
-
 #include "cuda/groups.cuh"
-#include "cuda/types.cuh"
+#include "cuda/host.h"
+#include "cuda/rows.cuh"
 
 namespace rmcla {
+
+// Whether every row can be read in packs of kPack elements.
+inline bool rows_pack(const Tensor& matrix) {
+  return matrix.size(1) % kPack == 0 && matrix.stride(0) % kPack == 0 && vectors_align(matrix, kPack);
+}
+
+// The logits of a batch, whose rows are dense. `packed` says whether they, and all that is read and written beside
+// them, can be accessed in packs.
+template <typename T>
+struct Logits {
+  const T* data;
+  int64_t stride, rows;
+  int classes;
+  bool packed;
+
+  Logits(const Tensor& logits, bool others_pack)
+      : data(read<T>(logits)),
+        stride(logits.stride(0)),
+        rows(logits.size(0)),
+        classes(int(logits.size(1))),
+        packed(others_pack && rows_pack(logits)) {}
+
+  __device__ __forceinline__ const T* row(int64_t r) const { return data + r * stride; }
+};
 
 constexpr int kMediumThreads = 256;
 constexpr int kLongThreads = 512;
@@ -28,9 +51,9 @@ constexpr int kWarpBlocks = kItems > 4 && sizeof(T) < sizeof(double) ? 8 : 1;
 template <typename T, int kItems, bool kPacked, class Operator>
 __global__ void __launch_bounds__(kRowsPerBlock<kItems>* kWarp, kWarpBlocks<T, kItems>) warp_rows(Operator operator_) {
   const int64_t r = int64_t(blockIdx.x) * kRowsPerBlock<kItems> + threadIdx.x / kWarp;
-  if (r >= operator_.rows) return;
+  if (r >= operator_.logits.rows) return;
   Warp group;
-  const RegisterRow<T, kItems, kWarp, kPacked> row(operator_.logits(r), operator_.classes, group.rank());
+  const RegisterRow<T, kItems, kWarp, kPacked> row(operator_.logits.row(r), operator_.logits.classes, group.rank());
   operator_.row(group, row, r);
 }
 
@@ -42,7 +65,7 @@ __global__ void __launch_bounds__(kMediumThreads, 1) block_rows(Operator operato
   __shared__ typename Block<kMediumThreads>::Shared shared;
   Block<kMediumThreads> group(shared);
   const int64_t r = blockIdx.x;
-  const MediumRow<T, kPacked> row(operator_.logits(r), operator_.classes, group.rank());
+  const MediumRow<T, kPacked> row(operator_.logits.row(r), operator_.logits.classes, group.rank());
   operator_.row(group, row, r);
 }
 
@@ -62,11 +85,11 @@ __global__ void __launch_bounds__(kLongThreads, kLongBlocks<T>) long_rows(Operat
   __shared__ typename Cluster<kLongThreads>::Shared shared;
   Cluster<kLongThreads> group(shared, blocks);
   const int64_t r = blockIdx.x / unsigned(blocks);
-  const int classes = operator_.classes;
+  const int classes = operator_.logits.classes;
   const int piece = piece_of(classes, blocks);
   const int begin = group.block() * piece;
   const int end = begin + piece < classes ? begin + piece : classes;
-  MemoryRow<T, kLongThreads> row(operator_.logits(r), classes, begin, end, threadIdx.x, operator_.packed);
+  MemoryRow<T, kLongThreads> row(operator_.logits.row(r), classes, begin, end, threadIdx.x, operator_.logits.packed);
   if (kStaged) row.move_to(reinterpret_cast<T*>(staging));
   operator_.row(group, row, r);
 }
@@ -114,7 +137,7 @@ int blocks_of_row(int64_t rows, int classes) {
 template <typename T, bool kStaged, class Operator>
 void launch_long_rows(const Operator& operator_, int blocks, int64_t bytes, cudaStream_t stream) {
   cudaLaunchConfig_t config{};
-  config.gridDim = unsigned(operator_.rows) * blocks;
+  config.gridDim = unsigned(operator_.logits.rows) * blocks;
   config.blockDim = kLongThreads;
   config.dynamicSmemBytes = size_t(bytes);
   config.stream = stream;
@@ -128,8 +151,8 @@ void launch_long_rows(const Operator& operator_, int blocks, int64_t bytes, cuda
 
 template <typename T, bool kPacked, class Operator>
 void launch_register_rows(const Operator& operator_, cudaStream_t stream) {
-  const int classes = operator_.classes;
-  const int64_t rows = operator_.rows;
+  const int classes = operator_.logits.classes;
+  const int64_t rows = operator_.logits.rows;
   const auto blocks = [=](int rows_per_block) { return unsigned(ceil_div(rows, rows_per_block)); };
   if (classes <= 4 * kWarp) {
     warp_rows<T, 4, kPacked><<<blocks(kRowsPerBlock<4>), kRowsPerBlock<4> * kWarp, 0, stream>>>(operator_);
@@ -142,19 +165,19 @@ void launch_register_rows(const Operator& operator_, cudaStream_t stream) {
 
 template <typename T, class Operator>
 void launch_rows(const Operator& operator_, cudaStream_t stream) {
-  const int classes = operator_.classes;
+  const int classes = operator_.logits.classes;
   if (classes <= kWarp) {
-    const unsigned blocks = unsigned(ceil_div(operator_.rows, kRowsPerBlock<1>));
+    const unsigned blocks = unsigned(ceil_div(operator_.logits.rows, kRowsPerBlock<1>));
     warp_rows<T, 1, false><<<blocks, kRowsPerBlock<1> * kWarp, 0, stream>>>(operator_);
   } else if (classes <= MediumRow<T, true>::kCapacity) {
-    if (operator_.packed) {
+    if (operator_.logits.packed) {
       launch_register_rows<T, true>(operator_, stream);
     } else {
       launch_register_rows<T, false>(operator_, stream);
     }
   } else {
     auto* const staged = long_rows<T, true, Operator>;
-    const int blocks = takes_clusters(staged) ? blocks_of_row<T>(operator_.rows, classes) : 1;
+    const int blocks = takes_clusters(staged) ? blocks_of_row<T>(operator_.logits.rows, classes) : 1;
     const int64_t bytes = ceil_div(int64_t(piece_of(classes, blocks)) * sizeof(T), sizeof(uint4)) * sizeof(uint4);
     if (allow_staging(staged, bytes)) {
       launch_long_rows<T, true>(operator_, blocks, bytes, stream);

@@ -1,125 +1,139 @@
-// soft_cross_entropy on a GPU: one launch computes the loss and the gradients of every row.
-#include "common/cross_entropy_row.h"
+// soft_cross_entropy on a GPU: one launch computes the loss and the gradients of every row. A row takes three passes,
+// with a reduction over the group of lanes that share it after each of the first two.
+#include "common/joint_gradient.h"
+#include "common/soft_cross_entropy.h"
 #include "cuda/row_kernels.cuh"
-#include "cuda/tensors.h"
 
 namespace rmcla {
 namespace {
+
+template <typename W>
+struct Largest {
+  W most;
+  W taint;  // see taint_of
+};
+
+struct MergeLargest {
+  template <typename W>
+  __device__ __forceinline__ Largest<W> operator()(const Largest<W>& a, const Largest<W>& b) const {
+    return {std::fmax(a.most, b.most), a.taint + b.taint};
+  }
+};
+
+template <typename W>
+struct CrossEntropySums {
+  W exponentials;  // sum of exp(z - highest)
+  W labels;        // sum of y, before smoothing
+  W gaps;          // sum of y' (highest - z), where y' is smoothed
+};
+
+struct AddCrossEntropySums {
+  template <typename W>
+  __device__ __forceinline__ CrossEntropySums<W> operator()(const CrossEntropySums<W>& a,
+                                                            const CrossEntropySums<W>& b) const {
+    return {a.exponentials + b.exponentials, a.labels + b.labels, a.gaps + b.gaps};
+  }
+};
 
 template <typename T>
 struct CrossEntropyOperator {
   using W = typename Storage<T>::Wide;
 
-  const T* data;
-  int64_t row_stride;
-  int64_t rows;
-  int classes;
-  bool packed;
+  Logits<T> logits;
   const W* soft;  // null if the labels are class indices, in `hard`
   const int64_t* hard;
   int64_t label_stride;
   Smoothing<W> smoothed;
-  CrossEntropyOutputs<T, W> out;
-
-  __device__ __forceinline__ const T* logits(int64_t r) const { return data + r * row_stride; }
+  W* loss;
+  T* grad_logits;
+  W* grad_labels;  // may be null
 
   template <class Group, class Row>
   __device__ __forceinline__ void row(Group& group, const Row& row, int64_t r) const {
-    const CrossEntropyOutputs<T, W> here{out.loss + r, out.grad_logits + r * classes,
-                                         out.grad_labels ? out.grad_labels + r * classes : nullptr};
-    const W* soft_row = soft ? soft + r * label_stride : nullptr;
-    cross_entropy_row(group, row, soft_row, soft ? 0 : hard[r * label_stride], smoothed, here);
+    const int64_t label = soft ? 0 : hard[r * label_stride];
+    const bool known = label >= 0 && label < row.size();
+    T* const to_logits = grad_logits + r * logits.classes;
+    W* const to_labels = grad_labels ? grad_labels + r * logits.classes : nullptr;
+    const auto y =
+        row.beside(soft ? soft + r * label_stride : nullptr, [=](int index) { return W(int64_t(index) == label); });
+    Largest<W> largest{-W(__builtin_huge_valf()), W(0)};
+    row.each([&](int, W z) {
+      largest.taint += taint_of(z);
+      largest.most = std::fmax(largest.most, z);
+    });
+    largest = group.reduce(largest, MergeLargest());
+    if (!known || !(largest.taint == W(0))) {
+      const W nan = W(__builtin_nanf(""));
+      row.write(to_logits, [=](int, W) { return nan; });
+      if (to_labels) row.write(to_labels, [=](int, W) { return nan; });
+      if (group.rank() == 0) loss[r] = nan;
+      return;
+    }
+    const W highest = largest.most;
+    CrossEntropySums<W> sums{W(0), W(0), W(0)};
+    row.each([&](RowIndex at, W z) {
+      const W label_here = y[at];
+      sums.exponentials += std::exp(z - highest);
+      sums.labels += label_here;
+      sums.gaps += smoothed(label_here) * (highest - z);
+    });
+    sums = group.reduce(sums, AddCrossEntropySums());
+    const W log_sum = std::log(sums.exponentials), mass = smoothed.mass(sums.labels);
+    const W scale = mass / sums.exponentials, keep = smoothed.keep;
+    row.write(to_logits, [&](RowIndex at, W z) { return std::exp(z - highest) * scale - smoothed(y[at]); });
+    if (to_labels) row.write(to_labels, [=](int, W z) { return keep * ((highest - z) + log_sum); });
+    if (group.rank() == 0) loss[r] = sums.gaps + mass * log_sum;
   }
 };
 
-struct CrossEntropyLaunch {
-  DType dtype;
-  const void* logits;
-  int64_t row_stride, rows;
-  int classes;
-  bool packed;
-  const void* soft;
-  const int64_t* hard;
-  int64_t label_stride;
-  double smoothing;
-  void *loss, *grad_logits, *grad_labels;
-};
-
-[[maybe_unused]] void launch(const CrossEntropyLaunch& a, cudaStream_t stream) {
-  visit_float(a.dtype, [&](auto type) {
-    using T = typename decltype(type)::type;
-    using W = typename Storage<T>::Wide;
-    const CrossEntropyOperator<T> operator_{
-        static_cast<const T*>(a.logits),
-        a.row_stride,
-        a.rows,
-        a.classes,
-        a.packed,
-        static_cast<const W*>(a.soft),
-        a.hard,
-        a.label_stride,
-        {W(1 - a.smoothing), W(a.smoothing / a.classes)},
-        {static_cast<W*>(a.loss), static_cast<T*>(a.grad_logits), static_cast<W*>(a.grad_labels)}};
-    launch_rows<T>(operator_, stream);
-  });
+// The losses' sum or mean, as PyTorch computes it.
+Tensor reduced(const char* name, const Tensor& losses) {
+  using torch::stable::detail::from;
+  StableIValue stack[] = {from(losses), from(std::nullopt)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, "", stack, TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-#if !defined(__CUDA_ARCH__)
-
-std::tuple<at::Tensor, at::Tensor, std::optional<at::Tensor>> soft_cross_entropy(const at::Tensor& logits_,
-                                                                                 const at::Tensor& labels_,
-                                                                                 std::string_view reduction,
-                                                                                 bool label_gradient,
-                                                                                 double label_smoothing) {
-  const at::AutoDispatchBelowADInplaceOrView no_autograd;
+std::tuple<Tensor, Tensor, std::optional<Tensor>> soft_cross_entropy(const Tensor& logits_, const Tensor& labels_,
+                                                                     const std::string& reduction, bool label_gradient,
+                                                                     double label_smoothing) {
   check_logits(logits_);
-  TORCH_CHECK_VALUE(reduction == "mean" || reduction == "sum" || reduction == "none",
-                    "reduction must be 'mean', 'sum' or 'none'; got '", reduction, "'");
+  RMCLA_CHECK(reduction == "mean" || reduction == "sum" || reduction == "none",
+              "reduction must be 'mean', 'sum' or 'none'; got '", reduction, "'");
   check_label_smoothing(label_smoothing);
-  const c10::cuda::CUDAGuard device(logits_.device());
-  const at::Tensor logits = with_dense_rows(logits_);
-  const auto wide = logits.options().dtype(wide_type(logits));
-  at::Tensor labels = labels_;
-  const bool hard = labels.scalar_type() == at::kLong;
+  const DType dtype = dtype_of(logits_), wide = arithmetic_of(dtype);
+  const bool hard = dtype_of(labels_) == DType::kLong;
   if (hard) {
-    check_classes("labels", labels, logits);
+    check_classes("labels", labels_, logits_);
   } else {
-    TORCH_CHECK_TYPE(at::isFloatingType(labels.scalar_type()), "labels must be float (B, C) or int64 (B,); got ",
-                     labels.scalar_type());
-    check_like("labels", labels, logits);
-    labels = with_dense_rows(labels.to(wide_type(logits)));
+    RMCLA_CHECK(is_float(dtype_of(labels_)), "labels must be float (B, C) or int64 (B,); got ", dtype_of(labels_));
+    check_like("labels", labels_, "logits", logits_);
   }
-  const at::Tensor losses = at::empty({logits.size(0)}, wide);
-  const at::Tensor grad_logits = at::empty(logits.sizes(), logits.options());
-  std::optional<at::Tensor> grad_labels;
-  if (label_gradient) grad_labels = at::empty(logits.sizes(), wide);
+  const Tensor logits = with_dense_rows(logits_);
+  const Tensor labels = hard ? labels_ : with_dense_rows(as_dtype(labels_, wide));
+  const Tensor losses = empty({logits.size(0)}, wide, logits), grad_logits = empty(logits.sizes(), dtype, logits);
+  std::optional<Tensor> grad_labels;
+  if (label_gradient) grad_labels = empty(logits.sizes(), wide, logits);
   if (logits.size(0) != 0) {
-    CrossEntropyLaunch a{};
-    a.dtype = dtype_of(logits);
-    a.logits = logits.const_data_ptr();
-    a.row_stride = logits.stride(0);
-    a.rows = logits.size(0);
-    a.classes = int(logits.size(1));
-    a.packed = rows_pack(logits) && (hard || rows_pack(labels));
-    a.soft = hard ? nullptr : labels.const_data_ptr();
-    a.hard = hard ? labels.const_data_ptr<int64_t>() : nullptr;
-    a.label_stride = labels.stride(0);
-    a.smoothing = label_smoothing;
-    a.loss = losses.mutable_data_ptr();
-    a.grad_logits = grad_logits.mutable_data_ptr();
-    a.grad_labels = grad_labels ? grad_labels->mutable_data_ptr() : nullptr;
-    launch(a, c10::cuda::getCurrentCUDAStream());
-    C10_CUDA_KERNEL_LAUNCH_CHECK();
+    visit_float(dtype, [&](auto type) {
+      using T = typename decltype(type)::type;
+      using W = typename Storage<T>::Wide;
+      const CrossEntropyOperator<T> operator_{{logits, hard || rows_pack(labels)},
+                                              hard ? nullptr : read<W>(labels),
+                                              hard ? read<int64_t>(labels) : nullptr,
+                                              labels.stride(0),
+                                              {W(1 - label_smoothing), W(label_smoothing / double(logits.size(1)))},
+                                              written<W>(losses),
+                                              written<T>(grad_logits),
+                                              written<W>(grad_labels)};
+      launch_beside(logits, [&](cudaStream_t stream) { launch_rows<T>(operator_, stream); });
+    });
   }
-  const at::Tensor loss = reduction == "none" ? losses : reduction == "sum" ? losses.sum() : losses.mean();
+  const Tensor loss = reduction == "none" ? losses : reduced(reduction == "sum" ? "aten::sum" : "aten::mean", losses);
   return {loss, grad_logits, grad_labels};
 }
 
-#endif
+STABLE_TORCH_LIBRARY_IMPL(rmcla_fast, CUDA, m) { implement<&soft_cross_entropy>(m, "soft_cross_entropy"); }
 
 }  // namespace
 }  // namespace rmcla
-
-#if !defined(__CUDA_ARCH__)
-TORCH_LIBRARY_IMPL(rmcla_fast, CUDA, m) { m.impl("soft_cross_entropy", rmcla::soft_cross_entropy); }
-#endif

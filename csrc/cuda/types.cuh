@@ -1,4 +1,5 @@
-// The dtypes of tensors in the kernels, and the conversion of a dtype known at run time to a C++ type.
+// The types of elements in memory and in arithmetic, elements that move together, and the conversion of a dtype known
+// at run time to a C++ type.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -6,9 +7,17 @@
 
 #include <cstdint>
 
-#include "common/rows.h"
+#include "common/dtype.h"
 
 namespace rmcla {
+
+// The type in which arithmetic on the storage type T is done, and the correctly rounded conversions to it and back.
+template <typename T>
+struct Storage {
+  using Wide = T;
+  static __device__ __forceinline__ T widen(T value) { return value; }
+  static __device__ __forceinline__ T narrow(T value) { return value; }
+};
 
 template <>
 struct Storage<__half> {
@@ -24,7 +33,21 @@ struct Storage<__nv_bfloat16> {
   static __device__ __forceinline__ __nv_bfloat16 narrow(float value) { return __float2bfloat16_rn(value); }
 };
 
-enum class DType { kFloat, kDouble, kHalf, kBFloat16, kByte };
+// N elements that are loaded and stored together, 16 bytes at a time.
+template <typename T, int N>
+struct alignas(sizeof(T) * N < 16 ? sizeof(T) * N : 16) Pack {
+  T item[N];
+};
+
+template <int N, typename E>
+__device__ __forceinline__ Pack<E, N>& pack_at(E* data, int64_t i) {
+  return *reinterpret_cast<Pack<E, N>*>(data + i);
+}
+
+template <int N, typename E>
+__device__ __forceinline__ const Pack<E, N>& pack_at(const E* data, int64_t i) {
+  return *reinterpret_cast<const Pack<E, N>*>(data + i);
+}
 
 template <typename T>
 struct Type {

@@ -5,8 +5,6 @@
 #include <cstdint>
 #include <cstring>
 
-#include "common/macros.h"
-
 namespace rmcla {
 
 // Keys: unsigned integers in the same order as the finite floats that they represent. A binary search over keys ends in
@@ -28,7 +26,7 @@ struct OrderedKey<double> {
 };
 
 template <typename W>
-RMCLA_SHARED typename OrderedKey<W>::Key to_key(W value) {
+__device__ __forceinline__ typename OrderedKey<W>::Key to_key(W value) {
   using Key = typename OrderedKey<W>::Key;
   constexpr int kSign = sizeof(Key) * 8 - 1;
   Key bits;
@@ -37,7 +35,7 @@ RMCLA_SHARED typename OrderedKey<W>::Key to_key(W value) {
 }
 
 template <typename W>
-RMCLA_SHARED W from_key(typename OrderedKey<W>::Key key) {
+__device__ __forceinline__ W from_key(typename OrderedKey<W>::Key key) {
   using Key = typename OrderedKey<W>::Key;
   constexpr int kSign = sizeof(Key) * 8 - 1;
   const Key bits = key >> kSign ? key ^ (Key(1) << kSign) : ~key;
@@ -52,14 +50,14 @@ struct Threshold {
   W value;
   int last_tie;
 
-  RMCLA_SHARED bool admits(W z, int index) const {
+  __device__ __forceinline__ bool admits(W z, int index) const {
     return bool(int(z < value) | (int(z == value) & int(index <= last_tie)));
   }
 };
 
 // The number of elements of the row for which test(index, z) is true.
 template <class Group, class Row, class Test>
-RMCLA_SHARED uint32_t count(Group& group, const Row& row, Test test) {
+__device__ __forceinline__ uint32_t count(Group& group, const Row& row, Test test) {
   uint32_t mine = 0;
   row.each([&](int index, typename Row::Wide z) { mine += test(index, z) ? 1u : 0u; });
   return group.sum(mine);
@@ -69,8 +67,8 @@ RMCLA_SHARED uint32_t count(Group& group, const Row& row, Test test) {
 // is faster for logits: half of all keys belong to numbers between -1 and 1. After these it is the mean of both keys,
 // so that the search ends after at most as many further steps as a key has bits.
 template <typename W>
-RMCLA_SHARED typename OrderedKey<W>::Key between(typename OrderedKey<W>::Key low, typename OrderedKey<W>::Key high,
-                                                 int step) {
+__device__ __forceinline__ typename OrderedKey<W>::Key between(typename OrderedKey<W>::Key low,
+                                                               typename OrderedKey<W>::Key high, int step) {
   constexpr int kByValue = 8;
   const auto by_value = to_key(from_key<W>(low) / 2 + from_key<W>(high) / 2);
   return step < kByValue && by_value >= low && by_value < high ? by_value : low + (high - low) / 2;
@@ -80,9 +78,10 @@ RMCLA_SHARED typename OrderedKey<W>::Key between(typename OrderedKey<W>::Key low
 // index. k is at least 1 and less than the number of other elements, which lie between `least` and `most`; all are
 // finite. Every lane of the group calls this function and gets the same result.
 template <class Group, class Row>
-RMCLA_SHARED Threshold<typename Row::Wide> select_smallest(Group& group, const Row& row, uint32_t k, int excluded,
-                                                           typename Row::Wide z_excluded, typename Row::Wide least,
-                                                           typename Row::Wide most) {
+__device__ __forceinline__ Threshold<typename Row::Wide> select_smallest(Group& group, const Row& row, uint32_t k,
+                                                                         int excluded, typename Row::Wide z_excluded,
+                                                                         typename Row::Wide least,
+                                                                         typename Row::Wide most) {
   using W = typename Row::Wide;
   constexpr int kAllTies = 0x7fffffff;
   // Counting every element and subtracting the excluded one saves a test for each element.

@@ -1,57 +1,24 @@
-// How the lanes of a group hold one row: in registers if it fits, else in memory. Both classes have the same interface,
-// and host and device share them.
+// How the lanes of a group hold one row: in registers if it fits, else in memory. Both classes have the same interface.
 #pragma once
 
 #include <cstdint>
 #include <type_traits>
 
-#include "common/macros.h"
-
-// Small loops are unrolled, since they index registers. The loops over memory are not, since their bodies are large.
-#if defined(__CUDACC__)
-#define RMCLA_UNROLL _Pragma("unroll")
-#define RMCLA_UNROLL_ONCE _Pragma("unroll 1")
-#else
-#define RMCLA_UNROLL
-#define RMCLA_UNROLL_ONCE
-#endif
+#include "cuda/types.cuh"
 
 namespace rmcla {
 
-// The type in which arithmetic on the storage type T is done, and the correctly rounded conversions to it and back.
-// Here both are the same type. Files that have a 16-bit float type specialise the template for it.
-template <typename T>
-struct Storage {
-  using Wide = T;
-  static RMCLA_SHARED T widen(T value) { return value; }
-  static RMCLA_SHARED T narrow(T value) { return value; }
-};
-
-// N elements that are loaded and stored together, 16 bytes at a time.
-template <typename T, int N>
-struct alignas(sizeof(T) * N < 16 ? sizeof(T) * N : 16) Pack {
-  T item[N];
-};
-
-constexpr int kPack = 4;
-
-template <int N, typename E>
-RMCLA_SHARED Pack<E, N>& pack_at(E* data, int64_t i) {
-  return *reinterpret_cast<Pack<E, N>*>(data + i);
-}
-
-template <int N, typename E>
-RMCLA_SHARED const Pack<E, N>& pack_at(const E* data, int64_t i) {
-  return *reinterpret_cast<const Pack<E, N>*>(data + i);
-}
+constexpr int kPack = 4;  // elements of a row that are loaded and stored together, if the row allows it
 
 // The position of an element: its class, and the register of its lane that holds it. Converted to int it is the class.
 struct RowIndex {
   int index;
   int slot;
 
-  RMCLA_SHARED operator int() const { return index; }
+  __device__ __forceinline__ operator int() const { return index; }
 };
+
+// Small loops are unrolled, since they index registers. The loops over memory are not, since their bodies are large.
 
 // A row in registers: lane `lane` of kLanes holds kItems elements. With kPacked, these are packs of four neighbours,
 // size % 4 == 0 and the row is aligned. Otherwise they are every kLanes-th element.
@@ -63,43 +30,43 @@ class RegisterRow {
   static constexpr int kStep = kPacked ? kPack : 1;
   static_assert(kItems % kStep == 0);
 
-  RMCLA_SHARED RegisterRow(const T* row, int size, int lane)
+  __device__ __forceinline__ RegisterRow(const T* row, int size, int lane)
       : RegisterRow(size, lane, [=](int i, Wide* z) { widen_pack(row + i, z); }) {}
 
   // Another row of the same size, held in the same way. If `row` is null, its elements are otherwise(index).
   template <typename U, class Otherwise>
-  RMCLA_SHARED auto beside(const U* row, Otherwise otherwise) const {
+  __device__ __forceinline__ auto beside(const U* row, Otherwise otherwise) const {
     using Other = RegisterRow<U, kItems, kLanes, kPacked>;
     return Other(size_, lane_, [=](int i, typename Other::Wide* y) {
       if (row) return Other::widen_pack(row + i, y);
-      RMCLA_UNROLL
+#pragma unroll
       for (int j = 0; j < kStep; ++j) y[j] = otherwise(i + j);
     });
   }
 
-  RMCLA_SHARED int size() const { return size_; }
+  __device__ __forceinline__ int size() const { return size_; }
 
-  RMCLA_SHARED Wide operator[](RowIndex at) const { return z_[at.slot]; }
+  __device__ __forceinline__ Wide operator[](RowIndex at) const { return z_[at.slot]; }
 
   // Calls visit(at, value) for every element that this lane holds, in ascending order of index.
   template <class Visit>
-  RMCLA_SHARED void each(Visit visit) const {
-    RMCLA_UNROLL
+  __device__ __forceinline__ void each(Visit visit) const {
+#pragma unroll
     for (int k = 0; k < kItems; k += kStep) {
       if (!holds(k)) continue;
-      RMCLA_UNROLL
+#pragma unroll
       for (int j = 0; j < kStep; ++j) visit(RowIndex{index(k) + j, k + j}, z_[k + j]);
     }
   }
 
   // Writes out[index] = value_of(at, value) for every element of this lane, rounded to the storage type of `out`.
   template <typename Out, class ValueOf>
-  RMCLA_SHARED void write(Out* out, ValueOf value_of) const {
-    RMCLA_UNROLL
+  __device__ __forceinline__ void write(Out* out, ValueOf value_of) const {
+#pragma unroll
     for (int k = 0; k < kItems; k += kStep) {
       if (!holds(k)) continue;
       Pack<Out, kStep> pack;
-      RMCLA_UNROLL
+#pragma unroll
       for (int j = 0; j < kStep; ++j) {
         pack.item[j] = Storage<Out>::narrow(value_of(RowIndex{index(k) + j, k + j}, z_[k + j]));
       }
@@ -113,27 +80,27 @@ class RegisterRow {
 
   // `load(index, z)` stores the kStep elements from `index` on in z.
   template <class Load>
-  RMCLA_SHARED RegisterRow(int size, int lane, Load load)
+  __device__ __forceinline__ RegisterRow(int size, int lane, Load load)
       : size_(size), lane_(lane), steps_((size / kStep - lane + kLanes - 1) / kLanes) {
-    RMCLA_UNROLL
+#pragma unroll
     for (int k = 0; k < kItems; k += kStep) {
-      RMCLA_UNROLL
+#pragma unroll
       for (int j = 0; j < kStep; ++j) z_[k + j] = Wide(0);
       if (holds(k)) load(index(k), z_ + k);
     }
   }
 
-  static RMCLA_SHARED void widen_pack(const T* row, Wide* z) {
+  static __device__ __forceinline__ void widen_pack(const T* row, Wide* z) {
     const auto pack = pack_at<kStep>(row, 0);
-    RMCLA_UNROLL
+#pragma unroll
     for (int j = 0; j < kStep; ++j) z[j] = Storage<T>::widen(pack.item[j]);
   }
 
   // The index of the first element of the step at k, which is a multiple of kStep.
-  RMCLA_SHARED int index(int k) const { return (k / kStep * kLanes + lane_) * kStep; }
+  __device__ __forceinline__ int index(int k) const { return (k / kStep * kLanes + lane_) * kStep; }
 
   // Whether index(k) < size. After unrolling, this compares steps_ with a constant, so that no index needs a register.
-  RMCLA_SHARED bool holds(int k) const { return k / kStep < steps_; }
+  __device__ __forceinline__ bool holds(int k) const { return k / kStep < steps_; }
 
   Wide z_[kItems];
   int size_;
@@ -149,14 +116,14 @@ class MemoryRow {
  public:
   using Wide = typename Storage<T>::Wide;
 
-  RMCLA_SHARED MemoryRow(const T* row, int size, int begin, int end, int lane, bool packed)
+  __device__ __forceinline__ MemoryRow(const T* row, int size, int begin, int end, int lane, bool packed)
       : row_(row), size_(size), begin_(begin), end_(end), lane_(lane), packed_(packed) {}
 
-  RMCLA_SHARED int size() const { return size_; }
+  __device__ __forceinline__ int size() const { return size_; }
 
   // Copies this lane's elements to `copy` and reads them there from now on; no lane reads another lane's elements.
   // `copy` holds only the piece, and is aligned with `packed`.
-  RMCLA_SHARED void move_to(T* copy) {
+  __device__ __forceinline__ void move_to(T* copy) {
     T* const from_begin = copy - begin_;
     sweep([&](auto step, int64_t i) {
       constexpr int kWidth = decltype(step)::value;
@@ -167,28 +134,28 @@ class MemoryRow {
 
   // Another row of the same size in memory. If `row` is null, its elements are otherwise(index).
   template <typename U, class Otherwise>
-  RMCLA_SHARED auto beside(const U* row, Otherwise otherwise) const {
+  __device__ __forceinline__ auto beside(const U* row, Otherwise otherwise) const {
     return Beside<U, Otherwise>{row, otherwise};
   }
 
   // As in RegisterRow, except that no element has a register of its own: the slot is always 0.
   template <class Visit>
-  RMCLA_SHARED void each(Visit visit) const {
+  __device__ __forceinline__ void each(Visit visit) const {
     sweep([&](auto step, int64_t i) {
       constexpr int kWidth = decltype(step)::value;
       const auto pack = pack_at<kWidth>(row_, i);
-      RMCLA_UNROLL
+#pragma unroll
       for (int j = 0; j < kWidth; ++j) visit(RowIndex{int(i) + j, 0}, Storage<T>::widen(pack.item[j]));
     });
   }
 
   template <typename Out, class ValueOf>
-  RMCLA_SHARED void write(Out* out, ValueOf value_of) const {
+  __device__ __forceinline__ void write(Out* out, ValueOf value_of) const {
     sweep([&](auto step, int64_t i) {
       constexpr int kWidth = decltype(step)::value;
       const auto pack = pack_at<kWidth>(row_, i);
       Pack<Out, kWidth> result;
-      RMCLA_UNROLL
+#pragma unroll
       for (int j = 0; j < kWidth; ++j) {
         result.item[j] = Storage<Out>::narrow(value_of(RowIndex{int(i) + j, 0}, Storage<T>::widen(pack.item[j])));
       }
@@ -202,14 +169,14 @@ class MemoryRow {
     const U* row;
     Otherwise otherwise;
 
-    RMCLA_SHARED U operator[](RowIndex at) const { return row ? row[at.index] : otherwise(at.index); }
+    __device__ __forceinline__ U operator[](RowIndex at) const { return row ? row[at.index] : otherwise(at.index); }
   };
 
   // Calls body(step, index) for every pack of this lane; a pack has decltype(step)::value elements.
   template <class Body>
-  RMCLA_SHARED void sweep(Body body) const {
+  __device__ __forceinline__ void sweep(Body body) const {
     if (packed_) {
-      RMCLA_UNROLL_ONCE
+#pragma unroll 1
       for (int64_t i = begin_ + int64_t(lane_) * kPack; i < end_; i += kLanes * kPack) {
         body(std::integral_constant<int, kPack>(), i);
       }
