@@ -101,7 +101,7 @@ def extensions(torch, with_cuda: bool) -> list[Extension]:
             library_dirs=library_paths(device),
             libraries=libraries,  # by name, since CppExtension adds libtorch_python, which no file here uses
             define_macros=[("TORCH_TARGET_VERSION", target), *macros],
-            extra_compile_args={"cxx": cxx, "nvcc": ["-O3", "-lineinfo"]},
+            extra_compile_args={"cxx": [*cxx], "nvcc": ["-O3", "-lineinfo"]},
             export_symbols=["rmcla_operators"],
             language="c++",
         )
@@ -114,7 +114,7 @@ def extensions(torch, with_cuda: bool) -> list[Extension]:
         ["csrc/module.cpp"],
         include_dirs=include_paths(),
         define_macros=[("RMCLA_CUDA_ARCHITECTURES", f'"{os.environ["TORCH_CUDA_ARCH_LIST"] if with_cuda else ""}"')],
-        extra_compile_args={"cxx": cxx},
+        extra_compile_args={"cxx": [*cxx]},
         language="c++",
     )
     return [*found, report]
