@@ -171,6 +171,9 @@ def native() -> dict:
                     if forced == "1" and extension.name == "rmcla_fast._cuda_kernels":
                         raise
                     why = f"the compiler failed ({str(error).splitlines()[0]}); a C++17 compiler is needed, see above"
+                    compiler = os.environ.get("CXX", "c++")
+                    if sys.platform != "win32" and shutil.which(compiler.split()[0]) is None:
+                        why = f"there is no C++17 compiler (no {compiler} on PATH; CXX names another one)"
                     warn(LOST[extension.name], why)
                     if extension.name == "rmcla_fast._cuda_kernels":  # the report comes last, and says so
                         wanted[-1].define_macros = [("RMCLA_CUDA_ARCHITECTURES", '""')]

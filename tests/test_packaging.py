@@ -218,8 +218,11 @@ def test_each_file_is_built_for_itself_and_nothing_old_stays(project: Path, tmp_
     frames = build(project, *in_place)
     assert frames[1][0] == "the CPU kernels are NOT built; the plain-torch reference runs instead"
     assert built(project) == [TAGGED]
-    frames = build(project, *in_place, CXX=str(tmp_path / "no-compiler"), CC=str(tmp_path / "no-compiler"))
-    assert len(frames) == 3
+    nowhere = str(tmp_path / "no-compiler")
+    frames = build(project, *in_place, CXX=nowhere, CC=nowhere)
+    assert [why for _, why in frames[1:]] == [
+        f"there is no C++17 compiler (no {nowhere} on PATH; CXX names another one)"
+    ] * 2
     assert built(project) == []
 
 
