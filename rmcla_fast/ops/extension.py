@@ -124,5 +124,6 @@ def check_types(name: str, schema: str) -> None:
     arguments, returns = (", ".join(str(one.type) for one in some) for some in (parsed.arguments, parsed.returns))
     wanted = f"{name}({arguments}) -> {returns if len(parsed.returns) == 1 else f'({returns})'}"
     if any(types.get(name) != wanted for types in operators.values()):
-        sources = f"the compiled extension in {PACKAGE} was built from other sources"
-        raise ImportError(f"{sources}; rebuild it with: {INSTALL}")
+        raise ImportError(
+            f"the compiled extension in {PACKAGE} was built from other sources; rebuild it with: {INSTALL}"
+        )
