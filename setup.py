@@ -21,9 +21,19 @@ from setuptools import Extension, setup
 ROOT = Path(__file__).parent
 FLOOR = (2, 10)  # the oldest torch whose stable ABI has all that the kernels call
 ARCHITECTURES = "8.0;9.0+PTX"  # unless TORCH_CUDA_ARCH_LIST is set; PyTorch's default would need a GPU to build
-MEMORY_OF_A_COMPILER = 2.5e9  # bytes that nvcc takes for one file
+MEMORY = {"nvcc": 2.5e9, "c++": 1e9}  # bytes that a compiler takes for one file
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-psabi"]
-CXX = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-g1", *WARNINGS]
+# Hidden, since a name that two libraries share, such as a static variable of an inline function, would be one variable.
+CXX = [
+    "-O3",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fopenmp-simd",
+    "-g1",
+    "-fvisibility=hidden",
+]
+NVCC = ["-O3", "-lineinfo"]
 MSVC = ["/O2", "/fp:precise", "/permissive-", "/EHsc"]
 LOST = {
     "rmcla_fast._cpu_kernels": "the CPU kernels are NOT built; the plain-torch reference runs instead",
@@ -71,7 +81,7 @@ def why_no_cuda(torch, home: Path | None) -> str:
     return ""
 
 
-def jobs() -> int:
+def jobs(memory_of_one: float) -> int:
     """Return how many compilers may run at once: one a core, as far as the memory goes."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     free = []
@@ -81,14 +91,16 @@ def jobs() -> int:
     ):
         if Path(path).exists() and (found := re.search(pattern, Path(path).read_text())):
             free.append(int(found[1]) * unit)
-    return max(1, min([cores, *(int(memory / MEMORY_OF_A_COMPILER) for memory in free)]))
+    return max(1, min([cores, *(int(memory / memory_of_one) for memory in free)]))
 
 
 def extensions(torch, with_cuda: bool) -> list[Extension]:
     """Return what is to be compiled: the kernels of each device, then the report."""
     from torch.utils.cpp_extension import include_paths, library_paths
 
-    cxx = MSVC if sys.platform == "win32" else CXX
+    windows = sys.platform == "win32"
+    cxx = MSVC if windows else [*CXX, *WARNINGS]
+    nvcc = NVCC if windows else [*NVCC, "-Xcompiler=-fvisibility=hidden"]
     headers = [path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("csrc/**/*.*h"))]  # .h and .cuh
     target = f"0x{FLOOR[0]:02x}{FLOOR[1]:02x}000000000000ULL"
 
@@ -101,7 +113,7 @@ def extensions(torch, with_cuda: bool) -> list[Extension]:
             library_dirs=library_paths(device),
             libraries=libraries,  # by name, since CppExtension adds libtorch_python, which no file here uses
             define_macros=[("TORCH_TARGET_VERSION", target), *macros],
-            extra_compile_args={"cxx": [*cxx], "nvcc": ["-O3", "-lineinfo"]},
+            extra_compile_args={"cxx": [*cxx], "nvcc": [*nvcc]},
             export_symbols=["rmcla_operators"],
             language="c++",
         )
@@ -148,7 +160,7 @@ def native() -> dict:
     else:
         os.environ["CUDA_HOME"] = str(home)
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
-    os.environ.setdefault("MAX_JOBS", str(jobs()))
+    os.environ.setdefault("MAX_JOBS", str(jobs(MEMORY["c++" if reason else "nvcc"])))
 
     from torch.utils.cpp_extension import BuildExtension
 

@@ -26,7 +26,9 @@ REFERENCE = "the compiled kernels are NOT built; the plain-torch reference (on a
 NO_CUDA = "the CUDA kernels are NOT built; a GPU runs Triton or the plain-torch reference"
 MISSING_COMPILER = shutil.which("c++") is None or sys.platform == "win32"
 needs_compiler = pytest.mark.skipif(MISSING_COMPILER, reason="needs a C++ compiler, on Linux or macOS")
-KERNELS = 'extern "C" const char* rmcla_operators() { return ""; }\n'
+KERNELS = """
+extern "C" __attribute__((visibility("default"))) const char* rmcla_operators() { return ""; }
+"""
 MODULE = """#include <Python.h>
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", RMCLA_CUDA_ARCHITECTURES, -1, nullptr};
 PyMODINIT_FUNC PyInit__C() { return PyModule_Create(&module); }
@@ -149,14 +151,14 @@ def test_compilers_run_side_by_side_as_far_as_the_memory_goes(
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(16), raising=False)
     monkeypatch.setattr(setup_py.Path, "exists", lambda path: str(path) in files)
     monkeypatch.setattr(setup_py.Path, "read_text", lambda path: files[str(path)])
-    assert setup_py.jobs() == 16
+    assert setup_py.jobs(2.5e9) == 16
     files["/proc/meminfo"] = f"MemTotal: {2**30} kB\nMemAvailable:    {20 * 2**20} kB\n"
     files["/sys/fs/cgroup/memory.max"] = "max\n"
-    assert setup_py.jobs() == 8
+    assert setup_py.jobs(2.5e9) == 8
     files["/sys/fs/cgroup/memory.max"] = "6000000000\n"
-    assert setup_py.jobs() == 2
+    assert setup_py.jobs(2.5e9) == 2
     files["/sys/fs/cgroup/memory.max"] = "1000000000\n"
-    assert setup_py.jobs() == 1
+    assert setup_py.jobs(2.5e9) == 1
 
 
 @pytest.fixture

@@ -196,7 +196,6 @@ def run_cell(cell: Cell, base: Base, bases: list[Base]) -> str:
     if not cell.stops:
         if cell.damage:
             place.damage(cell.damage)
-        place.run("-c", "import rmcla_fast")
         info = place.run("-m", "rmcla_fast.cli", "info")
         lines += [line for line in info.splitlines() if line.startswith("compiled ")]
         lines.append(place.run(Path(__file__).with_name("check_operators.py")).splitlines()[-1])
