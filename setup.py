@@ -18,7 +18,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).resolve().parent
 FLOOR = (2, 10)  # the oldest torch whose stable ABI has all that the kernels call
 ARCHITECTURES = "8.0;9.0+PTX"  # unless TORCH_CUDA_ARCH_LIST is set; PyTorch's default would need a GPU to build
 MEMORY = {"nvcc": 2.5e9, "c++": 1e9}  # bytes that a compiler takes for one file
@@ -183,9 +183,9 @@ def native() -> dict:
                     if forced == "1" and extension.name == "rmcla_fast._cuda_kernels":
                         raise
                     why = f"the compiler failed ({str(error).splitlines()[0]}); a C++17 compiler is needed, see above"
-                    compiler = os.environ.get("CXX", "c++")
-                    if sys.platform != "win32" and shutil.which(compiler.split()[0]) is None:
-                        why = f"there is no C++17 compiler (no {compiler} on PATH; CXX names another one)"
+                    program = os.environ.get("CXX", "c++")
+                    if sys.platform != "win32" and shutil.which(program.split()[0]) is None:
+                        why = f"there is no C++17 compiler (no {program} on PATH; CXX names another one)"
                     warn(LOST[extension.name], why)
                     if extension.name == "rmcla_fast._cuda_kernels":  # the report comes last, and says so
                         wanted[-1].define_macros = [("RMCLA_CUDA_ARCHITECTURES", '""')]
