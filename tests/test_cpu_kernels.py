@@ -16,7 +16,7 @@ from torch import Tensor
 from rmcla_fast import reference
 from rmcla_fast.ops import extension
 
-pytestmark = pytest.mark.skipif(not extension.has_kernels("cpu"), reason=f"no CPU kernels: {extension.missing_reason}")
+pytestmark = pytest.mark.skipif(not extension.has_kernels("cpu"), reason=extension.why_missing("cpu"))
 
 OPERATORS = torch.ops.rmcla_fast
 HALVES = (torch.float16, torch.bfloat16)
