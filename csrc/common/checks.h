@@ -2,6 +2,7 @@
 // call the registered operators. std::invalid_argument is a ValueError in Python.
 #pragma once
 
+#include <cmath>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -69,6 +70,12 @@ inline void check_classes(const char* name, const Tensor& labels, const Tensor& 
   RMCLA_CHECK(labels.dim() == 1 && labels.size(0) == logits.size(0), name, " must have shape (", logits.size(0),
               ",); got ", text_of(labels.sizes()));
   check_device(name, labels, "logits", logits);
+}
+
+inline void check_rule(double beta, double gamma, std::optional<int64_t> top_k) {
+  RMCLA_CHECK(beta > 0 && std::isfinite(beta), "beta must be positive and finite; got ", beta);
+  RMCLA_CHECK(gamma > 0 && std::isfinite(gamma), "gamma must be positive and finite; got ", gamma);
+  RMCLA_CHECK(!top_k || *top_k >= 1, "top_k must be at least 1; got ", *top_k);
 }
 
 // Label smoothing must lie in [0, 1). NaN does not.

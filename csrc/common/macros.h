@@ -1,5 +1,5 @@
-// How functions are declared that host and device share, and those that must be inlined on the host, since their callers
-// are compiled for different instruction sets.
+// How functions are declared that host and device share, and those that must be inlined on the host, since their
+// callers are compiled for different instruction sets.
 #pragma once
 
 #if defined(__CUDACC__)

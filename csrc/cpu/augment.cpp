@@ -111,15 +111,16 @@ Tensor augment(const Tensor& dataset, const Tensor& index, const Tensor& rng, in
   const int64_t seed = key[0], step = key[rng.stride(0)];
   uint8_t* const to = images.mutable_data_ptr<uint8_t>();
   constexpr int64_t kBytesATask = 1 << 15;
-  torch::stable::parallel_for(0, batch, std::max<int64_t>(1, kBytesATask / image_size), [&](int64_t begin, int64_t end) {
-    for (int64_t b = begin; b < end; ++b) {
-      const Crop crop = crop_of(seed, step, b, uint32_t(padding), flip);
-      const CroppedImage image(pixels + row[b] * image_size, crop, channels, height, width,
-                               channels_last && channels > 1);
-      if (!image.whole()) std::memset(to + b * image_size, int(fill), size_t(image_size));
-      on_this_processor([&](auto) RMCLA_INLINE { copy_crop(image, to + b * image_size); });
-    }
-  });
+  torch::stable::parallel_for(0, batch, std::max<int64_t>(1, kBytesATask / image_size),
+                              [&](int64_t begin, int64_t end) {
+                                for (int64_t b = begin; b < end; ++b) {
+                                  const Crop crop = crop_of(seed, step, b, uint32_t(padding), flip);
+                                  const CroppedImage image(pixels + row[b] * image_size, crop, channels, height, width,
+                                                           channels_last && channels > 1);
+                                  if (!image.whole()) std::memset(to + b * image_size, int(fill), size_t(image_size));
+                                  on_this_processor([&](auto) RMCLA_INLINE { copy_crop(image, to + b * image_size); });
+                                }
+                              });
   return images;
 }
 

@@ -11,6 +11,12 @@ namespace rmcla {
 template <typename T>
 constexpr DType kArithmetic = sizeof(T) == 8 ? DType::kDouble : DType::kFloat;
 
+// Calls f with a zero of the type of the arithmetic on `dtype`.
+template <class F>
+void with_arithmetic(DType dtype, const F& f) {
+  dtype == DType::kDouble ? f(double(0)) : f(float(0));
+}
+
 template <typename From, typename To, class F>
 RMCLA_SHARED void convert_each(const void* from, To* to, int64_t count, F f) {
   const From* const values = static_cast<const From*>(from);

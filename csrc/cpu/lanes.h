@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <type_traits>
 
 #include "common/macros.h"
@@ -13,6 +14,22 @@ template <typename T>
 using Lanes = T[kLanes];
 template <typename T>
 using IndexOf = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;  // of a class, as wide as a logit
+
+constexpr int whole_blocks(int count) { return (count + kLanes - 1) / kLanes * kLanes; }
+
+// A buffer of one thread.
+template <typename T>
+class Room {
+ public:
+  explicit Room(int64_t count) : blocks_(count ? new Block[size_t(count + kLanes - 1) / kLanes] : nullptr) {}
+  T* get() const { return blocks_ ? blocks_[0].lanes : nullptr; }
+
+ private:
+  struct alignas(64) Block {
+    Lanes<T> lanes;
+  };
+  std::unique_ptr<Block[]> blocks_;
+};
 
 // Combines all lanes in a fixed order.
 template <typename T, class Combine>

@@ -31,64 +31,55 @@ RMCLA_SHARED T multiply_add(T a, T b, T c) {
 template <typename T>
 constexpr int kExponentShift = sizeof(T) == 8 ? 128 : 32;
 
-template <class Fusing>
-RMCLA_SHARED float shifted_exp(float x) {
-  x = x < -108.0f ? -108.0f : x;  // below this, quotients are 0
+// The polynomial in x whose coefficients these are, the first one that of the highest power.
+template <class Fusing, typename T, class... Coefficients>
+RMCLA_SHARED T polynomial(T x, T sum, Coefficients... others) {
+  ((sum = multiply_add<Fusing>(sum, x, others)), ...);
+  return sum;
+}
+
+template <class Fusing, typename T>
+RMCLA_SHARED T shifted_exp(T x) {
+  constexpr bool kWide = sizeof(T) == 8;
+  using Bits = std::conditional_t<kWide, uint64_t, uint32_t>;
+  constexpr int kMantissa = kWide ? 52 : 23;
+  constexpr Bits kBias = (kWide ? 1023 : 127) + kExponentShift<T>;
+  constexpr T kMagic = T(kWide ? 6755399441055744.0 : 12582912.0);
+  constexpr T kLeast = T(kWide ? -790.0 : -108.0);  // below this, quotients are 0
+  x = x < kLeast ? kLeast : x;
   // n = round(x / ln 2) is in the low bits of the sum, and x = n ln 2 + r. ln 2 has two parts, so that n times the
   // first one is exact.
-  const float sum = multiply_add<Fusing>(x, 1.44269504088896340736f, 12582912.0f);
-  const float n = sum - 12582912.0f;
-  const float r = multiply_add<Fusing>(n, 2.12194440e-4f, multiply_add<Fusing>(n, -0.693359375f, x));
-  float p = 1.9875691500e-4f;  // the minimax polynomial of Cephes' expf
-  p = multiply_add<Fusing>(p, r, 1.3981999507e-3f);
-  p = multiply_add<Fusing>(p, r, 8.3334519073e-3f);
-  p = multiply_add<Fusing>(p, r, 4.1665795894e-2f);
-  p = multiply_add<Fusing>(p, r, 1.6666665459e-1f);
-  p = multiply_add<Fusing>(p, r, 5.0000001201e-1f);
-  p = multiply_add<Fusing>(p, r * r, r) + 1.0f;
-  constexpr uint32_t kBias = 127 + kExponentShift<float>;
+  const T sum = multiply_add<Fusing>(x, T(1.44269504088896340736), kMagic);
+  const T n = sum - kMagic;
+  T r = multiply_add<Fusing>(n, T(kWide ? -6.93145751953125e-1 : -0.693359375), x);
+  r = multiply_add<Fusing>(n, T(kWide ? -1.42860682030941723212e-6 : 2.12194440e-4), r);
+  T p;
+  if constexpr (kWide) {  // a Taylor polynomial, whose first omitted term is below 2^-57
+    p = polynomial<Fusing>(r, 1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880,
+                           1.0 / 40320, 1.0 / 5040, 1.0 / 720, 1.0 / 120, 1.0 / 24, 1.0 / 6, 0.5);
+  } else {  // the minimax polynomial of Cephes' expf
+    p = polynomial<Fusing>(r, 1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f,
+                           5.0000001201e-1f);
+  }
+  p = multiply_add<Fusing>(p, r * r, r) + T(1);
   // In unsigned integers, since n can be anything for a NaN.
-  return p * bits_as<float>((bits_as<uint32_t>(sum) << 23) + (kBias << 23));
+  return p * bits_as<T>((bits_as<Bits>(sum) << kMantissa) + (kBias << kMantissa));
 }
 
-template <class Fusing>
-RMCLA_SHARED double shifted_exp(double x) {
-  x = x < -790.0 ? -790.0 : x;
-  const double sum = multiply_add<Fusing>(x, 1.44269504088896340736, 6755399441055744.0);
-  const double n = sum - 6755399441055744.0;
-  const double r = multiply_add<Fusing>(n, -1.42860682030941723212e-6, multiply_add<Fusing>(n, -6.93145751953125e-1, x));
-  double p = 1.0 / 6227020800;  // a Taylor polynomial, whose first omitted term is below 2^-57
-  p = multiply_add<Fusing>(p, r, 1.0 / 479001600);
-  p = multiply_add<Fusing>(p, r, 1.0 / 39916800);
-  p = multiply_add<Fusing>(p, r, 1.0 / 3628800);
-  p = multiply_add<Fusing>(p, r, 1.0 / 362880);
-  p = multiply_add<Fusing>(p, r, 1.0 / 40320);
-  p = multiply_add<Fusing>(p, r, 1.0 / 5040);
-  p = multiply_add<Fusing>(p, r, 1.0 / 720);
-  p = multiply_add<Fusing>(p, r, 1.0 / 120);
-  p = multiply_add<Fusing>(p, r, 1.0 / 24);
-  p = multiply_add<Fusing>(p, r, 1.0 / 6);
-  p = multiply_add<Fusing>(p, r, 0.5);
-  p = multiply_add<Fusing>(p, r * r, r) + 1.0;
-  constexpr uint64_t kBias = 1023 + kExponentShift<double>;
-  return p * bits_as<double>((bits_as<uint64_t>(sum) << 52) + (kBias << 52));
+// The logarithm of a sum of exponentials, from the sum of the shifted ones.
+template <typename T>
+RMCLA_SHARED double log_of_sum(double x) {
+  return std::log(x) - kExponentShift<T> * 0.69314718055994530942;
 }
-
-// log(x) - kExponentShift ln 2, for normal x > 0.
-RMCLA_SHARED double shifted_log(double x) { return std::log(x) - kExponentShift<double> * 0.69314718055994530942; }
+RMCLA_SHARED double shifted_log(double x) { return log_of_sum<double>(x); }
 
 RMCLA_SHARED float shifted_log(float x) {  // Cephes, logf: x = 2^e (1 + f) with 1 + f between sqrt(1/2) and sqrt(2)
   const int32_t shifted = bits_as<int32_t>(x) - 0x3f3504f3;
   const float e = float((shifted >> 23) - kExponentShift<float>);
   const float f = bits_as<float>((shifted & 0x007fffff) + 0x3f3504f3) - 1.0f;
-  float p = f * 7.0376836292e-2f - 1.1514610310e-1f;
-  p = p * f + 1.1676998740e-1f;
-  p = p * f - 1.2420140846e-1f;
-  p = p * f + 1.4249322787e-1f;
-  p = p * f - 1.6668057665e-1f;
-  p = p * f + 2.0000714765e-1f;
-  p = p * f - 2.4999993993e-1f;
-  p = p * f + 3.3333331174e-1f;
+  float p = polynomial<std::false_type>(f, 7.0376836292e-2f, -1.1514610310e-1f, 1.1676998740e-1f, -1.2420140846e-1f,
+                                        1.4249322787e-1f, -1.6668057665e-1f, 2.0000714765e-1f, -2.4999993993e-1f,
+                                        3.3333331174e-1f);
   const float square = f * f;
   p = p * f * square + e * -2.12194440e-4f;
   return (p - 0.5f * square) + f + e * 0.693359375f;

@@ -102,8 +102,8 @@ Tensor run(const Tensor& images, double epsilon, const std::optional<Tensor>& ep
 
   const Tensor dense = rng.dim() == 2 ? as_dense_images(images) : as_dense(images);
   const Mask shares(mask, dense, DType::kFloat);  // the noise is computed in float32, whatever the images' dtype
-  const bool in_place = out && out->strides().equals(dense.strides()) &&
-                        writable_beside(*out, dense, epsilons, rng, shares.tensor());
+  const bool in_place =
+      out && out->strides().equals(dense.strides()) && writable_beside(*out, dense, epsilons, rng, shares.tensor());
   const Tensor result = in_place ? *out : empty_strided(dense.sizes(), dense.strides(), dtype, dense);
   if (result.numel()) {
     const PerImageValues radii(epsilon, epsilons, dense);

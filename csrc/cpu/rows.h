@@ -1,14 +1,13 @@
-// What the operators on rows of logits share: labels, rows of any dtype as float or double, buffers, and threads.
+// What the operators on rows of logits share: labels, matrices of any dtype, and the passes over one long row.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
 
 #include <array>
+#include <cmath>
 #include <limits>
-#include <memory>
 
 #include "common/checks.h"
-#include "common/joint_gradient.h"
 #include "cpu/convert.h"
 #include "cpu/lanes.h"
 
@@ -29,75 +28,58 @@ inline Tensor checked_classes(const char* name, const Tensor& labels, int64_t cl
   return dense;
 }
 
-// Reads the rows of a (B, C) tensor as T.
+// A (B, C) tensor of any float dtype, whose rows are computed as T. Rows of another dtype are converted in `room`.
 template <typename T>
-class RowReader {
+class Matrix {
  public:
-  explicit RowReader(const Tensor& matrix)
-      : matrix_(with_dense_rows(matrix)),
-        from_(static_cast<const char*>(matrix_.const_data_ptr())),
-        classes_(matrix_.size(1)),
-        step_(matrix_.stride(0)),
-        size_(int64_t(matrix_.element_size())),
-        dtype_(dtype_of(matrix_)) {}
+  Matrix() = default;
+  explicit Matrix(const Tensor& tensor)
+      : tensor_(with_dense_rows(tensor)),
+        data_(static_cast<char*>(tensor_->data_ptr())),
+        rows_(tensor_->size(0)),
+        classes_(tensor_->size(1)),
+        step_(tensor_->stride(0)),
+        size_(int64_t(tensor_->element_size())),
+        dtype_(dtype_of(*tensor_)) {}
 
+  explicit operator bool() const { return data_; }
   bool direct() const { return dtype_ == kArithmetic<T>; }
-  // The distance between the rows that `read` gives.
-  int64_t stride() const { return direct() ? step_ : classes_; }
+  int64_t room(int64_t rows) const { return direct() ? 0 : rows * classes_; }  // elements that `rows` rows need
 
-  // The rows from `first` on; `room` is for those that are converted.
+  // The rows from `first` on, which are stride() apart.
   const T* read(int64_t first, int64_t rows, T* room) const {
-    const char* const from = from_ + first * step_ * size_;
-    if (direct()) return reinterpret_cast<const T*>(from);
-    if (step_ == classes_) {
-      widen(dtype_, from, room, rows * classes_);
-    } else {
-      for (int64_t row = 0; row < rows; ++row)
-        widen(dtype_, from + row * step_ * size_, room + row * classes_, classes_);
-    }
+    if (direct()) return reinterpret_cast<const T*>(at(first));
+    const int64_t together = step_ == classes_ ? rows : 1;
+    for (int64_t row = 0; row < rows; row += together)
+      widen(dtype_, at(first + row), room + row * classes_, together * classes_);
     return room;
   }
-
-  // The end of the memory that may be read beside these rows.
-  const T* limit(const T* read, int64_t rows) const {
-    if (!direct()) return read + rows * classes_;
-    return reinterpret_cast<const T*>(from_) + (matrix_.size(0) - 1) * step_ + classes_;
+  int64_t stride() const { return direct() ? step_ : classes_; }
+  // The end of the memory that may be read where `rows` rows were read.
+  const T* read_end(const T* read, int64_t rows) const {
+    return direct() ? reinterpret_cast<const T*>(at(rows_ - 1)) + classes_ : read + rows * classes_;
   }
 
- private:
-  Tensor matrix_;
-  const char* from_;
-  int64_t classes_, step_, size_;
-  DType dtype_;
-};
-
-// The rows of a new contiguous (B, C) tensor, which are computed as T.
-template <typename T>
-class RowWriter {
- public:
-  explicit RowWriter(const std::optional<Tensor>& matrix)
-      : to_(matrix ? static_cast<char*>(matrix->mutable_data_ptr()) : nullptr),
-        classes_(matrix ? matrix->size(1) : 0),
-        size_(matrix ? int64_t(matrix->element_size()) : 0),
-        dtype_(matrix ? dtype_of(*matrix) : kArithmetic<T>) {}
-
-  bool direct() const { return dtype_ == kArithmetic<T>; }
-
-  // Where the rows from `first` on are computed: in the tensor, or in `room` if they must be converted.
-  T* rows(int64_t first, T* room) const {
-    return direct() ? (to_ ? reinterpret_cast<T*>(to_) + first * classes_ : nullptr) : room;
-  }
+  // Where the contiguous rows from `first` on are written, before `finish`.
+  T* rows(int64_t first, T* room) const { return direct() ? reinterpret_cast<T*>(at(first)) : room; }
   void finish(int64_t first, int64_t rows, const T* room) const {
-    if (!direct()) narrow(dtype_, room, to_ + first * classes_ * size_, rows * classes_);
+    if (!direct()) narrow(dtype_, room, at(first), rows * classes_);
   }
 
  private:
-  char* to_;
-  int64_t classes_, size_;
-  DType dtype_;
+  char* at(int64_t row) const { return data_ + row * step_ * size_; }
+
+  std::optional<Tensor> tensor_;
+  char* data_ = nullptr;
+  int64_t rows_ = 0, classes_ = 0, step_ = 0, size_ = 0;
+  DType dtype_ = kArithmetic<T>;
 };
 
-constexpr int whole_blocks(int classes) { return (classes + kLanes - 1) / kLanes * kLanes; }
+// Calls body(begin, end) for parts of the rows, in several threads.
+template <class Body>
+void each_part(int64_t rows, int64_t classes, const Body& body) {
+  torch::stable::parallel_for(0, rows, std::max<int64_t>(1, 2048 / classes), body);
+}
 
 // Which elements of a block are classes, and which are classes other than the true one.
 struct AllOthers {
@@ -110,8 +92,8 @@ struct SomeOthers {
   RMCLA_SHARED bool other(int k) const { return (k < classes) & (k != label); }
 };
 
-// A row in blocks of kLanes elements, whose loops the compiler turns into vectors. The last, partial block is copied to a
-// buffer, so that there is no loop over single elements.
+// A long row in blocks of kLanes elements. The last, partial block is copied to a buffer, so that there is no loop over
+// single elements.
 template <typename T>
 class Row {
  public:
@@ -123,39 +105,48 @@ class Row {
   RMCLA_SHARED int size() const { return classes_; }
 
   // Calls visit(first, z, which) for each block, which begins with class `first`. `which` is AllOthers, except for the
-  // last, partial block and that of the true class.
-  template <class Visit>
-  RMCLA_SHARED void each(const Visit& visit) const {
+  // last, partial block and that of the true class. After each part of a row it calls end_part().
+  template <class Visit, class EndPart>
+  RMCLA_SHARED void each(const Visit& visit, const EndPart& end_part) const {
+    constexpr int kPart = 16 * kLanes;
     int first = 0;
-    for (const int stop : {label_block(), whole_}) {
-      for (; first < stop; first += kLanes) visit(first, z_ + first, AllOthers());
+    for (const int stop : {label_ / kLanes * kLanes, whole_}) {
+      while (first < stop) {
+        for (const int end = std::min(stop, first + kPart); first < end; first += kLanes)
+          visit(first, z_ + first, AllOthers());
+        end_part();
+      }
       if (first < classes_) visit(first, first == whole_ ? last_ : z_ + first, SomeOthers{classes_, label_});
       first += kLanes;
     }
+    end_part();
+  }
+  template <class Visit>
+  RMCLA_SHARED void each(const Visit& visit) const {
+    each(visit, []() RMCLA_INLINE {});
   }
 
-  // The sum of term(k, z_k, which) for each of the terms, which are called once for every element of every block. Each
-  // lane adds up to kSumBlocks terms, and these parts are added in double, so that a row of any length sums to within a
+  // The sum of term(k, z_k, which) for each of the terms, which are called once for every element of every block. The
+  // lanes add up the terms of a part, and the parts are added in double, so that a row of any length sums to within a
   // few units in the last place.
   template <class... Term>
   RMCLA_SHARED std::array<double, sizeof...(Term)> sums(const Term&... term) const {
-    constexpr int kSumBlocks = 16;
     std::array<double, sizeof...(Term)> totals{};
-    int first = 0;
-    for (const int stop : {label_block(), whole_}) {
-      while (first < stop) {
-        const int end = std::min(stop, first + kSumBlocks * kLanes);
-        Lanes<T> parts[sizeof...(Term)] = {};
-        for (; first < end; first += kLanes) add_terms(first, z_ + first, AllOthers(), parts, term...);
-        for (size_t i = 0; i < sizeof...(Term); ++i) totals[i] += double(lane_sum(parts[i]));
-      }
-      if (first < classes_) {
-        Lanes<T> parts[sizeof...(Term)] = {};
-        add_terms(first, first == whole_ ? last_ : z_ + first, SomeOthers{classes_, label_}, parts, term...);
-        for (size_t i = 0; i < sizeof...(Term); ++i) totals[i] += double(lane_sum(parts[i]));
-      }
-      first += kLanes;
-    }
+    Lanes<T> parts[sizeof...(Term)] = {};
+    each(
+        [&](int first, const T* z, auto which) RMCLA_INLINE {
+#pragma omp simd
+          for (int j = 0; j < kLanes; ++j) {
+            int i = 0;
+            ((parts[i++][j] += term(first + j, z[j], which)), ...);
+          }
+        },
+        [&]() RMCLA_INLINE {
+          for (size_t i = 0; i < sizeof...(Term); ++i) {
+            totals[i] += double(lane_sum(parts[i]));
+            for (T& part : parts[i]) part = T(0);
+          }
+        });
     return totals;
   }
 
@@ -174,17 +165,6 @@ class Row {
   }
 
  private:
-  template <class Which, class... Term>
-  RMCLA_SHARED static void add_terms(int first, const T* z, Which which, Lanes<T>* parts, const Term&... term) {
-#pragma omp simd
-    for (int j = 0; j < kLanes; ++j) {
-      int i = 0;
-      ((parts[i++][j] += term(first + j, z[j], which)), ...);
-    }
-  }
-
-  RMCLA_SHARED int label_block() const { return label_ / kLanes * kLanes; }
-
   const T* z_;
   int classes_;
   int whole_;  // the number of elements in whole blocks
@@ -200,10 +180,9 @@ struct OtherLogits {
 
 template <typename T>
 RMCLA_SHARED OtherLogits<T> other_logits(const Row<T>& row) {
-  using Integer = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
   constexpr T kInfinity = std::numeric_limits<T>::infinity();
   Lanes<T> most, least;
-  Lanes<Integer> magnitude{};  // the order of floats without a sign is that of their bits
+  Lanes<IndexOf<T>> magnitude{};  // the order of floats without a sign is that of their bits
   for (int j = 0; j < kLanes; ++j) most[j] = -kInfinity, least[j] = kInfinity;
   row.each([&](int first, const T* z, auto which) RMCLA_INLINE {
 #pragma omp simd
@@ -212,41 +191,11 @@ RMCLA_SHARED OtherLogits<T> other_logits(const Row<T>& row) {
       const T above = other ? z[j] : -kInfinity, below = other ? z[j] : kInfinity;
       most[j] = above > most[j] ? above : most[j];
       least[j] = below < least[j] ? below : least[j];
-      const Integer bits = bits_as<Integer>(z[j]) & std::numeric_limits<Integer>::max();
+      const IndexOf<T> bits = bits_as<IndexOf<T>>(z[j]) & std::numeric_limits<IndexOf<T>>::max();
       magnitude[j] = bits > magnitude[j] ? bits : magnitude[j];
     }
   });
-  return {highest(most), lowest(least), highest(magnitude) < bits_as<Integer>(kInfiniteFrom<T>)};
-}
-
-// log sum_k exp(z_k - highest), from the sum of the shifted exponentials.
-template <typename T>
-RMCLA_SHARED double log_of_sum(double sum) {
-  return std::log(sum) - kExponentShift<T> * 0.69314718055994530942;
-}
-
-// A buffer of one thread, on the stack if it is small.
-template <typename T>
-class Scratch {
- public:
-  explicit Scratch(int64_t count) : heap_(count > kInline ? new T[size_t(count)] : nullptr) {}
-  T* get() { return heap_ ? heap_.get() : inline_; }
-
- private:
-  static constexpr int64_t kInline = 16384 / int64_t(sizeof(T));
-  std::unique_ptr<T[]> heap_;
-  alignas(64) T inline_[kInline];
-};
-
-// Calls body(first, rows) for parts of the batch, in several threads. `converted` parts are small, so that they stay in
-// the first cache.
-template <class Body>
-void each_part(int64_t batch, int64_t classes, bool converted, const Body& body) {
-  const int64_t grain = std::max<int64_t>(1, 2048 / classes);
-  torch::stable::parallel_for(0, batch, grain, [&](int64_t begin, int64_t end) {
-    const int64_t together = converted ? std::max<int64_t>(1, 2048 / classes) : end - begin;
-    for (int64_t first = begin; first < end; first += together) body(first, std::min(together, end - first));
-  });
+  return {highest(most), lowest(least), highest(magnitude) < bits_as<IndexOf<T>>(kInfiniteFrom<T>)};
 }
 
 }  // namespace rmcla

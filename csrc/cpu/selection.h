@@ -49,8 +49,8 @@ RMCLA_SHARED T kth_smallest(T* values, int count, int k) {
 
 // Copies the logits that may be among the k smallest to `to`, and returns how many there are.
 //
-// The row is cut into groups: class i is in group i % kGroups. The k-th smallest minimum of a group is at least the k-th
-// smallest logit, so that only groups with a smaller minimum hold candidates, and few candidates are left.
+// The row is cut into groups: class i is in group i % kGroups. The k-th smallest minimum of a group is at least the
+// k-th smallest logit, so that only groups with a smaller minimum hold candidates, and few candidates are left.
 template <int kGroups, typename T>
 RMCLA_SHARED int copy_candidates(const T* z, int classes, int label, int k, T* to) {
   constexpr T kInfinity = std::numeric_limits<T>::infinity();

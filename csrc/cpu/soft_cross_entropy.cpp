@@ -3,40 +3,30 @@
 #include "common/soft_cross_entropy.h"
 
 #include "common/registration.h"
-#include "cpu/rows.h"
 #include "cpu/short_rows.h"
 
 namespace rmcla {
 namespace {
 
-// A part of the rows. They are `logits_stride` and `soft_stride` apart in the inputs, and contiguous in the outputs.
-// Either `labels` (class indices) or `soft` (soft labels) is null. `limit` and `soft_limit` are the ends of their
-// memory.
+// Either `labels` (class indices) or `soft` (soft labels) is given.
 template <typename T>
 struct LossRows {
-  const T* logits;
-  int64_t logits_stride;
-  const T* limit;
-  const int64_t* labels;
-  const T* soft;
-  int64_t soft_stride;
-  const T* soft_limit;
-  Smoothing<T> smoothed;
-  T* loss;
-  T* gradient;
-  T* label_gradient;  // may be null
-  int64_t rows;
   int classes;
+  Smoothing<T> smoothed;
+  Matrix<T> logits, soft, gradient;
+  const int64_t* labels;
+  T* loss;
+  T* label_gradient;  // may be null
+
+  RMCLA_SHARED bool is_short() const { return classes <= kShortRow; }
 };
 
-// `room` holds two rows, in whole blocks. Without smoothing, the loops do no arithmetic for it.
+// Row r, whose logits are `z` and whose soft labels are `y`, if not null. `room` holds two rows, in whole blocks.
+// Without smoothing, the loops do no arithmetic for it.
 template <class Fusing, bool kSmoothed, typename T>
-RMCLA_SHARED void loss_row(const LossRows<T>& a, int64_t r, T* room) {
-  const int classes = a.classes, label = a.labels ? int(a.labels[r]) : 0;
-  const T* const z = a.logits + r * a.logits_stride;
-  T* const exponentials = room;
-  T* const labels = room + whole_blocks(classes);
-  T* const gradient = a.gradient + r * classes;
+RMCLA_SHARED void loss_row(const LossRows<T>& a, int64_t r, const T* z, const T* y, T* gradient, T* room) {
+  const int classes = a.classes, label = y ? 0 : int(a.labels[r]);
+  T *const exponentials = room, *const labels = room + whole_blocks(classes);
   T* const label_gradient = a.label_gradient ? a.label_gradient + r * classes : nullptr;
   const Row<T> row(z, classes, label);
   const OtherLogits<T> others = other_logits(row);
@@ -54,67 +44,44 @@ RMCLA_SHARED void loss_row(const LossRows<T>& a, int64_t r, T* room) {
     return which.inside(k) ? exponentials[k] : T(0);
   };
   double sum, mass = 1, gaps = double(keep) * double(highest - z[label]);
-  if (a.soft) {
-    std::copy_n(a.soft + r * a.soft_stride, classes, labels);
+  if (y) {
+    std::copy_n(y, classes, labels);
     std::fill(labels + classes, labels + whole_blocks(classes), T(0));
-    const auto [exponential_sum, label_sum, gap_sum] = row.sums(
-        exponential, [&](int k, T, auto) RMCLA_INLINE { return labels[k]; },
-        [&](int k, T v, auto which) RMCLA_INLINE {
-          return which.inside(k) ? smoothed(labels[k]) * (highest - v) : T(0);
-        });
-    sum = exponential_sum;
-    mass = a.smoothed.mass(T(label_sum));
-    gaps = gap_sum;
+    const auto label_of = [&](int k, T, auto) RMCLA_INLINE { return labels[k]; };
+    const auto gap = [&](int k, T v, auto which)
+                         RMCLA_INLINE { return which.inside(k) ? smoothed(labels[k]) * (highest - v) : T(0); };
+    const auto sums = row.sums(exponential, label_of, gap);
+    sum = sums[0], mass = a.smoothed.mass(T(sums[1])), gaps = sums[2];
   } else if (kSmoothed) {
-    const auto [exponential_sum, gap_sum] = row.sums(
-        exponential, [&](int k, T v, auto which) RMCLA_INLINE { return which.inside(k) ? highest - v : T(0); });
-    sum = exponential_sum;
-    gaps += double(share) * gap_sum;
+    const auto gap = [&](int k, T v, auto which) RMCLA_INLINE { return which.inside(k) ? highest - v : T(0); };
+    const auto sums = row.sums(exponential, gap);
+    sum = sums[0], gaps += double(share) * sums[1];
   } else {
     sum = row.sums(exponential)[0];
   }
   const double log_sum = log_of_sum<T>(sum);
   a.loss[r] = T(gaps + mass * log_sum);
 
-  const T scale = T(mass / sum);
-  if (a.soft) {
+  const T scale = T(mass / sum), offset = T(log_sum);
+  if (y) {
     row.write(gradient, [&](int k, T) RMCLA_INLINE { return exponentials[k] * scale - smoothed(labels[k]); });
   } else {
     row.write(gradient, [&](int k, T) RMCLA_INLINE { return exponentials[k] * scale - smoothed(T(0)); });
     gradient[label] = exponentials[label] * scale - smoothed(T(1));
   }
-  const T offset = T(log_sum);
-  if (label_gradient)
-    row.write(label_gradient, [&](int, T v) RMCLA_INLINE { return keep * ((highest - v) + offset); });
+  if (label_gradient) row.write(label_gradient, [&](int, T v) RMCLA_INLINE { return keep * ((highest - v) + offset); });
 }
 
-// Computes up to kLanes short rows from `first` on side by side.
+// The rows from `first` on, side by side. `end` is that of the gradient's and the label gradient's memory of this
+// thread.
 template <class Fusing, typename T>
-RMCLA_SHARED void loss_short_rows(const LossRows<T>& a, int64_t first) {
-  const int classes = a.classes, rows = int(std::min<int64_t>(kLanes, a.rows - first));
+RMCLA_SHARED void loss_short_rows(const LossRows<T>& a, int64_t first, ShortRows<T>& rows, Columns<T>& y, T* gradient,
+                                  const T* gradient_end, const T* label_end) {
+  const auto& [count, classes, z, exponentials, highest, taint, sum, log_sum] = rows;
   const Smoothing<T> smoothed = a.smoothed;
-  Columns<T> z, y, e;
-  Lanes<T> highest, taint{}, sum{}, mass{}, gaps{}, log_sum, scale, loss;
-  load_columns(a.logits + first * a.logits_stride, a.logits_stride, rows, classes, a.limit, z);
-  if (a.soft) {
-    load_columns(a.soft + first * a.soft_stride, a.soft_stride, rows, classes, a.soft_limit, y);
-  } else {
-    Lanes<IndexOf<T>> label;
-    load_classes(a.labels + first, rows, label);
-    for (IndexOf<T> k = 0; k < classes; ++k)
-      for (int r = 0; r < kLanes; ++r) y[k][r] = label[r] == k ? T(1) : T(0);
-  }
-  for (T& value : highest) value = -std::numeric_limits<T>::infinity();
-  for (int k = 0; k < classes; ++k) {
-#pragma omp simd
-    for (int r = 0; r < kLanes; ++r) {
-      taint[r] += taint_of(z[k][r]);
-      highest[r] = z[k][r] > highest[r] ? z[k][r] : highest[r];
-    }
-  }
-  sum_columns(classes, sum, [&](int k, int r) RMCLA_INLINE {
-    return e[k][r] = shifted_exp<Fusing>(z[k][r] - highest[r]);
-  });
+  Lanes<T> mass{}, gaps{}, scale, loss;
+  Columns<T> result;
+  rows.exponentiate(Fusing());
   sum_columns(classes, mass, [&](int k, int r) RMCLA_INLINE { return y[k][r]; });
   sum_columns(classes, gaps, [&](int k, int r) RMCLA_INLINE {
     y[k][r] = smoothed(y[k][r]);
@@ -122,74 +89,51 @@ RMCLA_SHARED void loss_short_rows(const LossRows<T>& a, int64_t first) {
   });
 #pragma omp simd
   for (int r = 0; r < kLanes; ++r) {
-    log_sum[r] = shifted_log(sum[r]) + taint[r];
     mass[r] = smoothed.mass(mass[r]);
     loss[r] = gaps[r] + mass[r] * log_sum[r];
     scale[r] = mass[r] / sum[r] + taint[r];
   }
-  std::copy_n(loss, rows, a.loss + first);
-  for (int k = 0; k < classes; ++k) {
-#pragma omp simd
-    for (int r = 0; r < kLanes; ++r) e[k][r] = e[k][r] * scale[r] - y[k][r];
-  }
-  store_columns(e, rows, classes, a.gradient + first * classes, a.gradient + a.rows * classes);
+  std::copy_n(loss, count, a.loss + first);
+  each_column(classes, [&](int k, int r) RMCLA_INLINE { result[k][r] = exponentials[k][r] * scale[r] - y[k][r]; });
+  store_columns(result, count, classes, gradient, gradient_end);
   if (!a.label_gradient) return;
-  for (int k = 0; k < classes; ++k) {
-#pragma omp simd
-    for (int r = 0; r < kLanes; ++r) e[k][r] = smoothed.keep * ((highest[r] - z[k][r]) + log_sum[r]);
-  }
-  store_columns(e, rows, classes, a.label_gradient + first * classes, a.label_gradient + a.rows * classes);
+  each_column(classes,
+              [&](int k, int r) RMCLA_INLINE { result[k][r] = smoothed.keep * ((highest[r] - z[k][r]) + log_sum[r]); });
+  store_columns(result, count, classes, a.label_gradient + first * classes, label_end);
 }
 
 template <typename T>
-void loss_rows(const LossRows<T>& a) {
-  const bool is_short = a.classes <= kShortRow;
-  Scratch<T> room(is_short ? 0 : 2 * whole_blocks(a.classes));
+void loss_rows(const LossRows<T>& a, int64_t begin, int64_t end) {
+  const int classes = a.classes, together = a.is_short() ? kLanes : 1;
+  const Room<T> room(a.is_short() ? 0 : 2 * whole_blocks(classes)), for_z(a.logits.room(together)),
+      for_y(a.soft.room(together)), for_gradient(a.gradient.room(together));
   on_this_processor([&](auto fusing) RMCLA_INLINE {
     using Fusing = decltype(fusing);
-    if (is_short) {
-      for (int64_t first = 0; first < a.rows; first += kLanes) loss_short_rows<Fusing>(a, first);
-    } else if (a.smoothed.keep != T(1)) {
-      for (int64_t row = 0; row < a.rows; ++row) loss_row<Fusing, true>(a, row, room.get());
-    } else {
-      for (int64_t row = 0; row < a.rows; ++row) loss_row<Fusing, false>(a, row, room.get());
+    for (int64_t first = begin; first < end; first += together) {
+      const int rows = int(std::min<int64_t>(together, end - first));
+      const T* const z = a.logits.read(first, rows, for_z.get());
+      const T* const y = a.soft ? a.soft.read(first, rows, for_y.get()) : nullptr;
+      T* const gradient = a.gradient.rows(first, for_gradient.get());
+      if (a.is_short()) {
+        ShortRows<T> side_by_side(z, a.logits.stride(), rows, classes, a.logits.read_end(z, rows));
+        Columns<T> labels;
+        if (y) {
+          load_columns(y, a.soft.stride(), rows, classes, a.soft.read_end(y, rows), labels);
+        } else {
+          Lanes<IndexOf<T>> label;
+          load_classes(a.labels + first, rows, label);
+          each_column(classes, [&](IndexOf<T> k, int r) RMCLA_INLINE { labels[k][r] = label[r] == k ? T(1) : T(0); });
+        }
+        const int64_t left = (a.gradient.direct() ? end - first : rows) * classes;
+        loss_short_rows<Fusing>(a, first, side_by_side, labels, gradient, gradient + left,
+                                a.label_gradient + end * classes);
+      } else if (a.smoothed.keep != T(1)) {
+        loss_row<Fusing, true>(a, first, z, y, gradient, room.get());
+      } else {
+        loss_row<Fusing, false>(a, first, z, y, gradient, room.get());
+      }
+      a.gradient.finish(first, rows, gradient);
     }
-  });
-}
-
-// Splits the batch among the threads.
-template <typename T>
-void run(const Tensor& logits, const Tensor& labels, double smoothing, const Tensor& loss, const Tensor& gradient,
-         const std::optional<Tensor>& label_gradient) {
-  const int64_t classes = logits.size(1);
-  const bool hard = labels.dim() == 1;
-  const RowReader<T> z(logits), y(hard ? logits : labels);
-  const RowWriter<T> writer(gradient), label_writer(label_gradient);
-  LossRows<T> all{};
-  all.labels = hard ? labels.const_data_ptr<int64_t>() : nullptr;
-  all.smoothed = {T(1 - smoothing), T(smoothing / double(classes))};
-  all.loss = loss.mutable_data_ptr<T>();
-  all.classes = int(classes);
-  each_part(logits.size(0), classes, !(z.direct() && y.direct()), [&](int64_t first, int64_t rows) {
-    const auto room_if = [&](bool needed) { return needed ? rows * classes : 0; };
-    Scratch<T> for_z(room_if(!z.direct())), for_y(room_if(!y.direct())), for_gradient(room_if(!writer.direct()));
-    LossRows<T> part = all;
-    part.rows = rows;
-    part.logits = z.read(first, rows, for_z.get());
-    part.logits_stride = z.stride();
-    part.limit = z.limit(part.logits, rows);
-    if (hard) {
-      part.labels += first;
-    } else {
-      part.soft = y.read(first, rows, for_y.get());
-      part.soft_stride = y.stride();
-      part.soft_limit = y.limit(part.soft, rows);
-    }
-    part.loss += first;
-    part.gradient = writer.rows(first, for_gradient.get());
-    part.label_gradient = label_writer.rows(first, nullptr);
-    loss_rows(part);
-    writer.finish(first, rows, for_gradient.get());
   });
 }
 
@@ -197,12 +141,13 @@ std::tuple<Tensor, Tensor, std::optional<Tensor>> soft_cross_entropy(const Tenso
                                                                      const std::string& reduction, bool label_gradient,
                                                                      double label_smoothing) {
   check_logits(logits);
-  const int64_t batch = logits.size(0);
+  const int64_t batch = logits.size(0), classes = logits.size(1);
   const DType wide = arithmetic_of(dtype_of(logits));
-  Tensor classes = labels;
-  if (dtype_of(labels) == DType::kLong) {
+  const bool hard = dtype_of(labels) == DType::kLong;
+  Tensor indices = labels;
+  if (hard) {
     check_classes("labels", labels, logits);
-    classes = checked_classes("labels", labels, logits.size(1));
+    indices = checked_classes("labels", labels, classes);
   } else {
     RMCLA_CHECK(is_float(dtype_of(labels)), "labels must be float or int64; got ", dtype_of(labels));
     check_like("labels", labels, "logits", logits);
@@ -214,17 +159,27 @@ std::tuple<Tensor, Tensor, std::optional<Tensor>> soft_cross_entropy(const Tenso
   std::optional<Tensor> for_labels;
   if (label_gradient) for_labels = empty(logits.sizes(), wide, logits);
   Tensor loss = rows;
-  const auto compute = [&](auto zero) {
+  with_arithmetic(wide, [&](auto zero) {
     using T = decltype(zero);
-    if (batch) run<T>(logits, classes, label_smoothing, rows, gradient, for_labels);
+    if (batch) {
+      LossRows<T> all{};
+      all.classes = int(classes);
+      all.smoothed = {T(1 - label_smoothing), T(label_smoothing / double(classes))};
+      all.logits = Matrix<T>(logits);
+      if (!hard) all.soft = Matrix<T>(labels);
+      all.gradient = Matrix<T>(gradient);
+      all.labels = hard ? indices.const_data_ptr<int64_t>() : nullptr;
+      all.loss = rows.mutable_data_ptr<T>();
+      all.label_gradient = for_labels ? for_labels->mutable_data_ptr<T>() : nullptr;
+      each_part(batch, classes, [&](int64_t begin, int64_t end) { loss_rows(all, begin, end); });
+    }
     if (reduction == "none") return;
     const T* const row_loss = rows.const_data_ptr<T>();
     double sum = 0;  // added in the order of the rows, so that every run gives the same bits
     for (int64_t row = 0; row < batch; ++row) sum += double(row_loss[row]);
     loss = empty({}, wide, logits);
     *loss.mutable_data_ptr<T>() = T(reduction == "mean" ? sum / double(batch) : sum);
-  };
-  wide == DType::kDouble ? compute(double()) : compute(float());
+  });
   return {loss, gradient, for_labels};
 }
 
