@@ -39,7 +39,7 @@ FAILS_HALFWAY = """#!/bin/sh
 case " $* " in
 *" -c "*) [ ! -e "$0.once" ] || { echo "fatal error: no space left on device" >&2; exit 1; }; touch "$0.once" ;;
 esac
-exec {compiler} "$@"
+exec COMPILER "$@"
 """
 NVCC = """#!/bin/sh
 if [ "$1" = --version ]; then echo "Cuda compilation tools, release {release}, V{release}.1"; exit 0; fi
@@ -117,7 +117,9 @@ class Place:
         if compiler in ("none", "no nvcc"):
             self.environment["CUDA_HOME"] = str(tools)
         if compiler == "fails halfway":
-            self.environment["CXX"] = self.program(tools / "c++", FAILS_HALFWAY.format(compiler=shutil.which("c++")))
+            self.environment["CXX"] = self.program(
+                tools / "c++", FAILS_HALFWAY.replace("COMPILER", shutil.which("c++") or "c++")
+            )
         if compiler.startswith("nvcc "):
             self.program(tools / "bin/nvcc", NVCC.format(release=compiler.split()[1]))
             (tools / "lib64").mkdir()
