@@ -7,7 +7,7 @@
 
 namespace rmcla {
 
-constexpr int kShortRow = 32;  // the most classes; a longer row fills enough vectors by itself
+constexpr int kShortRow = 64;  // the most classes; a longer row fills enough vectors by itself
 
 template <typename T>
 using Columns = T[kShortRow][kLanes];  // a lane has one row
@@ -31,6 +31,13 @@ RMCLA_SHARED void transpose(Square<T>& square) {
   }
 }
 
+// std::copy_n would copy as many bytes as a string, which starts slowly.
+template <typename T>
+RMCLA_SHARED void copy_square(const T* from, T* to) {
+#pragma omp simd
+  for (int i = 0; i < kLanes * kLanes; ++i) to[i] = from[i];
+}
+
 // Copies kLanes elements, or `count` if not all of the memory may be used.
 template <typename T>
 RMCLA_SHARED void copy_lanes(const T* from, T* to, int count, bool all) {
@@ -51,7 +58,7 @@ RMCLA_SHARED void load_columns(const T* from, int64_t stride, int rows, int clas
       if (r >= rows) std::fill_n(to, kLanes, T(0));
     }
     transpose(square);
-    std::copy_n(square, kLanes * kLanes, &columns[first][0]);
+    copy_square(square, &columns[first][0]);
   }
 }
 
@@ -61,7 +68,7 @@ template <typename T>
 RMCLA_SHARED void store_columns(const Columns<T>& columns, int rows, int classes, T* to, const T* end) {
   for (int first = (classes - 1) / kLanes * kLanes; first >= 0; first -= kLanes) {
     Square<T> square;
-    std::copy_n(&columns[first][0], kLanes * kLanes, square);
+    copy_square(&columns[first][0], square);
     transpose(square);
     for (int r = 0; r < rows; ++r) {
       T* const row = to + r * classes + first;
@@ -115,9 +122,9 @@ struct ShortRows {
   // Computes the shifted exp(z - highest), their sum, and its logarithm, not shifted.
   template <class Fusing>
   RMCLA_SHARED void exponentiate(Fusing) {
-    sum_columns(classes, sum, [&](int k, int r) RMCLA_INLINE {
-      return exponentials[k][r] = shifted_exp<Fusing>(z[k][r] - highest[r]);
-    });
+    each_column(classes,
+                [&](int k, int r) RMCLA_INLINE { exponentials[k][r] = shifted_exp<Fusing>(z[k][r] - highest[r]); });
+    sum_columns(classes, sum, [&](int k, int r) RMCLA_INLINE { return exponentials[k][r]; });
 #pragma omp simd
     for (int r = 0; r < kLanes; ++r) log_sum[r] = shifted_log(sum[r]) + taint[r];
   }
