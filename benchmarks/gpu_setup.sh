@@ -35,18 +35,22 @@ if not torch.cuda.is_available():
   return 1
 }
 
-# Install the extension that `prepare` put into local/gpu, if it loads here; otherwise restore what was there before. An
-# incomplete file must not stay, because it would end every later command with a bus error.
+# Install the kernels that `prepare` put into local/gpu, if they load here; otherwise restore what was there before.
 install_prepared_extension() {
-  local suffix own
-  suffix=$(python3 -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')
-  own=rmcla_fast/_C$suffix
-  [ -f "$gpu/_C$suffix" ] || return 1
-  rm -f "$own.before"
-  [ ! -f "$own" ] || mv "$own" "$own.before"
-  cp "$gpu/_C$suffix" "$own" && has_kernels && rm -f "$own.before" && return
-  rm -f "$own"
-  [ ! -f "$own.before" ] || mv "$own.before" "$own"
+  local name own
+  ls "$gpu"/_*_kernels.so >/dev/null 2>&1 || return 1
+  for name in cpu cuda; do
+    own=rmcla_fast/_${name}_kernels.so
+    rm -f "$own.before"
+    [ ! -f "$own" ] || mv "$own" "$own.before"
+    [ ! -f "$gpu/_${name}_kernels.so" ] || cp "$gpu/_${name}_kernels.so" "$own"
+  done
+  has_kernels && rm -f rmcla_fast/*.before && return
+  for name in cpu cuda; do
+    own=rmcla_fast/_${name}_kernels.so
+    rm -f "$own"
+    [ ! -f "$own.before" ] || mv "$own.before" "$own"
+  done
   echo "== the extension in $gpu does not load here, so this machine builds its own"
   return 1
 }
@@ -67,7 +71,7 @@ has_kernels() {
   {
     python3 -c 'import sys
 from rmcla_fast.ops import extension
-print("kernels:", extension.build_config or extension.missing_reason)
+print("kernels:", extension.why_missing(sys.argv[1]) or extension.build_config or extension.why_no_report)
 sys.exit(not extension.has_kernels(sys.argv[1]))' "$device"
   } 2>>"$raw/kernels.log"
 }
@@ -98,19 +102,19 @@ except UserError as error: sys.exit(str(error))' "$DATA"
 
 # Put the images, the extension, the commit and the package of AutoAttack into local/gpu, for a machine elsewhere.
 prepare() {
-  local images=${1:-} built fresh=$gpu.new suffix
+  local images=${1:-} built fresh=$gpu.new
   [ -n "$images" ] || usage "prepare needs the archive of the images: prepare IMAGES.tar.xz"
   [ -f "$images" ] || usage "there is no $images"
   tar -tf "$images" >/dev/null 2>&1 || usage "$images is not an archive, or it is incomplete"
   rm -rf "$fresh"
   mkdir -p "$fresh/packages" && cp "$images" "$fresh/images.tar.xz" || exit 1
-  suffix=$(python3 -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')
-  built=rmcla_fast/_C$suffix
-  if [ -f "$built" ]; then
-    strip --strip-unneeded -o "$fresh/_C$suffix" "$built" || exit 1
-  else
-    echo "no extension is built for this python3 ($suffix), so the other machine will build its own"
-  fi
+  for built in rmcla_fast/_*_kernels.so; do
+    if [ -f "$built" ]; then
+      strip --strip-unneeded -o "$fresh/${built##*/}" "$built" || exit 1
+    else
+      echo "no kernels are built here, so the other machine will build its own"
+    fi
+  done
   python3 -m pip download -q --no-deps -d "$fresh" pyautoattack==0.2.0 &&
     python3 -m zipfile -e "$fresh"/pyautoattack-*.whl "$fresh/packages" || exit 1
   rm -rf "$fresh"/*.whl "$fresh/packages/pyautoattack/examples" # 42 MB of models that are not needed

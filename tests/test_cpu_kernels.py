@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from torch import Tensor
 from rmcla_fast import reference
 from rmcla_fast.ops import extension
 
-pytestmark = pytest.mark.skipif(not extension.has_kernels("cpu"), reason=f"no CPU kernels: {extension.missing_reason}")
+pytestmark = pytest.mark.skipif(not extension.has_kernels("cpu"), reason=extension.why_missing("cpu"))
 
 OPERATORS = torch.ops.rmcla_fast
 HALVES = (torch.float16, torch.bfloat16)
@@ -196,16 +197,14 @@ def test_a_label_outside_the_classes_is_an_error_before_anything_is_written() ->
     assert (out == 7).all()
 
 
-def test_no_function_compiled_for_avx512_can_replace_a_baseline_one(tmp_path: Path) -> None:
-    """The linker keeps one copy of a weak function. One compiled for AVX-512 would crash on other processors."""
-    source = Path(__file__).parent.parent / "csrc/cpu/kernels_avx512.cpp"
-    compiler = shutil.which("g++")
-    if compiler is None or shutil.which("nm") is None or platform.machine() != "x86_64":
-        pytest.skip("needs g++ and nm on x86-64")
-    flags = ["-std=c++17", "-O3", "-fno-math-errno", "-ffp-contract=off", "-w", "-c", f"-I{source.parents[1]}"]
-    object_file = tmp_path / "kernels.o"
-    subprocess.run([compiler, *flags, str(source), "-o", str(object_file)], check=True)
-    listing = subprocess.run(["nm", "-C", str(object_file)], check=True, capture_output=True, text=True).stdout
-    weak = [line.split(" W ")[1] for line in listing.splitlines() if " W " in line]
-    assert any("rmcla::joint_rows<64, float>" in name for name in weak)
-    assert not [name for name in weak if "rmcla::" in name and "<64" not in name]
+def test_only_functions_for_wider_instruction_sets_use_their_registers() -> None:
+    """The linker keeps one copy of an inline function. One compiled for AVX-512 would crash on other processors."""
+    library = extension.path_of("cpu")
+    if shutil.which("objdump") is None or platform.machine() != "x86_64" or sys.platform != "linux":
+        pytest.skip("needs objdump on Linux on x86-64")
+    listing = subprocess.run(["objdump", "-d", "-C", str(library)], check=True, capture_output=True, text=True).stdout
+    functions = dict(re.findall(r"^[0-9a-f]+ <(.*)>:\n((?:[ \t].*\n)+)", listing, flags=re.MULTILINE))
+    wide = {name for name, code in functions.items() if re.search(r"%[yz]mm\d|%k[1-7]\b", code)}
+    assert any("rmcla::with_avx512<" in name for name in wide)
+    assert any("rmcla::with_avx2<" in name for name in wide)
+    assert not [name for name in wide if not re.match(r"void rmcla::with_avx(2|512)<", name)]

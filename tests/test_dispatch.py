@@ -183,11 +183,11 @@ def test_an_interpreter_that_does_not_run_with_numpy_is_reported(
     assert dispatch.why_not("cuda", "triton") == ""
 
 
-# Run before the import of the package, this hides the extension, as if it had not been built.
+# Run before the import of the package, this hides the compiled kernels, as if they had not been built.
 MISSING = """
-from importlib.machinery import PathFinder
-find_spec = PathFinder.find_spec
-PathFinder.find_spec = lambda name, *rest: None if name == "rmcla_fast._C" else find_spec(name, *rest)
+from pathlib import Path
+exists = Path.exists
+Path.exists = lambda path, **options: "_kernels." not in path.name and exists(path, **options)
 """
 
 

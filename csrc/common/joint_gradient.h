@@ -55,8 +55,8 @@ struct JointRule {
     if (target == Target::kMargin) return z_target - z_true;
     return sign() * ((z_target - highest) - log_sum);
   }
-  // Its gradient, for a class of probability p.
-  RMCLA_SHARED T gradient(bool is_target, T p) const { return sign() * (T(is_target) - p); }
+  // Its gradient, for a class whose probability times sign() is `signed_p`.
+  RMCLA_SHARED T gradient(bool is_target, T signed_p) const { return (is_target ? sign() : T(0)) - signed_p; }
   RMCLA_SHARED T sign() const { return target == Target::kUntargeted ? T(-1) : T(1); }
 };
 

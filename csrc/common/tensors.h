@@ -89,7 +89,7 @@ inline Tensor copied(const Tensor& tensor, Sizes strides, DType dtype) {
   return made;
 }
 
-inline Tensor contiguous(const Tensor& tensor) {
+inline Tensor as_contiguous(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : copied(tensor, contiguous_strides(tensor.sizes()), dtype_of(tensor));
 }
 
@@ -99,7 +99,7 @@ inline Tensor as_dtype(const Tensor& tensor, DType dtype) {
 
 // The matrix, or a copy of it, with neighbouring elements of a row side by side. Rows may be any distance apart.
 inline Tensor with_dense_rows(const Tensor& matrix) {
-  return matrix.stride(1) == 1 && matrix.stride(0) >= 0 ? matrix : contiguous(matrix);
+  return matrix.stride(1) == 1 && matrix.stride(0) >= 0 ? matrix : as_contiguous(matrix);
 }
 
 // Whether the elements fill their memory, without gaps and overlaps, in any order of the dimensions.
@@ -121,7 +121,7 @@ inline bool is_dense(Sizes sizes, Sizes strides) {
 // The images if they are dense; else a contiguous copy. Element-wise kernels then run over flat memory, in which
 // element i belongs to image (i / stride(0)) % B.
 inline Tensor as_dense(const Tensor& images) {
-  return images.is_contiguous() || is_dense(images.sizes(), images.strides()) ? images : contiguous(images);
+  return images.is_contiguous() || is_dense(images.sizes(), images.strides()) ? images : as_contiguous(images);
 }
 
 // A batch of images that follow one another in memory, each of them dense: `images`, or a copy. Each image has its
@@ -130,7 +130,7 @@ inline Tensor as_dense_images(const Tensor& images) {
   const Sizes sizes = images.sizes(), strides = images.strides();
   if (sizes[0] < 2 || images.numel() == 0) return as_dense(images);
   const int64_t image_size = images.numel() / sizes[0];
-  if (!is_dense(sizes.slice(1), strides.slice(1))) return contiguous(images);
+  if (!is_dense(sizes.slice(1), strides.slice(1))) return as_contiguous(images);
   if (strides[0] == image_size) return images;
   std::vector<int64_t> wanted = strides.vec();
   wanted[0] = image_size;

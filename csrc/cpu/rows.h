@@ -1,206 +1,252 @@
-// What the kernels over rows of logits share: passes over a row in vectors, extremes, sums, stores and buffers.
+// What the operators on rows of logits share: labels, rows of any dtype as float or double, buffers, and threads.
 #pragma once
 
-#include <algorithm>
-#include <cmath>
-#include <cstring>
+#include <torch/csrc/stable/ops.h>
+
+#include <array>
 #include <limits>
 #include <memory>
 
+#include "common/checks.h"
 #include "common/joint_gradient.h"
-#include "cpu/simd.h"
+#include "cpu/convert.h"
+#include "cpu/lanes.h"
 
 namespace rmcla {
 
-// The lanes of a vector that hold classes, and those that hold classes other than the true one.
-template <typename M>
-struct SomeLanes {
-  M inside, others;
-};
-struct AllLanes {};
-
-template <typename M>
-RMCLA_SHARED M others_mask(AllLanes) {
-  return ~M{};
-}
-template <typename M>
-RMCLA_SHARED M others_mask(const SomeLanes<M>& lanes) {
-  return lanes.others;
-}
-
-template <typename V>
-RMCLA_SHARED V keep_others(AllLanes, V v, V) {
-  return v;
-}
-template <typename M, typename V>
-RMCLA_SHARED V keep_others(const SomeLanes<M>& lanes, V v, V otherwise) {
-  return lanes.others ? v : otherwise;
-}
-template <typename V>
-RMCLA_SHARED V keep_inside(AllLanes, V v, V) {
-  return v;
-}
-template <typename M, typename V>
-RMCLA_SHARED V keep_inside(const SomeLanes<M>& lanes, V v, V otherwise) {
-  return lanes.inside ? v : otherwise;
-}
-
-// A row of T, in blocks of one vector each.
-template <typename T, int Bytes>
-struct Row {
-  using V = typename simd::Lanes<T, Bytes>::Vector;
-  using M = typename simd::Lanes<T, Bytes>::Mask;
-  static constexpr int64_t kCount = simd::Lanes<T, Bytes>::kCount;
-
-  const T* z;
-  int64_t classes, label;
-  int64_t full;    // the number of whole blocks
-  int64_t blocks;  // the number of blocks, with the last, partial one
-  int64_t true_block;
-  V last{};
-
-  // `limit` is the end of the memory that may be read.
-  RMCLA_SHARED Row(const T* row, int64_t num_classes, int64_t true_class, const T* limit)
-      : z(row),
-        classes(num_classes),
-        label(true_class),
-        full(num_classes / kCount),
-        blocks((num_classes + kCount - 1) / kCount),
-        true_block(true_class / kCount) {
-    const T* const tail = z + full * kCount;
-    if (full == blocks) return;
-    last = tail + kCount <= limit ? simd::load<V>(tail)
-                                  : simd::load_part<V>(tail, (classes - full * kCount) * int64_t(sizeof(T)));
+// The labels in contiguous memory. Raises ValueError, naming the first label that is outside the classes.
+inline Tensor checked_classes(const char* name, const Tensor& labels, int64_t classes) {
+  Tensor dense = as_contiguous(labels);
+  const int64_t* const label = dense.const_data_ptr<int64_t>();
+  const int64_t rows = dense.numel();
+  uint64_t largest = 0;  // a negative label is a huge unsigned one
+  for (int64_t row = 0; row < rows; ++row) largest = std::max(largest, uint64_t(label[row]));
+  if (largest >= uint64_t(classes)) {
+    const auto outside = [=](int64_t c) { return uint64_t(c) >= uint64_t(classes); };
+    const int64_t row = std::find_if(label, label + rows, outside) - label;
+    fail(name, " must lie in [0, ", classes, "); got ", label[row], " in row ", row);
   }
+  return dense;
+}
 
-  RMCLA_SHARED V block(int64_t b) const { return b < full ? simd::load<V>(z + b * kCount) : last; }
-
-  RMCLA_SHARED SomeLanes<M> lanes(int64_t b) const {
-    using Integer = typename simd::Lanes<T, Bytes>::Integer;
-    const M lane = simd::iota<M>();
-    const M inside = lane < Integer(std::min(kCount, classes - b * kCount));
-    return {inside, inside & (lane != Integer(b == true_block ? label - b * kCount : -1))};
-  }
-
-  // Calls f(block, values, lanes). `lanes` is AllLanes except in the block of the true class and the last, partial one.
-  template <typename F>
-  RMCLA_SHARED void each_block(F f) const {
-    int64_t b = 0;
-    for (const int64_t stop = std::min(true_block, full); b < stop; ++b) f(b, block(b), AllLanes{});
-    if (b < full) {
-      f(b, block(b), lanes(b));
-      for (++b; b < full; ++b) f(b, block(b), AllLanes{});
-    }
-    if (b < blocks) f(b, last, lanes(b));
-  }
-
-  // The lowest class other than the true one whose logit is `value`; there must be one.
-  RMCLA_SHARED int64_t first_equal(T value) const {
-    using Integer = typename simd::Lanes<T, Bytes>::Integer;
-    const V wanted = simd::splat<V>(value), other = simd::splat<V>(std::numeric_limits<T>::quiet_NaN());
-    M first = simd::splat<M>(Integer(blocks));  // for each lane, the first block that has the value
-    each_block([&](int64_t b, V v, auto lanes) __attribute__((always_inline)) {
-      const M earlier = simd::minimum(simd::splat<M>(Integer(b)), first);
-      first = keep_others(lanes, v, other) == wanted ? earlier : first;
-    });
-    return simd::lowest_lane(M(first * Integer(kCount) + simd::iota<M>()));
-  }
-};
-
-// The sum over the blocks of a row. It adds eight vectors at a time, then eight of these sums, and the rest in double,
-// so that a row of any length sums to within a few units in the last place.
-template <typename V>
-class Sum {
+// Reads the rows of a (B, C) tensor as T.
+template <typename T>
+class RowReader {
  public:
-  RMCLA_SHARED void add(int64_t block, V v) {
-    part_ += v;
-    if ((block & 7) != 7) return;
-    parts_ += part_;
-    part_ = V{};
-    if ((block & 63) == 63) flush();
+  explicit RowReader(const Tensor& matrix)
+      : matrix_(with_dense_rows(matrix)),
+        from_(static_cast<const char*>(matrix_.const_data_ptr())),
+        classes_(matrix_.size(1)),
+        step_(matrix_.stride(0)),
+        size_(int64_t(matrix_.element_size())),
+        dtype_(dtype_of(matrix_)) {}
+
+  bool direct() const { return dtype_ == kArithmetic<T>; }
+  // The distance between the rows that `read` gives.
+  int64_t stride() const { return direct() ? step_ : classes_; }
+
+  // The rows from `first` on; `room` is for those that are converted.
+  const T* read(int64_t first, int64_t rows, T* room) const {
+    const char* const from = from_ + first * step_ * size_;
+    if (direct()) return reinterpret_cast<const T*>(from);
+    if (step_ == classes_) {
+      widen(dtype_, from, room, rows * classes_);
+    } else {
+      for (int64_t row = 0; row < rows; ++row)
+        widen(dtype_, from + row * step_ * size_, room + row * classes_, classes_);
+    }
+    return room;
   }
-  RMCLA_SHARED double total() {
-    parts_ += part_;
-    flush();
-    return total_;
+
+  // The end of the memory that may be read beside these rows.
+  const T* limit(const T* read, int64_t rows) const {
+    if (!direct()) return read + rows * classes_;
+    return reinterpret_cast<const T*>(from_) + (matrix_.size(0) - 1) * step_ + classes_;
   }
 
  private:
-  RMCLA_SHARED void flush() {
-    total_ += double(simd::sum_of_lanes(parts_));
-    parts_ = V{};
+  Tensor matrix_;
+  const char* from_;
+  int64_t classes_, step_, size_;
+  DType dtype_;
+};
+
+// The rows of a new contiguous (B, C) tensor, which are computed as T.
+template <typename T>
+class RowWriter {
+ public:
+  explicit RowWriter(const std::optional<Tensor>& matrix)
+      : to_(matrix ? static_cast<char*>(matrix->mutable_data_ptr()) : nullptr),
+        classes_(matrix ? matrix->size(1) : 0),
+        size_(matrix ? int64_t(matrix->element_size()) : 0),
+        dtype_(matrix ? dtype_of(*matrix) : kArithmetic<T>) {}
+
+  bool direct() const { return dtype_ == kArithmetic<T>; }
+
+  // Where the rows from `first` on are computed: in the tensor, or in `room` if they must be converted.
+  T* rows(int64_t first, T* room) const {
+    return direct() ? (to_ ? reinterpret_cast<T*>(to_) + first * classes_ : nullptr) : room;
   }
-  V part_{}, parts_{};
-  double total_ = 0;
+  void finish(int64_t first, int64_t rows, const T* room) const {
+    if (!direct()) narrow(dtype_, room, to_ + first * classes_ * size_, rows * classes_);
+  }
+
+ private:
+  char* to_;
+  int64_t classes_, size_;
+  DType dtype_;
+};
+
+constexpr int whole_blocks(int classes) { return (classes + kLanes - 1) / kLanes * kLanes; }
+
+// Which elements of a block are classes, and which are classes other than the true one.
+struct AllOthers {
+  RMCLA_SHARED bool inside(int) const { return true; }
+  RMCLA_SHARED bool other(int) const { return true; }
+};
+struct SomeOthers {
+  int classes, label;
+  RMCLA_SHARED bool inside(int k) const { return k < classes; }
+  RMCLA_SHARED bool other(int k) const { return (k < classes) & (k != label); }
+};
+
+// A row in blocks of kLanes elements, whose loops the compiler turns into vectors. The last, partial block is copied to a
+// buffer, so that there is no loop over single elements.
+template <typename T>
+class Row {
+ public:
+  RMCLA_SHARED Row(const T* z, int classes, int label)
+      : z_(z), classes_(classes), whole_(classes / kLanes * kLanes), label_(label) {
+    for (int j = 0; j < classes - whole_; ++j) last_[j] = z[whole_ + j];
+  }
+
+  RMCLA_SHARED int size() const { return classes_; }
+
+  // Calls visit(first, z, which) for each block, which begins with class `first`. `which` is AllOthers, except for the
+  // last, partial block and that of the true class.
+  template <class Visit>
+  RMCLA_SHARED void each(const Visit& visit) const {
+    int first = 0;
+    for (const int stop : {label_block(), whole_}) {
+      for (; first < stop; first += kLanes) visit(first, z_ + first, AllOthers());
+      if (first < classes_) visit(first, first == whole_ ? last_ : z_ + first, SomeOthers{classes_, label_});
+      first += kLanes;
+    }
+  }
+
+  // The sum of term(k, z_k, which) for each of the terms, which are called once for every element of every block. Each
+  // lane adds up to kSumBlocks terms, and these parts are added in double, so that a row of any length sums to within a
+  // few units in the last place.
+  template <class... Term>
+  RMCLA_SHARED std::array<double, sizeof...(Term)> sums(const Term&... term) const {
+    constexpr int kSumBlocks = 16;
+    std::array<double, sizeof...(Term)> totals{};
+    int first = 0;
+    for (const int stop : {label_block(), whole_}) {
+      while (first < stop) {
+        const int end = std::min(stop, first + kSumBlocks * kLanes);
+        Lanes<T> parts[sizeof...(Term)] = {};
+        for (; first < end; first += kLanes) add_terms(first, z_ + first, AllOthers(), parts, term...);
+        for (size_t i = 0; i < sizeof...(Term); ++i) totals[i] += double(lane_sum(parts[i]));
+      }
+      if (first < classes_) {
+        Lanes<T> parts[sizeof...(Term)] = {};
+        add_terms(first, first == whole_ ? last_ : z_ + first, SomeOthers{classes_, label_}, parts, term...);
+        for (size_t i = 0; i < sizeof...(Term); ++i) totals[i] += double(lane_sum(parts[i]));
+      }
+      first += kLanes;
+    }
+    return totals;
+  }
+
+  // Writes to[k] = value(k, z_k).
+  template <class Value>
+  RMCLA_SHARED void write(T* to, const Value& value) const {
+    for (int first = 0; first < whole_; first += kLanes) {
+#pragma omp simd
+      for (int j = 0; j < kLanes; ++j) to[first + j] = value(first + j, z_[first + j]);
+    }
+    if (whole_ == classes_) return;
+    Lanes<T> last;
+#pragma omp simd
+    for (int j = 0; j < kLanes; ++j) last[j] = value(whole_ + j, last_[j]);
+    std::copy_n(last, classes_ - whole_, to + whole_);
+  }
+
+ private:
+  template <class Which, class... Term>
+  RMCLA_SHARED static void add_terms(int first, const T* z, Which which, Lanes<T>* parts, const Term&... term) {
+#pragma omp simd
+    for (int j = 0; j < kLanes; ++j) {
+      int i = 0;
+      ((parts[i++][j] += term(first + j, z[j], which)), ...);
+    }
+  }
+
+  RMCLA_SHARED int label_block() const { return label_ / kLanes * kLanes; }
+
+  const T* z_;
+  int classes_;
+  int whole_;  // the number of elements in whole blocks
+  int label_;
+  Lanes<T> last_{};
 };
 
 template <typename T>
-struct Extremes {
+struct OtherLogits {
   T most, least;  // of the classes other than the true one
   bool finite;    // whether no logit of the row is NaN or counts as infinite
 };
 
-// The first pass over a row. `lowest` becomes the smallest other logit of each lane, infinity if it has none.
-template <typename R>
-RMCLA_SHARED auto extremes(const R& row, typename R::V& lowest) {
-  using V = typename R::V;
-  using M = typename R::M;
-  using T = std::remove_cv_t<std::remove_reference_t<decltype(*row.z)>>;
-  using Integer = std::remove_reference_t<decltype(M{}[0])>;
-  const T infinity = std::numeric_limits<T>::infinity();
-  const V above = simd::splat<V>(infinity), below = simd::splat<V>(-infinity);
-  const Integer infinite = simd::bits<Integer>(kInfiniteFrom<T>);
-  V low = above, high = below;
-  M magnitude{};
-  row.each_block([&](int64_t, V v, auto lanes) __attribute__((always_inline)) {
-    low = simd::minimum(keep_others(lanes, v, above), low);
-    high = simd::maximum(keep_others(lanes, v, below), high);
-    const M abs = simd::bits<M>(keep_inside(lanes, v, V{})) & std::numeric_limits<Integer>::max();
-    magnitude = abs > magnitude ? abs : magnitude;
+template <typename T>
+RMCLA_SHARED OtherLogits<T> other_logits(const Row<T>& row) {
+  using Integer = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
+  constexpr T kInfinity = std::numeric_limits<T>::infinity();
+  Lanes<T> most, least;
+  Lanes<Integer> magnitude{};  // the order of floats without a sign is that of their bits
+  for (int j = 0; j < kLanes; ++j) most[j] = -kInfinity, least[j] = kInfinity;
+  row.each([&](int first, const T* z, auto which) RMCLA_INLINE {
+#pragma omp simd
+    for (int j = 0; j < kLanes; ++j) {
+      const bool other = which.other(first + j);
+      const T above = other ? z[j] : -kInfinity, below = other ? z[j] : kInfinity;
+      most[j] = above > most[j] ? above : most[j];
+      least[j] = below < least[j] ? below : least[j];
+      const Integer bits = bits_as<Integer>(z[j]) & std::numeric_limits<Integer>::max();
+      magnitude[j] = bits > magnitude[j] ? bits : magnitude[j];
+    }
   });
-  lowest = low;
-  return Extremes<T>{simd::highest_lane(high), simd::lowest_lane(low), !simd::any(M(magnitude >= infinite))};
+  return {highest(most), lowest(least), highest(magnitude) < bits_as<Integer>(kInfiniteFrom<T>)};
 }
 
-// Writes value(block, values of the block) to `to`. Rows are written in order with whole vectors, and each row
-// overwrites what the one before wrote beyond its end. `end` is the end of the last row of all.
-template <typename R, typename T, typename F>
-RMCLA_SHARED void store_row(const R& row, T* to, const T* end, F value) {
-  for (int64_t b = 0; b < row.full; ++b)
-    simd::store(to + b * R::kCount, value(b, simd::load<typename R::V>(row.z + b * R::kCount)));
-  if (row.full == row.blocks) return;
-  const typename R::V last = value(row.full, row.last);
-  to += row.full * R::kCount;
-  if (to + R::kCount <= end) {
-    simd::store(to, last);
-  } else {
-    std::memcpy(to, &last, size_t(row.classes - row.full * R::kCount) * sizeof(T));
-  }
+// log sum_k exp(z_k - highest), from the sum of the shifted exponentials.
+template <typename T>
+RMCLA_SHARED double log_of_sum(double sum) {
+  return std::log(sum) - kExponentShift<T> * 0.69314718055994530942;
 }
 
-// The buffers of one thread, on the stack if they are small.
+// A buffer of one thread, on the stack if it is small.
+template <typename T>
 class Scratch {
  public:
-  RMCLA_SHARED explicit Scratch(int64_t bytes) : heap_(bytes > kInline ? new char[size_t(bytes) + 64] : nullptr) {
-    next_ = heap_ ? heap_.get() : inline_;
-  }
-  RMCLA_SHARED ~Scratch() = default;
-
-  template <typename T>
-  RMCLA_SHARED T* take(int64_t count) {
-    const auto at = (reinterpret_cast<uintptr_t>(next_) + 63) / 64 * 64;
-    next_ = reinterpret_cast<char*>(at) + size_t(count) * sizeof(T);
-    return reinterpret_cast<T*>(at);
-  }
+  explicit Scratch(int64_t count) : heap_(count > kInline ? new T[size_t(count)] : nullptr) {}
+  T* get() { return heap_ ? heap_.get() : inline_; }
 
  private:
-  static constexpr int64_t kInline = 32768;
-  std::unique_ptr<char[]> heap_;
-  char* next_;
-  char inline_[kInline + 64];
+  static constexpr int64_t kInline = 16384 / int64_t(sizeof(T));
+  std::unique_ptr<T[]> heap_;
+  alignas(64) T inline_[kInline];
 };
 
-// The smallest number of rows that is worth a thread.
-inline int64_t row_grain(int64_t classes) { return std::max<int64_t>(1, 2048 / classes); }
+// Calls body(first, rows) for parts of the batch, in several threads. `converted` parts are small, so that they stay in
+// the first cache.
+template <class Body>
+void each_part(int64_t batch, int64_t classes, bool converted, const Body& body) {
+  const int64_t grain = std::max<int64_t>(1, 2048 / classes);
+  torch::stable::parallel_for(0, batch, grain, [&](int64_t begin, int64_t end) {
+    const int64_t together = converted ? std::max<int64_t>(1, 2048 / classes) : end - begin;
+    for (int64_t first = begin; first < end; first += together) body(first, std::min(together, end - first));
+  });
+}
 
 }  // namespace rmcla

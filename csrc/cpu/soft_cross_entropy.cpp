@@ -1,137 +1,235 @@
-// soft_cross_entropy on the CPU: the loss and both gradients, row by row, so that a row stays in cache.
-#include <ATen/Parallel.h>
-#include <torch/library.h>
+// soft_cross_entropy on the CPU: the loss and both gradients, row by row, so that a row stays in the caches, in plain
+// loops that the compiler vectorises.
+#include "common/soft_cross_entropy.h"
 
-#include "common/arguments.h"
-#include "cpu/convert.h"
-#include "cpu/kernels.h"
-#include "cpu/labels.h"
-#include "cpu/soft_cross_entropy_rows.h"
+#include "common/registration.h"
+#include "cpu/rows.h"
+#include "cpu/short_rows.h"
 
 namespace rmcla {
 namespace {
 
+// A part of the rows. They are `logits_stride` and `soft_stride` apart in the inputs, and contiguous in the outputs.
+// Either `labels` (class indices) or `soft` (soft labels) is null. `limit` and `soft_limit` are the ends of their
+// memory.
 template <typename T>
-void run_rows(const LossRows<T>& rows) {
-  rows.classes <= kShortRow ? kernels_of<T>().loss_short_rows(rows) : kernels_of<T>().loss_rows(rows);
-}
-
-// Reads a (B, C) tensor as T, a few rows at a time.
-template <typename T>
-class RowReader {
- public:
-  explicit RowReader(const at::Tensor& rows)
-      : tensor_(rows.stride(1) == 1 && rows.stride(0) >= 0 ? rows : rows.contiguous()),
-        from_(static_cast<const char*>(tensor_.const_data_ptr())),
-        direct_(tensor_.scalar_type() == kArithmetic<T>) {}
-
-  bool direct() const { return direct_; }
-  int64_t stride() const { return direct_ ? tensor_.stride(0) : tensor_.size(1); }
-
-  // The rows from `first` on, and the end of the memory that may be read. `room` is for converted rows.
-  std::pair<const T*, const T*> read(int64_t first, int64_t rows, T* room) const {
-    const int64_t classes = tensor_.size(1), stride = tensor_.stride(0), size = int64_t(tensor_.element_size());
-    if (direct_) {
-      const T* const all = reinterpret_cast<const T*>(from_);
-      return {all + first * stride, all + (tensor_.size(0) - 1) * stride + classes};
-    }
-    for (int64_t row = 0; row < rows; ++row)
-      widen(tensor_.scalar_type(), from_ + (first + row) * stride * size, room + row * classes, classes);
-    return {room, room + rows * classes};
-  }
-
- private:
-  at::Tensor tensor_;
-  const char* from_;
-  bool direct_;
+struct LossRows {
+  const T* logits;
+  int64_t logits_stride;
+  const T* limit;
+  const int64_t* labels;
+  const T* soft;
+  int64_t soft_stride;
+  const T* soft_limit;
+  Smoothing<T> smoothed;
+  T* loss;
+  T* gradient;
+  T* label_gradient;  // may be null
+  int64_t rows;
+  int classes;
 };
 
+// `room` holds two rows, in whole blocks. Without smoothing, the loops do no arithmetic for it.
+template <class Fusing, bool kSmoothed, typename T>
+RMCLA_SHARED void loss_row(const LossRows<T>& a, int64_t r, T* room) {
+  const int classes = a.classes, label = a.labels ? int(a.labels[r]) : 0;
+  const T* const z = a.logits + r * a.logits_stride;
+  T* const exponentials = room;
+  T* const labels = room + whole_blocks(classes);
+  T* const gradient = a.gradient + r * classes;
+  T* const label_gradient = a.label_gradient ? a.label_gradient + r * classes : nullptr;
+  const Row<T> row(z, classes, label);
+  const OtherLogits<T> others = other_logits(row);
+  if (!others.finite) {
+    const T nan = std::numeric_limits<T>::quiet_NaN();
+    a.loss[r] = nan;
+    std::fill_n(gradient, classes, nan);
+    if (label_gradient) std::fill_n(label_gradient, classes, nan);
+    return;
+  }
+  const T highest = std::max(others.most, z[label]), keep = a.smoothed.keep, share = a.smoothed.share;
+  const auto smoothed = [=](T y) RMCLA_INLINE { return kSmoothed ? keep * y + share : y; };
+  const auto exponential = [&](int k, T v, auto which) RMCLA_INLINE {
+    exponentials[k] = shifted_exp<Fusing>(v - highest);
+    return which.inside(k) ? exponentials[k] : T(0);
+  };
+  double sum, mass = 1, gaps = double(keep) * double(highest - z[label]);
+  if (a.soft) {
+    std::copy_n(a.soft + r * a.soft_stride, classes, labels);
+    std::fill(labels + classes, labels + whole_blocks(classes), T(0));
+    const auto [exponential_sum, label_sum, gap_sum] = row.sums(
+        exponential, [&](int k, T, auto) RMCLA_INLINE { return labels[k]; },
+        [&](int k, T v, auto which) RMCLA_INLINE {
+          return which.inside(k) ? smoothed(labels[k]) * (highest - v) : T(0);
+        });
+    sum = exponential_sum;
+    mass = a.smoothed.mass(T(label_sum));
+    gaps = gap_sum;
+  } else if (kSmoothed) {
+    const auto [exponential_sum, gap_sum] = row.sums(
+        exponential, [&](int k, T v, auto which) RMCLA_INLINE { return which.inside(k) ? highest - v : T(0); });
+    sum = exponential_sum;
+    gaps += double(share) * gap_sum;
+  } else {
+    sum = row.sums(exponential)[0];
+  }
+  const double log_sum = log_of_sum<T>(sum);
+  a.loss[r] = T(gaps + mass * log_sum);
+
+  const T scale = T(mass / sum);
+  if (a.soft) {
+    row.write(gradient, [&](int k, T) RMCLA_INLINE { return exponentials[k] * scale - smoothed(labels[k]); });
+  } else {
+    row.write(gradient, [&](int k, T) RMCLA_INLINE { return exponentials[k] * scale - smoothed(T(0)); });
+    gradient[label] = exponentials[label] * scale - smoothed(T(1));
+  }
+  const T offset = T(log_sum);
+  if (label_gradient)
+    row.write(label_gradient, [&](int, T v) RMCLA_INLINE { return keep * ((highest - v) + offset); });
+}
+
+// Computes up to kLanes short rows from `first` on side by side.
+template <class Fusing, typename T>
+RMCLA_SHARED void loss_short_rows(const LossRows<T>& a, int64_t first) {
+  const int classes = a.classes, rows = int(std::min<int64_t>(kLanes, a.rows - first));
+  const Smoothing<T> smoothed = a.smoothed;
+  Columns<T> z, y, e;
+  Lanes<T> highest, taint{}, sum{}, mass{}, gaps{}, log_sum, scale, loss;
+  load_columns(a.logits + first * a.logits_stride, a.logits_stride, rows, classes, a.limit, z);
+  if (a.soft) {
+    load_columns(a.soft + first * a.soft_stride, a.soft_stride, rows, classes, a.soft_limit, y);
+  } else {
+    Lanes<IndexOf<T>> label;
+    load_classes(a.labels + first, rows, label);
+    for (IndexOf<T> k = 0; k < classes; ++k)
+      for (int r = 0; r < kLanes; ++r) y[k][r] = label[r] == k ? T(1) : T(0);
+  }
+  for (T& value : highest) value = -std::numeric_limits<T>::infinity();
+  for (int k = 0; k < classes; ++k) {
+#pragma omp simd
+    for (int r = 0; r < kLanes; ++r) {
+      taint[r] += taint_of(z[k][r]);
+      highest[r] = z[k][r] > highest[r] ? z[k][r] : highest[r];
+    }
+  }
+  sum_columns(classes, sum, [&](int k, int r) RMCLA_INLINE {
+    return e[k][r] = shifted_exp<Fusing>(z[k][r] - highest[r]);
+  });
+  sum_columns(classes, mass, [&](int k, int r) RMCLA_INLINE { return y[k][r]; });
+  sum_columns(classes, gaps, [&](int k, int r) RMCLA_INLINE {
+    y[k][r] = smoothed(y[k][r]);
+    return y[k][r] * (highest[r] - z[k][r]);
+  });
+#pragma omp simd
+  for (int r = 0; r < kLanes; ++r) {
+    log_sum[r] = shifted_log(sum[r]) + taint[r];
+    mass[r] = smoothed.mass(mass[r]);
+    loss[r] = gaps[r] + mass[r] * log_sum[r];
+    scale[r] = mass[r] / sum[r] + taint[r];
+  }
+  std::copy_n(loss, rows, a.loss + first);
+  for (int k = 0; k < classes; ++k) {
+#pragma omp simd
+    for (int r = 0; r < kLanes; ++r) e[k][r] = e[k][r] * scale[r] - y[k][r];
+  }
+  store_columns(e, rows, classes, a.gradient + first * classes, a.gradient + a.rows * classes);
+  if (!a.label_gradient) return;
+  for (int k = 0; k < classes; ++k) {
+#pragma omp simd
+    for (int r = 0; r < kLanes; ++r) e[k][r] = smoothed.keep * ((highest[r] - z[k][r]) + log_sum[r]);
+  }
+  store_columns(e, rows, classes, a.label_gradient + first * classes, a.label_gradient + a.rows * classes);
+}
+
 template <typename T>
-void run_all(const at::Tensor& logits, const at::Tensor& labels, double smoothing, T* loss, const at::Tensor& gradient,
-             T* label_gradient) {
-  const int64_t batch = logits.size(0), classes = logits.size(1);
-  const bool hard = labels.dim() == 1;
-  const RowReader<T> z(logits), y(hard ? logits : labels);
-  const bool direct = z.direct() && y.direct();
-  const bool direct_gradient = gradient.scalar_type() == kArithmetic<T>;
-  char* const to = static_cast<char*>(gradient.mutable_data_ptr());
-  const int64_t size = int64_t(gradient.element_size());
-  at::parallel_for(0, batch, row_grain(classes), [&](int64_t begin, int64_t end) {
-    const int64_t together = direct ? end - begin : std::max<int64_t>(1, 2048 / classes);
-    const int64_t room = direct ? 0 : together * classes;
-    Scratch scratch(3 * (room * int64_t(sizeof(T)) + 64));
-    T* const wide = scratch.take<T>(room);
-    T* const wide_labels = scratch.take<T>(room);
-    T* const wide_gradient = scratch.take<T>(room);
-    for (int64_t first = begin; first < end; first += together) {
-      LossRows<T> part{};
-      part.rows = std::min(together, end - first);
-      part.classes = classes;
-      std::tie(part.logits, part.limit) = z.read(first, part.rows, wide);
-      part.logits_stride = z.stride();
-      if (hard) {
-        part.labels = labels.const_data_ptr<int64_t>() + first;
-      } else {
-        std::tie(part.soft, part.soft_limit) = y.read(first, part.rows, wide_labels);
-        part.soft_stride = y.stride();
-      }
-      part.smoothing = smoothing;
-      part.loss = loss + first;
-      part.gradient = direct_gradient ? reinterpret_cast<T*>(to) + first * classes : wide_gradient;
-      part.label_gradient = label_gradient ? label_gradient + first * classes : nullptr;
-      run_rows(part);
-      if (!direct_gradient)
-        narrow(gradient.scalar_type(), wide_gradient, to + first * classes * size, part.rows * classes);
+void loss_rows(const LossRows<T>& a) {
+  const bool is_short = a.classes <= kShortRow;
+  Scratch<T> room(is_short ? 0 : 2 * whole_blocks(a.classes));
+  on_this_processor([&](auto fusing) RMCLA_INLINE {
+    using Fusing = decltype(fusing);
+    if (is_short) {
+      for (int64_t first = 0; first < a.rows; first += kLanes) loss_short_rows<Fusing>(a, first);
+    } else if (a.smoothed.keep != T(1)) {
+      for (int64_t row = 0; row < a.rows; ++row) loss_row<Fusing, true>(a, row, room.get());
+    } else {
+      for (int64_t row = 0; row < a.rows; ++row) loss_row<Fusing, false>(a, row, room.get());
     }
   });
 }
 
-std::tuple<at::Tensor, at::Tensor, std::optional<at::Tensor>> soft_cross_entropy(const at::Tensor& logits,
-                                                                                 const at::Tensor& labels,
-                                                                                 std::string_view reduction,
-                                                                                 bool label_gradient,
-                                                                                 double label_smoothing) {
-  at::AutoDispatchBelowADInplaceOrView guard;
+// Splits the batch among the threads.
+template <typename T>
+void run(const Tensor& logits, const Tensor& labels, double smoothing, const Tensor& loss, const Tensor& gradient,
+         const std::optional<Tensor>& label_gradient) {
+  const int64_t classes = logits.size(1);
+  const bool hard = labels.dim() == 1;
+  const RowReader<T> z(logits), y(hard ? logits : labels);
+  const RowWriter<T> writer(gradient), label_writer(label_gradient);
+  LossRows<T> all{};
+  all.labels = hard ? labels.const_data_ptr<int64_t>() : nullptr;
+  all.smoothed = {T(1 - smoothing), T(smoothing / double(classes))};
+  all.loss = loss.mutable_data_ptr<T>();
+  all.classes = int(classes);
+  each_part(logits.size(0), classes, !(z.direct() && y.direct()), [&](int64_t first, int64_t rows) {
+    const auto room_if = [&](bool needed) { return needed ? rows * classes : 0; };
+    Scratch<T> for_z(room_if(!z.direct())), for_y(room_if(!y.direct())), for_gradient(room_if(!writer.direct()));
+    LossRows<T> part = all;
+    part.rows = rows;
+    part.logits = z.read(first, rows, for_z.get());
+    part.logits_stride = z.stride();
+    part.limit = z.limit(part.logits, rows);
+    if (hard) {
+      part.labels += first;
+    } else {
+      part.soft = y.read(first, rows, for_y.get());
+      part.soft_stride = y.stride();
+      part.soft_limit = y.limit(part.soft, rows);
+    }
+    part.loss += first;
+    part.gradient = writer.rows(first, for_gradient.get());
+    part.label_gradient = label_writer.rows(first, nullptr);
+    loss_rows(part);
+    writer.finish(first, rows, for_gradient.get());
+  });
+}
+
+std::tuple<Tensor, Tensor, std::optional<Tensor>> soft_cross_entropy(const Tensor& logits, const Tensor& labels,
+                                                                     const std::string& reduction, bool label_gradient,
+                                                                     double label_smoothing) {
   check_logits(logits);
   const int64_t batch = logits.size(0);
-  at::Tensor classes = labels;
-  if (labels.scalar_type() == at::kLong) {
+  const DType wide = arithmetic_of(dtype_of(logits));
+  Tensor classes = labels;
+  if (dtype_of(labels) == DType::kLong) {
     check_classes("labels", labels, logits);
     classes = checked_classes("labels", labels, logits.size(1));
   } else {
-    TORCH_CHECK_TYPE(at::isFloatingType(labels.scalar_type()), "labels must be float or int64; got ",
-                     labels.scalar_type());
-    TORCH_CHECK_VALUE(labels.sizes() == logits.sizes(), "labels must have shape ", logits.sizes(), "; got ",
-                      labels.sizes());
-    TORCH_CHECK_VALUE(labels.device() == logits.device(), "labels must be on ", logits.device(), "; got ",
-                      labels.device());
+    RMCLA_CHECK(is_float(dtype_of(labels)), "labels must be float or int64; got ", dtype_of(labels));
+    check_like("labels", labels, "logits", logits);
   }
-  TORCH_CHECK_VALUE(reduction == "mean" || reduction == "sum" || reduction == "none",
-                    "reduction must be 'mean', 'sum' or 'none'; got '", reduction, "'");
+  RMCLA_CHECK(reduction == "mean" || reduction == "sum" || reduction == "none",
+              "reduction must be 'mean', 'sum' or 'none'; got '", reduction, "'");
   check_label_smoothing(label_smoothing);
-  const at::ScalarType wide = logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  at::Tensor gradient = empty(logits.sizes(), logits.scalar_type()), rows = empty({batch}, wide);
-  std::optional<at::Tensor> for_labels;
-  if (label_gradient) for_labels = empty(logits.sizes(), wide);
-  at::Tensor loss = rows;
-  const auto run = [&](auto zero) {
+  const Tensor gradient = empty(logits.sizes(), dtype_of(logits), logits), rows = empty({batch}, wide, logits);
+  std::optional<Tensor> for_labels;
+  if (label_gradient) for_labels = empty(logits.sizes(), wide, logits);
+  Tensor loss = rows;
+  const auto compute = [&](auto zero) {
     using T = decltype(zero);
-    T* const row_loss = rows.mutable_data_ptr<T>();
-    if (batch)
-      run_all<T>(logits, classes, label_smoothing, row_loss, gradient,
-                 for_labels ? for_labels->mutable_data_ptr<T>() : nullptr);
+    if (batch) run<T>(logits, classes, label_smoothing, rows, gradient, for_labels);
     if (reduction == "none") return;
+    const T* const row_loss = rows.const_data_ptr<T>();
     double sum = 0;  // added in the order of the rows, so that every run gives the same bits
     for (int64_t row = 0; row < batch; ++row) sum += double(row_loss[row]);
-    loss = empty({}, wide);
+    loss = empty({}, wide, logits);
     *loss.mutable_data_ptr<T>() = T(reduction == "mean" ? sum / double(batch) : sum);
   };
-  logits.scalar_type() == at::kDouble ? run(double{}) : run(float{});
+  wide == DType::kDouble ? compute(double()) : compute(float());
   return {loss, gradient, for_labels};
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(rmcla_fast, CPU, m) { m.impl("soft_cross_entropy", soft_cross_entropy); }
+STABLE_TORCH_LIBRARY_IMPL(rmcla_fast, CPU, m) { implement<&soft_cross_entropy>(m, "soft_cross_entropy"); }
 
 }  // namespace rmcla

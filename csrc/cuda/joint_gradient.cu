@@ -114,10 +114,10 @@ struct JointOperator {
       if (objective) objective[r] = rule.objective(z_true, z_target, highest, log_sum);
     }
 
-    if (grad_logits && softmax) {  // the gradient is linear in the probability exp(z - highest) / sum
-      const W slope = rule.gradient(false, W(1) / sums.exponentials), of_target = rule.gradient(true, W(0));
+    if (grad_logits && softmax) {
+      const W scale = rule.sign() / sums.exponentials;
       row.write(grad_logits + r * classes,
-                [=](int index, W z) { return (index == target ? of_target : W(0)) + std::exp(z - highest) * slope; });
+                [=](int index, W z) { return rule.gradient(index == target, std::exp(z - highest) * scale); });
     } else if (grad_logits) {  // of the margin
       row.write(grad_logits + r * classes, [=](int index, W) { return W(index == target) - W(index == true_class); });
     }

@@ -37,12 +37,13 @@ def report() -> str:
     """Return several lines of text. A missing package or device is named and is no error."""
     lines = [f"rmcla_fast {rmcla_fast.__version__}, torch {torch.__version__}, Python {platform.python_version()}"]
     lines.append("packages: " + ", ".join(f"{name} {_version(name)}" for name in PACKAGES))
-    if extension.build_config is None:
-        lines.append(f"build: {extension.missing_reason}")
-    else:
-        lines.append(
-            "build: " + ", ".join(f"{name} {value or 'none'}" for name, value in extension.build_config.items())
-        )
+    config = extension.build_config
+    described = ", ".join(f"{name} {value or 'none'}" for name, value in config.items()) if config else ""
+    lines.append(f"build: {described or extension.why_no_report}")
+    for device_type in ("cpu", "cuda"):
+        loaded = extension.has_kernels(device_type)
+        found = extension.path_of(device_type) if loaded else f"none, since {extension.why_missing(device_type)}"
+        lines.append(f"compiled {device_type} kernels: {found}")
     lines.append(
         f"cpu: {os.cpu_count()} cores, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
     )

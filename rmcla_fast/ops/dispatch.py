@@ -34,14 +34,15 @@ _triton_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 def define(stem: str, name: str, schema: str, fake: Callable[..., Any]) -> None:
     """Register the operator `name` with PyTorch under one schema, for every backend.
 
-    `rmcla_fast::NAME` is for the C++ and CUDA kernels, which register themselves when the extension loads; without the
-    extension it runs the reference. `rmcla_fast::NAME_reference` and `rmcla_fast::NAME_triton` run the function NAME of
+    `rmcla_fast::NAME` is for the C++ and CUDA kernels, which register themselves when their files load; without them
+    it runs the reference. `rmcla_fast::NAME_reference` and `rmcla_fast::NAME_triton` run the function NAME of
     `rmcla_fast.reference.STEM` and `rmcla_fast.triton_kernels.STEM`. An overload "NAME.out" is registered in the same
     way and runs `NAME_out`. The registered operators are not differentiable: their outputs never require grad. The
     public functions add the derivative.
     """
     base, _, overload = name.partition(".")
     function = f"{base}_{overload}" if overload else base
+    extension.check_types(name, schema)
     plain = _references[name] = getattr(importlib.import_module(f"rmcla_fast.reference.{stem}"), function)
 
     def triton(*args: Any, **kwargs: Any) -> Any:
@@ -53,16 +54,7 @@ def define(stem: str, name: str, schema: str, fake: Callable[..., Any]) -> None:
         f"{base}_reference{suffix}": plain,
         f"{base}_triton{suffix}": triton,
     }.items():
-        try:
-            _library.define(qualified + schema)
-        except RuntimeError as error:
-            if "schema" not in str(error):
-                raise
-            # Its kernels are registered by now, and nothing can remove them.
-            raise ImportError(
-                f"the compiled extension in {extension.PACKAGE} was built from other sources; rebuild it with: "
-                f"{extension.INSTALL}"
-            ) from None
+        _library.define(qualified + schema)
         _library.impl(qualified, torch.no_grad()(implementation), "CompositeExplicitAutograd")
         _library.impl(qualified, torch.library.fallthrough_kernel, "Autograd")
         torch.library.register_fake(f"rmcla_fast::{qualified}", fake, lib=_library)

@@ -3,6 +3,7 @@
 
 typedef int32_t FourLanes __attribute__((vector_size(16)));
 
+#pragma GCC visibility push(default)
 extern "C" {
 
 void write_float(float* memory, int64_t index) { memory[index] = 1; }

@@ -54,16 +54,17 @@ TESTS = (
 )
 BUILD = f"""
 import setuptools, setup
-arguments = setup.extension()
-(module,) = arguments["ext_modules"]
+arguments = setup.native()
+module, _ = arguments["ext_modules"]  # the CPU kernels, and the report of the build
 module.sources.append("tests/stress/faults.cpp")
 module.extra_compile_args["cxx"] += {FLAGS}
 module.extra_link_args += {FLAGS}
 setuptools.setup(script_args=["-q", "build_ext", "--inplace"], **arguments)
 """
 FAULTS = """
-import ctypes, torch, rmcla_fast._C
-faults = ctypes.CDLL(rmcla_fast._C.__file__)
+import ctypes, torch
+from rmcla_fast.ops import extension
+faults = ctypes.CDLL(str(extension.path_of("cpu")))
 ones = torch.ones(8)
 faults.write_float(ctypes.c_void_p(ones.data_ptr()), ctypes.c_int64(8))
 faults.next_integer(2**31 - 1)
@@ -98,7 +99,7 @@ def build() -> None:
     environment = os.environ | {"RMCLA_WITH_CUDA": "0", "CC": "gcc", "CXX": "g++"}
     command = [sys.executable, "-c", BUILD]
     built = subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True)
-    if not list(CHECKOUT.glob("rmcla_fast/_C*.so")):
+    if not (CHECKOUT / "rmcla_fast/_cpu_kernels.so").exists():
         raise RuntimeError(f"the extension was not built with the sanitizers:\n{built.stdout}{built.stderr}")
 
 
