@@ -11,7 +11,6 @@ import hashlib
 import os
 import re
 import subprocess
-import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,7 @@ from torch.utils import cpp_extension
 import rmcla_fast  # noqa: F401  (defines the schemas)
 
 ROOT = Path(__file__).resolve().parent.parent
-HEADERS = (
-    "cuda_runtime.h",
-    "cuda_fp16.h",
-    "cuda_bf16.h",
-    "c10/cuda/CUDAException.h",
-    "c10/cuda/CUDAGuard.h",
-    "c10/cuda/CUDAStream.h",
-)
+HEADERS = ("cuda_runtime.h", "cuda_fp16.h", "cuda_bf16.h")
 OPERATORS = (
     "augment.default",
     "joint_gradient.default",
@@ -41,6 +33,8 @@ OPERATORS = (
     "soft_cross_entropy.default",
 )
 FLAGS = ["-std=c++20", "-O1", "-ffp-contract=off", "-fPIC", "-shared", "-w", "-U_FORTIFY_SOURCE"]
+FLAGS += ["-Wl,-Bsymbolic"]  # the emulator's own versions of functions of torch
+STABLE_ABI = ["-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000ULL"]  # as in setup.py
 
 
 def translate(source: str, namespace: str) -> str:
@@ -57,7 +51,7 @@ def translate(source: str, namespace: str) -> str:
         r"static \1 \2_of[emulator::kMostBlocks]; auto& \2 = emulator::own(\2_of);",
         source,
     )
-    return re.sub(r"TORCH_LIBRARY_IMPL\(rmcla_fast, CUDA", f"TORCH_LIBRARY_IMPL({namespace}, CPU", source)
+    return source.replace("TORCH_LIBRARY_IMPL(rmcla_fast, CUDA", f"TORCH_LIBRARY_IMPL({namespace}, CPU")
 
 
 def build(namespace: str = "rmcla_emulated") -> Path:
@@ -84,11 +78,10 @@ def build(namespace: str = "rmcla_emulated") -> Path:
         [
             os.environ.get("CXX", "g++"),
             *FLAGS,
-            f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
-            *(f"-I{path}" for path in [*includes, sysconfig.get_path("include")]),
+            *STABLE_ABI,
+            *(f"-I{path}" for path in includes),
             str(everything),
             *(f"-L{path}" for path in cpp_extension.library_paths()),
-            "-lc10",
             "-ltorch_cpu",
             "-o",
             str(unfinished),

@@ -13,8 +13,9 @@
 
 namespace rmcla {
 
-// One line for each operator of this library, as `name(Tensor, Optional[int]) -> (Tensor, Tensor)`.
-inline std::string& operator_types() {
+// One line for each operator of this library, as `name(Tensor, Optional[int]) -> (Tensor, Tensor)`. A function that is
+// not hidden would share its static variable with all libraries of a process.
+C10_HIDDEN inline std::string& operator_types() {
   static std::string lines;
   return lines;
 }

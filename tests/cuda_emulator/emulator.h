@@ -4,9 +4,10 @@
 // never reach a barrier, it stops with a message where a GPU would hang.
 #pragma once
 
-#include <c10/util/BFloat16.h>
-#include <c10/util/Half.h>
 #include <setjmp.h>
+#include <torch/csrc/stable/c/shim.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
 #include <ucontext.h>
 
 #include <cstdint>
@@ -57,8 +58,8 @@ inline std::vector<Barrier> warp_barriers;
 inline std::vector<unsigned> lane_words;
 inline Barrier block_barriers[kMostBlocks], cluster_barrier;
 inline std::vector<uint4> dynamic_shared;
-inline char* shared;           // of the cluster's first block; the others' follow
-inline size_t shared_bytes;    // of each block
+inline char* shared;         // of the cluster's first block; the others' follow
+inline size_t shared_bytes;  // of each block
 inline std::function<void()> body;
 inline jmp_buf finished;
 inline int multiprocessors = 132;
@@ -222,8 +223,8 @@ inline float __fadd_rn(float a, float b) { return a + b; }
 inline double __dmul_rn(double a, double b) { return a * b; }
 inline double __dadd_rn(double a, double b) { return a + b; }
 
-using __half = c10::Half;
-using __nv_bfloat16 = c10::BFloat16;
+using __half = torch::headeronly::Half;
+using __nv_bfloat16 = torch::headeronly::BFloat16;
 inline float __half2float(__half value) { return float(value); }
 inline __half __float2half_rn(float value) { return __half(value); }
 inline float __bfloat162float(__nv_bfloat16 value) { return float(value); }
@@ -277,18 +278,21 @@ struct cudaLaunchConfig_t {
   unsigned numAttrs;
 };
 template <class... Parameters, class... Arguments>
-cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...), Arguments... arguments) {
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               Arguments... arguments) {
   const int cluster = config->numAttrs ? config->attrs[0].val.clusterDim.x : 1;
   emulator::launch_clusters(config->gridDim.x, config->blockDim.x, config->dynamicSmemBytes, cluster,
                             [&] { kernel(arguments...); });
   return cudaSuccess;
 }
 
-#include <c10/core/Device.h>
-namespace c10::cuda {
-struct CUDAGuard {
-  explicit CUDAGuard(c10::Device) {}
-};
-inline cudaStream_t getCurrentCUDAStream() { return nullptr; }
-}  // namespace c10::cuda
-#define C10_CUDA_KERNEL_LAUNCH_CHECK()
+// PyTorch's functions that the host code calls and a build of torch without CUDA does not have.
+extern "C" {
+AOTITorchError aoti_torch_create_device_guard(int32_t, DeviceGuardHandle* guard) { return *guard = nullptr, 0; }
+AOTITorchError aoti_torch_delete_device_guard(DeviceGuardHandle) { return 0; }
+AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void** stream) { return *stream = nullptr, 0; }
+AOTITorchError torch_c10_cuda_check_msg(int32_t, const char*, const char*, uint32_t, bool, char** message) {
+  return *message = nullptr, 0;
+}
+void torch_c10_cuda_free_error_msg(char*) {}
+}

@@ -1,6 +1,6 @@
 // C functions through which the tests call the kernels' shared arithmetic and control the emulator.
-#include "common/bytes.h"
 #include "common/philox.h"
+#include "cuda/elements.cuh"
 
 extern "C" void probe_philox(const uint32_t* counter, const uint32_t* key, uint32_t* words) {
   const auto block = rmcla::philox4x32(counter[0], counter[1], counter[2], counter[3], key[0], key[1]);
