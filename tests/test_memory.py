@@ -12,6 +12,7 @@ from run_cases import Batch, at_step, rmcla, small
 from torch import Tensor, nn
 
 from rmcla_fast.errors import OutOfMemory, short_of_memory
+from rmcla_fast.ops import extension
 from rmcla_fast.training import TrainConfig, checkpoint, train
 
 # The sentence of a GPU, as torch 2.13 writes it.
@@ -67,6 +68,14 @@ def hungry(num_classes: int) -> nn.Module:
 )
 def test_an_error_of_memory_is_told_from_others(error: BaseException, sentence: str) -> None:
     assert short_of_memory(error) == sentence
+
+
+@pytest.mark.skipif(not extension.has_kernels("cpu"), reason=f"no CPU kernels: {extension.why_missing('cpu')}")
+def test_a_kernel_without_memory_for_its_result_says_so_as_torch_does() -> None:
+    logits = torch.zeros(1, 1).expand(2**22, 2**24)
+    with pytest.raises(RuntimeError) as error:
+        torch.ops.rmcla_fast.redistribute_labels(logits, torch.zeros(2**22, dtype=torch.int64), 9.0, 0.01, None, "main")
+    assert short_of_memory(error.value) == "not enough memory on this machine (tried to allocate 262144.00 GiB)"
 
 
 @pytest.mark.parametrize(

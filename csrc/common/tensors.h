@@ -7,7 +7,9 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <cstdio>
 #include <optional>
+#include <stdexcept>
 #include <utility>
 #include <vector>
 
@@ -53,14 +55,26 @@ class NoGrad {
   bool before_;
 };
 
+// Says that a tensor could not be made in the words that PyTorch has for it, since the stable ABI does not pass them
+// on.
+[[noreturn]] inline void fail_to_allocate(Sizes sizes, DType dtype, const Tensor& like) {
+  double bytes = double(aoti_torch_dtype_element_size(dtype_codes()[size_t(dtype)]));
+  for (const int64_t size : sizes) bytes *= double(size);
+  char text[128];
+  std::snprintf(text, sizeof text, "%s: tried to allocate %.2f GiB",
+                like.is_cpu() ? "can't allocate memory" : "CUDA out of memory", bytes / 0x1p30);
+  throw std::runtime_error(text);
+}
+
 // A new tensor on the device of `like`, whose elements are not set.
 inline Tensor empty_strided(Sizes sizes, Sizes strides, DType dtype, const Tensor& like) {
   int32_t device_type;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   AtenTensorHandle made;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(),
-                                                         dtype_codes()[size_t(dtype)], device_type,
-                                                         like.get_device_index(), &made));
+  const AOTITorchError error =
+      aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(), dtype_codes()[size_t(dtype)],
+                               device_type, like.get_device_index(), &made);
+  if (error != AOTI_TORCH_SUCCESS) fail_to_allocate(sizes, dtype, like);
   return Tensor(made);
 }
 

@@ -5,7 +5,7 @@
 
 #include <atomic>
 
-#include "common/checks.h"
+#include "common/element_checks.h"
 #include "common/mask.h"
 #include "common/perturb_step.h"
 #include "cpu/convert.h"

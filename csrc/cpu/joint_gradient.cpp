@@ -212,20 +212,14 @@ void run(JointRows<T> all, Target target, double beta, double gamma, std::option
 std::tuple<Tensor, Tensor, std::optional<Tensor>, Tensor> joint_gradient(
     const Tensor& logits, const Tensor& labels, const std::string& target, const std::optional<Tensor>& target_labels,
     double beta, double gamma, std::optional<int64_t> top_k, const std::string& label_scheme) {
-  check_logits(logits);
-  check_classes("labels", labels, logits);
-  check_rule(beta, gamma, top_k);
+  check_joint(logits, labels, beta, gamma, top_k);
   const int64_t batch = logits.size(0), classes = logits.size(1);
   const DType dtype = dtype_of(logits), wide = arithmetic_of(dtype);
   const Target what = parse_target(target);
   const LabelScheme scheme = parse_label_scheme(label_scheme);
   const Tensor true_classes = checked_classes("labels", labels, classes);
-  std::optional<Tensor> given;
-  if (what == Target::kGiven) {
-    RMCLA_CHECK(target_labels, "target 'given' needs target_labels");
-    check_classes("target", *target_labels, logits);
-    given = checked_classes("target", *target_labels, classes);
-  }
+  std::optional<Tensor> given = checked_targets(what, target_labels, logits);
+  if (given) given = checked_classes("target", *given, classes);
   const Tensor objective = empty({batch}, wide, logits), gradient = empty({batch, classes}, dtype, logits);
   const Tensor targets = empty({batch}, DType::kLong, logits);
   std::optional<Tensor> soft_labels;
@@ -245,11 +239,7 @@ std::tuple<Tensor, Tensor, std::optional<Tensor>, Tensor> joint_gradient(
 // Writes to `out`, or returns a new tensor if it is not given.
 Tensor labels_of(const Tensor& logits, const Tensor& labels, double beta, double gamma, std::optional<int64_t> top_k,
                  const std::string& label_scheme, const std::optional<Tensor>& out) {
-  check_logits(logits);
-  check_classes("labels", labels, logits);
-  check_rule(beta, gamma, top_k);
-  const LabelScheme scheme = parse_label_scheme(label_scheme);
-  RMCLA_CHECK(scheme != LabelScheme::kNone, "label_scheme must be 'main' or 'sup'; got 'none'");
+  const LabelScheme scheme = checked_redistribution(logits, labels, beta, gamma, top_k, label_scheme);
   const DType wide = arithmetic_of(dtype_of(logits));
   if (out) check_out(*out, "logits", logits, wide);
   const Tensor true_classes = checked_classes("labels", labels, logits.size(1));
@@ -261,8 +251,7 @@ Tensor labels_of(const Tensor& logits, const Tensor& labels, double beta, double
     rows.soft_labels = result.mutable_data_ptr<T>();
     run(rows, Target::kMostConfusing, beta, gamma, top_k, scheme, logits, true_classes, {});
   });
-  if (out && !in_place) copy(*out, result);
-  if (out) mark_written(*out);
+  if (out) in_place ? mark_written(*out) : copy(*out, result);
   return result;
 }
 

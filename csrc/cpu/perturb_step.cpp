@@ -86,18 +86,8 @@ void step_all(const Tensor& images, const Tensor& origin, const Tensor& grad, co
 Tensor run(const Tensor& images, const Tensor& origin, const Tensor& grad, double step_size,
            const std::optional<Tensor>& step_sizes, double epsilon, const std::optional<Tensor>& epsilons, double lower,
            double upper, const std::optional<Tensor>& mask, const std::optional<Tensor>& out) {
-  const DType dtype = dtype_of(images), origin_dtype = dtype_of(origin);
-  RMCLA_CHECK(is_float(dtype), "images must be float; got ", dtype);
-  RMCLA_CHECK(is_float(origin_dtype) || origin_dtype == DType::kByte, "origin must be float or uint8; got ",
-              origin_dtype);
-  RMCLA_CHECK(is_float(dtype_of(grad)), "grad must be float; got ", dtype_of(grad));
-  check_like("origin", origin, "images", images);
-  check_like("grad", grad, "images", images);
-  check_per_image("step_size", step_sizes, images);
-  check_per_image("epsilon", epsilons, images);
-  check_mask(mask, images);
-  if (out) check_out(*out, "images", images, dtype);
-
+  check_step(images, origin, grad, step_sizes, epsilons, mask, out);
+  const DType dtype = dtype_of(images);
   const Tensor dense = as_dense(images), center = in_layout_of(dense, origin), direction = in_layout_of(dense, grad);
   const Mask shares(mask, dense, arithmetic_of(dtype));
   const bool in_place = out && out->strides().equals(dense.strides()) &&
@@ -111,8 +101,7 @@ Tensor run(const Tensor& images, const Tensor& origin, const Tensor& grad, doubl
       step_all<float>(dense, center, direction, steps, radii, shares, float(lower), float(upper), result);
     }
   }
-  if (out && !in_place) copy(*out, result);
-  if (out) mark_written(*out);
+  if (out) in_place ? mark_written(*out) : copy(*out, result);
   return result;
 }
 

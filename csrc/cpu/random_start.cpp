@@ -93,13 +93,7 @@ void start_all(const Tensor& images, const PerImageValues& radii, const Mask& ma
 // `out`, if given, is written.
 Tensor run(const Tensor& images, double epsilon, const std::optional<Tensor>& epsilons, const Tensor& rng, double lower,
            double upper, bool clip, const std::optional<Tensor>& mask, const std::optional<Tensor>& out) {
-  const DType from = dtype_of(images), dtype = from == DType::kByte ? DType::kFloat : from;
-  RMCLA_CHECK(is_float(dtype), "images must be float or uint8; got ", dtype);
-  check_rng(rng, images);
-  check_per_image("epsilon", epsilons, images);
-  check_mask(mask, images);
-  if (out) check_out(*out, "images", images, dtype);
-
+  const DType dtype = checked_start(images, epsilons, rng, mask, out);
   const Tensor dense = rng.dim() == 2 ? as_dense_images(images) : as_dense(images);
   const Mask shares(mask, dense, DType::kFloat);  // the noise is computed in float32, whatever the images' dtype
   const bool in_place =
@@ -113,8 +107,7 @@ Tensor run(const Tensor& images, double epsilon, const std::optional<Tensor>& ep
       start_all<float>(dense, radii, shares, rng, float(lower), float(upper), clip, result);
     }
   }
-  if (out && !in_place) copy(*out, result);
-  if (out) mark_written(*out);
+  if (out) in_place ? mark_written(*out) : copy(*out, result);
   return result;
 }
 

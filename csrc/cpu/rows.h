@@ -7,7 +7,7 @@
 #include <cmath>
 #include <limits>
 
-#include "common/checks.h"
+#include "common/row_checks.h"
 #include "cpu/convert.h"
 #include "cpu/lanes.h"
 

@@ -140,21 +140,11 @@ void loss_rows(const LossRows<T>& a, int64_t begin, int64_t end) {
 std::tuple<Tensor, Tensor, std::optional<Tensor>> soft_cross_entropy(const Tensor& logits, const Tensor& labels,
                                                                      const std::string& reduction, bool label_gradient,
                                                                      double label_smoothing) {
-  check_logits(logits);
+  check_loss(logits, labels, reduction, label_smoothing);
   const int64_t batch = logits.size(0), classes = logits.size(1);
   const DType wide = arithmetic_of(dtype_of(logits));
   const bool hard = dtype_of(labels) == DType::kLong;
-  Tensor indices = labels;
-  if (hard) {
-    check_classes("labels", labels, logits);
-    indices = checked_classes("labels", labels, classes);
-  } else {
-    RMCLA_CHECK(is_float(dtype_of(labels)), "labels must be float or int64; got ", dtype_of(labels));
-    check_like("labels", labels, "logits", logits);
-  }
-  RMCLA_CHECK(reduction == "mean" || reduction == "sum" || reduction == "none",
-              "reduction must be 'mean', 'sum' or 'none'; got '", reduction, "'");
-  check_label_smoothing(label_smoothing);
+  const Tensor indices = hard ? checked_classes("labels", labels, classes) : labels;
   const Tensor gradient = empty(logits.sizes(), dtype_of(logits), logits), rows = empty({batch}, wide, logits);
   std::optional<Tensor> for_labels;
   if (label_gradient) for_labels = empty(logits.sizes(), wide, logits);

@@ -5,9 +5,10 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/macros.h>
 
-#include "common/checks.h"
+#include "common/element_checks.h"
 #include "common/mask.h"
 #include "common/registration.h"
+#include "common/row_checks.h"
 #include "cuda/elements.cuh"
 
 namespace rmcla {

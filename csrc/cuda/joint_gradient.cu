@@ -151,9 +151,6 @@ struct JointResults {
 // `given` has the targets for Target::kGiven. The rows of `logits` are dense.
 void run(const Tensor& logits, const Tensor& labels, Target target, const std::optional<Tensor>& given, double beta,
          double gamma, std::optional<int64_t> top_k, LabelScheme scheme, const JointResults& out) {
-  RMCLA_CHECK(beta > 0, "beta must be positive; got ", beta);
-  RMCLA_CHECK(gamma > 0, "gamma must be positive; got ", gamma);
-  RMCLA_CHECK(!top_k || *top_k >= 1, "top_k must be at least 1; got ", *top_k);
   if (logits.size(0) == 0) return;
   const int classes = int(logits.size(1));
   const int receivers = top_k && *top_k < classes - 1 ? int(*top_k) : classes - 1;
@@ -178,16 +175,10 @@ void run(const Tensor& logits, const Tensor& labels, Target target, const std::o
 std::tuple<Tensor, Tensor, std::optional<Tensor>, Tensor> joint_gradient(
     const Tensor& logits_, const Tensor& labels, const std::string& target_, const std::optional<Tensor>& target_labels,
     double beta, double gamma, std::optional<int64_t> top_k, const std::string& label_scheme) {
-  check_logits(logits_);
-  check_classes("labels", labels, logits_);
+  check_joint(logits_, labels, beta, gamma, top_k);
   const Target target = parse_target(target_);
   const LabelScheme scheme = parse_label_scheme(label_scheme);
-  std::optional<Tensor> given;
-  if (target == Target::kGiven) {
-    RMCLA_CHECK(target_labels, "target_labels must be given for target 'given'");
-    check_classes("target", *target_labels, logits_);
-    given = target_labels;
-  }
+  const std::optional<Tensor> given = checked_targets(target, target_labels, logits_);
   const Tensor logits = with_dense_rows(logits_);
   const DType dtype = dtype_of(logits), wide = arithmetic_of(dtype);
   const Tensor objective = empty({logits.size(0)}, wide, logits), grad_logits = empty(logits.sizes(), dtype, logits);
@@ -200,12 +191,9 @@ std::tuple<Tensor, Tensor, std::optional<Tensor>, Tensor> joint_gradient(
 
 void redistribute_labels_out(const Tensor& logits_, const Tensor& labels, double beta, double gamma,
                              std::optional<int64_t> top_k, const std::string& label_scheme, const Tensor& out) {
-  check_logits(logits_);
-  check_classes("labels", labels, logits_);
+  const LabelScheme scheme = checked_redistribution(logits_, labels, beta, gamma, top_k, label_scheme);
   const DType wide = arithmetic_of(dtype_of(logits_));
   check_out(out, "logits", logits_, wide);
-  const LabelScheme scheme = parse_label_scheme(label_scheme);
-  RMCLA_CHECK(scheme != LabelScheme::kNone, "label_scheme must be 'main' or 'sup'; got 'none'");
   const Tensor logits = with_dense_rows(logits_);
   const bool direct =
       out.stride(1) == 1 && (out.size(0) < 2 || out.stride(0) >= out.size(1)) && writable_beside(out, logits, labels);

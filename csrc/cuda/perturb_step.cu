@@ -64,24 +64,12 @@ __global__ void __launch_bounds__(kThreads)
 
 using Numbers = std::optional<Tensor>;
 
-DType checked_dtype(const char* name, const Tensor& tensor) {
-  const DType dtype = dtype_of(tensor);
-  RMCLA_CHECK(is_float(dtype), name, " must be float; got ", dtype);
-  return dtype;
-}
-
 void perturb_step_out(const Tensor& images_, const Tensor& origin_, const Tensor& grad_, double step_size,
                       const Numbers& step_sizes, double epsilon, const Numbers& epsilons, double lower, double upper,
                       const Numbers& mask_, const Tensor& out) {
-  const DType dtype = checked_dtype("images", images_), grad_dtype = checked_dtype("grad", grad_);
+  check_step(images_, origin_, grad_, step_sizes, epsilons, mask_, out);
+  const DType dtype = dtype_of(images_), grad_dtype = dtype_of(grad_);
   const bool bytes = dtype_of(origin_) == DType::kByte;
-  RMCLA_CHECK(bytes || is_float(dtype_of(origin_)), "origin must be float or uint8; got ", dtype_of(origin_));
-  check_like("origin", origin_, "images", images_);
-  check_like("grad", grad_, "images", images_);
-  check_out(out, "images", images_, dtype);
-  check_per_image("step_size", step_sizes, images_);
-  check_per_image("epsilon", epsilons, images_);
-  check_mask(mask_, images_);
   if (images_.numel() == 0) return;
   const Tensor images = as_dense(images_);
   // The kernels have an origin of uint8, float32 or the dtype of the images.

@@ -97,19 +97,9 @@ __global__ void __launch_bounds__(kThreads) start_elements(const I* images, T* o
   }
 }
 
-DType result_dtype(const Tensor& images) {
-  const DType dtype = dtype_of(images);
-  RMCLA_CHECK(is_float(dtype) || dtype == DType::kByte, "images must be float or uint8; got ", dtype);
-  return dtype == DType::kByte ? DType::kFloat : dtype;
-}
-
 void random_start_out(const Tensor& images_, double epsilon, const std::optional<Tensor>& epsilons, const Tensor& rng,
                       double lower, double upper, bool clip, const std::optional<Tensor>& mask_, const Tensor& out) {
-  const DType dtype = result_dtype(images_);
-  check_out(out, "images", images_, dtype);
-  check_rng(rng, images_);
-  check_per_image("epsilon", epsilons, images_);
-  check_mask(mask_, images_);
+  const DType dtype = checked_start(images_, epsilons, rng, mask_, out);
   if (images_.numel() == 0) return;
   const Tensor images = rng.dim() == 2 ? as_dense_images(images_) : as_dense(images_);
   // The noise is computed in float32, whatever the dtype of the images.
@@ -161,9 +151,9 @@ void random_start_out(const Tensor& images_, double epsilon, const std::optional
 
 Tensor random_start(const Tensor& images, double epsilon, const std::optional<Tensor>& epsilons, const Tensor& rng,
                     double lower, double upper, bool clip, const std::optional<Tensor>& mask) {
-  check_rng(rng, images);
+  const DType dtype = checked_start(images, epsilons, rng, mask, {});
   const Tensor dense = rng.dim() == 2 ? as_dense_images(images) : as_dense(images);
-  const Tensor out = empty_strided(dense.sizes(), dense.strides(), result_dtype(images), dense);
+  const Tensor out = empty_strided(dense.sizes(), dense.strides(), dtype, dense);
   random_start_out(dense, epsilon, epsilons, rng, lower, upper, clip, mask, out);
   return out;
 }

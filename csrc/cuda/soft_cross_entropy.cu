@@ -97,18 +97,9 @@ Tensor reduced(const char* name, const Tensor& losses) {
 std::tuple<Tensor, Tensor, std::optional<Tensor>> soft_cross_entropy(const Tensor& logits_, const Tensor& labels_,
                                                                      const std::string& reduction, bool label_gradient,
                                                                      double label_smoothing) {
-  check_logits(logits_);
-  RMCLA_CHECK(reduction == "mean" || reduction == "sum" || reduction == "none",
-              "reduction must be 'mean', 'sum' or 'none'; got '", reduction, "'");
-  check_label_smoothing(label_smoothing);
+  check_loss(logits_, labels_, reduction, label_smoothing);
   const DType dtype = dtype_of(logits_), wide = arithmetic_of(dtype);
   const bool hard = dtype_of(labels_) == DType::kLong;
-  if (hard) {
-    check_classes("labels", labels_, logits_);
-  } else {
-    RMCLA_CHECK(is_float(dtype_of(labels_)), "labels must be float (B, C) or int64 (B,); got ", dtype_of(labels_));
-    check_like("labels", labels_, "logits", logits_);
-  }
   const Tensor logits = with_dense_rows(logits_);
   const Tensor labels = hard ? labels_ : with_dense_rows(as_dtype(labels_, wide));
   const Tensor losses = empty({logits.size(0)}, wide, logits), grad_logits = empty(logits.sizes(), dtype, logits);
