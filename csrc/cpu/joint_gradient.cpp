@@ -33,7 +33,7 @@ RMCLA_SHARED int first_equal(const Row<T>& row, T value) {
   const IndexOf<T> none = row.size();
   Lanes<IndexOf<T>> found;
   for (IndexOf<T>& at : found) at = none;
-  row.each([&](IndexOf<T> first, const T* z, auto which) RMCLA_INLINE {
+  row.each([&](IndexOf<T> first, const T* z, const T*, auto which) RMCLA_INLINE {
 #pragma omp simd
     for (int j = 0; j < kLanes; ++j) {
       const bool here = (z[j] == value) & which.other(int(first + j));
@@ -49,7 +49,7 @@ template <class Fusing, typename T>
 RMCLA_SHARED void joint_row(const JointRows<T>& a, int64_t r, const T* z, T* gradient, T* room) {
   const JointRule<T> rule = a.rule;
   const int classes = rule.classes, label = int(a.labels[r]);
-  const Row<T> row(z, classes, label);
+  const Row<T> row(z, z, classes, label);
   const OtherLogits<T> others = other_logits(row);
   T* const soft = a.soft_labels ? a.soft_labels + r * classes : nullptr;
   if (!others.finite) {
@@ -62,17 +62,17 @@ RMCLA_SHARED void joint_row(const JointRows<T>& a, int64_t r, const T* z, T* gra
     return;
   }
   const T highest = std::max(others.most, z[label]), base = rule.base(others.most, highest);
-  const bool selects = a.selects(), with_gaps = soft && !rule.pair();
+  const bool selects = a.selects(), with_gaps = soft;
   Selected<T> selected{others.most, classes};
   if (selects) selected = select_smallest(z, classes, label, rule.receivers, room);
 
   double sum = 1, gaps = 0;
-  const auto exponential = [&](int k, T v, auto which) RMCLA_INLINE {
+  const auto exponential = [&](int k, T v, T, auto which) RMCLA_INLINE {
     room[k] = shifted_exp<Fusing>(v - highest);
     return which.inside(k) ? room[k] : T(0);
   };
-  const auto gap = [&](int k, T v, auto which) RMCLA_INLINE { return which.other(k) ? base - v : T(0); };
-  const auto selected_gap = [&](int k, T v, auto which)
+  const auto gap = [&](int k, T v, T, auto which) RMCLA_INLINE { return which.other(k) ? base - v : T(0); };
+  const auto selected_gap = [&](int k, T v, T, auto which)
                                 RMCLA_INLINE { return which.other(k) & selected.admits(v, k) ? base - v : T(0); };
   if (a.exponential() && with_gaps && !selects) {
     const auto sums = row.sums(exponential, gap);
@@ -90,19 +90,20 @@ RMCLA_SHARED void joint_row(const JointRows<T>& a, int64_t r, const T* z, T* gra
     a.objective[r] = rule.objective(z[label], z[target], highest, log_sum);
     const T scale = rule.sign() * T(1 / sum);
     if (a.softmax()) {
-      row.write(gradient, [&](int k, T) RMCLA_INLINE { return rule.gradient(k == target, room[k] * scale); });
+      row.write(gradient, [&](int k, T, T) RMCLA_INLINE { return rule.gradient(k == target, room[k] * scale); });
     } else {
-      row.write(gradient, [&](int k, T) RMCLA_INLINE { return T(k == target) - T(k == label); });
+      row.write(gradient, [&](int k, T, T) RMCLA_INLINE { return T(k == target) - T(k == label); });
     }
   }
   if (!soft) return;
   const T offset = rule.offset(log_sum), kept = rule.kept(others.least, base, offset);
   const T inverse = T(1) / rule.total(T(gaps), offset, kept);
   if (selects) {
-    row.write(soft, [&](int k, T v)
-                        RMCLA_INLINE { return selected.admits(v, k) ? rule.share(v, base, offset) * inverse : T(0); });
+    row.write(soft, [&](int k, T v, T) RMCLA_INLINE {
+      return selected.admits(v, k) ? rule.share_of_many(v, base, offset) * inverse : T(0);
+    });
   } else {
-    row.write(soft, [&](int, T v) RMCLA_INLINE { return rule.share(v, base, offset) * inverse; });
+    row.write(soft, [&](int, T v, T) RMCLA_INLINE { return rule.share_of_many(v, base, offset) * inverse; });
   }
   soft[label] = kept * inverse;
 }

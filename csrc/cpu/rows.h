@@ -92,31 +92,35 @@ struct SomeOthers {
   RMCLA_SHARED bool other(int k) const { return (k < classes) & (k != label); }
 };
 
-// A long row in blocks of kLanes elements. The last, partial block is copied to a buffer, so that there is no loop over
-// single elements.
+// A long row of logits z, and beside it a row y of as many elements, in blocks of kLanes elements. The last, partial
+// blocks are copied to buffers, so that there is no loop over single elements.
 template <typename T>
 class Row {
  public:
-  RMCLA_SHARED Row(const T* z, int classes, int label)
-      : z_(z), classes_(classes), whole_(classes / kLanes * kLanes), label_(label) {
-    for (int j = 0; j < classes - whole_; ++j) last_[j] = z[whole_ + j];
+  RMCLA_SHARED Row(const T* z, const T* y, int classes, int label)
+      : z_(z), y_(y), classes_(classes), whole_(classes / kLanes * kLanes), label_(label) {
+    for (int j = 0; j < classes - whole_; ++j) last_z_[j] = z[whole_ + j], last_y_[j] = y[whole_ + j];
   }
 
   RMCLA_SHARED int size() const { return classes_; }
 
-  // Calls visit(first, z, which) for each block, which begins with class `first`. `which` is AllOthers, except for the
-  // last, partial block and that of the true class. After each part of a row it calls end_part().
+  // Calls visit(first, z, y, which) for each block, which begins with class `first`. `which` is AllOthers, except for
+  // the last, partial block and that of the true class. Every 16 blocks, and at the end, it calls end_part().
   template <class Visit, class EndPart>
   RMCLA_SHARED void each(const Visit& visit, const EndPart& end_part) const {
     constexpr int kPart = 16 * kLanes;
-    int first = 0;
+    int first = 0, next_part = kPart;
     for (const int stop : {label_ / kLanes * kLanes, whole_}) {
       while (first < stop) {
-        for (const int end = std::min(stop, first + kPart); first < end; first += kLanes)
-          visit(first, z_ + first, AllOthers());
+        for (const int end = std::min(stop, next_part); first < end; first += kLanes)
+          visit(first, z_ + first, y_ + first, AllOthers());
+        if (first < next_part) break;
         end_part();
+        next_part = first + kPart;
       }
-      if (first < classes_) visit(first, first == whole_ ? last_ : z_ + first, SomeOthers{classes_, label_});
+      const bool last = first == whole_;
+      if (first < classes_)
+        visit(first, last ? last_z_ : z_ + first, last ? last_y_ : y_ + first, SomeOthers{classes_, label_});
       first += kLanes;
     }
     end_part();
@@ -126,19 +130,19 @@ class Row {
     each(visit, []() RMCLA_INLINE {});
   }
 
-  // The sum of term(k, z_k, which) for each of the terms, which are called once for every element of every block. The
-  // lanes add up the terms of a part, and the parts are added in double, so that a row of any length sums to within a
-  // few units in the last place.
+  // The sum of term(k, z_k, y_k, which) for each of the terms, which are called once for every element of every block.
+  // The lanes add up the terms of a part, and the parts are added in double, so that a row of any length sums to within
+  // a few units in the last place.
   template <class... Term>
   RMCLA_SHARED std::array<double, sizeof...(Term)> sums(const Term&... term) const {
     std::array<double, sizeof...(Term)> totals{};
     Lanes<T> parts[sizeof...(Term)] = {};
     each(
-        [&](int first, const T* z, auto which) RMCLA_INLINE {
+        [&](int first, const T* z, const T* y, auto which) RMCLA_INLINE {
 #pragma omp simd
           for (int j = 0; j < kLanes; ++j) {
             int i = 0;
-            ((parts[i++][j] += term(first + j, z[j], which)), ...);
+            ((parts[i++][j] += term(first + j, z[j], y[j], which)), ...);
           }
         },
         [&]() RMCLA_INLINE {
@@ -150,26 +154,26 @@ class Row {
     return totals;
   }
 
-  // Writes to[k] = value(k, z_k).
+  // Writes to[k] = value(k, z_k, y_k).
   template <class Value>
   RMCLA_SHARED void write(T* to, const Value& value) const {
     for (int first = 0; first < whole_; first += kLanes) {
 #pragma omp simd
-      for (int j = 0; j < kLanes; ++j) to[first + j] = value(first + j, z_[first + j]);
+      for (int j = 0; j < kLanes; ++j) to[first + j] = value(first + j, z_[first + j], y_[first + j]);
     }
     if (whole_ == classes_) return;
     Lanes<T> last;
 #pragma omp simd
-    for (int j = 0; j < kLanes; ++j) last[j] = value(whole_ + j, last_[j]);
+    for (int j = 0; j < kLanes; ++j) last[j] = value(whole_ + j, last_z_[j], last_y_[j]);
     std::copy_n(last, classes_ - whole_, to + whole_);
   }
 
  private:
-  const T* z_;
+  const T *z_, *y_;
   int classes_;
   int whole_;  // the number of elements in whole blocks
   int label_;
-  Lanes<T> last_{};
+  Lanes<T> last_z_{}, last_y_{};
 };
 
 template <typename T>
@@ -184,7 +188,7 @@ RMCLA_SHARED OtherLogits<T> other_logits(const Row<T>& row) {
   Lanes<T> most, least;
   Lanes<IndexOf<T>> magnitude{};  // the order of floats without a sign is that of their bits
   for (int j = 0; j < kLanes; ++j) most[j] = -kInfinity, least[j] = kInfinity;
-  row.each([&](int first, const T* z, auto which) RMCLA_INLINE {
+  row.each([&](int first, const T* z, const T*, auto which) RMCLA_INLINE {
 #pragma omp simd
     for (int j = 0; j < kLanes; ++j) {
       const bool other = which.other(first + j);

@@ -21,14 +21,13 @@ struct LossRows {
   RMCLA_SHARED bool is_short() const { return classes <= kShortRow; }
 };
 
-// Row r, whose logits are `z` and whose soft labels are `y`, if not null. `room` holds two rows, in whole blocks.
-// Without smoothing, the loops do no arithmetic for it.
+// Row r, whose logits are `z` and whose soft labels are `y`, if not null. `exponentials` holds one row, in whole
+// blocks. Without smoothing, the loops do no arithmetic for it.
 template <class Fusing, bool kSmoothed, typename T>
-RMCLA_SHARED void loss_row(const LossRows<T>& a, int64_t r, const T* z, const T* y, T* gradient, T* room) {
+RMCLA_SHARED void loss_row(const LossRows<T>& a, int64_t r, const T* z, const T* y, T* gradient, T* exponentials) {
   const int classes = a.classes, label = y ? 0 : int(a.labels[r]);
-  T *const exponentials = room, *const labels = room + whole_blocks(classes);
   T* const label_gradient = a.label_gradient ? a.label_gradient + r * classes : nullptr;
-  const Row<T> row(z, classes, label);
+  const Row<T> row(z, y ? y : z, classes, label);
   const OtherLogits<T> others = other_logits(row);
   if (!others.finite) {
     const T nan = std::numeric_limits<T>::quiet_NaN();
@@ -39,21 +38,19 @@ RMCLA_SHARED void loss_row(const LossRows<T>& a, int64_t r, const T* z, const T*
   }
   const T highest = std::max(others.most, z[label]), keep = a.smoothed.keep, share = a.smoothed.share;
   const auto smoothed = [=](T y) RMCLA_INLINE { return kSmoothed ? keep * y + share : y; };
-  const auto exponential = [&](int k, T v, auto which) RMCLA_INLINE {
+  const auto exponential = [&](int k, T v, T, auto which) RMCLA_INLINE {
     exponentials[k] = shifted_exp<Fusing>(v - highest);
     return which.inside(k) ? exponentials[k] : T(0);
   };
   double sum, mass = 1, gaps = double(keep) * double(highest - z[label]);
   if (y) {
-    std::copy_n(y, classes, labels);
-    std::fill(labels + classes, labels + whole_blocks(classes), T(0));
-    const auto label_of = [&](int k, T, auto) RMCLA_INLINE { return labels[k]; };
-    const auto gap = [&](int k, T v, auto which)
-                         RMCLA_INLINE { return which.inside(k) ? smoothed(labels[k]) * (highest - v) : T(0); };
+    const auto label_of = [](int k, T, T y, auto which) RMCLA_INLINE { return which.inside(k) ? y : T(0); };
+    const auto gap = [&](int k, T v, T y, auto which)
+                         RMCLA_INLINE { return which.inside(k) ? smoothed(y) * (highest - v) : T(0); };
     const auto sums = row.sums(exponential, label_of, gap);
     sum = sums[0], mass = a.smoothed.mass(T(sums[1])), gaps = sums[2];
   } else if (kSmoothed) {
-    const auto gap = [&](int k, T v, auto which) RMCLA_INLINE { return which.inside(k) ? highest - v : T(0); };
+    const auto gap = [&](int k, T v, T, auto which) RMCLA_INLINE { return which.inside(k) ? highest - v : T(0); };
     const auto sums = row.sums(exponential, gap);
     sum = sums[0], gaps += double(share) * sums[1];
   } else {
@@ -64,12 +61,13 @@ RMCLA_SHARED void loss_row(const LossRows<T>& a, int64_t r, const T* z, const T*
 
   const T scale = T(mass / sum), offset = T(log_sum);
   if (y) {
-    row.write(gradient, [&](int k, T) RMCLA_INLINE { return exponentials[k] * scale - smoothed(labels[k]); });
+    row.write(gradient, [&](int k, T, T y) RMCLA_INLINE { return exponentials[k] * scale - smoothed(y); });
   } else {
-    row.write(gradient, [&](int k, T) RMCLA_INLINE { return exponentials[k] * scale - smoothed(T(0)); });
+    row.write(gradient, [&](int k, T, T) RMCLA_INLINE { return exponentials[k] * scale - smoothed(T(0)); });
     gradient[label] = exponentials[label] * scale - smoothed(T(1));
   }
-  if (label_gradient) row.write(label_gradient, [&](int, T v) RMCLA_INLINE { return keep * ((highest - v) + offset); });
+  if (label_gradient)
+    row.write(label_gradient, [&](int, T v, T) RMCLA_INLINE { return keep * ((highest - v) + offset); });
 }
 
 // The rows from `first` on, side by side. `end` is that of the gradient's and the label gradient's memory of this
@@ -105,8 +103,8 @@ RMCLA_SHARED void loss_short_rows(const LossRows<T>& a, int64_t first, ShortRows
 template <typename T>
 void loss_rows(const LossRows<T>& a, int64_t begin, int64_t end) {
   const int classes = a.classes, together = a.is_short() ? kLanes : 1;
-  const Room<T> room(a.is_short() ? 0 : 2 * whole_blocks(classes)), for_z(a.logits.room(together)),
-      for_y(a.soft.room(together)), for_gradient(a.gradient.room(together));
+  const Room<T> room(a.is_short() ? 0 : classes), for_z(a.logits.room(together)), for_y(a.soft.room(together)),
+      for_gradient(a.gradient.room(together));
   on_this_processor([&](auto fusing) RMCLA_INLINE {
     using Fusing = decltype(fusing);
     for (int64_t first = begin; first < end; first += together) {
