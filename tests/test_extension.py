@@ -153,8 +153,8 @@ size = len(whole)
 lengths = sorted({0, 1, 63, 64, 65, 4096, size - 4096, size - 64, size - 1, *range(0, size, size // 24)})
 for length in lengths:
     for content in (whole[:length], whole[:length] + bytes(size - length), b"text\\n" * (length // 5)):
-        if content[-60:] == whole[-60:] or whole == content:
-            continue
+        if len(content) == size and size - length < 64:
+            continue  # the end of the last section's header, which no loader reads
         path.unlink(missing_ok=True)
         path.write_bytes(content)
         child = os.fork()
