@@ -46,7 +46,9 @@ struct JointRule {
   // A tiny gamma is replaced, so that the reciprocal of a sum of such shares stays finite.
   RMCLA_SHARED T offset(T log_sum) const { return sup() ? log_sum : gamma > T(0x1p-100) ? gamma : T(0x1p-100); }
   RMCLA_SHARED T share(T z, T base, T offset) const { return pair() ? T(1) : share_of_many(z, base, offset); }
-  static RMCLA_SHARED T share_of_many(T z, T base, T offset) { return (base - z) + offset; }  // of more than two classes
+  static RMCLA_SHARED T share_of_many(T z, T base, T offset) {
+    return (base - z) + offset;
+  }  // of more than two classes
   RMCLA_SHARED T kept(T least, T base, T offset) const { return beta * share(least, base, offset); }
   // `gaps` is the sum over the receiving classes of base - z, term by term: a difference of two sums would cancel.
   RMCLA_SHARED T total(T gaps, T offset, T kept) const { return (pair() ? T(1) : gaps + T(receivers) * offset) + kept; }
