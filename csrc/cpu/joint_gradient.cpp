@@ -73,7 +73,7 @@ RMCLA_SHARED void joint_row(const JointRows<T>& a, int64_t r, const T* z, T* gra
   };
   const auto gap = [&](int k, T v, T, auto which) RMCLA_INLINE { return which.other(k) ? base - v : T(0); };
   const auto selected_gap = [&](int k, T v, T, auto which)
-                                RMCLA_INLINE { return which.other(k) & selected.admits(v, k) ? base - v : T(0); };
+                                RMCLA_INLINE { return which.other(k) && selected.admits(v, k) ? base - v : T(0); };
   if (a.exponential() && with_gaps && !selects) {
     const auto sums = row.sums(exponential, gap);
     sum = sums[0], gaps = sums[1];
@@ -115,8 +115,9 @@ RMCLA_SHARED void joint_short_rows(const JointRows<T>& a, int64_t first, ShortRo
   constexpr T kInfinity = std::numeric_limits<T>::infinity();
   using Index = IndexOf<T>;
   const JointRule<T> rule = a.rule;
-  const int classes = rule.classes;
-  const auto& [count, _, z, exponentials, highest, taint, sum, log_sum] = rows;
+  const int classes = rule.classes, count = rows.rows;
+  const Columns<T>&z = rows.z, &exponentials = rows.exponentials;
+  const Lanes<T>&highest = rows.highest, &taint = rows.taint, &sum = rows.sum, &log_sum = rows.log_sum;
   Columns<T> result;
   Lanes<Index> label, target, most_at{}, least_at{};
   Lanes<T> most, least, true_logit{}, target_logit{}, base, offset, gaps{}, kept, inverse, objective;

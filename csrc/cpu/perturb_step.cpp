@@ -8,20 +8,10 @@
 namespace rmcla {
 namespace {
 
-template <typename T>
-struct StepRun {
-  const T* image;
-  const T* origin;
-  const T* grad;
-  T* out;
-  int64_t count;
-  T step, radius, lower, upper;
-  const void* mask;  // the share of step and radius of each element
-};
-
+// `mask` has the share of step and radius of each element, as M.
 template <typename M, typename T>
-RMCLA_SHARED void step_elements(const StepRun<T>& run) {
-  const auto [image, origin, grad, out, count, step, radius, lower, upper, mask] = run;
+RMCLA_SHARED void step_elements(const T* image, const T* origin, const T* grad, T* out, int64_t count, T step, T radius,
+                                T lower, T upper, const void* mask) {
 #pragma omp simd
   for (int64_t i = 0; i < count; ++i) {
     const T g = grad[i];
@@ -65,17 +55,12 @@ void step_all(const Tensor& images, const Tensor& origin, const Tensor& grad, co
         if (!direct) stop = std::min(stop, i + kPart);
         const int64_t count = stop - i;
         T* const to = dtype == kArithmetic<T> ? reinterpret_cast<T*>(result + i * size) : moved;
-        const StepRun<T> run{as_arithmetic(dtype, image_data + i * size, image, count),
-                             as_arithmetic(origin_dtype, origin_data + i * origin_size, center, count),
-                             gradient_as(grad_dtype, grad_data + i * grad_size, direction, count),
-                             to,
-                             count,
-                             T(steps.at(i)),
-                             valid_radius(T(radii.at(i))),
-                             lower,
-                             upper,
-                             mask.at(i)};
-        on_this_processor([&](auto) RMCLA_INLINE { step_elements<M>(run); });
+        const T* const x = as_arithmetic(dtype, image_data + i * size, image, count);
+        const T* const o = as_arithmetic(origin_dtype, origin_data + i * origin_size, center, count);
+        const T* const g = gradient_as(grad_dtype, grad_data + i * grad_size, direction, count);
+        on_this_processor([&](auto) RMCLA_INLINE {
+          step_elements<M>(x, o, g, to, count, T(steps.at(i)), valid_radius(T(radii.at(i))), lower, upper, mask.at(i));
+        });
         if (to == moved) narrow(dtype, moved, result + i * size, count);
       }
     });

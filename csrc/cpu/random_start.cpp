@@ -21,22 +21,11 @@ RMCLA_SHARED void uniforms(int64_t seed, int64_t step, int64_t block, int64_t co
   }
 }
 
-template <typename T>
-struct StartRun {
-  const T* image;
-  const float* uniform;
-  T* out;
-  int64_t count;
-  float radius;
-  T lower, upper;
-  bool clip;
-  const void* mask;  // the share of the radius of each element
-};
-
-// Computes image + radius * (2 u - 1). The product is rounded to float32, then the sum to T.
+// Computes image + radius * (2 u - 1). The product is rounded to float32, then the sum to T. `mask` has the share of
+// the radius of each element, as M.
 template <typename M, typename T>
-RMCLA_SHARED void add_noise(const StartRun<T>& run) {
-  const auto [image, uniform, out, count, radius, lower, upper, clip, mask] = run;
+RMCLA_SHARED void add_noise(const T* image, const float* uniform, T* out, int64_t count, float radius, T lower, T upper,
+                            bool clip, const void* mask) {
   // Without clipping the limits change nothing, NaN included.
   const T least = clip ? lower : -std::numeric_limits<T>::infinity();
   const T most = clip ? upper : std::numeric_limits<T>::infinity();
@@ -80,8 +69,8 @@ void start_all(const Tensor& images, const PerImageValues& radii, const Mask& ma
           uniforms(seed[0], seed[step_stride], from_row / 4, last - first, uniform);
           for (int64_t i = first, stop; i < last; i = stop) {
             stop = std::min(radii.run_end(i, last), mask.run_end(i, last));
-            add_noise<M>(StartRun<T>{values + (i - first), uniform + (i - first), result + (i - first), stop - i,
-                                     valid_radius(float(radii.at(i))), lower, upper, clip, mask.at(i)});
+            add_noise<M>(values + (i - first), uniform + (i - first), result + (i - first), stop - i,
+                         valid_radius(float(radii.at(i))), lower, upper, clip, mask.at(i));
           }
         });
         if (result == start) narrow(out_dtype, start, to + first * to_size, last - first);

@@ -122,8 +122,14 @@ struct ShortRows {
   // Computes the shifted exp(z - highest), their sum, and its logarithm, not shifted.
   template <class Fusing>
   RMCLA_SHARED void exponentiate(Fusing) {
-    each_column(classes,
-                [&](int k, int r) RMCLA_INLINE { exponentials[k][r] = shifted_exp<Fusing>(z[k][r] - highest[r]); });
+    Lanes<T> top;  // a copy, since the compiler cannot know that the loop does not change `highest`
+    std::copy_n(highest, kLanes, top);
+    for (int k = 0; k < classes; ++k) {
+      Lanes<T> e;
+#pragma omp simd
+      for (int r = 0; r < kLanes; ++r) e[r] = shifted_exp<Fusing>(z[k][r] - top[r]);
+      std::copy_n(e, kLanes, exponentials[k]);
+    }
     sum_columns(classes, sum, [&](int k, int r) RMCLA_INLINE { return exponentials[k][r]; });
 #pragma omp simd
     for (int r = 0; r < kLanes; ++r) log_sum[r] = shifted_log(sum[r]) + taint[r];

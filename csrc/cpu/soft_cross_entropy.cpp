@@ -75,7 +75,9 @@ RMCLA_SHARED void loss_row(const LossRows<T>& a, int64_t r, const T* z, const T*
 template <class Fusing, typename T>
 RMCLA_SHARED void loss_short_rows(const LossRows<T>& a, int64_t first, ShortRows<T>& rows, Columns<T>& y, T* gradient,
                                   const T* gradient_end, const T* label_end) {
-  const auto& [count, classes, z, exponentials, highest, taint, sum, log_sum] = rows;
+  const int classes = a.classes, count = rows.rows;
+  const Columns<T>&z = rows.z, &exponentials = rows.exponentials;
+  const Lanes<T>&highest = rows.highest, &taint = rows.taint, &sum = rows.sum, &log_sum = rows.log_sum;
   const Smoothing<T> smoothed = a.smoothed;
   Lanes<T> mass{}, gaps{}, scale, loss;
   Columns<T> result;
