@@ -8,6 +8,7 @@
 #include <string>
 #include <tuple>
 #include <type_traits>
+#include <utility>
 
 #include "common/tensors.h"
 
@@ -67,11 +68,55 @@ struct TypeName<Result(Arguments...)> {
   }
 };
 
+// The argument on PyTorch's stack as T, whose owner is then the caller.
+template <class T>
+T unboxed(StableIValue value) {
+  return torch::stable::detail::to<T>(value);
+}
+// PyTorch's own conversion of a string, in the headers up to torch 2.13, leaks it.
+template <>
+inline std::string unboxed(StableIValue value) {
+  const StringHandle handle = torch::stable::detail::to<StringHandle>(value);
+  size_t length;
+  const char* characters;
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &characters));
+  std::string word(characters, length);
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_delete_string(handle));
+  return word;
+}
+
+// Takes the arguments of `kernel` from PyTorch's stack, and puts its results there.
+template <class Function, Function* kernel>
+struct Boxed;
+template <class Result, class... Arguments, Result (*kernel)(Arguments...)>
+struct Boxed<Result(Arguments...), kernel> {
+  static void call(StableIValue* stack, uint64_t, uint64_t) { call(stack, std::index_sequence_for<Arguments...>()); }
+
+ private:
+  template <size_t... I>
+  static void call(StableIValue* stack, std::index_sequence<I...>) {
+    // Braces, so that the arguments are taken in this order.
+    const std::tuple<std::remove_cv_t<std::remove_reference_t<Arguments>>...> arguments{
+        unboxed<std::remove_cv_t<std::remove_reference_t<Arguments>>>(stack[I])...};
+    if constexpr (std::is_void_v<Result>) {
+      std::apply(kernel, arguments);
+    } else {
+      push(stack, std::apply(kernel, arguments));
+    }
+  }
+  static void push(StableIValue* stack, const Tensor& result) { stack[0] = torch::stable::detail::from(result); }
+  template <class... Results>
+  static void push(StableIValue* stack, const std::tuple<Results...>& results) {
+    std::apply([&](const auto&... result) { ((*stack++ = torch::stable::detail::from(result)), ...); }, results);
+  }
+};
+
 // Registers `kernel` for the operator `name` in the library of a device.
 template <auto* kernel>
 void implement(torch::stable::detail::StableLibrary& library, const char* name) {
   using Function = std::remove_pointer_t<decltype(kernel)>;
-  library.impl(name, torch::stable::detail::boxer<Function, kernel>::boxed_fn);
+  library.impl(name, Boxed<Function, kernel>::call);
   operator_types() += name + TypeName<Function>::get() + "\n";
 }
 

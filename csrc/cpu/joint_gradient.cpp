@@ -246,6 +246,7 @@ Tensor labels_of(const Tensor& logits, const Tensor& labels, double beta, double
   if (out) check_out(*out, "logits", logits, wide);
   const Tensor true_classes = checked_classes("labels", labels, logits.size(1));
   const bool in_place = out && out->is_contiguous() && !overlap(*out, logits) && !overlap(*out, labels);
+  if (in_place) mark_written(*out);
   const Tensor result = in_place ? *out : empty(logits.sizes(), wide, logits);
   with_arithmetic(wide, [&](auto zero) {
     using T = decltype(zero);
@@ -253,7 +254,7 @@ Tensor labels_of(const Tensor& logits, const Tensor& labels, double beta, double
     rows.soft_labels = result.mutable_data_ptr<T>();
     run(rows, Target::kMostConfusing, beta, gamma, top_k, scheme, logits, true_classes, {});
   });
-  if (out) in_place ? mark_written(*out) : copy(*out, result);
+  if (out && !in_place) copy(*out, result);
   return result;
 }
 

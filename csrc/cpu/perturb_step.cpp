@@ -77,6 +77,7 @@ Tensor run(const Tensor& images, const Tensor& origin, const Tensor& grad, doubl
   const Mask shares(mask, dense, arithmetic_of(dtype));
   const bool in_place = out && out->strides().equals(dense.strides()) &&
                         writable_beside(*out, dense, center, direction, step_sizes, epsilons, shares.tensor());
+  if (in_place) mark_written(*out);
   Tensor result = in_place ? *out : empty_strided(dense.sizes(), dense.strides(), dtype, dense);
   if (result.numel()) {
     const PerImageValues steps(step_size, step_sizes, dense), radii(epsilon, epsilons, dense);
@@ -86,7 +87,7 @@ Tensor run(const Tensor& images, const Tensor& origin, const Tensor& grad, doubl
       step_all<float>(dense, center, direction, steps, radii, shares, float(lower), float(upper), result);
     }
   }
-  if (out) in_place ? mark_written(*out) : copy(*out, result);
+  if (out && !in_place) copy(*out, result);
   return result;
 }
 

@@ -87,6 +87,7 @@ Tensor run(const Tensor& images, double epsilon, const std::optional<Tensor>& ep
   const Mask shares(mask, dense, DType::kFloat);  // the noise is computed in float32, whatever the images' dtype
   const bool in_place =
       out && out->strides().equals(dense.strides()) && writable_beside(*out, dense, epsilons, rng, shares.tensor());
+  if (in_place) mark_written(*out);
   const Tensor result = in_place ? *out : empty_strided(dense.sizes(), dense.strides(), dtype, dense);
   if (result.numel()) {
     const PerImageValues radii(epsilon, epsilons, dense);
@@ -96,7 +97,7 @@ Tensor run(const Tensor& images, double epsilon, const std::optional<Tensor>& ep
       start_all<float>(dense, radii, shares, rng, float(lower), float(upper), clip, result);
     }
   }
-  if (out) in_place ? mark_written(*out) : copy(*out, result);
+  if (out && !in_place) copy(*out, result);
   return result;
 }
 

@@ -197,9 +197,10 @@ void redistribute_labels_out(const Tensor& logits_, const Tensor& labels, double
   const Tensor logits = with_dense_rows(logits_);
   const bool direct =
       out.stride(1) == 1 && (out.size(0) < 2 || out.stride(0) >= out.size(1)) && writable_beside(out, logits, labels);
+  if (direct) mark_written(out);
   const Tensor result = direct ? out : empty(out.sizes(), wide, out);
   run(logits, labels, Target::kMostConfusing, {}, beta, gamma, top_k, scheme, {{}, {}, result, {}});
-  direct ? mark_written(out) : copy(out, result);
+  if (!direct) copy(out, result);
 }
 
 Tensor redistribute_labels(const Tensor& logits, const Tensor& labels, double beta, double gamma,

@@ -79,6 +79,7 @@ void perturb_step_out(const Tensor& images_, const Tensor& origin_, const Tensor
   const Numbers mask = mask_beside(images, mask_, arithmetic_of(dtype));
   const bool direct =
       out.strides().equals(images.strides()) && writable_beside(out, images, origin, grad, step_sizes, epsilons, mask);
+  if (direct) mark_written(out);
   const Tensor result = direct ? out : empty_strided(images.sizes(), images.strides(), dtype, images);
 
   visit_float(dtype, [&](auto of_images) {
@@ -112,14 +113,15 @@ void perturb_step_out(const Tensor& images_, const Tensor& origin_, const Tensor
     if (dtype_of(origin) == DType::kFloat) return launch(Type<float>());
     launch(Type<I>());
   });
-  direct ? mark_written(out) : copy(out, result);
+  if (!direct) copy(out, result);
 }
 
 Tensor perturb_step(const Tensor& images, const Tensor& origin, const Tensor& grad, double step_size,
                     const Numbers& step_sizes, double epsilon, const Numbers& epsilons, double lower, double upper,
                     const Numbers& mask) {
+  check_step(images, origin, grad, step_sizes, epsilons, mask, {});
   const Tensor dense = as_dense(images);
-  const Tensor out = empty_strided(dense.sizes(), dense.strides(), checked_dtype("images", images), dense);
+  const Tensor out = empty_strided(dense.sizes(), dense.strides(), dtype_of(images), dense);
   perturb_step_out(dense, origin, grad, step_size, step_sizes, epsilon, epsilons, lower, upper, mask, out);
   return out;
 }

@@ -105,6 +105,7 @@ void random_start_out(const Tensor& images_, double epsilon, const std::optional
   // The noise is computed in float32, whatever the dtype of the images.
   const std::optional<Tensor> mask = mask_beside(images, mask_, DType::kFloat);
   const bool direct = out.strides().equals(images.strides()) && writable_beside(out, images, epsilons, rng, mask);
+  if (direct) mark_written(out);
   const Tensor result = direct ? out : empty_strided(images.sizes(), images.strides(), dtype, images);
 
   const ImageIndex image = image_index(images);
@@ -146,7 +147,7 @@ void random_start_out(const Tensor& images_, double epsilon, const std::optional
   } else {
     visit_float(dtype, [&](auto type) { launch(type, type); });
   }
-  direct ? mark_written(out) : copy(out, result);
+  if (!direct) copy(out, result);
 }
 
 Tensor random_start(const Tensor& images, double epsilon, const std::optional<Tensor>& epsilons, const Tensor& rng,
