@@ -83,7 +83,7 @@ $(INSTALLED): $(SOURCES)
 	  $(BIN)/python -c 'import torchvision'; } >.venv/torchvision.log 2>&1 || \
 	  { echo 'timm and torchvision are left out, since there is no torchvision for this torch'; \
 	    $(BIN)/pip uninstall --quiet --yes timm torchvision; }
-	grep -A1 'rmcla_fast:' .venv/install.log | sort -u || true
+	grep -A1 'rmcla_fast:' .venv/install.log | awk '!seen[$$0]++' || true
 	rm -f .venv/installed-* && touch $@
 
 # The source distribution and the wheels in dist, built and audited in an environment of their own: a wheel for CPUs, and

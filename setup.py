@@ -25,6 +25,7 @@ MEMORY = {"nvcc": 2.5e9, "c++": 1e9}  # bytes that a compiler takes for one file
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-psabi"]
 # Hidden, since a name that two libraries share, such as a static variable of an inline function, would be one variable.
 CXX = [
+    "-std=c++17",
     "-O3",
     "-ffp-contract=off",
     "-fno-math-errno",
@@ -32,9 +33,10 @@ CXX = [
     "-fopenmp-simd",
     "-g1",
     "-fvisibility=hidden",
+    f"-ffile-prefix-map={ROOT}=.",  # so that no message has a path of the machine that built the file
 ]
-NVCC = ["-O3", "-lineinfo"]
-MSVC = ["/O2", "/fp:precise", "/permissive-", "/EHsc"]
+NVCC = ["-std=c++17", "-O3", "-lineinfo"]
+MSVC = ["/std:c++17", "/O2", "/fp:precise", "/permissive-", "/EHsc"]
 LOST = {
     "rmcla_fast._cpu_kernels": "the CPU kernels are NOT built; the plain-torch reference runs instead",
     "rmcla_fast._cuda_kernels": "the CUDA kernels are NOT built; a GPU runs Triton or the plain-torch reference",
@@ -182,8 +184,8 @@ def native() -> dict:
                 except Exception as error:
                     if forced == "1" and extension.name == "rmcla_fast._cuda_kernels":
                         raise
-                    why = f"the compiler failed ({str(error).splitlines()[0]}); a C++17 compiler is needed, see above"
-                    program = os.environ.get("CXX", "c++")
+                    why = f"the compiler failed ({(str(error).splitlines() or [type(error).__name__])[0]}); a C++17 compiler is needed, see above"
+                    program = os.environ.get("CXX", "c++").strip() or "c++"
                     if sys.platform != "win32" and shutil.which(program.split()[0]) is None:
                         why = f"there is no C++17 compiler (no {program} on PATH; CXX names another one)"
                     warn(LOST[extension.name], why)
@@ -196,7 +198,7 @@ def native() -> dict:
             for folder in [Path(self.build_lib), *([ROOT] if self.inplace else [])]:
                 for pattern in ("_C.*", "_cpu_kernels.*", "_cuda_kernels.*"):
                     for path in folder.glob(f"rmcla_fast/{pattern}"):
-                        path.unlink()
+                        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
         def get_ext_filename(self, ext_name: str) -> str:
             if ext_name.endswith("_kernels"):  # no tag of a Python version, since the file knows no Python

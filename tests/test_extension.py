@@ -16,7 +16,7 @@ from conftest import available_backends
 from rmcla_fast.cli import info
 from rmcla_fast.ops import dispatch, extension
 
-INSTALL = "pip install --no-build-isolation . (from a checkout, with torch installed)"
+INSTALL = extension.INSTALL
 LISTS = 'const char* rmcla_operators(void) { return "first(Tensor) -> Tensor\\nsecond.out(int, Tensor) -> ()\\n"; }'
 LISTED = {"first": "first(Tensor) -> Tensor", "second.out": "second.out(int, Tensor) -> ()"}
 needs_kernels = pytest.mark.skipif(not extension.has_kernels("cpu"), reason=extension.why_missing("cpu"))

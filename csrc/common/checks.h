@@ -11,8 +11,8 @@
 namespace rmcla {
 
 inline std::ostream& operator<<(std::ostream& to, DType dtype) {
-  constexpr const char* kNames[] = {"float32", "float64", "float16",       "bfloat16",
-                                    "uint8",   "bool",    "int64 indices", "another dtype"};
+  constexpr const char* kNames[] = {"float32", "float64", "float16", "bfloat16",
+                                    "uint8",   "bool",    "int64",   "another dtype"};
   return to << kNames[int(dtype)];
 }
 

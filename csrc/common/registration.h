@@ -23,7 +23,9 @@ C10_HIDDEN inline std::string& operator_types() {
 
 // The name of an argument's or result's type, as PyTorch prints it.
 template <class T>
-struct TypeName;
+struct TypeName {
+  static_assert(sizeof(T) == 0, "use Tensor, double, int64_t, bool, std::string, or a std::optional of these");
+};
 template <>
 struct TypeName<Tensor> {
   static std::string get() { return "Tensor"; }

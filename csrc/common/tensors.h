@@ -55,8 +55,7 @@ class NoGrad {
   bool before_;
 };
 
-// Says that a tensor could not be made in the words that PyTorch has for it, since the stable ABI does not pass them
-// on.
+// Raises, in PyTorch's words, that memory could not be allocated. The stable ABI does not pass these words on.
 [[noreturn]] inline void fail_to_allocate(Sizes sizes, DType dtype, const Tensor& like) {
   double bytes = double(aoti_torch_dtype_element_size(dtype_codes()[size_t(dtype)]));
   for (const int64_t size : sizes) bytes *= double(size);
@@ -85,6 +84,7 @@ inline std::vector<int64_t> contiguous_strides(Sizes sizes) {
   return strides;
 }
 
+// Most tensors have one or two dimensions, whose strides need no memory of their own.
 inline Tensor empty(Sizes sizes, DType dtype, const Tensor& like) {
   if (sizes.size() == 1) return empty_strided(sizes, {1}, dtype, like);
   if (sizes.size() == 2) return empty_strided(sizes, {std::max<int64_t>(1, sizes[1]), 1}, dtype, like);
@@ -157,7 +157,7 @@ inline Tensor in_layout_of(const Tensor& images, const Tensor& tensor) {
 }
 
 // Tells autograd that `out` was written, as every in-place operator must. PyTorch's own copy of a tensor to itself
-// writes nothing and counts as a write.
+// writes nothing and counts as a write. It comes before the kernel, since PyTorch may refuse it.
 inline void mark_written(const Tensor& out) { copy(out, out); }
 
 // Whether the memory from the first to the last element of one tensor overlaps that of the other. Addresses are

@@ -129,5 +129,3 @@ Tensor augment(const Tensor& dataset, const Tensor& index, const Tensor& rng, in
 STABLE_TORCH_LIBRARY_IMPL(rmcla_fast, CPU, m) { implement<&augment>(m, "augment"); }
 
 }  // namespace rmcla
-
-RMCLA_EXPORT_OPERATOR_TYPES()

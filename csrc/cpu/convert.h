@@ -62,6 +62,6 @@ inline void narrow(DType dtype, const float* from, void* to, int64_t count) {
     }
   });
 }
-inline void narrow(DType, const double*, void*, int64_t) {}  // no other dtype is computed in double
+inline void narrow(DType, const double*, void*, int64_t) {}  // only float64 is computed in double
 
 }  // namespace rmcla

@@ -119,8 +119,4 @@ RMCLA_SHARED T share_of(const void* mask, int64_t i) {
   return T(1);
 }
 
-inline const char* element(const Tensor& tensor, int64_t i) {
-  return static_cast<const char*>(tensor.const_data_ptr()) + i * int64_t(tensor.element_size());
-}
-
 }  // namespace rmcla

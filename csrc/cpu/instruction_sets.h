@@ -1,7 +1,7 @@
 // One binary for every processor: the loops are compiled for AVX-512, AVX2 and the baseline, and the processor chooses.
 // The choice is by feature, since a name of an architecture would leave out other makers' processors. GCC's
-// target_clones would need a list in each place, has no set of both AVX2 and fused multiply-add, and does not look at
-// ATEN_CPU_CAPABILITY.
+// target_clones would need the list of sets at each loop, has no set of both AVX2 and fused multiply-add, and does not
+// look at ATEN_CPU_CAPABILITY.
 #pragma once
 
 #include <cstdlib>

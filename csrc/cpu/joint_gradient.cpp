@@ -108,7 +108,7 @@ RMCLA_SHARED void joint_row(const JointRows<T>& a, int64_t r, const T* z, T* gra
   soft[label] = kept * inverse;
 }
 
-// The rows from `first` on, side by side. `end` is that of the gradient's and the soft labels' memory of this thread.
+// The rows from `first` on, side by side. `gradient_end` and `soft_end` are the ends of what this thread may write.
 template <class Fusing, typename T>
 RMCLA_SHARED void joint_short_rows(const JointRows<T>& a, int64_t first, ShortRows<T>& rows, T* gradient,
                                    const T* gradient_end, const T* soft_end) {
@@ -191,7 +191,8 @@ void joint_rows(const JointRows<T>& a, int64_t begin, int64_t end) {
       } else {
         ShortRows<T> side_by_side(z, a.logits.stride(), rows, classes, a.logits.read_end(z, rows));
         const int64_t left = (a.gradient.direct() ? end - first : rows) * classes;
-        joint_short_rows<Fusing>(a, first, side_by_side, gradient, gradient + left, a.soft_labels + end * classes);
+        joint_short_rows<Fusing>(a, first, side_by_side, gradient, gradient ? gradient + left : nullptr,
+                                 a.soft_labels ? a.soft_labels + end * classes : nullptr);
       }
       if (gradient) a.gradient.finish(first, rows, gradient);
     }

@@ -15,8 +15,6 @@ using Lanes = T[kLanes];
 template <typename T>
 using IndexOf = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;  // of a class, as wide as a logit
 
-constexpr int whole_blocks(int count) { return (count + kLanes - 1) / kLanes * kLanes; }
-
 // A buffer of one thread.
 template <typename T>
 class Room {

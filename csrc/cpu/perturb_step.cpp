@@ -41,8 +41,9 @@ void step_all(const Tensor& images, const Tensor& origin, const Tensor& grad, co
   const DType dtype = dtype_of(images), origin_dtype = dtype_of(origin), grad_dtype = dtype_of(grad);
   const bool direct = dtype == kArithmetic<T> && origin_dtype == kArithmetic<T> && grad_dtype == kArithmetic<T>;
   const int64_t size = int64_t(images.element_size());
-  const char *const image_data = element(images, 0), *const origin_data = element(origin, 0),
-                    *const grad_data = element(grad, 0);
+  const auto bytes_of = [](const Tensor& tensor) { return static_cast<const char*>(tensor.const_data_ptr()); };
+  const char *const image_data = bytes_of(images), *const origin_data = bytes_of(origin),
+                    *const grad_data = bytes_of(grad);
   const int64_t origin_size = int64_t(origin.element_size()), grad_size = int64_t(grad.element_size());
   char* const result = static_cast<char*>(out.mutable_data_ptr());
   mask.with_type<T>([&](auto* type) {

@@ -42,7 +42,7 @@ RMCLA_SHARED void add_noise(const T* image, const float* uniform, T* out, int64_
 template <typename T>
 void start_all(const Tensor& images, const PerImageValues& radii, const Mask& mask, const Tensor& rng, T lower, T upper,
                bool clip, const Tensor& out) {
-  const char* const from = element(images, 0);
+  const char* const from = static_cast<const char*>(images.const_data_ptr());
   char* const to = static_cast<char*>(out.mutable_data_ptr());
   const int64_t from_size = int64_t(images.element_size()), to_size = int64_t(out.element_size());
   const DType dtype = dtype_of(images), out_dtype = dtype_of(out);

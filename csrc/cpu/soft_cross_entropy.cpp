@@ -70,8 +70,7 @@ RMCLA_SHARED void loss_row(const LossRows<T>& a, int64_t r, const T* z, const T*
     row.write(label_gradient, [&](int, T v, T) RMCLA_INLINE { return keep * ((highest - v) + offset); });
 }
 
-// The rows from `first` on, side by side. `end` is that of the gradient's and the label gradient's memory of this
-// thread.
+// The rows from `first` on, side by side. `gradient_end` and `label_end` are the ends of what this thread may write.
 template <class Fusing, typename T>
 RMCLA_SHARED void loss_short_rows(const LossRows<T>& a, int64_t first, ShortRows<T>& rows, Columns<T>& y, T* gradient,
                                   const T* gradient_end, const T* label_end) {
@@ -126,7 +125,7 @@ void loss_rows(const LossRows<T>& a, int64_t begin, int64_t end) {
         }
         const int64_t left = (a.gradient.direct() ? end - first : rows) * classes;
         loss_short_rows<Fusing>(a, first, side_by_side, labels, gradient, gradient + left,
-                                a.label_gradient + end * classes);
+                                a.label_gradient ? a.label_gradient + end * classes : nullptr);
       } else if (a.smoothed.keep != T(1)) {
         loss_row<Fusing, true>(a, first, z, y, gradient, room.get());
       } else {

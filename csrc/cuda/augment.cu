@@ -140,5 +140,3 @@ STABLE_TORCH_LIBRARY_IMPL(rmcla_fast, CUDA, m) { implement<&augment>(m, "augment
 
 }  // namespace
 }  // namespace rmcla
-
-RMCLA_EXPORT_OPERATOR_TYPES()

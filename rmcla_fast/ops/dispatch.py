@@ -22,7 +22,7 @@ from rmcla_fast.ops import extension
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 
-_library = torch.library.Library("rmcla_fast", "DEF")
+_library = extension.library
 _operators: dict[str, dict[str, Callable[..., Any]]] = {}
 _references: dict[str, Callable[..., Any]] = {}
 _resolved: dict[tuple[str, str | None], str] = {}

@@ -18,7 +18,9 @@ import torch
 from torch.torch_version import TorchVersion
 
 NAME, PACKAGE = "rmcla_fast._C", Path(__file__).parents[1]
-INSTALL = "pip install --no-build-isolation . (from a checkout, with torch installed)"
+# In a checkout the compiled files are beside the sources, where only an editable install puts them.
+_EDITABLE = "--editable " if (PACKAGE.parent / "setup.py").exists() else ""
+INSTALL = f"pip install --no-build-isolation {_EDITABLE}. (from a checkout, with torch installed)"
 FLOOR = "2.10"  # the oldest torch whose stable ABI has all that the kernels call
 
 
@@ -94,11 +96,15 @@ def _report() -> tuple[dict[str, str] | None, str]:
         return None, f"no report, since {NAME} was not built for this Python (a wheel for every Python leaves it out)"
     try:
         _check_whole(Path(found.origin))
+        if b"libtorch_cpu" in Path(found.origin).read_bytes():
+            raise ImportError("it is of an older version, whose kernels would replace these")
         return importlib.import_module(NAME).build_config(), ""
-    except (OSError, ImportError) as error:
+    except (OSError, ImportError, AttributeError) as error:
         return None, f"no report, since {NAME} does not load ({str(error).splitlines()[0]})"
 
 
+# Before any kernel is loaded, since it fails if another copy of the package is loaded already.
+library = torch.library.Library("rmcla_fast", "DEF")
 _loaded = {device_type: _load(device_type) for device_type in ("cpu", "cuda")}
 operators = {device_type: types for device_type, (types, _) in _loaded.items() if types is not None}
 # Only beside kernels: a `_C` that was left behind by an older checkout would register kernels of its own.
