@@ -258,3 +258,37 @@ def test_kernels_of_other_sources_are_said_in_one_sentence(tmp_path: Path) -> No
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith(f"ImportError: the compiled extension in {package} was built from other sources; rebuild it")
+
+
+@linux
+def test_a_report_that_links_torch_is_of_an_older_version_and_is_not_imported(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It would register kernels of its own in place of those that were loaded."""
+    monkeypatch.setattr(extension, "PACKAGE", tmp_path)
+    (tmp_path / "_C.abi3.so").write_bytes(b"a module that needs libtorch_cpu.so")
+    assert extension._report() == (
+        None,
+        "no report, since rmcla_fast._C does not load (it is of an older version, whose kernels would replace these)",
+    )
+
+
+def test_a_second_copy_of_the_package_changes_no_kernel_of_the_first(tmp_path: Path) -> None:
+    shutil.copytree(extension.PACKAGE, tmp_path / "rmcla_fast", ignore=shutil.ignore_patterns("__pycache__"))
+    code = f"""
+import sys, torch, rmcla_fast
+first = torch._C._dispatch_dump("rmcla_fast::perturb_step")
+for name in [name for name in sys.modules if name.startswith("rmcla_fast")]:
+    del sys.modules[name]
+sys.path.insert(0, {str(tmp_path)!r})
+try:
+    import rmcla_fast
+except RuntimeError as error:
+    assert "Only a single TORCH_LIBRARY" in str(error), error
+else:
+    raise SystemExit("a second copy was imported")
+assert torch._C._dispatch_dump("rmcla_fast::perturb_step") == first
+"""
+    environment = os.environ | {"PYTHONPATH": str(extension.PACKAGE.parent)}
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

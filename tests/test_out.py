@@ -209,3 +209,17 @@ def test_autograd_sees_that_out_was_written(backend: Backend, operator: Callable
     operator(tensor, out, backend.name)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         product.backward()
+
+
+@pytest.mark.parametrize("operator", [perturb_images, start_images, redistribute_rows])
+def test_an_out_of_inference_mode_is_refused_outside_of_it(
+    backend: Backend, operator: Callable[[Tensor, Tensor, str], None]
+) -> None:
+    tensor = torch.rand(SIZE, device=backend.device)
+    with torch.inference_mode():
+        out = torch.full((SIZE,), 7.0, device=backend.device)
+        operator(tensor, out, backend.name)
+        out.fill_(7.0)
+    with pytest.raises(ValueError, match="out was made in inference mode and must not be written outside of it"):
+        operator(tensor, out, backend.name)
+    assert (out == 7).all()

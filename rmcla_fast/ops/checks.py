@@ -188,5 +188,6 @@ def output(out: Any, shape: torch.Size, dtype: torch.dtype, like: Tensor, like_n
         raise ValueError(f"out must not share memory between its elements; got strides {tuple(out.stride())}")
     if out.requires_grad:
         raise ValueError("out must not require grad; pass out.detach()")
-    if out.is_inference() and not torch.is_inference_mode_enabled():
+    # A compiled graph works on copies, and the compiler does not trace this question.
+    if not torch.compiler.is_compiling() and out.is_inference() and not torch.is_inference_mode_enabled():
         raise ValueError("out was made in inference mode and must not be written outside of it; pass out.clone()")
