@@ -184,7 +184,8 @@ def native() -> dict:
                 except Exception as error:
                     if forced == "1" and extension.name == "rmcla_fast._cuda_kernels":
                         raise
-                    why = f"the compiler failed ({(str(error).splitlines() or [type(error).__name__])[0]}); a C++17 compiler is needed, see above"
+                    said = (str(error).splitlines() or [type(error).__name__])[0]
+                    why = f"the compiler failed ({said}); a C++17 compiler is needed, see above"
                     program = os.environ.get("CXX", "c++").strip() or "c++"
                     if sys.platform != "win32" and shutil.which(program.split()[0]) is None:
                         why = f"there is no C++17 compiler (no {program} on PATH; CXX names another one)"
