@@ -226,9 +226,7 @@ def test_calls_keep_no_memory() -> None:
         OPERATORS.soft_cross_entropy(logits, labels, "mean", True, 0.1)
         OPERATORS.perturb_step.out(images, images, images, 0.1, None, 0.1, None, 0.0, 1.0, None, out=images)
         with pytest.raises(ValueError, match="target must be"):
-            OPERATORS.joint_gradient(
-                logits, labels, "a word of many more letters", None, 9.0, 0.01, 2, "main"
-            )
+            OPERATORS.joint_gradient(logits, labels, "a word of many more letters", None, 9.0, 0.01, 2, "main")
 
     for _ in range(1000):
         call()
