@@ -227,7 +227,7 @@ def test_every_option_and_command_within_a_sentence_exists() -> None:
         name: {flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)}
         for name, command in group.commands.items()
     }
-    scripts = [*(ROOT / "benchmarks").glob("*.*"), *(ROOT / "tests/stress").glob("*.py"), ROOT / "docs/pictures.py"]
+    scripts = [*(ROOT / "benchmarks").glob("*.*"), *ROOT.glob("tests/*/*.py"), ROOT / "docs/pictures.py"]
     elsewhere = "".join(path.read_text() for path in scripts if path.suffix in (".py", ".sh"))
     everywhere = set().union(*options.values(), ("--help", "-h"))
     for path in PAGES:
