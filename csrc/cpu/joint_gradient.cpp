@@ -62,7 +62,7 @@ RMCLA_SHARED void joint_row(const JointRows<T>& a, int64_t r, const T* z, T* gra
     return;
   }
   const T highest = std::max(others.most, z[label]), base = rule.base(others.most, highest);
-  const bool selects = a.selects(), with_gaps = soft;
+  const bool selects = a.selects();
   Selected<T> selected{others.most, classes};
   if (selects) selected = select_smallest(z, classes, label, rule.receivers, room);
 
@@ -74,12 +74,12 @@ RMCLA_SHARED void joint_row(const JointRows<T>& a, int64_t r, const T* z, T* gra
   const auto gap = [&](int k, T v, T, auto which) RMCLA_INLINE { return which.other(k) ? base - v : T(0); };
   const auto selected_gap = [&](int k, T v, T, auto which)
                                 RMCLA_INLINE { return which.other(k) && selected.admits(v, k) ? base - v : T(0); };
-  if (a.exponential() && with_gaps && !selects) {
+  if (a.exponential() && soft && !selects) {
     const auto sums = row.sums(exponential, gap);
     sum = sums[0], gaps = sums[1];
   } else {
     if (a.exponential()) sum = row.sums(exponential)[0];
-    if (with_gaps) gaps = selects ? row.sums(selected_gap)[0] : row.sums(gap)[0];
+    if (soft) gaps = selects ? row.sums(selected_gap)[0] : row.sums(gap)[0];
   }
   const T log_sum = a.exponential() ? T(log_of_sum<T>(sum)) : T(0);
 

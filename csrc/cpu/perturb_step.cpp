@@ -34,7 +34,7 @@ const T* gradient_as(DType dtype, const void* from, T* room, int64_t count) {
   return room;
 }
 
-// Images, origin, grad and out are dense and have the same strides. Stores past the caches were not faster.
+// Images, origin, grad and out are dense and have the same strides.
 template <typename T>
 void step_all(const Tensor& images, const Tensor& origin, const Tensor& grad, const PerImageValues& steps,
               const PerImageValues& radii, const Mask& mask, T lower, T upper, const Tensor& out) {
