@@ -116,7 +116,7 @@ def extensions(torch, with_cuda: bool) -> list[Extension]:
             libraries=libraries,  # by name, since CppExtension adds libtorch_python, which no file here uses
             define_macros=[("TORCH_TARGET_VERSION", target), *macros],
             extra_compile_args={"cxx": [*cxx], "nvcc": [*nvcc]},
-            export_symbols=["rmcla_operators"],
+            export_symbols=["rmcla_operators", "rmcla_register"],
             language="c++",
         )
 

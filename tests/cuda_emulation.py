@@ -7,6 +7,7 @@ threads of a block reach the same barriers, and that indices are right up to the
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import re
@@ -51,7 +52,7 @@ def translate(source: str, namespace: str) -> str:
         r"static \1 \2_of[emulator::kMostBlocks]; auto& \2 = emulator::own(\2_of);",
         source,
     )
-    return source.replace("TORCH_LIBRARY_IMPL(rmcla_fast, CUDA", f"TORCH_LIBRARY_IMPL({namespace}, CPU")
+    return source.replace('RMCLA_LIBRARY("CUDA")', f'RMCLA_LIBRARY_OF("{namespace}", "CPU")')
 
 
 def build(namespace: str = "rmcla_emulated") -> Path:
@@ -92,6 +93,13 @@ def build(namespace: str = "rmcla_emulated") -> Path:
     return library
 
 
+def register(namespace: str) -> None:
+    """Load the library for `namespace`, and register its kernels as the operators of CPU tensors."""
+    library = ctypes.CDLL(str(build(namespace)))
+    for name in OPERATORS:
+        library.rmcla_register(name.removesuffix(".default").encode())
+
+
 def load() -> Any:
     """Return `torch.ops.rmcla_emulated`, which has the schemas of `torch.ops.rmcla_fast`."""
     namespace = torch.ops.rmcla_emulated
@@ -101,6 +109,6 @@ def load() -> Any:
             packet, overload = name.split(".")
             schema = getattr(getattr(torch.ops.rmcla_fast, packet), overload)._schema
             library.define(str(schema).removeprefix("rmcla_fast::"))
-        torch.ops.load_library(str(build()))
+        register("rmcla_emulated")
         load.library = library  # type: ignore[attr-defined]
     return namespace

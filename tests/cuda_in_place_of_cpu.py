@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import cuda_emulation
 import pytest
-import torch
 
-torch.ops.load_library(str(cuda_emulation.build("rmcla_fast")))
+cuda_emulation.register("rmcla_fast")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -142,7 +142,7 @@ def kernel_signatures(source: str) -> dict[str, list[str]]:
     """Return, for each operator, the return and parameter types of the C++ function that a source registers for it."""
     source = source.replace("const Numbers&", "const std::optional<Tensor>&")
     found = {}
-    for function, operator in re.findall(r'implement<&(\w+)>\(m, "([\w.]+)"\)', source):
+    for function, operator in re.findall(r'implement<&(\w+)>\("([\w.]+)"\)', source):
         (result, parameters), *others = re.findall(rf"^(\w[\w:<>, ]*) {function}\(([^)]*)\) {{", source, re.M)
         assert not others, operator
         types = re.split(r",(?![^<]*>)", parameters)

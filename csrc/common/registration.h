@@ -1,5 +1,5 @@
-// Registration of the operators' kernels through PyTorch's stable ABI. It checks no types, so every library also tells
-// the types of its kernels, and Python compares them with the schemas.
+// The kernels of a library, for PyTorch's stable ABI. It checks no types, so the library first tells the types of its
+// kernels, Python compares them with the schemas, and only then the kernels are registered.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -9,66 +9,28 @@
 #include <tuple>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "common/tensors.h"
 
 namespace rmcla {
 
-// One line for each operator of this library, as `name(Tensor, Optional[int]) -> (Tensor, Tensor)`. A function that is
-// not hidden would share its static variable with all libraries of a process.
-C10_HIDDEN inline std::string& operator_types() {
-  static std::string lines;
-  return lines;
+// The name of a type as PyTorch prints it. The argument is a null pointer of the type.
+inline std::string type_name(const Tensor*) { return "Tensor"; }
+inline std::string type_name(const double*) { return "float"; }
+inline std::string type_name(const int64_t*) { return "int"; }
+inline std::string type_name(const bool*) { return "bool"; }
+inline std::string type_name(const std::string*) { return "str"; }
+template <class T>
+std::string type_name(const std::optional<T>*) {
+  return "Optional[" + type_name(static_cast<T*>(nullptr)) + "]";
 }
-
-// The name of an argument's or result's type, as PyTorch prints it.
-template <class T>
-struct TypeName {
-  static_assert(sizeof(T) == 0, "use Tensor, double, int64_t, bool, std::string, or a std::optional of these");
-};
-template <>
-struct TypeName<Tensor> {
-  static std::string get() { return "Tensor"; }
-};
-template <>
-struct TypeName<double> {
-  static std::string get() { return "float"; }
-};
-template <>
-struct TypeName<int64_t> {
-  static std::string get() { return "int"; }
-};
-template <>
-struct TypeName<bool> {
-  static std::string get() { return "bool"; }
-};
-template <>
-struct TypeName<std::string> {
-  static std::string get() { return "str"; }
-};
-template <class T>
-struct TypeName<std::optional<T>> {
-  static std::string get() { return "Optional[" + TypeName<T>::get() + "]"; }
-};
-template <>
-struct TypeName<void> {
-  static std::string get() { return "()"; }
-};
 template <class... T>
-struct TypeName<std::tuple<T...>> {
-  static std::string get() {
-    std::string names;
-    ((names += (names.empty() ? "" : ", ") + TypeName<T>::get()), ...);
-    return "(" + names + ")";
-  }
-};
-template <class Result, class... Arguments>
-struct TypeName<Result(Arguments...)> {
-  static std::string get() {
-    using Types = std::tuple<std::remove_cv_t<std::remove_reference_t<Arguments>>...>;
-    return TypeName<Types>::get() + " -> " + TypeName<Result>::get();
-  }
-};
+std::string type_name(const std::tuple<T...>*) {
+  std::string names;
+  ((names += (names.empty() ? "" : ", ") + type_name(static_cast<T*>(nullptr))), ...);
+  return "(" + names + ")";
+}
 
 // The argument on PyTorch's stack as T, whose owner is then the caller.
 template <class T>
@@ -88,19 +50,39 @@ inline std::string unboxed(StableIValue value) {
   return word;
 }
 
+struct Operator {
+  std::string name;
+  std::string types;  // as `(Tensor, Optional[int]) -> (Tensor, Tensor)`
+  void (*kernel)(StableIValue*, uint64_t, uint64_t);
+};
+
+// The operators of this library. A function that is not hidden would share its static variable with all libraries of a
+// process.
+C10_HIDDEN inline std::vector<Operator>& operators() {
+  static std::vector<Operator> all;
+  return all;
+}
+
 // Takes the arguments of `kernel` from PyTorch's stack, and puts its results there.
 template <class Function, Function* kernel>
 struct Boxed;
 template <class Result, class... Arguments, Result (*kernel)(Arguments...)>
 struct Boxed<Result(Arguments...), kernel> {
+  using Values = std::tuple<std::remove_cv_t<std::remove_reference_t<Arguments>>...>;
+
+  static std::string types() {
+    std::string result = "()";
+    if constexpr (!std::is_void_v<Result>) result = type_name(static_cast<Result*>(nullptr));
+    return type_name(static_cast<Values*>(nullptr)) + " -> " + result;
+  }
+
   static void call(StableIValue* stack, uint64_t, uint64_t) { call(stack, std::index_sequence_for<Arguments...>()); }
 
  private:
   template <size_t... I>
   static void call(StableIValue* stack, std::index_sequence<I...>) {
     // Braces, so that the arguments are taken in this order.
-    const std::tuple<std::remove_cv_t<std::remove_reference_t<Arguments>>...> arguments{
-        unboxed<std::remove_cv_t<std::remove_reference_t<Arguments>>>(stack[I])...};
+    const Values arguments{unboxed<std::tuple_element_t<I, Values>>(stack[I])...};
     if constexpr (std::is_void_v<Result>) {
       std::apply(kernel, arguments);
     } else {
@@ -114,22 +96,38 @@ struct Boxed<Result(Arguments...), kernel> {
   }
 };
 
-// Registers `kernel` for the operator `name` in the library of a device.
+// Lists `kernel` as the operator `name` of this library. The result is only there to initialise a static variable.
 template <auto* kernel>
-void implement(torch::stable::detail::StableLibrary& library, const char* name) {
-  using Function = std::remove_pointer_t<decltype(kernel)>;
-  library.impl(name, Boxed<Function, kernel>::call);
-  operator_types() += name + TypeName<Function>::get() + "\n";
+bool implement(const char* name) {
+  using Kernel = Boxed<std::remove_pointer_t<decltype(kernel)>, kernel>;
+  operators().push_back({name, Kernel::types(), Kernel::call});
+  return true;
 }
 
 }  // namespace rmcla
 
 #if defined(_WIN32)
-#define RMCLA_EXPORT __declspec(dllexport)
+#define RMCLA_EXPORT extern "C" __declspec(dllexport)
 #else
-#define RMCLA_EXPORT __attribute__((visibility("default")))
+#define RMCLA_EXPORT extern "C" __attribute__((visibility("default")))
 #endif
 
-// Once in each library.
-#define RMCLA_EXPORT_OPERATOR_TYPES() \
-  extern "C" RMCLA_EXPORT const char* rmcla_operators() { return ::rmcla::operator_types().c_str(); }
+// The two functions of a library that Python calls: one gives a line for each operator, with its name and types, and
+// the other one registers an operator's kernel with PyTorch for `device`.
+#define RMCLA_LIBRARY(device) RMCLA_LIBRARY_OF("rmcla_fast", device)
+#define RMCLA_LIBRARY_OF(space, device)                                                                               \
+  RMCLA_EXPORT const char* rmcla_operators() {                                                                        \
+    static const std::string lines = [] {                                                                             \
+      std::string text;                                                                                               \
+      for (const ::rmcla::Operator& one : ::rmcla::operators()) text += one.name + one.types + "\n";                  \
+      return text;                                                                                                    \
+    }();                                                                                                              \
+    return lines.c_str();                                                                                             \
+  }                                                                                                                   \
+  RMCLA_EXPORT void rmcla_register(const char* name) {                                                                \
+    using torch::stable::detail::StableLibrary;                                                                       \
+    /* It is never deleted, since that would remove the kernels while PyTorch ends. */                                \
+    static StableLibrary& library = *new StableLibrary(StableLibrary::Kind::IMPL, space, device, __FILE__, __LINE__); \
+    for (const ::rmcla::Operator& one : ::rmcla::operators())                                                         \
+      if (one.name == name) library.impl(name, one.kernel);                                                           \
+  }

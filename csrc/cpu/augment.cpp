@@ -124,8 +124,7 @@ Tensor augment(const Tensor& dataset, const Tensor& index, const Tensor& rng, in
   return images;
 }
 
+[[maybe_unused]] const bool listed_augment = implement<&augment>("augment");
+
 }  // namespace
-
-STABLE_TORCH_LIBRARY_IMPL(rmcla_fast, CPU, m) { implement<&augment>(m, "augment"); }
-
 }  // namespace rmcla

@@ -269,12 +269,9 @@ void redistribute_labels_out(const Tensor& logits, const Tensor& labels, double 
   labels_of(logits, labels, beta, gamma, top_k, label_scheme, out);
 }
 
+[[maybe_unused]] const bool listed_joint_gradient = implement<&joint_gradient>("joint_gradient") &&
+                                                    implement<&redistribute_labels>("redistribute_labels") &&
+                                                    implement<&redistribute_labels_out>("redistribute_labels.out");
+
 }  // namespace
-
-STABLE_TORCH_LIBRARY_IMPL(rmcla_fast, CPU, m) {
-  implement<&joint_gradient>(m, "joint_gradient");
-  implement<&redistribute_labels>(m, "redistribute_labels");
-  implement<&redistribute_labels_out>(m, "redistribute_labels.out");
-}
-
 }  // namespace rmcla

@@ -104,11 +104,8 @@ void perturb_step_out(const Tensor& images, const Tensor& origin, const Tensor& 
   run(images, origin, grad, step_size, step_sizes, epsilon, epsilons, lower, upper, mask, out);
 }
 
+[[maybe_unused]] const bool listed_perturb_step =
+    implement<&perturb_step>("perturb_step") && implement<&perturb_step_out>("perturb_step.out");
+
 }  // namespace
-
-STABLE_TORCH_LIBRARY_IMPL(rmcla_fast, CPU, m) {
-  implement<&perturb_step>(m, "perturb_step");
-  implement<&perturb_step_out>(m, "perturb_step.out");
-}
-
 }  // namespace rmcla

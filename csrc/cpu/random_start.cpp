@@ -111,11 +111,8 @@ void random_start_out(const Tensor& images, double epsilon, const std::optional<
   run(images, epsilon, epsilons, rng, lower, upper, clip, mask, out);
 }
 
+[[maybe_unused]] const bool listed_random_start =
+    implement<&random_start>("random_start") && implement<&random_start_out>("random_start.out");
+
 }  // namespace
-
-STABLE_TORCH_LIBRARY_IMPL(rmcla_fast, CPU, m) {
-  implement<&random_start>(m, "random_start");
-  implement<&random_start_out>(m, "random_start.out");
-}
-
 }  // namespace rmcla

@@ -172,8 +172,7 @@ std::tuple<Tensor, Tensor, std::optional<Tensor>> soft_cross_entropy(const Tenso
   return {loss, gradient, for_labels};
 }
 
+[[maybe_unused]] const bool listed_soft_cross_entropy = implement<&soft_cross_entropy>("soft_cross_entropy");
+
 }  // namespace
-
-STABLE_TORCH_LIBRARY_IMPL(rmcla_fast, CPU, m) { implement<&soft_cross_entropy>(m, "soft_cross_entropy"); }
-
 }  // namespace rmcla

@@ -211,11 +211,9 @@ Tensor redistribute_labels(const Tensor& logits, const Tensor& labels, double be
   return out;
 }
 
-STABLE_TORCH_LIBRARY_IMPL(rmcla_fast, CUDA, m) {
-  implement<&joint_gradient>(m, "joint_gradient");
-  implement<&redistribute_labels>(m, "redistribute_labels");
-  implement<&redistribute_labels_out>(m, "redistribute_labels.out");
-}
+[[maybe_unused]] const bool listed_joint_gradient = implement<&joint_gradient>("joint_gradient") &&
+                                                    implement<&redistribute_labels>("redistribute_labels") &&
+                                                    implement<&redistribute_labels_out>("redistribute_labels.out");
 
 }  // namespace
 }  // namespace rmcla

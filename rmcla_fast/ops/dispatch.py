@@ -22,7 +22,7 @@ from rmcla_fast.ops import extension
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 
-_library = extension.library
+_library = torch.library.Library("rmcla_fast", "DEF")
 _operators: dict[str, dict[str, Callable[..., Any]]] = {}
 _references: dict[str, Callable[..., Any]] = {}
 _resolved: dict[tuple[str, str | None], str] = {}
@@ -34,15 +34,14 @@ _triton_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 def define(stem: str, name: str, schema: str, fake: Callable[..., Any]) -> None:
     """Register the operator `name` with PyTorch under one schema, for every backend.
 
-    `rmcla_fast::NAME` is for the C++ and CUDA kernels, which register themselves when their files load; without them
-    it runs the reference. `rmcla_fast::NAME_reference` and `rmcla_fast::NAME_triton` run the function NAME of
-    `rmcla_fast.reference.STEM` and `rmcla_fast.triton_kernels.STEM`. An overload "NAME.out" is registered in the same
-    way and runs `NAME_out`. The registered operators are not differentiable: their outputs never require grad. The
-    public functions add the derivative.
+    `rmcla_fast::NAME` is for the C++ and CUDA kernels; without them it runs the reference. `rmcla_fast::NAME_reference`
+    and `rmcla_fast::NAME_triton` run the function NAME of `rmcla_fast.reference.STEM` and
+    `rmcla_fast.triton_kernels.STEM`. An overload "NAME.out" is registered in the same way and runs `NAME_out`. The
+    registered operators are not differentiable: their outputs never require grad. The public functions add the
+    derivative.
     """
     base, _, overload = name.partition(".")
     function = f"{base}_{overload}" if overload else base
-    extension.check_types(name, schema)
     plain = _references[name] = getattr(importlib.import_module(f"rmcla_fast.reference.{stem}"), function)
 
     def triton(*args: Any, **kwargs: Any) -> Any:
@@ -58,6 +57,7 @@ def define(stem: str, name: str, schema: str, fake: Callable[..., Any]) -> None:
         _library.impl(qualified, torch.no_grad()(implementation), "CompositeExplicitAutograd")
         _library.impl(qualified, torch.library.fallthrough_kernel, "Autograd")
         torch.library.register_fake(f"rmcla_fast::{qualified}", fake, lib=_library)
+    extension.connect(name, schema)
 
     def packet(qualified: str) -> Callable[..., Any]:
         return getattr(getattr(torch.ops.rmcla_fast, qualified), overload or "default")

@@ -1,8 +1,9 @@
 """The compiled kernels, loaded once, at import: `_cpu_kernels` and `_cuda_kernels`, each for itself.
 
-Loading such a file registers its kernels with the PyTorch dispatcher. The files use PyTorch's stable ABI: they know no
-Python and run with every torch from `FLOOR` on. A file that cannot be loaded costs only its own device, and
-`why_missing` says why in one sentence. The module `rmcla_fast._C` only reports what the kernels were built with.
+The files use PyTorch's stable ABI: they know no Python and run with every torch from `FLOOR` on. `connect` registers
+their kernels with the PyTorch dispatcher, one operator after another, if they take the types of its schema. A file that
+cannot be used costs only its own device, and `why_missing` says why in one sentence. The module `rmcla_fast._C` only
+reports what the kernels were built with.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import ctypes
 import importlib
 import struct
 import sys
+from collections.abc import Callable
 from importlib.machinery import PathFinder
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch.torch_version import TorchVersion
@@ -31,8 +34,15 @@ def path_of(device_type: str) -> Path:
     return PACKAGE / f"_{device_type}_kernels{'.dll' if sys.platform == 'win32' else '.so'}"
 
 
-def _load(device_type: str) -> tuple[dict[str, str] | None, str]:
-    """Load the kernels for `device_type`; return (the types of each operator, "") or (None, why they are missing)."""
+class Kernels(NamedTuple):
+    """A loaded file: the types of its operators, as "name(Tensor, int) -> Tensor", and what registers a kernel."""
+
+    types: dict[str, str]
+    register: Callable[[bytes], None]
+
+
+def _load(device_type: str) -> tuple[Kernels | None, str]:
+    """Load the kernels for `device_type`; return (the kernels, "") or (None, why they are missing)."""
     path = path_of(device_type)
     if not path.exists():
         if device_type != "cpu" and path_of("cpu").exists():
@@ -50,10 +60,12 @@ def _load(device_type: str) -> tuple[dict[str, str] | None, str]:
             _check_cuda(library)
         library.rmcla_operators.restype = ctypes.c_char_p
         lines = library.rmcla_operators().decode(errors="replace").splitlines()
+        library.rmcla_register.restype = None
+        register = library.rmcla_register
     except (OSError, AttributeError) as error:  # OSError: an undefined symbol, a missing libcudart, a text file
         first_line = str(error).splitlines()[0]
         return None, f"the compiled extension does not load ({first_line}); rebuild it with: {INSTALL}"
-    return {line.partition("(")[0]: line for line in lines}, ""
+    return Kernels({line.partition("(")[0]: line for line in lines}, register), ""
 
 
 def _check_whole(path: Path) -> None:
@@ -103,17 +115,15 @@ def _report() -> tuple[dict[str, str] | None, str]:
         return None, f"no report, since {NAME} does not load ({str(error).splitlines()[0]})"
 
 
-# Before any kernel is loaded, since it fails if another copy of the package is loaded already.
-library = torch.library.Library("rmcla_fast", "DEF")
 _loaded = {device_type: _load(device_type) for device_type in ("cpu", "cuda")}
-operators = {device_type: types for device_type, (types, _) in _loaded.items() if types is not None}
-# Only beside kernels: a `_C` that was left behind by an older checkout would register kernels of its own.
-build_config, why_no_report = _report() if operators else (None, _loaded["cpu"][1])
+build_config, why_no_report = (
+    _report() if any(kernels for kernels, _ in _loaded.values()) else (None, _loaded["cpu"][1])
+)
 
 
 def has_kernels(device_type: str) -> bool:
     """Return whether there are compiled kernels for tensors of `device_type`, "cpu" or "cuda"."""
-    return device_type in operators
+    return device_type in _loaded and _loaded[device_type][0] is not None
 
 
 def why_missing(device_type: str) -> str:
@@ -121,15 +131,22 @@ def why_missing(device_type: str) -> str:
     return _loaded[device_type][1]
 
 
-def check_types(name: str, schema: str) -> None:
-    """Raise an ImportError if loaded kernels take or return other types than `schema`, or lack the operator `name`.
+def connect(name: str, schema: str) -> None:
+    """Register the loaded kernels of the operator `name`, or give up those of a device that take or return other types.
 
-    PyTorch does not compare them: a kernel of the stable ABI would read an argument of another type as its own.
+    PyTorch does not compare the types: a kernel of the stable ABI would read an argument of another type as its own.
     """
     parsed = torch._C.parse_schema(f"rmcla_fast::{name}{schema}")
     arguments, returns = (", ".join(str(one.type) for one in some) for some in (parsed.arguments, parsed.returns))
     wanted = f"{name}({arguments}) -> {returns if len(parsed.returns) == 1 else f'({returns})'}"
-    if any(types.get(name) != wanted for types in operators.values()):
-        raise ImportError(
-            f"the compiled extension in {PACKAGE} was built from other sources; rebuild it with: {INSTALL}"
-        )
+    for device_type, (kernels, _) in _loaded.items():
+        if kernels is None:
+            continue
+        if kernels.types.get(name) == wanted:
+            kernels.register(name.encode())
+        else:
+            _loaded[device_type] = (
+                None,
+                f"the compiled extension in {PACKAGE} was built from other sources (its "
+                f"{kernels.types.get(name, f'{name} is not there')}, here {wanted}); rebuild it with: {INSTALL}",
+            )

@@ -65,7 +65,7 @@ def available() -> list[str]:
 def target_named(name: str) -> Target:
     """Return what to test for the name of a backend, and make this process ready for it."""
     if name == "emulated":
-        torch.ops.load_library(str(cuda_emulation.build("rmcla_fast")))  # in place of the CPU kernels
+        cuda_emulation.register("rmcla_fast")  # in place of the CPU kernels
         return Target("cpu", torch.device("cpu"), small=False, checks_labels=False)
     if name in INSTRUCTION_SETS:
         os.environ["ATEN_CPU_CAPABILITY"] = INSTRUCTION_SETS[name]

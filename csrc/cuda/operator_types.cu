@@ -1,4 +1,0 @@
-// What this library tells Python about its kernels.
-#include "common/registration.h"
-
-RMCLA_EXPORT_OPERATOR_TYPES()
