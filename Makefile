@@ -74,6 +74,7 @@ install: $(INSTALLED)
 # timm needs torchvision, which is built for one torch. Beside another one, transformers would not work either.
 $(INSTALLED): $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	touch .venv/installing  # what is edited from now on is installed by the next command
 	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH) numpy 'setuptools>=77' wheel ninja pybind11
 	$(BIN)/python -c 'from importlib.metadata import version; print("torch==" + version("torch"))' >.venv/torch.txt
 	$(BIN)/pip install --disable-pip-version-check --no-build-isolation --constraint .venv/torch.txt \
@@ -84,7 +85,7 @@ $(INSTALLED): $(SOURCES)
 	  { echo 'timm and torchvision are left out, since there is no torchvision for this torch'; \
 	    $(BIN)/pip uninstall --quiet --yes timm torchvision; }
 	grep -A1 'rmcla_fast:' .venv/install.log | awk '!seen[$$0]++' || true
-	rm -f .venv/installed-* && touch $@
+	rm -f .venv/installed-* && mv .venv/installing $@
 
 # The source distribution and the wheels in dist, built and audited in an environment of their own: a wheel for CPUs, and
 # one with CUDA kernels where there are nvcc and a CUDA torch. One wheel fits every Python and torch that is supported.

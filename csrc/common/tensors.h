@@ -39,8 +39,14 @@ inline DType dtype_of(const Tensor& tensor) {
   return DType(std::find(dtype_codes().begin(), dtype_codes().end(), code) - dtype_codes().begin());
 }
 
+inline int32_t device_type_of(const Tensor& tensor) {
+  int32_t type;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &type));
+  return type;
+}
+
 inline bool on_one_device(const Tensor& a, const Tensor& b) {
-  return a.is_cpu() == b.is_cpu() && a.get_device_index() == b.get_device_index();
+  return device_type_of(a) == device_type_of(b) && a.get_device_index() == b.get_device_index();
 }
 
 // While one exists, PyTorch records no graph of the copies that are made.
@@ -67,12 +73,10 @@ class NoGrad {
 
 // A new tensor on the device of `like`, whose elements are not set.
 inline Tensor empty_strided(Sizes sizes, Sizes strides, DType dtype, const Tensor& like) {
-  int32_t device_type;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   AtenTensorHandle made;
   const AOTITorchError error =
       aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(), dtype_codes()[size_t(dtype)],
-                               device_type, like.get_device_index(), &made);
+                               device_type_of(like), like.get_device_index(), &made);
   if (error != AOTI_TORCH_SUCCESS) fail_to_allocate(sizes, dtype, like);
   return Tensor(made);
 }

@@ -185,7 +185,7 @@ void joint_rows(const JointRows<T>& a, int64_t begin, int64_t end) {
     for (int64_t first = begin; first < end; first += together) {
       const int rows = int(std::min<int64_t>(together, end - first));
       const T* const z = a.logits.read(first, rows, read.get());
-      T* const gradient = a.gradient ? a.gradient.rows(first, written.get()) : nullptr;
+      T* const gradient = a.gradient ? a.gradient.place(first, written.get()) : nullptr;
       if (together == 1) {
         joint_row<Fusing>(a, first, z, gradient, room.get());
       } else {

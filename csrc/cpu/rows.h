@@ -60,8 +60,8 @@ class Matrix {
     return direct() ? reinterpret_cast<const T*>(at(rows_ - 1)) + classes_ : read + rows * classes_;
   }
 
-  // Where the contiguous rows from `first` on are written, before `finish`.
-  T* rows(int64_t first, T* room) const { return direct() ? reinterpret_cast<T*>(at(first)) : room; }
+  // Where the contiguous rows from `first` on are to be written, before `finish`.
+  T* place(int64_t first, T* room) const { return direct() ? reinterpret_cast<T*>(at(first)) : room; }
   void finish(int64_t first, int64_t rows, const T* room) const {
     if (!direct()) narrow(dtype_, room, at(first), rows * classes_);
   }

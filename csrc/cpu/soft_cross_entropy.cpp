@@ -25,7 +25,7 @@ struct LossRows {
 // blocks. Without smoothing, the loops do no arithmetic for it.
 template <class Fusing, bool kSmoothed, typename T>
 RMCLA_SHARED void loss_row(const LossRows<T>& a, int64_t r, const T* z, const T* y, T* gradient, T* exponentials) {
-  const int classes = a.classes, label = y ? 0 : int(a.labels[r]);
+  const int classes = a.classes, label = y ? 0 : int(a.labels[r]);  // any class will do for soft labels
   T* const label_gradient = a.label_gradient ? a.label_gradient + r * classes : nullptr;
   const Row<T> row(z, y ? y : z, classes, label);
   const OtherLogits<T> others = other_logits(row);
@@ -112,7 +112,7 @@ void loss_rows(const LossRows<T>& a, int64_t begin, int64_t end) {
       const int rows = int(std::min<int64_t>(together, end - first));
       const T* const z = a.logits.read(first, rows, for_z.get());
       const T* const y = a.soft ? a.soft.read(first, rows, for_y.get()) : nullptr;
-      T* const gradient = a.gradient.rows(first, for_gradient.get());
+      T* const gradient = a.gradient.place(first, for_gradient.get());
       if (a.is_short()) {
         ShortRows<T> side_by_side(z, a.logits.stride(), rows, classes, a.logits.read_end(z, rows));
         Columns<T> labels;
