@@ -44,9 +44,9 @@ RMCLA_SHARED int first_equal(const Row<T>& row, T value) {
   return int(lowest(found));
 }
 
-// Row r, whose logits are `z`. `gradient` may be null, and `room` holds one row, in whole blocks.
+// Row r, whose logits are `z`. `gradient` may be null, and `room` and `chosen` hold one row, in whole blocks.
 template <class Fusing, typename T>
-RMCLA_SHARED void joint_row(const JointRows<T>& a, int64_t r, const T* z, T* gradient, T* room) {
+RMCLA_SHARED void joint_row(const JointRows<T>& a, int64_t r, const T* z, T* gradient, T* room, int* chosen) {
   const JointRule<T> rule = a.rule;
   const int classes = rule.classes, label = int(a.labels[r]);
   const Row<T> row(z, z, classes, label);
@@ -63,8 +63,7 @@ RMCLA_SHARED void joint_row(const JointRows<T>& a, int64_t r, const T* z, T* gra
   }
   const T highest = std::max(others.most, z[label]), base = rule.base(others.most, highest);
   const bool selects = a.selects();
-  Selected<T> selected{others.most, classes};
-  if (selects) selected = select_smallest(z, classes, label, rule.receivers, room);
+  if (selects) select_smallest(z, classes, label, rule.receivers, room, chosen);
 
   double sum = 1, gaps = 0;
   const auto exponential = [&](int k, T v, T, auto which) RMCLA_INLINE {
@@ -72,15 +71,14 @@ RMCLA_SHARED void joint_row(const JointRows<T>& a, int64_t r, const T* z, T* gra
     return which.inside(k) ? room[k] : T(0);
   };
   const auto gap = [&](int k, T v, T, auto which) RMCLA_INLINE { return which.other(k) ? base - v : T(0); };
-  const auto selected_gap = [&](int k, T v, T, auto which)
-                                RMCLA_INLINE { return which.other(k) && selected.admits(v, k) ? base - v : T(0); };
   if (a.exponential() && soft && !selects) {
     const auto sums = row.sums(exponential, gap);
     sum = sums[0], gaps = sums[1];
   } else {
     if (a.exponential()) sum = row.sums(exponential)[0];
-    if (soft) gaps = selects ? row.sums(selected_gap)[0] : row.sums(gap)[0];
+    if (soft && !selects) gaps = row.sums(gap)[0];
   }
+  for (int i = 0; selects && i < rule.receivers; ++i) gaps += double(base - z[chosen[i]]);
   const T log_sum = a.exponential() ? T(log_of_sum<T>(sum)) : T(0);
 
   if (gradient) {
@@ -99,9 +97,8 @@ RMCLA_SHARED void joint_row(const JointRows<T>& a, int64_t r, const T* z, T* gra
   const T offset = rule.offset(log_sum), kept = rule.kept(others.least, base, offset);
   const T inverse = T(1) / rule.total(T(gaps), offset, kept);
   if (selects) {
-    row.write(soft, [&](int k, T v, T) RMCLA_INLINE {
-      return selected.admits(v, k) ? rule.share_of_many(v, base, offset) * inverse : T(0);
-    });
+    std::fill_n(soft, classes, T(0));
+    for (int i = 0; i < rule.receivers; ++i) soft[chosen[i]] = rule.share_of_many(z[chosen[i]], base, offset) * inverse;
   } else {
     row.write(soft, [&](int, T v, T) RMCLA_INLINE { return rule.share_of_many(v, base, offset) * inverse; });
   }
@@ -180,6 +177,7 @@ void joint_rows(const JointRows<T>& a, int64_t begin, int64_t end) {
   const int together = a.is_short() ? kLanes : 1;
   const Room<T> room(a.exponential() || a.selects() ? classes : 0), read(a.logits.room(together)),
       written(a.gradient.room(together));
+  const Room<int> chosen(a.selects() ? classes : 0);
   on_this_processor([&](auto fusing) RMCLA_INLINE {
     using Fusing = decltype(fusing);
     for (int64_t first = begin; first < end; first += together) {
@@ -187,7 +185,7 @@ void joint_rows(const JointRows<T>& a, int64_t begin, int64_t end) {
       const T* const z = a.logits.read(first, rows, read.get());
       T* const gradient = a.gradient ? a.gradient.place(first, written.get()) : nullptr;
       if (together == 1) {
-        joint_row<Fusing>(a, first, z, gradient, room.get());
+        joint_row<Fusing>(a, first, z, gradient, room.get(), chosen.get());
       } else {
         ShortRows<T> side_by_side(z, a.logits.stride(), rows, classes, a.logits.read_end(z, rows));
         const int64_t left = (a.gradient.direct() ? end - first : rows) * classes;

@@ -10,15 +10,6 @@
 
 namespace rmcla {
 
-// The selected classes are those below `value`, and those equal to it up to index `last_tie`.
-template <typename T>
-struct Selected {
-  T value;
-  int last_tie;
-
-  RMCLA_SHARED bool admits(T z, int index) const { return (z < value) | ((z == value) & (index <= last_tie)); }
-};
-
 // The k-th smallest of `count` values, which it may reorder. `values` has room for a whole last block.
 template <typename T>
 RMCLA_SHARED T kth_smallest(T* values, int count, int k) {
@@ -47,53 +38,52 @@ RMCLA_SHARED T kth_smallest(T* values, int count, int k) {
   return lowest(best);
 }
 
-// Copies the logits that may be among the k smallest to `to`, and returns how many there are.
+// Writes the classes whose logits may be among the k smallest to `at`, and returns how many there are.
 //
 // The row is cut into groups: class i is in group i % kGroups. The k-th smallest minimum of a group is at least the
 // k-th smallest logit, so that only groups with a smaller minimum hold candidates, and few candidates are left.
 template <int kGroups, typename T>
-RMCLA_SHARED int copy_candidates(const T* z, int classes, int label, int k, T* to) {
-  constexpr T kInfinity = std::numeric_limits<T>::infinity();
+RMCLA_SHARED int find_candidates(const T* z, int classes, int k, int* at) {
   T least[kGroups], sorted[kGroups];
-  for (T& value : least) value = kInfinity;
+  for (T& value : least) value = std::numeric_limits<T>::infinity();
   int first = 0;
   for (; first + kGroups <= classes; first += kGroups) {
 #pragma omp simd
-    for (int j = 0; j < kGroups; ++j) {
-      const T v = first + j == label ? kInfinity : z[first + j];
-      least[j] = v < least[j] ? v : least[j];
-    }
+    for (int j = 0; j < kGroups; ++j) least[j] = z[first + j] < least[j] ? z[first + j] : least[j];
   }
-  for (; first < classes; ++first) {
-    T& group = least[first % kGroups];
-    group = z[first] < group && first != label ? z[first] : group;
-  }
+  for (int j = 0; first + j < classes; ++j) least[j] = std::min(least[j], z[first + j]);
   std::copy_n(least, kGroups, sorted);
   const T bound = kth_smallest(sorted, kGroups, k);
   int count = 0;
   for (int j = 0; j < kGroups; ++j) {
     if (least[j] > bound) continue;
     for (int i = j; i < classes; i += kGroups) {  // without a branch, which would be hard to predict
-      to[count] = z[i];
-      count += int(z[i] <= bound) & int(i != label);
+      at[count] = i;
+      count += int(z[i] <= bound);
     }
   }
   return count;
 }
 
-// Selects k < classes - 1 classes of a row of finite logits. `room` holds one row, in whole blocks.
+// Writes k < classes - 1 classes of a row of finite logits to `chosen`, in any order. `chosen` and `room` have room for
+// one row, in whole blocks.
 template <typename T>
-RMCLA_SHARED Selected<T> select_smallest(const T* z, int classes, int label, int k, T* room) {
-  int count = classes - 1;
+RMCLA_SHARED void select_smallest(const T* z, int classes, int label, int k, T* room, int* chosen) {
+  int found = classes, count = 0;   // the true class may be one of k + 1 candidates
   if (classes > 4096 && k <= 96) {  // more groups take longer to rank, and leave fewer candidates
-    count = copy_candidates<128>(z, classes, label, k, room);
+    found = find_candidates<128>(z, classes, k + 1, chosen);
   } else if (classes > 256 && k <= 24) {
-    count = copy_candidates<32>(z, classes, label, k, room);
+    found = find_candidates<32>(z, classes, k + 1, chosen);
   } else if (classes > 32 && k <= 12) {
-    count = copy_candidates<16>(z, classes, label, k, room);
+    found = find_candidates<16>(z, classes, k + 1, chosen);
   } else {
-    std::copy_n(z, label, room);
-    std::copy_n(z + label + 1, classes - label - 1, room + label);
+    for (int i = 0; i < classes; ++i) chosen[i] = i;
+  }
+  for (int i = 0; i < found; ++i) {
+    const int at = chosen[i];
+    chosen[count] = at;
+    room[count] = z[at];
+    count += int(at != label);
   }
   const T value = kth_smallest(room, count, k);
   int below = 0, equal = 0;
@@ -102,10 +92,17 @@ RMCLA_SHARED Selected<T> select_smallest(const T* z, int classes, int label, int
     below += room[i] < value ? 1 : 0;
     equal += room[i] == value ? 1 : 0;
   }
-  int ties = k - below;  // that are selected
-  if (ties == equal) return {value, classes};
-  for (int i = 0;; ++i)
-    if (z[i] == value && i != label && --ties == 0) return {value, i};
+  // Of the classes with that value, those up to `last_tie` are chosen.
+  int last_tie = classes, ties = k - below;
+  if (ties < equal) {
+    for (last_tie = -1; ties > 0; ties -= int(z[last_tie] == value) & int(last_tie != label)) ++last_tie;
+  }
+  int kept = 0;
+  for (int i = 0; i < count; ++i) {
+    const int at = chosen[i];
+    chosen[kept] = at;
+    kept += int(z[at] < value) | (int(z[at] == value) & int(at <= last_tie));
+  }
 }
 
 }  // namespace rmcla
