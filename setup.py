@@ -147,7 +147,8 @@ def native() -> dict:
         reason = missing
     else:
         found = tuple(map(int, re.findall(r"\d+", torch.__version__)[:2]))
-        reason = "" if found >= FLOOR else f"they need torch 2.10 or later, and this is torch {torch.__version__}"
+        needs = ".".join(map(str, FLOOR))
+        reason = "" if found >= FLOOR else f"they need torch {needs} or later, and this is torch {torch.__version__}"
     if reason and forced == "1":
         raise SystemExit(f"RMCLA_WITH_CUDA=1, but the CUDA kernels cannot be built: {reason}")
     if reason:

@@ -1,4 +1,4 @@
-// The arithmetic of perturb_step for one element, or for a vector of the compiler's vector extension.
+// The arithmetic of perturb_step for one element, for host and device.
 #pragma once
 
 #include "common/macros.h"
@@ -24,12 +24,6 @@ RMCLA_SHARED T clipped_step(T image, T step, T sign, T center, T radius, T lower
 template <typename T>
 RMCLA_SHARED T valid_radius(T radius) {
   return radius >= T(0) ? radius : T(__builtin_nanf(""));
-}
-
-// NaN for a value of a mask outside [0, 1].
-template <typename T>
-RMCLA_SHARED T valid_share(T share) {
-  return share >= T(0) && share <= T(1) ? share : T(__builtin_nanf(""));
 }
 
 }  // namespace rmcla

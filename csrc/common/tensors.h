@@ -111,10 +111,6 @@ inline Tensor as_contiguous(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : copied(tensor, contiguous_strides(tensor.sizes()), dtype_of(tensor));
 }
 
-inline Tensor as_dtype(const Tensor& tensor, DType dtype) {
-  return dtype_of(tensor) == dtype ? tensor : copied(tensor, contiguous_strides(tensor.sizes()), dtype);
-}
-
 // The matrix, or a copy of it, with neighbouring elements of a row side by side. Rows may be any distance apart.
 inline Tensor with_dense_rows(const Tensor& matrix) {
   return matrix.stride(1) == 1 && matrix.stride(0) >= 0 ? matrix : as_contiguous(matrix);

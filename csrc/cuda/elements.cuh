@@ -47,6 +47,12 @@ struct PerImage {
 __device__ __forceinline__ float product(float a, float b) { return __fmul_rn(a, b); }
 __device__ __forceinline__ double product(double a, double b) { return __dmul_rn(a, b); }
 
+// NaN for a value of a mask outside [0, 1].
+template <typename T>
+RMCLA_SHARED T valid_share(T share) {
+  return share >= T(0) && share <= T(1) ? share : T(__builtin_nanf(""));
+}
+
 // The mask in the order of memory: bool, or the type W of the arithmetic. Element i has value i % period.
 struct MaskValues {
   const void* values;

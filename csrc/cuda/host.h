@@ -34,6 +34,11 @@ T* written(const std::optional<Tensor>& tensor) {
   return tensor ? static_cast<T*>(tensor->mutable_data_ptr()) : nullptr;
 }
 
+// The tensor, or a contiguous copy of it, with this dtype.
+inline Tensor as_dtype(const Tensor& tensor, DType dtype) {
+  return dtype_of(tensor) == dtype ? tensor : copied(tensor, contiguous_strides(tensor.sizes()), dtype);
+}
+
 // Whether vectors of `elements` elements can be read from the beginning of the tensor's memory on.
 inline bool vectors_align(const Tensor& tensor, int64_t elements) {
   const int64_t bytes = std::min<int64_t>(16, elements * int64_t(tensor.element_size()));
