@@ -131,6 +131,17 @@ def test_smoothed_labels_of_every_dtype(backend: Backend, smoothing: float) -> N
                 check(logits[:0], labels[:0], "mean", upstream[0], backend.name, smoothing)
 
 
+@pytest.mark.parametrize("classes", [10, 101])
+def test_smoothing_too_small_to_change_one_counts_beside_huge_logits(backend: Backend, classes: int) -> None:
+    """1 - 1e-30 is 1, but a share of 1e-30 of a gap of 1e60 is 1e30."""
+    generator = torch.Generator().manual_seed(classes)
+    logits = (1e60 * torch.randn(5, classes, generator=generator, dtype=torch.float64)).to(backend.device)
+    labels = logits.argmax(1)
+    upstream = torch.ones(5, device=backend.device)
+    for some in (labels, torch.nn.functional.one_hot(labels, classes).double()):
+        check(logits, some, "none", upstream, backend.name, smoothing=1e-30)
+
+
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("smoothing", [0.0, 0.999])
 def test_imagenet_21k_classes(backend: Backend, reduction: str, smoothing: float) -> None:

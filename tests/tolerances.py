@@ -81,7 +81,7 @@ def assert_close(
     with np.errstate(invalid="ignore"):
         wrong = ~(np.abs(got - expected) <= limit) & ~nan & (got != expected)  # equal infinities are close
     if wrong.any():
-        where = tuple(int(i[0]) for i in np.nonzero(wrong))
+        where = tuple(int(i) for i in np.unravel_index(wrong.argmax(), wrong.shape))  # () if there is one number
         raise AssertionError(
             f"{what}: {int(wrong.sum())} of {wrong.size} elements off; first at {where}: got {got[where]!r}, "
             f"expected {expected[where]!r}, error {abs(got[where] - expected[where]):.3g}, allowed {limit[where]:.3g}"

@@ -126,7 +126,7 @@ void loss_rows(const LossRows<T>& a, int64_t begin, int64_t end) {
         const int64_t left = (a.gradient.direct() ? end - first : rows) * classes;
         loss_short_rows<Fusing>(a, first, side_by_side, labels, gradient, gradient + left,
                                 a.label_gradient ? a.label_gradient + end * classes : nullptr);
-      } else if (a.smoothed.keep != T(1)) {
+      } else if (a.smoothed.share != T(0)) {
         loss_row<Fusing, true>(a, first, z, y, gradient, room.get());
       } else {
         loss_row<Fusing, false>(a, first, z, y, gradient, room.get());

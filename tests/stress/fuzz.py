@@ -76,11 +76,16 @@ def target_named(name: str) -> Target:
     return Target(name, backend.device, backend.interpreted, backend.checks_label_values)
 
 
+def drawn_case(seed: int, number: int) -> tuple[Callable[[random.Random, Target], None], random.Random]:
+    """Set the number of threads of a case; return its operator, and what the arguments are drawn with."""
+    draw = random.Random(f"{seed}/{number}")
+    torch.set_num_threads(draw.choice((1, 1, 2, 3)))
+    return OPERATORS[number % len(OPERATORS)], draw
+
+
 def run_case(target: Target, seed: int, number: int) -> tuple[str, str]:
     """Run one case; return the name of its operator, and what went wrong or ""."""
-    draw = random.Random(f"{seed}/{number}")
-    operator = OPERATORS[number % len(OPERATORS)]
-    torch.set_num_threads(draw.choice((1, 1, 2, 3)))
+    operator, draw = drawn_case(seed, number)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # of Triton's interpreter, for NaN
@@ -167,9 +172,8 @@ def main() -> int:
         parser.error(f"these backends do not run here: {', '.join(unknown)}; choose from {', '.join(available())}")
     if options.case is not None:
         for name in names:
-            OPERATORS[options.case % len(OPERATORS)](
-                random.Random(f"{options.seed}/{options.case}"), target_named(name)
-            )
+            operator, draw = drawn_case(options.seed, options.case)
+            operator(draw, target_named(name))
         return 0
     if "emulated" in names:
         cuda_emulation.build("rmcla_fast")  # once, before several processes need it
