@@ -35,7 +35,6 @@ FLAGS = [
     "-fsanitize=address,undefined",
     "-fsanitize-recover=address,undefined",
     "-fno-omit-frame-pointer",
-    "-fno-wrapv",  # setuptools adds -fwrapv if Python was compiled with it, and then no signed overflow is an error
     "-O1",  # the vectors are inlined as at -O3, and compile in a third of the time
 ]
 LIBRARIES = ("libasan.so", "libubsan.so", "libstdc++.so.6")  # the last one, so that exceptions reach the first one
