@@ -64,12 +64,12 @@ def test_the_page_of_results_has_the_table_of_a_step_on_a_cpu() -> None:
 
 
 def test_the_page_of_results_has_the_table_of_the_operators_on_a_cpu() -> None:
-    (table,) = gpu_report.tables(RESULTS / "operators-amd-epyc-2-threads.json").values()
+    (table,) = gpu_report.tables(RESULTS / "operators-intel-xeon-2-threads.json").values()
     assert table in page("docs/results.md")
 
 
 def test_the_page_about_the_operators_has_their_times_on_both_machines() -> None:
-    tables = operator_tables.tables(RUNS, RESULTS / "operators-amd-epyc-2-threads.json")
+    tables = operator_tables.tables(RUNS, RESULTS / "operators-intel-xeon-2-threads.json")
     assert len(tables) == 5
     for operator, table in tables.items():
         section = page("docs/operators.md").partition(f"\n## {operator}\n")[2].partition("\n## ")[0]
