@@ -11,10 +11,10 @@ namespace rmcla {
 template <typename T>
 constexpr DType kArithmetic = sizeof(T) == 8 ? DType::kDouble : DType::kFloat;
 
-// Calls f with a zero of the type of the arithmetic on `dtype`.
-template <class F>
-void with_arithmetic(DType dtype, const F& f) {
-  dtype == DType::kDouble ? f(double(0)) : f(float(0));
+// Calls visit(Type<T>()) with the type T of the arithmetic on `dtype`.
+template <class Visit>
+void with_arithmetic(DType dtype, const Visit& visit) {
+  dtype == DType::kDouble ? visit(Type<double>()) : visit(Type<float>());
 }
 
 template <typename From, typename To, class F>

@@ -62,12 +62,12 @@ class Mask {
 
   const std::optional<Tensor>& tensor() const { return tensor_; }
 
-  // Calls visit(pointer) with a null pointer of the type that the mask has in memory: void without a mask, uint8_t for
-  // bools, T for shares.
+  // Calls visit(Type<M>()) with the type M that the mask has in memory: void without a mask, uint8_t for bools, T for
+  // shares.
   template <typename T, class Visit>
   void with_type(const Visit& visit) const {
-    if (!tensor_) return visit(static_cast<const void*>(nullptr));
-    is_bool_ ? visit(static_cast<const uint8_t*>(nullptr)) : visit(static_cast<const T*>(nullptr));
+    if (!tensor_) return visit(Type<void>());
+    is_bool_ ? visit(Type<uint8_t>()) : visit(Type<T>());
   }
 
   // The end, at most `end`, of the elements from `element` on whose shares follow one another in memory.

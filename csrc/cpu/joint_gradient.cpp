@@ -225,8 +225,8 @@ std::tuple<Tensor, Tensor, std::optional<Tensor>, Tensor> joint_gradient(
   const Tensor targets = empty({batch}, DType::kLong, logits);
   std::optional<Tensor> soft_labels;
   if (scheme != LabelScheme::kNone) soft_labels = empty({batch, classes}, wide, logits);
-  with_arithmetic(dtype, [&](auto zero) {
-    using T = decltype(zero);
+  with_arithmetic(dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
     JointRows<T> rows{};
     rows.given = given ? given->const_data_ptr<int64_t>() : nullptr;
     rows.objective = objective.mutable_data_ptr<T>();
@@ -247,8 +247,8 @@ Tensor labels_of(const Tensor& logits, const Tensor& labels, double beta, double
   const bool in_place = out && out->is_contiguous() && !overlap(*out, logits) && !overlap(*out, labels);
   if (in_place) mark_written(*out);
   const Tensor result = in_place ? *out : empty(logits.sizes(), wide, logits);
-  with_arithmetic(wide, [&](auto zero) {
-    using T = decltype(zero);
+  with_arithmetic(wide, [&](auto type) {
+    using T = typename decltype(type)::type;
     JointRows<T> rows{};
     rows.soft_labels = result.mutable_data_ptr<T>();
     run(rows, Target::kMostConfusing, beta, gamma, top_k, scheme, logits, true_classes, {});

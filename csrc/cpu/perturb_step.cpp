@@ -46,8 +46,8 @@ void step_all(const Tensor& images, const Tensor& origin, const Tensor& grad, co
                     *const grad_data = bytes_of(grad);
   const int64_t origin_size = int64_t(origin.element_size()), grad_size = int64_t(grad.element_size());
   char* const result = static_cast<char*>(out.mutable_data_ptr());
-  mask.with_type<T>([&](auto* type) {
-    using M = std::remove_cv_t<std::remove_pointer_t<decltype(type)>>;
+  mask.with_type<T>([&](auto type) {
+    using M = typename decltype(type)::type;
     torch::stable::parallel_for(0, images.numel(), kElementGrain, [&](int64_t begin, int64_t end) {
       constexpr int64_t kPart = 512;  // so that four buffers and the elements before conversion fit the first cache
       alignas(64) T image[kPart], center[kPart], direction[kPart], moved[kPart];

@@ -54,8 +54,8 @@ void start_all(const Tensor& images, const PerImageValues& radii, const Mask& ma
   constexpr int64_t kPart = 2048;               // a multiple of the 64 elements that `uniforms` computes at a time
   const int64_t parts = (count + kPart - 1) / kPart;
   const int64_t grain = 4 * kPart / std::min(count, kPart);
-  mask.with_type<float>([&](auto* type) {
-    using M = std::remove_cv_t<std::remove_pointer_t<decltype(type)>>;
+  mask.with_type<float>([&](auto type) {
+    using M = typename decltype(type)::type;
     torch::stable::parallel_for(0, rows * parts, grain, [&](int64_t begin, int64_t end) {
       alignas(64) float uniform[kPart];
       T image[kPart], start[kPart];

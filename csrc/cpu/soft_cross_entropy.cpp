@@ -148,8 +148,8 @@ std::tuple<Tensor, Tensor, std::optional<Tensor>> soft_cross_entropy(const Tenso
   std::optional<Tensor> for_labels;
   if (label_gradient) for_labels = empty(logits.sizes(), wide, logits);
   Tensor loss = rows;
-  with_arithmetic(wide, [&](auto zero) {
-    using T = decltype(zero);
+  with_arithmetic(wide, [&](auto type) {
+    using T = typename decltype(type)::type;
     if (batch) {
       LossRows<T> all{};
       all.classes = int(classes);

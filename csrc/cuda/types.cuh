@@ -49,11 +49,6 @@ __device__ __forceinline__ const Pack<E, N>& pack_at(const E* data, int64_t i) {
   return *reinterpret_cast<const Pack<E, N>*>(data + i);
 }
 
-template <typename T>
-struct Type {
-  using type = T;
-};
-
 // Calls visit(Type<T>()) with the type T of the float dtype.
 template <class Visit>
 void visit_float(DType dtype, Visit visit) {
