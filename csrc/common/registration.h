@@ -15,20 +15,21 @@
 
 namespace rmcla {
 
-// The name of a type as PyTorch prints it. The argument is a null pointer of the type.
-inline std::string type_name(const Tensor*) { return "Tensor"; }
-inline std::string type_name(const double*) { return "float"; }
-inline std::string type_name(const int64_t*) { return "int"; }
-inline std::string type_name(const bool*) { return "bool"; }
-inline std::string type_name(const std::string*) { return "str"; }
+// The name of a type as PyTorch prints it.
+inline std::string type_name(Type<void>) { return "()"; }
+inline std::string type_name(Type<Tensor>) { return "Tensor"; }
+inline std::string type_name(Type<double>) { return "float"; }
+inline std::string type_name(Type<int64_t>) { return "int"; }
+inline std::string type_name(Type<bool>) { return "bool"; }
+inline std::string type_name(Type<std::string>) { return "str"; }
 template <class T>
-std::string type_name(const std::optional<T>*) {
-  return "Optional[" + type_name(static_cast<T*>(nullptr)) + "]";
+std::string type_name(Type<std::optional<T>>) {
+  return "Optional[" + type_name(Type<T>()) + "]";
 }
 template <class... T>
-std::string type_name(const std::tuple<T...>*) {
+std::string type_name(Type<std::tuple<T...>>) {
   std::string names;
-  ((names += (names.empty() ? "" : ", ") + type_name(static_cast<T*>(nullptr))), ...);
+  ((names += (names.empty() ? "" : ", ") + type_name(Type<T>())), ...);
   return "(" + names + ")";
 }
 
@@ -70,11 +71,7 @@ template <class Result, class... Arguments, Result (*kernel)(Arguments...)>
 struct Boxed<Result(Arguments...), kernel> {
   using Values = std::tuple<std::remove_cv_t<std::remove_reference_t<Arguments>>...>;
 
-  static std::string types() {
-    std::string result = "()";
-    if constexpr (!std::is_void_v<Result>) result = type_name(static_cast<Result*>(nullptr));
-    return type_name(static_cast<Values*>(nullptr)) + " -> " + result;
-  }
+  static std::string types() { return type_name(Type<Values>()) + " -> " + type_name(Type<Result>()); }
 
   static void call(StableIValue* stack, uint64_t, uint64_t) { call(stack, std::index_sequence_for<Arguments...>()); }
 

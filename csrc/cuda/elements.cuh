@@ -49,7 +49,7 @@ __device__ __forceinline__ double product(double a, double b) { return __dmul_rn
 
 // NaN for a value of a mask outside [0, 1].
 template <typename T>
-RMCLA_SHARED T valid_share(T share) {
+__device__ __forceinline__ T valid_share(T share) {
   return share >= T(0) && share <= T(1) ? share : T(__builtin_nanf(""));
 }
 
