@@ -77,6 +77,16 @@ def test_the_file_says_which_images_are_right(folder: Path, expected: dict[str, 
     assert accuracy == pytest.approx(100 * expected["apgd"].double().mean().item())
 
 
+def test_images_of_the_last_attack_are_kept_if_its_last_batch_was_just_written(
+    folder: Path, expected: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow attack writes after each batch, and only then it is known which images it left."""
+    monkeypatch.setattr(per_image, "SECONDS_BETWEEN_WRITES", 0.0)
+    run = opened(folder)
+    evaluate_run(run, ATTACKS, epsilon=EPSILON, batch_size=16)
+    assert_equal(kept(folder), expected)
+
+
 class Stopped(KeyboardInterrupt):
     pass
 
@@ -192,7 +202,6 @@ def test_two_processes_keep_what_both_have_found(tmp_path: Path) -> None:
     one.found.parts["clean"], other.found.parts["ce20"] = Verdicts.unknown(5), Verdicts.unknown(5)
     one.found.parts["clean"].add(Finding(torch.tensor([1, 3]), torch.tensor([True, False])))
     for keeper in (one, other):
-        keeper._changed = True
         keeper.write()
     (found,) = read(tmp_path / FILE)
     assert set(found.parts) == {"clean", "ce20"}

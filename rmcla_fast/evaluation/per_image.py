@@ -53,7 +53,7 @@ class Keeper:
         self._forgotten: set[str] = set()  # parts
         self._forgotten_attacks: set[str] = set()
         self._written = time.monotonic()
-        self._changed = self._warned = False
+        self._warned = False
 
     def forget(self, parts: Iterable[str], attacks: Iterable[str]) -> None:
         """Forget what these parts have found out, so that they run again, and which images these attacks left."""
@@ -63,22 +63,18 @@ class Keeper:
             self.found.parts.pop(key, None)
         for name in self._forgotten_attacks:
             self.found.right.pop(name, None)
-        self._changed = True
 
     def keep(self) -> None:
         """Write the file if it was last written a second ago or more. Otherwise a later call does."""
-        self._changed = True
         if time.monotonic() - self._written >= SECONDS_BETWEEN_WRITES:
             self.write()
 
     def write(self) -> None:
-        """Write the file if anything has changed.
+        """Write the file.
 
         If it cannot be written there is one warning, since a full disk must not end an attack that has run for hours.
         """
-        if not self._changed:
-            return
-        self._written, self._changed = time.monotonic(), False
+        self._written = time.monotonic()
         try:
             with alone_with(self._path):
                 others = []
